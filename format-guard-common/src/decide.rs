@@ -1,0 +1,231 @@
+//! The one function that decides: everything else carries to it and from it.
+
+use crate::{
+    Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict, flag,
+    opaque, program::Class,
+};
+
+/// Judges one request to a device under its rule.
+///
+/// A device without a rule is judged under one of state [`State::Unverified`] that holds the foreign magics.
+#[inline(always)]
+pub fn decide<C: Content>(rule: &Rule, request: &Request, content: &C) -> Verdict {
+    match judge(rule, request, content) {
+        Verdict::Deny(reason) if rule.flags & flag::AUDIT != 0 => Verdict::WouldDeny(reason),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn judge<C: Content>(rule: &Rule, request: &Request, content: &C) -> Verdict {
+    const EXEMPT: u32 = State::Exempt as u32;
+    const FORMATTED: u32 = State::Formatted as u32;
+    const BLANK: u32 = State::Blank as u32;
+    const PERMITTED: u32 = State::Permitted as u32;
+    const FORMATTING: u32 = State::Formatting as u32;
+
+    if rule.state == EXEMPT {
+        return Verdict::Allow;
+    }
+    if request.tainted {
+        return Verdict::Deny(Reason::Tainted);
+    }
+    let destroyer = request.class.is(Class::FORMATTER.with(Class::ERASER));
+    match rule.state {
+        FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
+        FORMATTED => keep(rule, request, touched(rule, request, content)),
+        BLANK | PERMITTED | FORMATTING => match request.holder {
+            Holder::Caller => Verdict::Allow,
+            Holder::None if rule.state != FORMATTING => {
+                if request.class.is(Class::FORMATTER) {
+                    Verdict::Begin
+                } else if destroyer {
+                    Verdict::Allow
+                } else {
+                    first(request, touched(rule, request, content))
+                }
+            }
+            _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
+            holder => bystander(holder, request, touched(rule, request, content)),
+        },
+        // Unverified, and whatever a damaged rule may say.
+        _ if destroyer => Verdict::Deny(Reason::Unverified),
+        _ => unverified(request, touched(rule, request, content)),
+    }
+}
+
+/// A volume that holds a format: its marks stay.
+#[inline(always)]
+fn keep(rule: &Rule, request: &Request, touch: Touch) -> Verdict {
+    let verdict = match request.operation {
+        Operation::Open => Verdict::Allow,
+        Operation::Map => Verdict::Deny(Reason::Mapping),
+        Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
+        Operation::Erase if touch.has(Touch::MARKS) => Verdict::Deny(Reason::Discard),
+        Operation::Erase => Verdict::Allow,
+        Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
+        Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
+        Operation::Write if touch.has(Touch::FOREIGN) => Verdict::Deny(Reason::ForeignFormat),
+        Operation::Write if touch.has(Touch::UUID) => {
+            if request.class.is(Class::RELABELLER) {
+                return Verdict::Relabel;
+            }
+            Verdict::Deny(Reason::Identity)
+        }
+        Operation::Write => Verdict::Allow,
+    };
+    let owner = rule.flags & flag::OWNER_MAY_WIPE != 0 && request.class.is(Class::OWNER);
+    if owner && matches!(verdict, Verdict::Deny(_)) { Verdict::OwnerWipe } else { verdict }
+}
+
+/// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter.
+#[inline(always)]
+fn first(request: &Request, touch: Touch) -> Verdict {
+    let begins = match request.operation {
+        Operation::Open | Operation::Unplaced | Operation::Map => false,
+        Operation::Write => touch.has(Touch::ANY),
+        Operation::Erase => touch.has(Touch::MARKS),
+    };
+    if begins { Verdict::Begin } else { Verdict::Allow }
+}
+
+/// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after pvcreate,
+/// a partition after a label) goes on, a second format does not.
+#[inline(always)]
+fn bystander(holder: Holder, request: &Request, touch: Touch) -> Verdict {
+    let mounted = matches!(holder, Holder::Another { mounted: true });
+    let refused = match request.operation {
+        Operation::Open => false,
+        Operation::Map | Operation::Unplaced => mounted,
+        Operation::Erase => touch.has(Touch::ANY),
+        Operation::Write => touch.has(Touch::MARKS) || mounted && touch.has(Touch::FOREIGN),
+    };
+    if refused { Verdict::Deny(Reason::BeingFormatted) } else { Verdict::Allow }
+}
+
+/// A volume of which nothing is known for certain: no format may appear on it, and none may vanish at once.
+#[inline(always)]
+fn unverified(request: &Request, touch: Touch) -> Verdict {
+    let refused = match request.operation {
+        Operation::Open | Operation::Map | Operation::Unplaced => false,
+        Operation::Erase => touch.has(Touch::ANY),
+        Operation::Write => touch.has(Touch::ANY) && !request.class.is(Class::MAINTAINER),
+    };
+    if refused { Verdict::Deny(Reason::Unverified) } else { Verdict::Allow }
+}
+
+/// What of a rule's checks a request would change: a set of bits.
+#[derive(Clone, Copy)]
+struct Touch(u64);
+
+impl Touch {
+    /// The magic of the volume's own format.
+    const MAGIC: u64 = 1;
+    /// Its UUID.
+    const UUID: u64 = 2;
+    /// A foreign magic appears at its place; for an erasure, the place of one is covered.
+    const FOREIGN: u64 = 4;
+    /// A mark lies under bytes that cannot be read.
+    const UNREADABLE: u64 = 8;
+    /// Any mark.
+    const MARKS: u64 = Self::MAGIC | Self::UUID | Self::UNREADABLE;
+    /// Any check.
+    const ANY: u64 = Self::MARKS | Self::FOREIGN;
+
+    #[inline(always)]
+    const fn has(self, bits: u64) -> bool {
+        self.0 & bits != 0
+    }
+}
+
+/// Walks the checks that lie under the request's range.
+#[inline(always)]
+fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
+    let mut touch = 0_u64;
+    let end = request.offset.saturating_add(request.length);
+    if !matches!(request.operation, Operation::Write | Operation::Erase)
+        || request.offset >= rule.high
+        || end <= rule.low
+    {
+        return Touch(touch);
+    }
+    let unknown = rule.diskseq;
+    let count = rule.count;
+    let mut i = 0;
+    while i < MAX_CHECKS {
+        if i as u32 >= count {
+            break;
+        }
+        let check = &rule.checks[i];
+        i += 1;
+        let (from, to) = (opaque(request.offset, unknown), opaque(end, unknown));
+        let (place, place_end) = (opaque(check.offset, unknown), opaque(check.end(), unknown));
+        let start = if from > place { from } else { place };
+        let stop = if to < place_end { to } else { place_end };
+        if start >= stop {
+            continue;
+        }
+        let (start, stop) = (opaque(start, unknown), opaque(stop, unknown));
+        let bits = if matches!(request.operation, Operation::Erase) {
+            match check.kind {
+                FOREIGN => Touch::FOREIGN,
+                UUID => Touch::UUID,
+                _ => Touch::MAGIC,
+            }
+        } else {
+            changed(check, start, stop - start, request.offset, content)
+        };
+        touch = opaque(touch | bits, unknown);
+    }
+    Touch(touch)
+}
+
+const FOREIGN: u32 = CheckKind::Foreign as u32;
+const UUID: u32 = CheckKind::Uuid as u32;
+
+/// What writing the `length` bytes at `start` does to `check`, which lies under all of them.
+#[inline(always)]
+fn changed<C: Content>(check: &Check, start: u64, length: u64, offset: u64, content: &C) -> u64 {
+    // A part of a foreign magic is not that magic.
+    if check.kind == FOREIGN && length != u64::from(check.length) {
+        return 0;
+    }
+    let Some(new) = content.read(start - offset, length) else {
+        return if check.kind == FOREIGN { 0 } else { Touch::UNREADABLE };
+    };
+    let old = shifted(check.bytes, start - check.offset);
+    let [low, high] = mask(length);
+    let same = ((new[0] ^ old[0]) & low) | ((new[1] ^ old[1]) & high) == 0;
+    match (check.kind, same) {
+        (FOREIGN, true) => Touch::FOREIGN,
+        (FOREIGN, false) | (_, true) => 0,
+        (UUID, false) => Touch::UUID,
+        (_, false) => Touch::MAGIC,
+    }
+}
+
+/// `bytes` without its first `n` (below 16).
+#[inline(always)]
+fn shifted(bytes: [u64; 2], n: u64) -> [u64; 2] {
+    let [low, high] = bytes;
+    let n = n & 15;
+    if n >= 8 {
+        [high >> (8 * (n & 7)), 0]
+    } else if n > 0 {
+        [low >> (8 * n) | high << (64 - 8 * n), high >> (8 * n)]
+    } else {
+        [low, high]
+    }
+}
+
+/// All bits of the first `n` bytes (1 to 16).
+#[inline(always)]
+fn mask(n: u64) -> [u64; 2] {
+    const fn word(n: u64) -> u64 {
+        if n >= 8 { u64::MAX } else { (1 << (8 * (n & 7))) - 1 }
+    }
+    if n >= 8 { [u64::MAX, word(n - 8)] } else { [word(n), 0] }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+extern crate std;
+
+use std::{vec, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{NoContent, format::FORMATS};
+
+/// The bytes of a write, all of them readable.
+struct Bytes<'a>(&'a [u8]);
+
+impl Content for Bytes<'_> {
+    fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
+        let at = usize::try_from(at).ok()?;
+        let bytes = self.0.get(at..at + usize::try_from(length).ok()?)?;
+        // What lies beyond the length is unspecified: garbage here, so that nothing comes to rely on it.
+        let mut words = [u64::MAX; 2];
+        for (i, byte) in bytes.iter().enumerate() {
+            words[i / 8] &= !(0xff << (8 * (i % 8)));
+            words[i / 8] |= u64::from(*byte) << (8 * (i % 8));
+        }
+        Some(words)
+    }
+}
+
+const DEVICE: usize = 2048;
+
+/// A device with an ext4-like magic and UUID on it, and the rule for it.
+fn formatted() -> (Vec<u8>, Rule) {
+    let mut device: Vec<u8> = (0..DEVICE).map(|i| (i % 251) as u8).collect();
+    device[1080..1082].copy_from_slice(b"\x53\xef");
+    let mut rule = Rule::new(0x70_0001, 77, State::Formatted);
+    for (offset, length, kind) in [(1080, 2, CheckKind::Magic), (1128, 16, CheckKind::Uuid)] {
+        rule.push(Check::new(offset as u64, &device[offset..offset + length], kind).expect("fits"))
+            .expect("room");
+    }
+    foreign(&mut rule, "ext4");
+    (device, rule)
+}
+
+fn foreign(rule: &mut Rule, own: &str) {
+    for format in FORMATS.iter().filter(|format| !format.names.contains(&own)) {
+        for magic in format.magics {
+            rule.push(Check::new(magic.offset, magic.bytes, CheckKind::Foreign).expect("fits")).expect("room");
+        }
+    }
+}
+
+fn with_state(state: State) -> Rule {
+    let mut rule = Rule::new(0x70_0001, 77, state);
+    foreign(&mut rule, "none");
+    rule
+}
+
+fn request(operation: Operation, offset: u64, length: u64) -> Request {
+    Request { operation, offset, length, class: Class::UNKNOWN, tainted: false, holder: Holder::None }
+}
+
+fn write(rule: &Rule, offset: u64, bytes: &[u8]) -> Verdict {
+    decide(rule, &request(Operation::Write, offset, bytes.len() as u64), &Bytes(bytes))
+}
+
+fn by(class: Class, rule: &Rule, operation: Operation) -> Verdict {
+    decide(rule, &Request { class, ..request(operation, 0, 4096) }, &NoContent)
+}
+
+proptest! {
+    /// Whatever is written anywhere: if it was allowed, every mark is as it was, and no foreign magic came to be
+    /// by this write.
+    #[test]
+    fn an_allowed_write_keeps_every_mark(
+        offset in 1000_usize..1200,
+        bytes in prop::collection::vec(prop_oneof![Just(0x53_u8), Just(0xef), any::<u8>()], 1..200),
+    ) {
+        let (mut device, rule) = formatted();
+        let before = device.clone();
+        let verdict = write(&rule, offset as u64, &bytes);
+        device[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        let kept = device[1080..1082] == before[1080..1082] && device[1128..1144] == before[1128..1144];
+        let foreign = device[1024..1028] == *b"\x10\x20\xf5\xf2" && offset <= 1024
+            || device[1030..1032] == *b"\x34\x34" && offset <= 1030 && offset + bytes.len() >= 1032;
+        prop_assert_eq!(verdict == Verdict::Allow, kept && !foreign);
+    }
+
+    /// A write that puts back what is there is everyday work, wherever it begins and ends.
+    #[test]
+    fn rewriting_what_is_there_is_allowed(offset in 0_usize..DEVICE, length in 1_usize..DEVICE) {
+        let (device, rule) = formatted();
+        let end = (offset + length).min(DEVICE);
+        prop_assert_eq!(write(&rule, offset as u64, &device[offset..end]), Verdict::Allow);
+    }
+
+    /// One changed byte inside a mark is refused, whatever lies around it in the same write.
+    #[test]
+    fn one_byte_inside_a_mark_is_refused(
+        at in prop_oneof![1080_usize..1082, 1128_usize..1144],
+        before in 0_usize..300,
+        after in 1_usize..300,
+    ) {
+        let (mut device, rule) = formatted();
+        device[at] ^= 0x40;
+        let verdict = write(&rule, (at - before) as u64, &device[at - before..at + after]);
+        prop_assert_eq!(verdict, Verdict::Deny(Reason::Identity));
+    }
+
+    /// Audit refuses nothing, and says exactly what enforcement would have refused.
+    #[test]
+    fn audit_never_refuses_and_always_tells(
+        state in prop::sample::select(State::ALL.to_vec()),
+        operation in prop::sample::select(vec![
+            Operation::Open, Operation::Write, Operation::Unplaced, Operation::Erase, Operation::Map]),
+        class in 0_u32..32,
+        tainted: bool,
+        offset in 0_u64..70_000,
+        length in 0_u64..70_000,
+    ) {
+        let (_, mut rule) = formatted();
+        rule.state = state as u32;
+        let request = Request { class: Class(class), tainted, ..request(operation, offset, length) };
+        let enforced = decide(&rule, &request, &NoContent);
+        rule.flags |= flag::AUDIT;
+        let audited = decide(&rule, &request, &NoContent);
+        prop_assert!(!matches!(enforced, Verdict::WouldDeny(_)));
+        match enforced {
+            Verdict::Deny(reason) => prop_assert_eq!(audited, Verdict::WouldDeny(reason)),
+            other => prop_assert_eq!(audited, other),
+        }
+    }
+
+    /// Whatever a damaged or hostile rule holds: an answer comes, without a panic and without an endless loop.
+    #[test]
+    fn any_rule_and_any_request_get_an_answer(
+        words in prop::collection::vec(any::<u64>(), 4 * MAX_CHECKS),
+        head: [u64; 3], state: u32, flags: u32, count: u32, offset: u64, length: u64, class: u32,
+    ) {
+        let mut rule = Rule::new(1, head[0], State::Formatted);
+        (rule.low, rule.high, rule.state, rule.flags, rule.count) = (head[1], head[2], state, flags, count);
+        for (check, raw) in rule.checks.iter_mut().zip(words.chunks_exact(4)) {
+            *check = Check { offset: raw[0], length: raw[1] as u32 % 17, kind: (raw[1] >> 32) as u32, bytes: [raw[2], raw[3]] };
+        }
+        let request = Request { class: Class(class), ..request(Operation::Write, offset, length) };
+        let _ = decide(&rule, &request, &Bytes(&[0; 64]));
+    }
+}
+
+#[test]
+fn formatters_and_erasers_are_refused_where_a_format_is_or_may_be() {
+    let (_, formatted) = formatted();
+    for class in [Class::FORMATTER, Class::ERASER] {
+        for operation in [Operation::Open, Operation::Write, Operation::Erase, Operation::Map] {
+            assert_eq!(by(class, &formatted, operation), Verdict::Deny(Reason::Formatter));
+            assert_eq!(by(class, &with_state(State::Unverified), operation), Verdict::Deny(Reason::Unverified));
+            assert_eq!(by(class, &with_state(State::Formatting), operation), Verdict::Deny(Reason::BeingFormatted));
+        }
+    }
+}
+
+#[test]
+fn a_blank_volume_lets_one_formatter_begin_and_an_eraser_begins_nothing() {
+    let blank = with_state(State::Blank);
+    assert_eq!(by(Class::FORMATTER, &blank, Operation::Open), Verdict::Begin);
+    assert_eq!(by(Class::ERASER, &blank, Operation::Open), Verdict::Allow);
+    let second = Request {
+        class: Class::FORMATTER,
+        holder: Holder::Another { mounted: false },
+        ..request(Operation::Open, 0, 0)
+    };
+    assert_eq!(decide(&blank, &second, &NoContent), Verdict::Deny(Reason::BeingFormatted));
+    assert_eq!(decide(&blank, &Request { holder: Holder::Caller, ..second }, &NoContent), Verdict::Allow);
+}
+
+#[test]
+fn an_unknown_program_that_writes_a_magic_begins_a_format_on_a_blank_volume() {
+    let blank = with_state(State::Blank);
+    assert_eq!(write(&blank, 0, b"LUKS\xba\xbe\0\x02"), Verdict::Begin);
+    assert_eq!(write(&blank, 0, b"plain data"), Verdict::Allow);
+}
+
+#[test]
+fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
+    let (_, mut rule) = formatted();
+    rule.state = State::Permitted as u32;
+    assert_eq!(write(&rule, 1024, &[0; 512]), Verdict::Begin);
+    assert_eq!(decide(&rule, &request(Operation::Erase, 0, 4096), &NoContent), Verdict::Begin);
+    assert_eq!(write(&rule, 1200, &[0; 100]), Verdict::Allow);
+    let another = Request { holder: Holder::Another { mounted: false }, ..request(Operation::Erase, 0, 4096) };
+    assert_eq!(decide(&rule, &another, &NoContent), Verdict::Deny(Reason::BeingFormatted));
+}
+
+#[test]
+fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
+    let blank = with_state(State::Blank);
+    let bytes = b"LABELONE";
+    let next = |mounted| Request {
+        holder: Holder::Another { mounted },
+        ..request(Operation::Write, 512, bytes.len() as u64)
+    };
+    assert_eq!(decide(&blank, &next(false), &Bytes(bytes)), Verdict::Allow);
+    assert_eq!(decide(&blank, &next(true), &Bytes(bytes)), Verdict::Deny(Reason::BeingFormatted));
+}
+
+#[test]
+fn a_discard_is_refused_only_where_a_mark_is() {
+    let (_, rule) = formatted();
+    for (offset, length, verdict) in [
+        (0, 1 << 30, Verdict::Deny(Reason::Discard)),
+        (1081, 1, Verdict::Deny(Reason::Discard)),
+        (0, u64::MAX, Verdict::Deny(Reason::Discard)),
+        (0, 1080, Verdict::Allow),
+        (1144, 1 << 30, Verdict::Allow),
+        (1 << 20, 1 << 20, Verdict::Allow),
+    ] {
+        assert_eq!(decide(&rule, &request(Operation::Erase, offset, length), &NoContent), verdict, "{offset}+{length}");
+    }
+}
+
+#[test]
+fn an_unverified_volume_takes_no_format_but_holds_nothing_else_up() {
+    let rule = with_state(State::Unverified);
+    assert_eq!(write(&rule, 0, b"XFSB"), Verdict::Deny(Reason::Unverified));
+    assert_eq!(write(&rule, 0, b"data"), Verdict::Allow);
+    assert_eq!(write(&rule, 4 << 20, &[0; 4096]), Verdict::Allow);
+    assert_eq!(by(Class::UNKNOWN, &rule, Operation::Erase), Verdict::Deny(Reason::Unverified));
+    assert_eq!(by(Class::UNKNOWN, &rule, Operation::Map), Verdict::Allow);
+    let fsck = Request { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
+    assert_eq!(decide(&rule, &fsck, &Bytes(b"\x53\xef")), Verdict::Allow);
+}
+
+#[test]
+fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
+    let (_, rule) = formatted();
+    let tool = |offset, length| Request { class: Class::RELABELLER, ..request(Operation::Write, offset, length) };
+    assert_eq!(decide(&rule, &tool(1128, 16), &Bytes(&[7; 16])), Verdict::Relabel);
+    assert_eq!(decide(&rule, &tool(1080, 64), &Bytes(&[7; 64])), Verdict::Deny(Reason::Identity));
+}
+
+#[test]
+fn an_owner_wipes_only_what_its_layer_has_just_made() {
+    let (_, mut rule) = formatted();
+    let wipe = Request { class: Class::OWNER, ..request(Operation::Write, 1080, 2) };
+    assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::Deny(Reason::Identity));
+    rule.flags |= flag::OWNER_MAY_WIPE;
+    assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::OwnerWipe);
+    assert_eq!(write(&rule, 1080, &[0; 2]), Verdict::Deny(Reason::Identity));
+}
+
+#[test]
+fn unreadable_bytes_are_refused_on_a_mark_and_nowhere_else() {
+    let (_, rule) = formatted();
+    let blind = |offset| decide(&rule, &request(Operation::Write, offset, 64), &NoContent);
+    assert_eq!(blind(1100), Verdict::Deny(Reason::Unreadable));
+    assert_eq!(blind(1144), Verdict::Allow);
+    assert_eq!(decide(&rule, &request(Operation::Unplaced, 0, 0), &NoContent), Verdict::Deny(Reason::Unplaced));
+    assert_eq!(decide(&rule, &request(Operation::Map, 0, 0), &NoContent), Verdict::Deny(Reason::Mapping));
+}
+
+#[test]
+fn a_tainted_process_writes_nothing_and_an_exempt_volume_takes_everything() {
+    let (_, mut rule) = formatted();
+    let far = Request { tainted: true, ..request(Operation::Write, 1 << 30, 512) };
+    assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Deny(Reason::Tainted));
+    rule.state = State::Exempt as u32;
+    assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Allow);
+}

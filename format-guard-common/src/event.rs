@@ -1,0 +1,183 @@
+//! Records that the kernel programs keep in maps and send through the ring buffer.
+
+/// Which process: a thread group id is reused, together with its start time it is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Process {
+    /// Nanoseconds of `CLOCK_BOOTTIME` when the thread group's leader started (`task_struct.start_boottime`).
+    pub started: u64,
+    /// Thread group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
+}
+
+/// The one process that formats a volume: value of the map `HOLDERS`, keyed by kernel `dev_t`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HolderEntry {
+    /// Who.
+    pub process: Process,
+    /// The attachment that it formats.
+    pub diskseq: u64,
+    /// Not zero once a file system on the device was mounted after the format began.
+    pub mounted: u64,
+    /// Name of the program (`task_struct.comm`), NUL-padded.
+    pub comm: [u8; 16],
+    /// The control group (v2) of the process.
+    pub cgroup: u64,
+}
+
+/// Key of the map `TAINTS`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TaintKey {
+    /// Thread group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Kernel `dev_t`.
+    pub dev: u32,
+}
+
+/// Value of the map `TAINTS`: what must still be so for the taint to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Taint {
+    /// Start of the process, as in [`Process::started`].
+    pub started: u64,
+    /// The attachment on which it was refused.
+    pub diskseq: u64,
+}
+
+/// What a [`KernelEvent`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EventKind {
+    /// A request was refused; `reason` says why.
+    Denied = 1,
+    /// Audit: a request would have been refused.
+    WouldDeny = 2,
+    /// A process has begun to format a blank or permitted volume.
+    FormatBegan = 3,
+    /// The process that formatted has ended; `status` is its wait status.
+    FormatEnded = 4,
+    /// A re-labelling tool changes the UUID.
+    Relabelled = 5,
+    /// The owner of a logical volume wipes an old signature.
+    OwnerWiped = 6,
+    /// A file system on the device was mounted.
+    Mounted = 7,
+    /// The device is gone.
+    Gone = 8,
+}
+
+impl EventKind {
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Denied,
+            2 => Self::WouldDeny,
+            3 => Self::FormatBegan,
+            4 => Self::FormatEnded,
+            5 => Self::Relabelled,
+            6 => Self::OwnerWiped,
+            7 => Self::Mounted,
+            8 => Self::Gone,
+            _ => return None,
+        })
+    }
+}
+
+/// One record of the ring buffer. Integers are of native byte order; fields that mean nothing to a kind are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct KernelEvent {
+    /// An [`EventKind`].
+    pub kind: u32,
+    /// A [`crate::Reason`], or zero.
+    pub reason: u32,
+    /// A [`crate::Operation`], or zero.
+    pub operation: u32,
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// The attachment.
+    pub diskseq: u64,
+    /// First byte of the range.
+    pub offset: u64,
+    /// Bytes in the range.
+    pub length: u64,
+    /// Who asked.
+    pub process: Process,
+    /// Its control group (v2).
+    pub cgroup: u64,
+    /// Nanoseconds of `CLOCK_BOOTTIME` at which it happened.
+    pub at: u64,
+    /// Wait status of an ended process.
+    pub status: u32,
+    /// Always zero.
+    pub zero: u32,
+    /// Its name (`task_struct.comm`), NUL-padded.
+    pub comm: [u8; 16],
+}
+
+/// A write that `io_uring` or Linux aio is about to make: value of the map `STASHES`, keyed by `pid_tgid`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Stash {
+    /// Address of the `struct file`.
+    pub file: u64,
+    /// Position, or -1 for the file's own.
+    pub position: i64,
+    /// Bytes, or number of iovecs.
+    pub count: u64,
+    /// User address of the bytes or of the iovecs.
+    pub address: u64,
+    /// A [`StashKind`].
+    pub kind: u64,
+}
+
+/// What a [`Stash`]'s address points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum StashKind {
+    /// The bytes.
+    Bytes = 0,
+    /// An array of `struct iovec`.
+    Vector = 1,
+    /// Nothing that can be read.
+    Unknown = 2,
+}
+
+/// Slots of the per-CPU map `COUNTERS`: the guard shows when it is blind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Requests to guarded devices that were judged.
+    Judged = 0,
+    /// Rules left over from an earlier medium under the same number.
+    Stale = 1,
+    /// Events that the full ring buffer could not take.
+    LostEvents = 2,
+    /// Taints or holders that a full map could not take.
+    FullMaps = 3,
+}
+
+/// Slots in `COUNTERS`.
+pub const COUNTERS: u32 = 4;
+
+#[cfg(feature = "aya")]
+mod pod {
+    use super::{HolderEntry, Stash, Taint, TaintKey};
+
+    // SAFETY: repr(C), integers only, no padding.
+    unsafe impl aya::Pod for HolderEntry {}
+    // SAFETY: repr(C), integers only, no padding.
+    unsafe impl aya::Pod for TaintKey {}
+    // SAFETY: repr(C), integers only, no padding.
+    unsafe impl aya::Pod for Taint {}
+    // SAFETY: repr(C), integers only, no padding.
+    unsafe impl aya::Pod for Stash {}
+}
+
+const _: () = assert!(size_of::<KernelEvent>() == 16 + 24 + 16 + 16 + 8 + 16);
+const _: () = assert!(size_of::<HolderEntry>() == 16 + 16 + 16 + 8);

@@ -1,0 +1,172 @@
+//! The tables of programs that are known by name, each entry with its reason.
+//!
+//! A name is `task_struct.comm`, which the kernel cuts to 15 bytes. It is a convenience for the honest caller: a
+//! formatter that goes by another name meets the marks instead. No entry may widen what an unknown program may do
+//! to a mark's magic.
+
+/// What a program is known as: a set of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Class(pub u32);
+
+impl Class {
+    /// Not in any table.
+    pub const UNKNOWN: Self = Self(0);
+    /// Its purpose is to write a new format. Refused at open where a format is or may be.
+    pub const FORMATTER: Self = Self(1);
+    /// Its purpose is to erase. Refused like a formatter, but on a blank volume it begins no format.
+    pub const ERASER: Self = Self(2);
+    /// May change the UUID of a format whose magic stays: refusing it half-way tears the file system.
+    pub const RELABELLER: Self = Self(4);
+    /// Acts on what its own layer hands out: may wipe a logical volume that it has just made.
+    pub const OWNER: Self = Self(8);
+    /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume that is not
+    /// verified yet: holding it up there would be an outage.
+    pub const MAINTAINER: Self = Self(16);
+
+    /// Whether any bit of `other` is in this set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Bytes of a program's name that the kernel keeps, without the final NUL (`TASK_COMM_LEN` - 1).
+pub const COMM_LEN: usize = 15;
+
+/// One program known by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The name as it is installed; longer ones are compared by their first [`COMM_LEN`] bytes.
+    pub name: &'static str,
+    /// What it is known as.
+    pub class: Class,
+}
+
+const fn formatter(name: &'static str) -> Program {
+    Program { name, class: Class::FORMATTER }
+}
+
+const fn maintainer(name: &'static str) -> Program {
+    Program { name, class: Class::MAINTAINER }
+}
+
+/// Every program that is known by name.
+///
+/// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
+/// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
+/// leaves the header whole). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk`, `mdadm` do everyday work, too, and
+/// are judged by what they write.
+pub const PROGRAMS: &[Program] = &[
+    // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
+    formatter("mkfs"),
+    formatter("mke2fs"),
+    formatter("mkfs.ext2"),
+    formatter("mkfs.ext3"),
+    formatter("mkfs.ext4"),
+    formatter("mkfs.ext4dev"),
+    formatter("mkfs.xfs"),
+    formatter("mkfs.btrfs"),
+    formatter("mkfs.f2fs"),
+    formatter("mkfs.vfat"),
+    formatter("mkfs.fat"),
+    formatter("mkfs.msdos"),
+    formatter("mkdosfs"),
+    formatter("mkfs.exfat"),
+    formatter("mkexfatfs"),
+    formatter("mkfs.ntfs"),
+    formatter("mkntfs"),
+    formatter("mkfs.nilfs2"),
+    formatter("mkfs.minix"),
+    formatter("mkfs.bfs"),
+    formatter("mkfs.cramfs"),
+    formatter("mkfs.udf"),
+    formatter("mkudffs"),
+    formatter("mkfs.jfs"),
+    formatter("mkfs.reiserfs"),
+    formatter("mkreiserfs"),
+    formatter("mkfs.ocfs2"),
+    formatter("mkfs.gfs2"),
+    formatter("mkfs.bcachefs"),
+    formatter("mkfs.erofs"),
+    formatter("make-bcache"),
+    // Swap space and LVM physical volumes are formats like any other.
+    formatter("mkswap"),
+    formatter("pvcreate"),
+    // Their one purpose is to make what is there unreadable.
+    Program { name: "wipefs", class: Class::ERASER },
+    Program { name: "blkdiscard", class: Class::ERASER },
+    Program { name: "shred", class: Class::ERASER },
+    Program { name: "pvremove", class: Class::ERASER },
+    // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel.
+    Program { name: "tune2fs", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "e2label", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "xfs_db", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "btrfstune", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "swaplabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "fatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "mlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    // LVM wipes stale signatures on a logical volume that it has just made.
+    Program { name: "lvm", class: Class::OWNER.with(Class::MAINTAINER) },
+    Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER) },
+    Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER) },
+    // These rewrite superblocks with the magic that is there.
+    maintainer("e2fsck"),
+    maintainer("fsck.ext2"),
+    maintainer("fsck.ext3"),
+    maintainer("fsck.ext4"),
+    maintainer("resize2fs"),
+    maintainer("debugfs"),
+    maintainer("xfs_repair"),
+    maintainer("btrfs"),
+    maintainer("fsck.vfat"),
+    maintainer("fsck.fat"),
+    maintainer("dosfsck"),
+    maintainer("fsck.exfat"),
+    maintainer("fsck.f2fs"),
+    maintainer("resize.f2fs"),
+    maintainer("ntfsfix"),
+    maintainer("ntfsresize"),
+    maintainer("vgcreate"),
+    maintainer("vgextend"),
+    maintainer("vgchange"),
+    maintainer("pvresize"),
+    maintainer("pvchange"),
+    maintainer("swapon"),
+];
+
+/// A program's name as the kernel keeps it: cut to [`COMM_LEN`] bytes, NUL-padded.
+#[must_use]
+pub fn comm(name: &str) -> [u8; 16] {
+    let mut comm = [0; 16];
+    for (to, from) in comm.iter_mut().take(COMM_LEN).zip(name.bytes()) {
+        *to = from;
+    }
+    comm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_listed_twice() {
+        for (i, a) in PROGRAMS.iter().enumerate() {
+            for b in &PROGRAMS[i + 1..] {
+                assert_ne!(comm(a.name), comm(b.name), "{}", a.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_as_the_kernel_cuts_it() {
+        assert_eq!(&comm("mkfs.a_very_long_name"), b"mkfs.a_very_lon\0");
+    }
+}

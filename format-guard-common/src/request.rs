@@ -1,0 +1,177 @@
+//! What is asked of a device, by whom, and what is answered.
+
+use crate::program::Class;
+
+/// What a process is about to do to a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Operation {
+    /// An open for writing: `offset` and `length` mean nothing.
+    Open = 1,
+    /// A write of known position and length, whose bytes are looked at where a check lies under them.
+    Write = 2,
+    /// A write whose position or bytes cannot be known here (32-bit callers, system calls not listed).
+    Unplaced = 3,
+    /// A discard, zero-out or hole over a range: the bytes there are lost whatever they were.
+    Erase = 4,
+    /// A shared writable mapping: later stores into it are seen by nobody.
+    Map = 5,
+}
+
+impl Operation {
+    /// The word for it in events and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Write => "write",
+            Self::Unplaced => "unplaced-write",
+            Self::Erase => "erase",
+            Self::Map => "map",
+        }
+    }
+
+    /// The operation with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Open,
+            2 => Self::Write,
+            3 => Self::Unplaced,
+            4 => Self::Erase,
+            5 => Self::Map,
+            _ => return None,
+        })
+    }
+}
+
+/// Whose format is in progress on a device that may be formatted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody has begun.
+    None,
+    /// The process that asks.
+    Caller,
+    /// Another process, which may have ended already.
+    Another {
+        /// A file system on the device was mounted since the format began.
+        mounted: bool,
+    },
+}
+
+/// One question to [`decide`](crate::decide).
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// What is to be done.
+    pub operation: Operation,
+    /// First byte of the range, from the start of the device.
+    pub offset: u64,
+    /// Bytes in the range.
+    pub length: u64,
+    /// What the calling program is known as, from [`crate::program`].
+    pub class: Class,
+    /// The process was refused on this device before.
+    pub tainted: bool,
+    /// Whose format is in progress.
+    pub holder: Holder,
+}
+
+/// The bytes that a write carries.
+pub trait Content {
+    /// The `length` bytes (at most 16) that lie `at` bytes after the start of the write, first byte lowest;
+    /// bytes beyond `length` are unspecified. `None` when they cannot be read.
+    fn read(&self, at: u64, length: u64) -> Option<[u64; 2]>;
+}
+
+/// No bytes at all: for requests that carry none, and for writes whose source cannot be read (splice, sendfile).
+#[derive(Clone, Copy, Debug)]
+pub struct NoContent;
+
+impl Content for NoContent {
+    #[inline(always)]
+    fn read(&self, _at: u64, _length: u64) -> Option<[u64; 2]> {
+        None
+    }
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reason {
+    /// The process was refused on this device before.
+    Tainted = 1,
+    /// A formatter on a volume that holds a format.
+    Formatter = 2,
+    /// The volume is not verified, so it may hold a format.
+    Unverified = 3,
+    /// Another process is formatting, or has formatted, the volume.
+    BeingFormatted = 4,
+    /// The write changes bytes that identify the content.
+    Identity = 5,
+    /// The bytes to be written over a mark cannot be read.
+    Unreadable = 6,
+    /// The write puts the magic of another format at its place.
+    ForeignFormat = 7,
+    /// The discard, zero-out or hole covers a mark.
+    Discard = 8,
+    /// A shared writable mapping of a volume that holds a format.
+    Mapping = 9,
+    /// Position or bytes of the write cannot be known.
+    Unplaced = 10,
+}
+
+impl Reason {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 10] = [
+        Self::Tainted,
+        Self::Formatter,
+        Self::Unverified,
+        Self::BeingFormatted,
+        Self::Identity,
+        Self::Unreadable,
+        Self::ForeignFormat,
+        Self::Discard,
+        Self::Mapping,
+        Self::Unplaced,
+    ];
+
+    /// The word for it in events, JSON and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tainted => "tainted",
+            Self::Formatter => "formatter",
+            Self::Unverified => "unverified",
+            Self::BeingFormatted => "being-formatted",
+            Self::Identity => "identity",
+            Self::Unreadable => "unreadable",
+            Self::ForeignFormat => "foreign-format",
+            Self::Discard => "discard",
+            Self::Mapping => "mapping",
+            Self::Unplaced => "unplaced",
+        }
+    }
+
+    /// The reason with this number, if there is one.
+    #[must_use]
+    pub fn from_raw(raw: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u32 == raw)
+    }
+}
+
+/// The answer of [`decide`](crate::decide).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Allow,
+    /// It goes on, if the caller becomes the one process that formats the volume.
+    Begin,
+    /// It goes on: a re-labelling tool changes the UUID.
+    Relabel,
+    /// It goes on: the owner of a new logical volume wipes what an earlier one left there.
+    OwnerWipe,
+    /// It is refused, and the process is tainted.
+    Deny(Reason),
+    /// Audit: it goes on, and is reported as what would have been refused.
+    WouldDeny(Reason),
+}

@@ -1,0 +1,189 @@
+//! The kernel's copy of what matters of a record, for a device that is present now.
+
+use core::fmt;
+
+/// Checks that one rule holds at most: bounded by what the verifier accepts for `file_permission` (see
+/// [`crate::opaque`]); the known formats need 20 and the richest volume has 10 marks.
+pub const MAX_CHECKS: usize = 32;
+/// Bytes that one check compares at most.
+pub const MAX_CHECK_BYTES: usize = 16;
+
+/// State of a record, as the kernel needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum State {
+    /// Nothing is known for certain: formatters are refused.
+    Unverified = 0,
+    /// Probed twice, clean and blank, and stored: one formatter is let through.
+    Blank = 1,
+    /// A format is in progress, or was when its process ended.
+    Formatting = 2,
+    /// Holds a format: its marks are kept.
+    Formatted = 3,
+    /// An operator allowed one re-format.
+    Permitted = 4,
+    /// An operator took the volume out of the guard.
+    Exempt = 5,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Unverified, Self::Blank, Self::Formatting, Self::Formatted, Self::Permitted, Self::Exempt];
+
+    /// The word for it in the database, JSON and messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unverified => "unverified",
+            Self::Blank => "blank",
+            Self::Formatting => "formatting",
+            Self::Formatted => "formatted",
+            Self::Permitted => "permitted",
+            Self::Exempt => "exempt",
+        }
+    }
+
+    /// The state of this name, if there is one.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// Bits of [`Rule::flags`].
+pub mod flag {
+    /// Refuse nothing, report what would have been refused.
+    pub const AUDIT: u32 = 1;
+    /// A logical volume that was made just now: its owner may wipe what an earlier one left there.
+    pub const OWNER_MAY_WIPE: u32 = 2;
+}
+
+/// What a check guards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum CheckKind {
+    /// A mark: magic or structure of the volume's own format. Nobody changes it.
+    Magic = 1,
+    /// A mark: UUID of the volume's own format. Re-labelling tools may change it.
+    Uuid = 2,
+    /// The place and magic of another format, which must not appear here.
+    Foreign = 3,
+}
+
+/// Bytes at a place on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Check {
+    /// First byte, from the start of the device.
+    pub offset: u64,
+    /// Bytes compared, 1 to [`MAX_CHECK_BYTES`].
+    pub length: u32,
+    /// A [`CheckKind`].
+    pub kind: u32,
+    /// The bytes, first byte lowest, zero beyond `length`.
+    pub bytes: [u64; 2],
+}
+
+impl Check {
+    /// A check for `bytes` at `offset`. `None` when there are none or more than [`MAX_CHECK_BYTES`].
+    #[must_use]
+    pub fn new(offset: u64, bytes: &[u8], kind: CheckKind) -> Option<Self> {
+        if bytes.is_empty() || bytes.len() > MAX_CHECK_BYTES {
+            return None;
+        }
+        let mut words = [0_u64; 2];
+        for (i, byte) in bytes.iter().enumerate() {
+            words[i / 8] |= u64::from(*byte) << (8 * (i % 8));
+        }
+        Some(Self { offset, length: bytes.len() as u32, kind: kind as u32, bytes: words })
+    }
+
+    /// First byte after the check.
+    #[inline(always)]
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.offset.wrapping_add(self.length as u64)
+    }
+}
+
+/// What the kernel knows of the volume in a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rule {
+    /// `diskseq` of the attachment that the rule is for; another one means another medium.
+    pub diskseq: u64,
+    /// The envelope of the checks: nothing of interest lies before this byte.
+    pub low: u64,
+    /// The envelope of the checks: nothing of interest lies at or after this byte.
+    pub high: u64,
+    /// Kernel `dev_t` (`MAJOR << 20 | MINOR`): the map's key again, to notice an element that was reused.
+    pub dev: u32,
+    /// A [`State`].
+    pub state: u32,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// Checks in use.
+    pub count: u32,
+    /// Own marks first, then foreign magics.
+    pub checks: [Check; MAX_CHECKS],
+}
+
+/// Why checks do not fit into a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleError {
+    /// More than [`MAX_CHECKS`].
+    TooManyChecks,
+}
+
+impl fmt::Display for RuleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyChecks => write!(f, "more than {MAX_CHECKS} checks"),
+        }
+    }
+}
+
+impl core::error::Error for RuleError {}
+
+impl Rule {
+    /// A rule without checks.
+    #[must_use]
+    pub const fn new(dev: u32, diskseq: u64, state: State) -> Self {
+        Self {
+            diskseq,
+            low: u64::MAX,
+            high: 0,
+            dev,
+            state: state as u32,
+            flags: 0,
+            count: 0,
+            checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],
+        }
+    }
+
+    /// Adds a check and widens the envelope.
+    ///
+    /// # Errors
+    /// [`RuleError::TooManyChecks`] when the rule is full; it is unchanged then.
+    pub fn push(&mut self, check: Check) -> Result<(), RuleError> {
+        let Some(slot) = self.checks.get_mut(self.count as usize) else { return Err(RuleError::TooManyChecks) };
+        *slot = check;
+        self.count += 1;
+        self.low = self.low.min(check.offset);
+        self.high = self.high.max(check.end());
+        Ok(())
+    }
+
+    /// The checks in use.
+    #[must_use]
+    pub fn checks(&self) -> &[Check] {
+        &self.checks[..(self.count as usize).min(MAX_CHECKS)]
+    }
+}
+
+#[cfg(feature = "aya")]
+// SAFETY: repr(C), integers only, no padding (8+8+8+4*4+32*32 bytes).
+unsafe impl aya::Pod for Rule {}
+
+const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 40 + 32 * MAX_CHECKS);

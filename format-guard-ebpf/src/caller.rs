@@ -1,0 +1,50 @@
+//! The facts about the calling process.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid,
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf},
+};
+use format_guard_common::{event::Process, program::Class};
+
+use crate::{
+    kernel::{TASK_GROUP_LEADER, TASK_START_BOOTTIME, field},
+    maps::PROGRAMS,
+};
+
+/// Name of the calling thread.
+#[inline(always)]
+pub(crate) fn comm() -> [u8; 16] {
+    bpf_get_current_comm().unwrap_or([0; 16])
+}
+
+/// What the caller's name is known as.
+#[inline(always)]
+pub(crate) fn class() -> Class {
+    // SAFETY: the agent fills the map once and never removes an entry.
+    unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
+}
+
+/// Thread group id of the caller, in the initial pid namespace.
+#[inline(always)]
+pub(crate) fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// The calling process.
+#[inline(always)]
+pub(crate) fn process() -> Process {
+    // SAFETY: BTF pointers of the running task.
+    let started = unsafe {
+        let task = bpf_get_current_task_btf() as *const u8;
+        let leader: *const u8 = field(task, &TASK_GROUP_LEADER);
+        field(leader, &TASK_START_BOOTTIME)
+    };
+    Process { started, tgid: tgid(), zero: 0 }
+}
+
+/// The caller's control group (v2).
+#[inline(always)]
+pub(crate) fn cgroup() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_cgroup_id() }
+}

@@ -1,0 +1,88 @@
+//! Discards and zero-outs: by ioctl, by a 32-bit caller's ioctl, and by io_uring.
+
+use aya_ebpf::{
+    helpers::{bpf_probe_read_user, generated::bpf_copy_from_user},
+    macros::lsm,
+    programs::LsmContext,
+};
+use format_guard_common::Operation;
+
+use crate::{
+    gate,
+    kernel::{URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, probed},
+};
+
+// include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2].
+const BLKDISCARD: u32 = 0x1277;
+const BLKSECDISCARD: u32 = 0x127d;
+const BLKZEROOUT: u32 = 0x127f;
+// include/uapi/linux/blkdev.h (6.12): _IO(0x12, 0), start in sqe->addr, length in sqe->addr3.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
+const SQE_ADDR: u32 = 16;
+const SQE_ADDR3: u32 = 48;
+
+/// Where the range cannot be read, the whole device is meant: the kernel will fail the call itself.
+const WHOLE: [u64; 2] = [0, u64::MAX];
+
+#[inline(always)]
+fn erases(command: u32) -> bool {
+    command == BLKDISCARD || command == BLKSECDISCARD || command == BLKZEROOUT
+}
+
+#[inline(always)]
+fn judge(ctx: &LsmContext, file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
+    let Some(target) = gate::opened(file, dev) else { return 0 };
+    gate::judge(ctx, &target, Operation::Erase, range[0], range[1])
+}
+
+#[lsm(hook = "file_ioctl", sleepable)]
+pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
+    let command: u32 = ctx.arg(1);
+    if !erases(command) {
+        return 0;
+    }
+    let file: *const u8 = ctx.arg(0);
+    let dev = block_device(file);
+    if dev == 0 {
+        return 0;
+    }
+    let argument: u64 = ctx.arg(2);
+    let mut range = [0_u64; 2];
+    // SAFETY: 16 bytes of stack; the helper checks the user address.
+    let failed = unsafe { bpf_copy_from_user(range.as_mut_ptr().cast(), 16, argument as *const _) } != 0;
+    judge(&ctx, file, dev, if failed { WHOLE } else { range })
+}
+
+#[lsm(hook = "file_ioctl_compat")]
+pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
+    let command: u32 = ctx.arg(1);
+    if !erases(command) {
+        return 0;
+    }
+    let file: *const u8 = ctx.arg(0);
+    let dev = block_device(file);
+    if dev == 0 {
+        return 0;
+    }
+    let argument: u64 = ctx.arg(2);
+    // SAFETY: the helper checks the user address.
+    let range = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) }.unwrap_or(WHOLE);
+    judge(&ctx, file, dev, range)
+}
+
+#[lsm(hook = "uring_cmd")]
+pub(crate) fn uring_cmd(ctx: LsmContext) -> i32 {
+    let command: *const u8 = ctx.arg(0);
+    // SAFETY: fields of a program argument.
+    let (file, operation, sqe): (*const u8, u32, *const u8) = unsafe {
+        (field(command, &URING_CMD_FILE), field(command, &URING_CMD_OP), field(command, &URING_CMD_SQE))
+    };
+    if operation != BLOCK_URING_CMD_DISCARD {
+        return 0;
+    }
+    let dev = block_device_probed(file);
+    if dev == 0 {
+        return 0;
+    }
+    judge(&ctx, file, dev, [probed(sqe, SQE_ADDR), probed(sqe, SQE_ADDR3)])
+}

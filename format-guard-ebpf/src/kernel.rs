@@ -1,0 +1,79 @@
+//! Fields of kernel structures, at offsets that user space found in the kernel's BTF.
+//!
+//! Offsets live in `.rodata`, which is frozen before load: that lets the verifier take direct loads through BTF
+//! pointers at them. Nothing here may be a map value or a constant of one kernel version.
+
+use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+// The same names, with the structure and field of each, stand in format-guard/src/enforce/offsets.rs.
+offsets! {
+    FILE_F_INODE, FILE_F_MODE, FILE_F_POS, FILE_F_MAPPING, MAPPING_HOST, INODE_I_MODE, INODE_I_RDEV,
+    KIOCB_KI_POS, KIOCB_KI_FILP, IO_RW_ADDR, IO_RW_LEN, IO_KIOCB_OPCODE,
+    URING_CMD_FILE, URING_CMD_SQE, URING_CMD_OP,
+    BDEV_INODE_VFS_INODE, BDEV_BD_DISK, BDEV_BD_DEV, DISK_DISKSEQ, SUPER_S_BDEV,
+    TASK_FLAGS, TASK_TGID, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_EXIT_CODE, TASK_SIGNAL, SIGNAL_LIVE,
+    TASK_THREAD_STATUS, VMA_VM_FILE, VMA_VM_FLAGS,
+}
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFBLK: u16 = 0o060_000;
+
+/// A field read directly through a BTF pointer.
+///
+/// # Safety
+/// `base` must come from a program argument, a helper or such a read, all of type BTF pointer, and `offset` from
+/// BTF: the verifier proves the rest.
+#[inline(always)]
+pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
+    // SAFETY: as above; a fault is handled by the kernel (exception table) and reads as zero.
+    unsafe { core::ptr::read_volatile(base.add(offset.load() as usize).cast::<T>()) }
+}
+
+/// A field read by helper, from any address; zero when it cannot be read.
+#[inline(always)]
+pub(crate) fn probed<T: Copy + Default>(base: *const u8, offset: u32) -> T {
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset as usize).cast::<T>()) }.unwrap_or_default()
+}
+
+/// Kernel `dev_t` of the block device that `file` (a BTF pointer) is a node of; zero for all other files.
+#[inline(always)]
+pub(crate) fn block_device(file: *const u8) -> u32 {
+    // SAFETY: `file` is a program argument.
+    unsafe {
+        let inode: *const u8 = field(file, &FILE_F_INODE);
+        let mode: u16 = field(inode, &INODE_I_MODE);
+        if mode & S_IFMT != S_IFBLK {
+            return 0;
+        }
+        field(inode, &INODE_I_RDEV)
+    }
+}
+
+/// The same for a `file` that the verifier does not know as a BTF pointer.
+#[inline(always)]
+pub(crate) fn block_device_probed(file: *const u8) -> u32 {
+    let inode = probed::<u64>(file, FILE_F_INODE.load()) as *const u8;
+    let mode: u16 = probed(inode, INODE_I_MODE.load());
+    if mode & S_IFMT != S_IFBLK {
+        return 0;
+    }
+    probed(inode, INODE_I_RDEV.load())
+}
+
+/// `diskseq` of the medium behind an opened block device file.
+#[inline(always)]
+pub(crate) fn diskseq(file: *const u8) -> u64 {
+    let mapping = probed::<u64>(file, FILE_F_MAPPING.load()) as *const u8;
+    let host = probed::<u64>(mapping, MAPPING_HOST.load()) as *const u8;
+    // struct bdev_inode { struct block_device bdev; struct inode vfs_inode; } (block/bdev.c)
+    let bdev = host.wrapping_sub(BDEV_INODE_VFS_INODE.load() as usize);
+    let disk = probed::<u64>(bdev, BDEV_BD_DISK.load()) as *const u8;
+    probed(disk, DISK_DISKSEQ.load())
+}

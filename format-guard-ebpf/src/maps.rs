@@ -1,0 +1,48 @@
+//! Every map, in one place. The pinned ones outlive the agent: enforcement goes on without it.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use format_guard_common::{
+    Rule,
+    event::{COUNTERS as SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
+};
+
+/// Rules by kernel `dev_t`. The agent writes them.
+#[map]
+pub(crate) static RULES: HashMap<u32, Rule> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+/// The rule for a device without one, in slot 0. The agent writes it once.
+#[map]
+pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(1, 0);
+/// The one process that formats a device, by kernel `dev_t`. Written here, removed by the agent.
+#[map]
+pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+/// Start times of the processes in `HOLDERS`, by thread group id, so that their end is told.
+#[map]
+pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+/// Processes that were refused, with the device.
+#[map]
+pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(8192, 0);
+/// What programs are known as (`program::Class`), by `comm`. The agent writes it once.
+#[map]
+pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// `KernelEvent` records for the agent.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
+/// The counters of `event::Counter`.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(SLOTS, 0);
+/// Writes that io_uring or aio is about to make, by `pid_tgid`.
+#[map]
+pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a map value of this CPU; a lost increment under preemption is a lost increment.
+        unsafe { *slot += 1 };
+    }
+}

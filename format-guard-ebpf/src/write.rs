@@ -1,0 +1,179 @@
+//! `file_permission`: every road that writes to an opened block device. The hook carries neither position nor bytes:
+//! they come from a stash, or from the system call's arguments.
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+    macros::lsm,
+    programs::LsmContext,
+};
+use format_guard_common::{
+    Operation, opaque,
+    event::{Stash, StashKind},
+};
+
+use crate::{
+    gate,
+    kernel::{FILE_F_POS, TASK_FLAGS, TASK_THREAD_STATUS, block_device, field},
+    maps::STASHES,
+    user_content::{MAX_IOVECS, Segments, Source, UserContent},
+};
+
+const MAY_WRITE: i32 = 2;
+// include/linux/sched.h
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x0020_0000;
+// arch/x86/include/asm/thread_info.h
+const TS_COMPAT: u32 = 2;
+
+// arch/x86/entry/syscalls/syscall_64.tbl
+const SYS_WRITE: u64 = 1;
+const SYS_PWRITE64: u64 = 18;
+const SYS_WRITEV: u64 = 20;
+const SYS_SENDFILE: u64 = 40;
+const SYS_SPLICE: u64 = 275;
+const SYS_FALLOCATE: u64 = 285;
+const SYS_PWRITEV: u64 = 296;
+const SYS_PWRITEV2: u64 = 328;
+
+// struct pt_regs, arch/x86/include/asm/ptrace.h: 64-bit user space, the same in all kernels that have BPF LSM.
+const REGS_R10: usize = 56;
+const REGS_R8: usize = 72;
+const REGS_DX: usize = 96;
+const REGS_SI: usize = 104;
+const REGS_ORIG_AX: usize = 120;
+
+/// A length that covers whatever lies behind the position.
+const UNBOUNDED: u64 = u32::MAX as u64;
+
+/// One write, as far as it is known.
+struct Write {
+    operation: Operation,
+    offset: u64,
+    /// Bytes, or iovecs for [`Source::Vector`].
+    count: u64,
+    address: u64,
+    source: Source,
+}
+
+impl Write {
+    const UNPLACED: Self =
+        Self { operation: Operation::Unplaced, offset: 0, count: 0, address: 0, source: Source::Unknown };
+
+    #[inline(always)]
+    fn at(offset: u64, count: u64, address: u64, source: Source) -> Self {
+        Self { operation: Operation::Write, offset, count, address, source }
+    }
+
+    #[inline(always)]
+    fn stashed(stash: &Stash, f_pos: u64) -> Self {
+        let offset = if stash.position == -1 { f_pos } else { stash.position as u64 };
+        if stash.kind == StashKind::Bytes as u64 {
+            Self::at(offset, stash.count, stash.address, Source::Bytes)
+        } else if stash.kind == StashKind::Vector as u64 {
+            Self::at(offset, stash.count, stash.address, Source::Vector)
+        } else {
+            Self::at(offset, UNBOUNDED, 0, Source::Unknown)
+        }
+    }
+}
+
+/// The write that the running system call makes; `None` for the kernel's own threads.
+#[inline(always)]
+fn from_system_call(f_pos: u64) -> Option<Write> {
+    // SAFETY: BTF pointers of the running task; pt_regs lies on its stack.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        let flags: u32 = field(task as *const u8, &TASK_FLAGS);
+        if flags & PF_KTHREAD != 0 {
+            return None;
+        }
+        let status: u32 = field(task as *const u8, &TASK_THREAD_STATUS);
+        if flags & PF_IO_WORKER != 0 || status & TS_COMPAT != 0 {
+            return Some(Write::UNPLACED);
+        }
+        let regs = bpf_task_pt_regs(task) as *const u8;
+        let register = |offset: usize| core::ptr::read_volatile(regs.add(offset).cast::<u64>());
+        let (r10, r8) = (register(REGS_R10), register(REGS_R8));
+        let (dx, si) = (register(REGS_DX), register(REGS_SI));
+        let number = register(REGS_ORIG_AX) & 0xffff_ffff;
+        Some(match number {
+            SYS_WRITE => Write::at(f_pos, dx, si, Source::Bytes),
+            SYS_PWRITE64 => Write::at(r10, dx, si, Source::Bytes),
+            SYS_WRITEV => Write::at(f_pos, dx, si, Source::Vector),
+            SYS_PWRITEV => Write::at(r10, dx, si, Source::Vector),
+            SYS_PWRITEV2 => {
+                let offset = if r10 == u64::MAX { f_pos } else { r10 };
+                Write::at(offset, dx, si, Source::Vector)
+            }
+            SYS_FALLOCATE => Write { operation: Operation::Erase, ..Write::at(dx, r10, 0, Source::Unknown) },
+            SYS_SENDFILE => Write::at(f_pos, r10, 0, Source::Unknown),
+            SYS_SPLICE => {
+                // The position of an offset pointer that cannot be read is the start: a mark is always there.
+                let offset = if r10 == 0 { f_pos } else { bpf_probe_read_user(r10 as *const u64).unwrap_or(0) };
+                Write::at(offset, r8, 0, Source::Unknown)
+            }
+            _ => Write::UNPLACED,
+        })
+    }
+}
+
+#[lsm(hook = "file_permission")]
+pub(crate) fn file_permission(ctx: LsmContext) -> i32 {
+    let mask: i32 = ctx.arg(1);
+    if mask & MAY_WRITE == 0 {
+        return 0;
+    }
+    let file: *const u8 = ctx.arg(0);
+    let dev = block_device(file);
+    if dev == 0 {
+        return 0;
+    }
+    let Some(target) = gate::opened(file, dev) else { return 0 };
+    // SAFETY: a program argument.
+    let f_pos: u64 = unsafe { field(file, &FILE_F_POS) };
+    // SAFETY: written by this very thread, a moment ago.
+    let stash = unsafe { STASHES.get(bpf_get_current_pid_tgid()) };
+    let write = match stash {
+        Some(stash) if stash.file == file as u64 => Write::stashed(stash, f_pos),
+        _ => match from_system_call(f_pos) {
+            Some(write) => write,
+            None => return 0,
+        },
+    };
+    judge(&ctx, &target, write)
+}
+
+#[inline(always)]
+fn judge(ctx: &LsmContext, target: &gate::Target<'_>, write: Write) -> i32 {
+    let unknown = target.rule.diskseq;
+    let mut segments = Segments::none(unknown);
+    let (mut count, mut source) = (write.count, write.source as u64);
+    if matches!(write.source, Source::Vector) {
+        if write.count > MAX_IOVECS as u64 {
+            (count, source) = (UNBOUNDED, Source::Unknown as u64);
+        } else {
+            segments.load(write.address, write.count);
+            count = segments.total;
+        }
+    }
+    // All roads above meet here; without this the verifier follows each of them through every check.
+    segments.forget(unknown);
+    let content = UserContent {
+        source: match opaque(source, unknown) {
+            0 => Source::Bytes,
+            1 => Source::Vector,
+            _ => Source::Unknown,
+        },
+        address: opaque(write.address, unknown),
+        segments: &segments,
+    };
+    let operation = match opaque(write.operation as u64, unknown) {
+        2 => Operation::Write,
+        4 => Operation::Erase,
+        _ => Operation::Unplaced,
+    };
+    gate::judge_write(ctx, target, operation, opaque(write.offset, unknown), opaque(count, unknown), &content)
+}

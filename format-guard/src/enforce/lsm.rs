@@ -1,0 +1,393 @@
+//! The `lsm` tier: loads the BPF LSM programs, hands over from an earlier agent, and keeps their maps.
+//!
+//! A program that this kernel has a place for and that does not load is an error that names it and carries the
+//! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError, links::FdLink},
+};
+use format_guard_common::{
+    Rule,
+    event::{Counter, HolderEntry},
+    program,
+};
+
+use super::{
+    Counts, Enforcer, MapError, canary,
+    offsets::{KERNEL_BTF, KernelTypes, OffsetError},
+    pins::Pins,
+    rule,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));
+
+/// How a program is attached, and to what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Lsm(&'static str),
+    Enter(&'static str),
+    Exit(&'static str),
+    Tracepoint(&'static str),
+}
+
+impl Place {
+    /// The kernel function whose presence says that the kernel has the place.
+    fn function(self) -> String {
+        match self {
+            Self::Lsm(hook) => format!("bpf_lsm_{hook}"),
+            Self::Enter(name) | Self::Exit(name) => name.to_owned(),
+            Self::Tracepoint(name) => format!("__traceiter_{name}"),
+        }
+    }
+}
+
+/// One program of the object.
+struct Part {
+    program: &'static str,
+    place: Place,
+    /// What is left open where a kernel lacks the place; `None` where there is no guard without it.
+    without: Option<&'static str>,
+}
+
+/// In the order of attaching: what learns comes before what refuses.
+const PARTS: &[Part] = &[
+    Part {
+        program: "sched_process_exit",
+        place: Place::Tracepoint("sched_process_exit"),
+        without: Some("a first format that failed is told from a complete one by what is on the disk alone"),
+    },
+    Part {
+        program: "sb_kern_mount",
+        place: Place::Lsm("sb_kern_mount"),
+        without: Some("a mount does not prove a format"),
+    },
+    Part {
+        program: "bdev_free_security",
+        place: Place::Lsm("bdev_free_security"),
+        without: Some("the rule of a device that is gone is dropped by its uevent only (before kernel 6.12)"),
+    },
+    Part {
+        program: "enter_io_write",
+        place: Place::Enter("io_write"),
+        without: Some("io_uring writes to formatted volumes are refused"),
+    },
+    Part {
+        program: "exit_io_write",
+        place: Place::Exit("io_write"),
+        without: Some("io_uring writes to formatted volumes are refused"),
+    },
+    Part {
+        program: "enter_aio_write",
+        place: Place::Enter("aio_write"),
+        without: Some("aio writes to formatted volumes are refused"),
+    },
+    Part {
+        program: "exit_aio_write",
+        place: Place::Exit("aio_write"),
+        without: Some("aio writes to formatted volumes are refused"),
+    },
+    Part { program: "file_open", place: Place::Lsm("file_open"), without: None },
+    Part { program: "file_permission", place: Place::Lsm("file_permission"), without: None },
+    Part { program: "file_ioctl", place: Place::Lsm("file_ioctl"), without: None },
+    Part {
+        program: "file_ioctl_compat",
+        place: Place::Lsm("file_ioctl_compat"),
+        without: Some("nothing: this kernel asks file_ioctl for 32-bit callers, too"),
+    },
+    Part {
+        program: "uring_cmd",
+        place: Place::Lsm("uring_cmd"),
+        without: Some("nothing before kernel 6.12, which brought discards by io_uring"),
+    },
+    Part { program: "mmap_file", place: Place::Lsm("mmap_file"), without: None },
+    Part { program: "file_mprotect", place: Place::Lsm("file_mprotect"), without: None },
+];
+
+/// Why the guard is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel's types are not as needed.
+    #[error(transparent)]
+    Offsets(#[from] OffsetError),
+    /// aya cannot read the kernel's BTF.
+    #[error("cannot read the kernel's type information: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// The maps cannot be made or reused.
+    #[error("cannot create the guard's maps (is this root, with CAP_BPF and CAP_SYS_ADMIN?): {0}")]
+    Object(#[from] EbpfError),
+    /// A map of the object is not what this program expects.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What is wrong.
+        source: AyaMapError,
+    },
+    /// A program does not load or attach.
+    #[error("kernel program {program} (at {place}) cannot be loaded: {reason}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// Where it belongs.
+        place: String,
+        /// The kernel's words, the verifier's last lines among them.
+        reason: String,
+    },
+    /// The kernel lacks a place without which there is no guard.
+    #[error("this kernel has no {place}, without which {program} cannot guard")]
+    NoPlace {
+        /// The program.
+        program: &'static str,
+        /// The kernel function that is missing.
+        place: String,
+    },
+    /// The pin directory cannot be used.
+    #[error("cannot pin below {path} (is a bpf file system mounted there?): {source}")]
+    Pin {
+        /// The directory or pin.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The canary did not prove enforcement.
+    #[error(transparent)]
+    Canary(#[from] canary::CanaryError),
+}
+
+/// What became of one program.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PartReport {
+    /// The program.
+    pub program: String,
+    /// It is attached.
+    pub attached: bool,
+    /// What is left open without it; empty when it is attached.
+    pub open: String,
+}
+
+/// The loaded guard.
+pub struct LsmEnforcer {
+    ebpf: Ebpf,
+    pins: Pins,
+    rules: HashMap<MapData, u32, Rule>,
+    holders: HashMap<MapData, u32, HolderEntry>,
+    counters: PerCpuArray<MapData, u64>,
+    types: KernelTypes,
+    btf: Btf,
+}
+
+impl LsmEnforcer {
+    /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
+    /// an earlier agent attached stays in force.
+    pub fn load(pin_root: &Path, audit: bool) -> Result<Self, LoadError> {
+        let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
+        let offsets = types.offsets()?;
+        let pins = Pins::create(pin_root)
+            .map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins.maps());
+        for (global, offset) in &offsets {
+            loader.override_global(global, offset, true);
+        }
+        // Compiled out by the verifier unless somebody listens for it.
+        let debug_level: u8 = if log::log_enabled!(target: "format_guard_ebpf", log::Level::Debug) {
+            log::Level::Debug as u8
+        } else {
+            0
+        };
+        loader.override_global(aya_log::LEVEL, &debug_level, false);
+        let mut ebpf = loader.load(OBJECT)?;
+        let rules = take(&mut ebpf, "RULES", HashMap::try_from)?;
+        let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
+        let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
+
+        let mut programs: HashMap<_, [u8; 16], u32> = take(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
+        let canary = program::Program { name: canary::NAME, class: program::Class::FORMATTER };
+        for known in program::PROGRAMS.iter().chain([&canary]) {
+            programs
+                .insert(program::comm(known.name), known.class.0, 0)
+                .map_err(|source| LoadError::Map { name: "PROGRAMS", source })?;
+        }
+        let mut unknown: Array<_, Rule> = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
+        unknown
+            .set(0, rule::unknown(audit), 0)
+            .map_err(|source| LoadError::Map { name: "UNKNOWN", source })?;
+
+        Ok(Self { ebpf, pins, rules, holders, counters, types, btf: Btf::from_sys_fs()? })
+    }
+
+    /// The debug messages of the kernel programs; must be taken before [`Self::attach`] and kept.
+    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// The ring buffer of `KernelEvent`s.
+    pub fn events(&mut self) -> Result<RingBuf<MapData>, LoadError> {
+        take(&mut self.ebpf, "EVENTS", RingBuf::try_from)
+    }
+
+    /// Attaches every program, proves it by the canary, and only then takes the place of an earlier agent's.
+    pub fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+        let mut reports = Vec::new();
+        let mut attached = Vec::new();
+        for part in PARTS {
+            let function = part.place.function();
+            // A tracepoint needs no function in BTF; aya reports one that is missing.
+            if !matches!(part.place, Place::Tracepoint(_)) && !self.types.has_function(&function) {
+                let Some(open) = part.without else {
+                    return Err(LoadError::NoPlace { program: part.program, place: function });
+                };
+                reports.push(PartReport {
+                    program: part.program.to_owned(),
+                    attached: false,
+                    open: open.to_owned(),
+                });
+                continue;
+            }
+            let link = self.attach_part(part).map_err(|error| LoadError::Program {
+                program: part.program,
+                place: function,
+                reason: verifier_reason(&error),
+            })?;
+            let path = self.pins.new_link(part.program);
+            let _ = fs::remove_file(&path);
+            link.pin(&path).map_err(|error| LoadError::Pin {
+                path: path.clone(),
+                source: io::Error::other(error.to_string()),
+            })?;
+            attached.push(part.program);
+            reports.push(PartReport {
+                program: part.program.to_owned(),
+                attached: true,
+                open: String::new(),
+            });
+        }
+        canary::prove().inspect_err(|_| {
+            for program in &attached {
+                let _ = fs::remove_file(self.pins.new_link(program));
+            }
+        })?;
+        for program in attached {
+            let path = self.pins.link(program);
+            fs::rename(self.pins.new_link(program), &path)
+                .map_err(|source| LoadError::Pin { path, source })?;
+        }
+        Ok(reports)
+    }
+
+    fn attach_part(&mut self, part: &Part) -> Result<FdLink, ProgramError> {
+        let btf = &self.btf;
+        let program = self
+            .ebpf
+            .program_mut(part.program)
+            .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")))?;
+        load_program(program, part.place, btf)
+    }
+}
+
+fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink, ProgramError> {
+    Ok(match place {
+        Place::Lsm(hook) => {
+            let lsm: &mut Lsm = program.try_into()?;
+            lsm.load(hook, btf)?;
+            let id = lsm.attach()?;
+            lsm.take_link(id)?.into()
+        }
+        Place::Enter(function) => {
+            let enter: &mut FEntry = program.try_into()?;
+            enter.load(function, btf)?;
+            let id = enter.attach()?;
+            enter.take_link(id)?.into()
+        }
+        Place::Exit(function) => {
+            let exit: &mut FExit = program.try_into()?;
+            exit.load(function, btf)?;
+            let id = exit.attach()?;
+            exit.take_link(id)?.into()
+        }
+        Place::Tracepoint(name) => {
+            let tracepoint: &mut BtfTracePoint = program.try_into()?;
+            tracepoint.load(name, btf)?;
+            let id = tracepoint.attach()?;
+            tracepoint.take_link(id)?.into()
+        }
+    })
+}
+
+/// The error in one line, and the end of the verifier's log, where its reason stands.
+fn verifier_reason(error: &ProgramError) -> String {
+    const LINES: usize = 12;
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(LINES)..];
+    format!("{io_error}; the verifier says:\n  {}", tail.join("\n  "))
+}
+
+fn take<T>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    convert: impl FnOnce(Map) -> Result<T, AyaMapError>,
+) -> Result<T, LoadError> {
+    let map = ebpf.take_map(name).ok_or_else(|| AyaMapError::InvalidName { name: name.to_owned() });
+    map.and_then(convert).map_err(|source| LoadError::Map { name, source })
+}
+
+fn map_error(what: &'static str, dev: u32) -> impl FnOnce(AyaMapError) -> MapError {
+    move |error| {
+        let reason = match &error {
+            AyaMapError::SyscallError(call) => call.to_string(),
+            other => other.to_string(),
+        };
+        MapError { what, dev, reason }
+    }
+}
+
+fn absent_is_done(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
+    match result {
+        Err(AyaMapError::KeyNotFound) => Ok(()),
+        Err(AyaMapError::SyscallError(call)) if call.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+impl Enforcer for LsmEnforcer {
+    fn put_rule(&mut self, rule: &Rule) -> Result<(), MapError> {
+        self.rules.insert(rule.dev, rule, 0).map_err(map_error("put the rule", rule.dev))
+    }
+
+    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
+        absent_is_done(self.rules.remove(&dev)).map_err(map_error("remove the rule", dev))
+    }
+
+    fn ruled(&self) -> Vec<u32> {
+        self.rules.keys().filter_map(Result::ok).collect()
+    }
+
+    fn holders(&self) -> Vec<(u32, HolderEntry)> {
+        self.holders.iter().filter_map(Result::ok).collect()
+    }
+
+    fn release_holder(&mut self, dev: u32) -> Result<(), MapError> {
+        absent_is_done(self.holders.remove(&dev)).map_err(map_error("release the formatter", dev))
+    }
+
+    fn counts(&self) -> Counts {
+        let sum = |counter: Counter| {
+            self.counters.get(&(counter as u32), 0).map_or(0, |each| each.iter().sum())
+        };
+        Counts {
+            judged: sum(Counter::Judged),
+            stale: sum(Counter::Stale),
+            lost_events: sum(Counter::LostEvents),
+            full_maps: sum(Counter::FullMaps),
+        }
+    }
+}

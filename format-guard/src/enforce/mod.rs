@@ -1,0 +1,52 @@
+//! The enforcement in the kernel, as the rest of the agent sees it.
+//!
+//! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from `decide()`.
+
+pub mod canary;
+pub mod lsm;
+pub mod offsets;
+pub mod pins;
+pub mod rule;
+
+use format_guard_common::{Rule, event::HolderEntry};
+
+/// An error of a kernel map.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} for device {}:{}: {reason}", dev >> 20, dev & 0xf_ffff)]
+pub struct MapError {
+    /// What was tried.
+    pub what: &'static str,
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// What the kernel says.
+    pub reason: String,
+}
+
+/// What the guard itself has counted since its maps were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests judged.
+    pub judged: u64,
+    /// Rules met that belong to an earlier medium.
+    pub stale: u64,
+    /// Events lost to a full ring buffer.
+    pub lost_events: u64,
+    /// Entries that a full map could not take.
+    pub full_maps: u64,
+}
+
+/// The kernel's rules and holders. One implementation loads BPF programs; the reconciler's tests record.
+pub trait Enforcer {
+    /// Puts or replaces the rule for a device.
+    fn put_rule(&mut self, rule: &Rule) -> Result<(), MapError>;
+    /// Takes the rule of a device away: it is judged as unknown from then on.
+    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError>;
+    /// Numbers of the devices that have a rule.
+    fn ruled(&self) -> Vec<u32>;
+    /// Who formats what, as far as not released.
+    fn holders(&self) -> Vec<(u32, HolderEntry)>;
+    /// Forgets who formatted a device: it may begin anew, if its rule allows it.
+    fn release_holder(&mut self, dev: u32) -> Result<(), MapError>;
+    /// What the guard has counted.
+    fn counts(&self) -> Counts;
+}

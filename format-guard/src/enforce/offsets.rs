@@ -1,0 +1,159 @@
+//! Where the running kernel keeps the fields that the kernel programs read, found in its BTF.
+//!
+//! aya's Rust programs carry no CO-RE relocations, so the offsets are written into their read-only globals before
+//! load. A field that a kernel lacks is an error that names it; there are no defaults, a wrong offset reads garbage.
+
+use std::path::Path;
+
+use btf_rs::{Btf, Struct, Type};
+
+/// A structure field whose offset a kernel program needs.
+struct Field {
+    /// The global of format-guard-ebpf/src/kernel.rs.
+    global: &'static str,
+    structure: &'static str,
+    /// Names that the field had over the versions, newest first.
+    names: &'static [&'static str],
+}
+
+const fn field(global: &'static str, structure: &'static str, names: &'static [&'static str]) -> Field {
+    Field { global, structure, names }
+}
+
+const FIELDS: &[Field] = &[
+    field("FILE_F_INODE", "file", &["f_inode"]),
+    field("FILE_F_MODE", "file", &["f_mode"]),
+    field("FILE_F_POS", "file", &["f_pos"]),
+    field("FILE_F_MAPPING", "file", &["f_mapping"]),
+    field("MAPPING_HOST", "address_space", &["host"]),
+    field("INODE_I_MODE", "inode", &["i_mode"]),
+    field("INODE_I_RDEV", "inode", &["i_rdev"]),
+    field("KIOCB_KI_POS", "kiocb", &["ki_pos"]),
+    field("KIOCB_KI_FILP", "kiocb", &["ki_filp"]),
+    field("IO_RW_ADDR", "io_rw", &["addr"]),
+    field("IO_RW_LEN", "io_rw", &["len"]),
+    field("IO_KIOCB_OPCODE", "io_kiocb", &["opcode"]),
+    field("URING_CMD_FILE", "io_uring_cmd", &["file"]),
+    field("URING_CMD_SQE", "io_uring_cmd", &["sqe", "cmd"]),
+    field("URING_CMD_OP", "io_uring_cmd", &["cmd_op"]),
+    field("BDEV_INODE_VFS_INODE", "bdev_inode", &["vfs_inode"]),
+    field("BDEV_BD_DISK", "block_device", &["bd_disk"]),
+    field("BDEV_BD_DEV", "block_device", &["bd_dev"]),
+    field("DISK_DISKSEQ", "gendisk", &["diskseq"]),
+    field("SUPER_S_BDEV", "super_block", &["s_bdev"]),
+    field("TASK_FLAGS", "task_struct", &["flags"]),
+    field("TASK_TGID", "task_struct", &["tgid"]),
+    field("TASK_GROUP_LEADER", "task_struct", &["group_leader"]),
+    field("TASK_START_BOOTTIME", "task_struct", &["start_boottime"]),
+    field("TASK_EXIT_CODE", "task_struct", &["exit_code"]),
+    field("TASK_SIGNAL", "task_struct", &["signal"]),
+    field("SIGNAL_LIVE", "signal_struct", &["live"]),
+    field("VMA_VM_FILE", "vm_area_struct", &["vm_file"]),
+    field("VMA_VM_FLAGS", "vm_area_struct", &["vm_flags"]),
+];
+
+/// The kernel's own BTF.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why offsets cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OffsetError {
+    /// No readable BTF: the kernel was built without it, or /sys is not mounted.
+    #[error("cannot read the kernel's type information at {path}: {reason}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What btf-rs says.
+        reason: String,
+    },
+    /// The kernel has no such field.
+    #[error("this kernel has no field {structure}.{field}")]
+    NoField {
+        /// The structure.
+        structure: &'static str,
+        /// Its field.
+        field: &'static str,
+    },
+}
+
+/// The running kernel's types.
+pub struct KernelTypes {
+    btf: Btf,
+}
+
+impl KernelTypes {
+    /// Reads them from `path`, usually [`KERNEL_BTF`].
+    pub fn read(path: &Path) -> Result<Self, OffsetError> {
+        Btf::from_file(path)
+            .map(|btf| Self { btf })
+            .map_err(|error| OffsetError::Unreadable { path: path.display().to_string(), reason: error.to_string() })
+    }
+
+    /// Whether the kernel has a function of this name that programs can attach to.
+    #[must_use]
+    pub fn has_function(&self, name: &str) -> bool {
+        self.btf
+            .resolve_types_by_name(name)
+            .is_ok_and(|types| types.iter().any(|kind| matches!(kind, Type::Func(_))))
+    }
+
+    /// Every global of the kernel programs with its offset in bytes.
+    pub fn offsets(&self) -> Result<Vec<(&'static str, u32)>, OffsetError> {
+        let mut offsets = FIELDS
+            .iter()
+            .map(|field| Ok((field.global, self.offset(field.structure, field.names)?)))
+            .collect::<Result<Vec<_>, OffsetError>>()?;
+        // thread_info is embedded (CONFIG_THREAD_INFO_IN_TASK, always so on x86_64).
+        let status = self.offset("task_struct", &["thread_info"])? + self.offset("thread_info", &["status"])?;
+        offsets.push(("TASK_THREAD_STATUS", status));
+        Ok(offsets)
+    }
+
+    fn offset(&self, structure: &'static str, names: &[&'static str]) -> Result<u32, OffsetError> {
+        let types = self.btf.resolve_types_by_name(structure).unwrap_or_default();
+        names
+            .iter()
+            .find_map(|name| {
+                types.iter().find_map(|kind| match kind {
+                    Type::Struct(found) => self.bit_offset(found, name, 0),
+                    _ => None,
+                })
+            })
+            .filter(|bits| bits % 8 == 0)
+            .map(|bits| bits / 8)
+            .ok_or(OffsetError::NoField { structure, field: names.first().copied().unwrap_or("?") })
+    }
+
+    /// Looks through anonymous members, too; their depth in the kernel is below 8.
+    fn bit_offset(&self, structure: &Struct, name: &str, depth: u32) -> Option<u32> {
+        if depth > 8 {
+            return None;
+        }
+        structure.members.iter().find_map(|member| {
+            let own = self.btf.resolve_name(member).unwrap_or_default();
+            if own == name {
+                return Some(member.bit_offset());
+            }
+            if !own.is_empty() {
+                return None;
+            }
+            match self.btf.resolve_chained_type(member).ok()? {
+                Type::Struct(inner) | Type::Union(inner) => {
+                    Some(member.bit_offset() + self.bit_offset(&inner, name, depth + 1)?)
+                }
+                _ => None,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_one_plain_sentence() {
+        let error = KernelTypes::read(Path::new("/nowhere/btf")).err().expect("no such file");
+        assert!(error.to_string().starts_with("cannot read the kernel's type information at /nowhere/btf"));
+    }
+}

@@ -1,0 +1,6 @@
+//! format-guard: remembers that a volume was formatted, durably, under an identity that outlives device numbers, and
+//! makes the kernel refuse to destroy it.
+
+pub mod enforce;
+pub mod record;
+pub mod volume;

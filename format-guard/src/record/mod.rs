@@ -1,0 +1,138 @@
+//! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
+//! its edges.
+
+pub mod sqlite;
+pub mod store;
+pub mod transition;
+
+pub use format_guard_common::State;
+use serde::{Deserialize, Serialize};
+
+use crate::volume::{VolumeId, marks::Mark};
+
+/// Seconds since 1970.
+pub type Seconds = i64;
+
+/// What a volume holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// libblkid's names of every format found, the first one for people.
+    pub types: Vec<String>,
+    /// UUID of the first one.
+    pub uuid: Option<String>,
+    /// Its label.
+    pub label: Option<String>,
+}
+
+impl Content {
+    /// The format's name for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.types.first().map_or("unknown", String::as_str)
+    }
+}
+
+/// A process that formats or formatted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Formatter {
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Nanoseconds of `CLOCK_BOOTTIME` at which it started.
+    pub started: u64,
+    /// Name of the program, as the kernel keeps it.
+    pub comm: String,
+    /// Path of its executable, where it could still be read.
+    pub exe: Option<String>,
+    /// Its control group (v2), by number.
+    pub cgroup: u64,
+    /// When it began.
+    pub at: Seconds,
+}
+
+/// An operator's allowance for one re-format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permit {
+    /// Why.
+    pub reason: String,
+    /// The operator's user id, as the kernel told it.
+    pub uid: u32,
+    /// When it was given.
+    pub at: Seconds,
+    /// When it ends, used or not.
+    pub expires: Seconds,
+}
+
+/// What is known of one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Which volume.
+    pub id: VolumeId,
+    /// Where its identity came from, for people.
+    pub origin: String,
+    /// The identity says where the device is, not what it holds.
+    pub weak: bool,
+    /// The state.
+    pub state: State,
+    /// Since when.
+    pub since: Seconds,
+    /// What brought it there, for people.
+    pub cause: String,
+    /// What it holds, once that was seen. Kept through a permit.
+    pub content: Option<Content>,
+    /// The bytes that identify it.
+    pub marks: Vec<Mark>,
+    /// It carried a format once: only a permit may bring another one.
+    pub ever_formatted: bool,
+    /// A file system on it was mounted since it was formatted.
+    pub mounted: bool,
+    /// Who formats it, or formatted it last.
+    pub formatter: Option<Formatter>,
+    /// The permit in force.
+    pub permit: Option<Permit>,
+    /// What a probe found that is not what is recorded.
+    pub discrepancy: Option<String>,
+    /// When it was first seen.
+    pub first_seen: Seconds,
+    /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+
+    /// Clean and blank probes in a row since it was attached. Not stored.
+    pub clean_passes: u32,
+    /// The formatter may still run. Not stored: after a restart its end is found out anew.
+    pub running: bool,
+    /// Wait status of the formatter, once it has ended and the kernel told. Not stored.
+    pub ended: Option<u32>,
+    /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
+    pub relabelled: bool,
+    /// LVM may wipe what an earlier logical volume left here. Not stored.
+    pub owner_may_wipe: bool,
+}
+
+impl Record {
+    /// A volume seen for the first time.
+    #[must_use]
+    pub fn new(id: VolumeId, origin: String, weak: bool, now: Seconds) -> Self {
+        Self {
+            id,
+            origin,
+            weak,
+            state: State::Unverified,
+            since: now,
+            cause: "not probed yet".to_owned(),
+            content: None,
+            marks: Vec::new(),
+            ever_formatted: false,
+            mounted: false,
+            formatter: None,
+            permit: None,
+            discrepancy: None,
+            first_seen: now,
+            boot: String::new(),
+            clean_passes: 0,
+            running: false,
+            ended: None,
+            relabelled: false,
+            owner_may_wipe: false,
+        }
+    }
+}

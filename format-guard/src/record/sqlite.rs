@@ -1,0 +1,361 @@
+//! The embedded store: SQLite, one writer, every commit on disk before it returns.
+//!
+//! A damaged file is never written to: it is set aside under a dated name and the start is degraded.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+
+use super::{
+    Record, Seconds, State,
+    store::{HistoryEvent, Store, StoreError},
+};
+use crate::volume::{
+    VolumeId,
+    marks::{Mark, MarkKind},
+};
+
+/// File below the state directory.
+const FILE: &str = "volumes.sqlite3";
+/// Lines of history that are kept.
+const MAX_HISTORY: i64 = 20_000;
+
+/// Each brings the schema from the version of its index to the next.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE volumes (
+        id         TEXT PRIMARY KEY,
+        origin     TEXT NOT NULL,
+        weak       INTEGER NOT NULL,
+        state      TEXT NOT NULL CHECK (state IN
+                   ('unverified', 'blank', 'formatting', 'formatted', 'permitted', 'exempt')),
+        since      INTEGER NOT NULL,
+        cause      TEXT NOT NULL,
+        content    TEXT,
+        ever_formatted INTEGER NOT NULL,
+        mounted    INTEGER NOT NULL,
+        formatter  TEXT,
+        discrepancy TEXT,
+        first_seen INTEGER NOT NULL,
+        boot       TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE marks (
+        volume  TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+        offset  INTEGER NOT NULL,
+        kind    TEXT NOT NULL CHECK (kind IN ('magic', 'uuid')),
+        bytes   BLOB NOT NULL CHECK (length(bytes) BETWEEN 1 AND 16),
+        PRIMARY KEY (volume, offset)
+    ) STRICT;
+    CREATE TABLE permits (
+        volume  TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+        permit  TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        id      INTEGER PRIMARY KEY AUTOINCREMENT,
+        at      INTEGER NOT NULL,
+        volume  TEXT NOT NULL,
+        kind    TEXT NOT NULL,
+        text    TEXT NOT NULL,
+        refusal TEXT
+    ) STRICT;
+    CREATE INDEX events_of_volume ON events (volume, id);
+"];
+
+/// The embedded store.
+pub struct SqliteStore {
+    connection: Connection,
+    _lock: fs::File,
+}
+
+/// How the store was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// As it was left.
+    Whole,
+    /// The old file was damaged and is kept at this path; the new one is empty.
+    SetAside(PathBuf),
+}
+
+impl SqliteStore {
+    /// Opens or makes the database below `directory`. A second agent on the same directory is refused.
+    pub fn open(directory: &Path, now: Seconds) -> Result<(Self, Opened), StoreError> {
+        let path = directory.join(FILE);
+        let unusable = |error: io::Error| StoreError::Unusable {
+            path: directory.to_owned(),
+            reason: format!("{error}; make the directory, writable for root, on a disk that is kept"),
+        };
+        fs::create_dir_all(directory).map_err(unusable)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
+        let lock = fs::File::create(directory.join("lock")).map_err(unusable)?;
+        lock.try_lock().map_err(|_| StoreError::Unusable {
+            path: directory.to_owned(),
+            reason: "another agent uses it; stop that one first (systemctl stop format-guard)".to_owned(),
+        })?;
+        let existed = path.exists();
+        match Self::connect(&path) {
+            Ok(connection) => Ok((Self { connection, _lock: lock }, Opened::Whole)),
+            Err(error) if existed && is_damage(&error) => {
+                let aside = set_aside(&path, now).map_err(unusable)?;
+                let connection = Self::connect(&path)?;
+                Ok((Self { connection, _lock: lock }, Opened::SetAside(aside)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn connect(path: &Path) -> Result<Connection, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut connection = Connection::open_with_flags(path, flags).map_err(|error| {
+            if is_damage_code(&error) {
+                return StoreError::Sqlite(error);
+            }
+            StoreError::Unusable { path: path.to_owned(), reason: error.to_string() }
+        })?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", "ON")?;
+        let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict });
+        }
+        migrate(&mut connection, path)?;
+        Ok(connection)
+    }
+}
+
+/// Stands for the whole file in an error.
+const DAMAGED: &str = "(all)";
+
+fn is_damage(error: &StoreError) -> bool {
+    match error {
+        StoreError::Sqlite(error) => is_damage_code(error),
+        StoreError::Row { volume, .. } => volume == DAMAGED,
+        _ => false,
+    }
+}
+
+fn is_damage_code(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+    )
+}
+
+/// Renames the database, its log with it, to a dated name.
+fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
+    let aside = path.with_extension(format!("damaged-{now}"));
+    fs::rename(path, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        let mut log = path.as_os_str().to_owned();
+        log.push(suffix);
+        let mut to = aside.as_os_str().to_owned();
+        to.push(suffix);
+        match fs::rename(&log, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let known = MIGRATIONS.len() as i64;
+    if !(0..=known).contains(&found) {
+        return Err(StoreError::Version { path: path.to_owned(), found, known });
+    }
+    for (version, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", version as i64 + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value)
+        .map_err(|error| StoreError::Row { volume: String::new(), reason: error.to_string() })
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(
+    volume: &str,
+    text: Option<String>,
+) -> Result<Option<T>, StoreError> {
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| StoreError::Row { volume: volume.to_owned(), reason: error.to_string() })
+}
+
+fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
+    State::from_name(name)
+        .ok_or_else(|| StoreError::Row { volume: volume.to_owned(), reason: format!("no state {name}") })
+}
+
+/// A row of `volumes` as SQLite has it.
+struct Raw {
+    state: String,
+    content: Option<String>,
+    formatter: Option<String>,
+    record: Record,
+}
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    let id: String = row.get("id")?;
+    let mut record = Record::new(id.into(), row.get("origin")?, row.get("weak")?, row.get("first_seen")?);
+    record.since = row.get("since")?;
+    record.cause = row.get("cause")?;
+    record.ever_formatted = row.get("ever_formatted")?;
+    record.mounted = row.get("mounted")?;
+    record.discrepancy = row.get("discrepancy")?;
+    record.boot = row.get("boot")?;
+    Ok(Raw { state: row.get("state")?, content: row.get("content")?, formatter: row.get("formatter")?, record })
+}
+
+fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for event in told {
+        let refusal = event.refusal.as_ref().map(json).transpose()?;
+        insert.execute(params![event.at, event.volume, event.kind, event.text, refusal])?;
+    }
+    if !told.is_empty() {
+        connection
+            .prepare_cached("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?1")?
+            .execute([MAX_HISTORY])?;
+    }
+    Ok(())
+}
+
+impl Store for SqliteStore {
+    fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError> {
+        let volume = id.as_str();
+        let found = self
+            .connection
+            .prepare_cached("SELECT * FROM volumes WHERE id = ?1")?
+            .query_row([volume], raw)
+            .optional()?;
+        let Some(found) = found else { return Ok(None) };
+        let mut record = found.record;
+        record.state = state_of(volume, &found.state)?;
+        record.content = from_json(volume, found.content)?;
+        record.formatter = from_json(volume, found.formatter)?;
+        let permit: Option<String> = self
+            .connection
+            .prepare_cached("SELECT permit FROM permits WHERE volume = ?1")?
+            .query_row([volume], |row| row.get(0))
+            .optional()?;
+        record.permit = from_json(volume, permit)?;
+        let mut marks = self
+            .connection
+            .prepare_cached("SELECT offset, kind, bytes FROM marks WHERE volume = ?1 ORDER BY rowid")?;
+        let rows = marks.query_map([volume], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
+        })?;
+        for row in rows {
+            let (offset, kind, bytes) = row?;
+            let kind = MarkKind::from_name(&kind).ok_or_else(|| StoreError::Row {
+                volume: volume.to_owned(),
+                reason: format!("no kind of mark {kind}"),
+            })?;
+            record.marks.push(Mark { offset: offset.cast_unsigned(), kind, bytes });
+        }
+        Ok(Some(record))
+    }
+
+    fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        let volume = record.id.as_str();
+        transaction
+            .prepare_cached(
+                "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
+                 discrepancy, first_seen, boot, ever_formatted) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+                 ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
+                 content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
+                 ever_formatted = ?13",
+            )?
+            .execute(params![
+                volume,
+                record.origin,
+                record.weak,
+                record.state.name(),
+                record.since,
+                record.cause,
+                record.content.as_ref().map(json).transpose()?,
+                record.mounted,
+                record.formatter.as_ref().map(json).transpose()?,
+                record.discrepancy,
+                record.first_seen,
+                record.boot,
+                record.ever_formatted,
+            ])?;
+        transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
+        for mark in &record.marks {
+            transaction
+                .prepare_cached("INSERT INTO marks (volume, offset, kind, bytes) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![volume, mark.offset.cast_signed(), mark.kind.name(), mark.bytes])?;
+        }
+        transaction.prepare_cached("DELETE FROM permits WHERE volume = ?1")?.execute([volume])?;
+        if let Some(permit) = &record.permit {
+            transaction
+                .prepare_cached("INSERT INTO permits (volume, permit) VALUES (?1, ?2)")?
+                .execute(params![volume, json(permit)?])?;
+        }
+        insert_events(&transaction, told)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError> {
+        let mut select = self.connection.prepare_cached("SELECT id, state FROM volumes ORDER BY id")?;
+        let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        rows.map(|row| {
+            let (id, state) = row?;
+            let state = state_of(&id, &state)?;
+            Ok((id.into(), state))
+        })
+        .collect()
+    }
+
+    fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        insert_events(&transaction, told)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn history(&self, after: i64, limit: u32, volume: Option<&str>) -> Result<Vec<HistoryEvent>, StoreError> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT * FROM (SELECT id, at, volume, kind, text, refusal FROM events \
+             WHERE id > ?1 AND (?2 IS NULL OR volume = ?2) ORDER BY id DESC LIMIT ?3) ORDER BY id",
+        )?;
+        let rows = select.query_map(params![after, volume, limit], |row| {
+            let event = HistoryEvent {
+                id: row.get(0)?,
+                at: row.get(1)?,
+                volume: row.get(2)?,
+                kind: row.get(3)?,
+                text: row.get(4)?,
+                refusal: None,
+            };
+            Ok((event, row.get::<_, Option<String>>(5)?))
+        })?;
+        rows.map(|row| {
+            let (mut event, refusal) = row?;
+            event.refusal = from_json(&event.volume, refusal)?;
+            Ok(event)
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! What a store of records must do, whichever it is.
+
+use std::path::PathBuf;
+
+use super::{Record, Seconds, State};
+use crate::volume::VolumeId;
+
+/// One line of the history.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HistoryEvent {
+    /// Its number, rising. Zero before it is stored.
+    pub id: i64,
+    /// Seconds since 1970.
+    pub at: Seconds,
+    /// The volume, or empty for the guard itself.
+    pub volume: String,
+    /// A stable word: `denied`, `would-deny`, `formatted`, ...
+    pub kind: String,
+    /// A sentence.
+    pub text: String,
+    /// The facts of a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+}
+
+/// The facts of a refusal, as the kernel told them.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Refusal {
+    /// Why: a name of `format_guard_common::Reason`.
+    pub reason: String,
+    /// What was tried: a name of `format_guard_common::Operation`.
+    pub operation: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The device's name, or its number when it is gone.
+    pub device: String,
+    /// Process id in the initial pid namespace.
+    pub pid: u32,
+    /// Name of the program, as the kernel keeps it.
+    pub comm: String,
+    /// Path of its executable, where it could still be read.
+    pub exe: Option<String>,
+    /// Its control group (v2), by number.
+    pub cgroup: u64,
+}
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory or file cannot be used.
+    #[error("cannot use the database {path}: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
+    /// Written by another version.
+    #[error("the database {path} has version {found}, this program knows up to {known}: install a newer one")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest known here.
+        known: i64,
+    },
+    /// SQLite says no.
+    #[error("database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A row is not what this program writes.
+    #[error("database: volume {volume}: {reason}")]
+    Row {
+        /// The volume.
+        volume: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Keeps records and their history. Every write is durable when it returns.
+pub trait Store {
+    /// The record of a volume.
+    fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError>;
+    /// Stores a record, with what is to be told of it, in one transaction.
+    fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError>;
+    /// Every record's id and state, by id.
+    fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError>;
+    /// Adds to the history.
+    fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError>;
+    /// The newest `limit` lines after number `after`, oldest first, of one volume or of all.
+    fn history(&self, after: i64, limit: u32, volume: Option<&str>) -> Result<Vec<HistoryEvent>, StoreError>;
+}

@@ -1,0 +1,378 @@
+//! The states of a record and every way from one to another: a pure function.
+//!
+//! It must never let a record leave Formatted without an operator's permit, nor make one Blank (armed) without two
+//! clean probes since the volume was attached. What it returns is stored before the kernel's rule changes: armed
+//! before allowed.
+
+use format_guard_common::State;
+
+use super::{Content, Formatter, Permit, Record, Seconds};
+use crate::volume::{
+    marks::{Found, Mark},
+    probe::{Finding, ProbeError},
+};
+
+/// Clean probes in a row that arm a blank volume.
+pub const CLEAN_PASSES: u32 = 2;
+/// How long LVM may wipe signatures on a logical volume after it was first seen, in seconds: lvcreate does it at
+/// once.
+const OWNER_SECONDS: Seconds = 30;
+
+/// What happened to a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It appeared, or its medium changed.
+    Attached {
+        /// The running boot.
+        boot: String,
+    },
+    /// A probe came back.
+    Probed(Result<Finding, ProbeError>),
+    /// The kernel let a formatter through.
+    FormatBegan(Formatter),
+    /// The formatter has ended; the wait status where the kernel told it.
+    FormatEnded(Option<u32>),
+    /// A file system on it was mounted.
+    Mounted,
+    /// A re-labelling tool was let through.
+    Relabelled,
+    /// LVM wiped what an earlier logical volume left.
+    OwnerWiped,
+    /// An operator takes what is on the volume now for its content.
+    Adopted {
+        /// What a probe found just now.
+        found: Vec<Found>,
+        /// Its marks.
+        marks: Vec<Mark>,
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// An operator allows one re-format.
+    Permitted(Permit),
+    /// Time has passed.
+    Tick,
+}
+
+/// What has to be done besides storing the record and putting its rule, which comes first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Probe the device.
+    Probe,
+    /// Forget who formatted it.
+    ReleaseHolder,
+    /// Tell people.
+    Report(Report),
+}
+
+/// What people are told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// A stable word.
+    pub kind: &'static str,
+    /// A sentence.
+    pub text: String,
+}
+
+/// The record after `event`, and what else is to be done.
+#[must_use]
+pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
+    let mut step = Step { record: record.clone(), effects: Vec::new(), now };
+    match event {
+        Event::Attached { boot } => step.attached(boot),
+        Event::Probed(Ok(Finding::Blank)) => step.blank(),
+        Event::Probed(Ok(Finding::Holds { found, marks })) => step.holds(&found, marks),
+        Event::Probed(Err(error)) => step.unreadable(&error),
+        Event::FormatBegan(formatter) => step.format_began(formatter),
+        Event::FormatEnded(status) => step.format_ended(status),
+        Event::Mounted => step.mounted(),
+        Event::Relabelled => step.relabelled(),
+        Event::OwnerWiped => step.owner_wiped(),
+        Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
+        Event::Permitted(permit) => step.permitted(permit),
+        Event::Tick => step.tick(),
+    }
+    (step.record, step.effects)
+}
+
+struct Step {
+    record: Record,
+    effects: Vec<Effect>,
+    now: Seconds,
+}
+
+impl Step {
+    fn report(&mut self, kind: &'static str, text: impl Into<String>) {
+        self.effects.push(Effect::Report(Report { kind, text: text.into() }));
+    }
+
+    fn to(&mut self, state: State, cause: impl Into<String>) {
+        if self.record.state != state {
+            self.record.since = self.now;
+        }
+        self.record.state = state;
+        self.record.cause = cause.into();
+    }
+
+    fn unverified(&mut self, cause: impl Into<String>) {
+        self.record.clean_passes = 0;
+        self.to(State::Unverified, cause);
+    }
+
+    fn probe(&mut self) {
+        self.effects.push(Effect::Probe);
+    }
+
+    fn attached(&mut self, boot: String) {
+        let other_boot = !self.record.boot.is_empty() && self.record.boot != boot;
+        self.record.boot = boot;
+        self.record.clean_passes = 0;
+        match self.record.state {
+            State::Exempt => return,
+            // An armed record is trusted for one attachment only.
+            State::Blank | State::Unverified if self.record.weak && other_boot => {
+                self.unverified(WEAK);
+            }
+            State::Blank | State::Unverified if self.record.cause != WEAK => {
+                self.unverified("attached, not probed yet");
+            }
+            _ => {}
+        }
+        self.probe();
+    }
+
+    fn blank(&mut self) {
+        match self.record.state {
+            State::Unverified if self.record.cause == WEAK => {}
+            State::Unverified => self.clean_pass("probed twice, clean and blank"),
+            State::Formatting if self.record.running => {}
+            State::Formatting if self.record.ever_formatted || self.record.mounted => {
+                self.formatted("a permitted re-format ended and the volume reads blank");
+                self.discrepancy("it reads blank".to_owned());
+            }
+            State::Formatting => self.clean_pass("the format left nothing, probed twice"),
+            State::Formatted | State::Permitted => self.discrepancy("it reads blank".to_owned()),
+            State::Blank | State::Exempt => {}
+        }
+    }
+
+    fn clean_pass(&mut self, cause: &str) {
+        self.record.clean_passes += 1;
+        if self.record.clean_passes < CLEAN_PASSES {
+            self.probe();
+            return;
+        }
+        self.record.marks.clear();
+        self.to(State::Blank, cause);
+        self.effects.push(Effect::ReleaseHolder);
+        self.report("blank", "blank: one format may begin");
+    }
+
+    fn holds(&mut self, found: &[Found], marks: Vec<Mark>) {
+        let content = content_of(found);
+        match self.record.state {
+            State::Unverified | State::Blank => {
+                let first_sight = self.record.first_seen + OWNER_SECONDS > self.now && !self.record.mounted;
+                self.record.owner_may_wipe =
+                    first_sight && self.record.id.as_str().starts_with("dm:LVM-");
+                self.take(content, marks);
+                self.formatted("a probe found it");
+            }
+            State::Formatting if self.record.running => {}
+            State::Formatting if self.failed_first_format() => {
+                self.record.marks.clear();
+                self.record.clean_passes = 0;
+                let text = format!("a first format failed and left {}: it may be tried again", content.name());
+                self.to(State::Blank, text.clone());
+                self.effects.push(Effect::ReleaseHolder);
+                self.report("format-failed", text);
+            }
+            State::Formatting => {
+                let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
+                let cause = format!("formatted by {by}");
+                self.take(content, marks);
+                self.formatted(cause);
+            }
+            State::Formatted | State::Permitted => self.compare(content, marks),
+            State::Exempt => {}
+        }
+    }
+
+    /// A first format whose process is known to have failed, on a volume that never was mounted.
+    fn failed_first_format(&self) -> bool {
+        !self.record.ever_formatted
+            && !self.record.mounted
+            && self.record.ended.is_some_and(|status| status != 0)
+    }
+
+    fn take(&mut self, content: Content, marks: Vec<Mark>) {
+        self.record.content = Some(content);
+        self.record.marks = marks;
+        self.record.discrepancy = None;
+        self.record.relabelled = false;
+    }
+
+    fn formatted(&mut self, cause: impl Into<String>) {
+        self.record.permit = None;
+        self.record.running = false;
+        self.record.ever_formatted = true;
+        self.to(State::Formatted, cause);
+        self.effects.push(Effect::ReleaseHolder);
+        let name = self.record.content.as_ref().map_or("a format", |content| content.name()).to_owned();
+        self.report("formatted", format!("holds {name}: {}", self.record.cause));
+    }
+
+    /// A recorded volume was probed: what the disk says now never outranks what was recorded.
+    fn compare(&mut self, content: Content, marks: Vec<Mark>) {
+        let Some(recorded) = self.record.content.clone() else {
+            // Known by its mount alone until now.
+            self.take(content, marks);
+            return;
+        };
+        if recorded.types == content.types && recorded.uuid == content.uuid {
+            if self.record.discrepancy.is_some() {
+                self.report("discrepancy-ended", "it reads as recorded again");
+            }
+            // A label may change, and a structure that was damaged may be repaired.
+            self.take(content, marks);
+        } else if self.record.relabelled && recorded.types == content.types {
+            let uuid = content.uuid.clone().unwrap_or_default();
+            self.take(content, marks);
+            self.report("relabelled", format!("its UUID is now {uuid}"));
+        } else {
+            let seen = content.uuid.as_deref().unwrap_or("no UUID");
+            self.discrepancy(format!("it reads as {} {seen}", content.name()));
+        }
+    }
+
+    fn discrepancy(&mut self, text: String) {
+        if self.record.discrepancy.as_ref() != Some(&text) {
+            self.report("discrepancy", format!("recorded as formatted, but {text}; it stays protected"));
+            self.record.discrepancy = Some(text);
+        }
+    }
+
+    fn unreadable(&mut self, error: &ProbeError) {
+        match self.record.state {
+            State::Unverified if self.record.cause == WEAK => {}
+            State::Unverified | State::Blank => {
+                let cause = error.to_string();
+                if self.record.cause != cause {
+                    self.report("unverified", format!("cannot be verified: {cause}"));
+                }
+                self.unverified(cause);
+            }
+            State::Formatting => self.record.clean_passes = 0,
+            State::Formatted | State::Permitted => self.discrepancy(error.to_string()),
+            State::Exempt => {}
+        }
+    }
+
+    fn format_began(&mut self, formatter: Formatter) {
+        match self.record.state {
+            State::Blank | State::Permitted | State::Unverified => {
+                let text = format!("{} (pid {}) began to format", formatter.comm, formatter.pid);
+                // The permit is used up by its beginning: there is no second one.
+                self.record.permit = None;
+                self.record.formatter = Some(formatter);
+                self.record.running = true;
+                self.record.ended = None;
+                self.record.mounted = false;
+                self.record.clean_passes = 0;
+                self.to(State::Formatting, text.clone());
+                self.report("format-began", text);
+            }
+            // Told twice, or told late.
+            State::Formatting | State::Formatted | State::Exempt => {}
+        }
+    }
+
+    fn format_ended(&mut self, status: Option<u32>) {
+        if self.record.state != State::Formatting {
+            return;
+        }
+        self.record.running = false;
+        self.record.ended = status;
+        self.record.clean_passes = 0;
+        self.probe();
+    }
+
+    fn mounted(&mut self) {
+        self.record.owner_may_wipe = false;
+        match self.record.state {
+            State::Unverified | State::Blank | State::Formatting => {
+                self.record.mounted = true;
+                // What it held before is not what was mounted.
+                self.record.content = None;
+                self.formatted("it was mounted");
+                self.probe();
+            }
+            State::Formatted | State::Permitted => self.record.mounted = true,
+            State::Exempt => {}
+        }
+    }
+
+    fn relabelled(&mut self) {
+        if matches!(self.record.state, State::Formatted | State::Permitted) {
+            self.record.relabelled = true;
+        }
+    }
+
+    fn owner_wiped(&mut self) {
+        if self.record.state == State::Formatted && self.record.owner_may_wipe {
+            self.record.content = None;
+            self.record.marks.clear();
+            self.record.ever_formatted = false;
+            self.unverified("LVM wiped what an earlier logical volume left");
+            self.report("owner-wiped", "LVM wiped what an earlier logical volume left");
+            self.probe();
+        }
+    }
+
+    fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, uid: u32) {
+        self.take(content_of(found), marks);
+        self.formatted(format!("adopted by user {uid}"));
+    }
+
+    fn permitted(&mut self, permit: Permit) {
+        if self.record.state == State::Exempt {
+            return;
+        }
+        let cause = format!("permitted by user {}: {}", permit.uid, permit.reason);
+        self.record.permit = Some(permit);
+        self.record.running = false;
+        self.to(State::Permitted, cause.clone());
+        self.effects.push(Effect::ReleaseHolder);
+        self.report("permitted", cause);
+    }
+
+    fn tick(&mut self) {
+        if self.record.owner_may_wipe && self.record.first_seen + OWNER_SECONDS <= self.now {
+            self.record.owner_may_wipe = false;
+        }
+        let expired = self.record.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
+        if self.record.state == State::Permitted && expired {
+            self.record.permit = None;
+            if self.record.ever_formatted {
+                self.to(State::Formatted, "the permit expired unused");
+            } else {
+                self.unverified("the permit expired unused");
+                self.probe();
+            }
+            self.report("permit-expired", "the permit expired unused");
+        }
+    }
+}
+
+/// Why a weak volume is not armed again.
+const WEAK: &str = "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
+
+fn content_of(found: &[Found]) -> Content {
+    Content {
+        types: found.iter().map(|each| each.name.clone()).collect(),
+        uuid: found.iter().find_map(|each| each.uuid.clone()),
+        label: found.iter().find_map(|each| each.label.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn record() -> Record {
+    Record::new("dm:uuid-1".into(), "dm".into(), false, 0)
+}
+
+fn found(name: &str, uuid: &str) -> Finding {
+    Finding::Holds {
+        found: vec![Found {
+            name: name.into(),
+            uuid: Some(uuid.into()),
+            label: None,
+            magic_offset: Some(0),
+        }],
+        marks: vec![Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }],
+    }
+}
+
+fn formatter() -> Formatter {
+    Formatter { pid: 7, started: 1, comm: "mkfs.ext4".into(), exe: None, cgroup: 1, at: 0 }
+}
+
+fn permit(expires: Seconds) -> Permit {
+    Permit { reason: "test".into(), uid: 0, at: 0, expires }
+}
+
+fn blank() -> Event {
+    Event::Probed(Ok(Finding::Blank))
+}
+
+fn holds(name: &str, uuid: &str) -> Event {
+    Event::Probed(Ok(found(name, uuid)))
+}
+
+/// The record after all events, and every effect on the way.
+fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, Vec<Effect>) {
+    let mut all = Vec::new();
+    for event in events {
+        let (next, effects) = next(&record, event, 10);
+        record = next;
+        all.extend(effects);
+    }
+    (record, all)
+}
+
+fn attached() -> Event {
+    Event::Attached { boot: "boot-1".into() }
+}
+
+#[test]
+fn two_clean_probes_arm_and_one_does_not() {
+    let (once, effects) = run(record(), [attached(), blank()]);
+    assert_eq!(once.state, State::Unverified);
+    assert_eq!(effects.iter().filter(|effect| **effect == Effect::Probe).count(), 2);
+    let (twice, _) = run(once, [blank()]);
+    assert_eq!(twice.state, State::Blank);
+}
+
+#[test]
+fn an_error_between_two_clean_probes_starts_over() {
+    let error = Event::Probed(Err(ProbeError::Deadline));
+    let (record, _) = run(record(), [attached(), blank(), error, blank()]);
+    assert_eq!(record.state, State::Unverified);
+}
+
+#[test]
+fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
+    let (record, _) = run(record(), [attached(), blank(), blank(), attached()]);
+    assert_eq!((record.state, record.clean_passes), (State::Unverified, 0));
+}
+
+#[test]
+fn a_first_format_is_recorded_with_its_marks() {
+    let events = [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("ext4", "a")];
+    let (record, effects) = run(record(), events);
+    assert_eq!(record.state, State::Formatted);
+    assert_eq!(record.content.as_ref().map(Content::name), Some("ext4"));
+    assert!(!record.marks.is_empty());
+    assert!(effects.contains(&Effect::ReleaseHolder));
+}
+
+#[test]
+fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
+    let begun = [blank(), blank(), Event::FormatBegan(formatter())];
+    let failed = [Event::FormatEnded(Some(256)), holds("ext4", "a")];
+    let (again, _) = run(record(), begun.clone().into_iter().chain(failed.clone()));
+    assert_eq!(again.state, State::Blank);
+    let mounted = begun.into_iter().chain([Event::Mounted]).chain(failed);
+    assert_eq!(run(record(), mounted).0.state, State::Formatted);
+}
+
+#[test]
+fn a_format_whose_end_nobody_saw_is_taken_for_complete() {
+    let events = [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(None), holds("xfs", "a")];
+    assert_eq!(run(record(), events).0.state, State::Formatted);
+}
+
+#[test]
+fn a_recorded_volume_that_reads_blank_or_wrong_or_not_at_all_stays_formatted() {
+    let (formatted, _) = run(record(), [holds("ext4", "a")]);
+    for event in [blank(), holds("crypto_LUKS", "b"), Event::Probed(Err(ProbeError::Read("EIO".into())))] {
+        let (after, effects) = run(formatted.clone(), [event.clone(), event.clone(), event]);
+        assert_eq!(after.state, State::Formatted);
+        assert_eq!((&after.content, &after.marks), (&formatted.content, &formatted.marks));
+        let reports = effects.iter().filter(|effect| matches!(effect, Effect::Report(_))).count();
+        assert_eq!(reports, 1, "one discrepancy, told once: {effects:?}");
+        let (back, _) = run(after, [holds("ext4", "a")]);
+        assert_eq!(back.discrepancy, None);
+    }
+}
+
+#[test]
+fn a_permit_is_for_one_format_and_expires() {
+    let (formatted, _) = run(record(), [holds("ext4", "a")]);
+    let (permitted, _) = run(formatted, [Event::Permitted(permit(20))]);
+    assert_eq!(permitted.state, State::Permitted);
+    let used = [Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("xfs", "b")];
+    let (again, _) = run(permitted.clone(), used);
+    assert_eq!((again.state, &again.permit), (State::Formatted, &None));
+    assert_eq!(again.content.as_ref().map(Content::name), Some("xfs"));
+    let (expired, _) = next(&permitted, Event::Tick, 21);
+    assert_eq!((expired.state, &expired.permit), (State::Formatted, &None));
+    assert_eq!(next(&permitted, Event::Tick, 19).0.state, State::Permitted);
+}
+
+#[test]
+fn a_permitted_format_that_failed_is_no_second_permit() {
+    let events = [
+        holds("ext4", "a"),
+        Event::Permitted(permit(20)),
+        Event::FormatBegan(formatter()),
+        Event::FormatEnded(Some(9)),
+        blank(),
+        blank(),
+        blank(),
+    ];
+    let (record, _) = run(record(), events);
+    assert_eq!(record.state, State::Formatted);
+    assert!(record.discrepancy.is_some());
+}
+
+#[test]
+fn a_weak_volume_is_not_armed_in_a_later_boot() {
+    let mut weak = record();
+    weak.weak = true;
+    let (armed, _) = run(weak, [attached(), blank(), blank()]);
+    assert_eq!(armed.state, State::Blank);
+    let (later, _) = run(armed, [Event::Attached { boot: "boot-2".into() }, blank(), blank(), blank()]);
+    assert_eq!(later.state, State::Unverified);
+    assert!(later.cause.contains("weak"), "{}", later.cause);
+}
+
+#[test]
+fn a_new_uuid_is_learnt_after_a_relabelling_tool_only() {
+    let (formatted, _) = run(record(), [holds("ext4", "a")]);
+    let (changed, _) = run(formatted.clone(), [holds("ext4", "b")]);
+    assert!(changed.discrepancy.is_some());
+    let (relabelled, _) = run(formatted, [Event::Relabelled, holds("ext4", "b")]);
+    assert_eq!(relabelled.content.and_then(|content| content.uuid).as_deref(), Some("b"));
+}
+
+#[test]
+fn only_a_new_logical_volume_may_be_wiped_by_its_owner() {
+    let mut volume = record();
+    volume.id = "dm:LVM-abc".into();
+    let (new, _) = run(volume, [attached(), holds("ext4", "old")]);
+    assert!(new.owner_may_wipe);
+    assert_eq!(run(new.clone(), [Event::OwnerWiped]).0.state, State::Unverified);
+    assert_eq!(run(new.clone(), [Event::Mounted, Event::OwnerWiped]).0.state, State::Formatted);
+    assert!(!next(&new, Event::Tick, 1000).0.owner_may_wipe);
+    let (other, _) = run(record(), [holds("ext4", "a"), Event::OwnerWiped]);
+    assert_eq!(other.state, State::Formatted);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => Just(blank()),
+        2 => Just(holds("ext4", "a")),
+        1 => Just(holds("xfs", "b")),
+        1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
+        1 => Just(Event::Probed(Err(ProbeError::Deadline))),
+        2 => Just(attached()),
+        1 => Just(Event::Attached { boot: "boot-2".into() }),
+        2 => Just(Event::FormatBegan(formatter())),
+        1 => Just(Event::FormatEnded(Some(0))),
+        1 => Just(Event::FormatEnded(Some(256))),
+        1 => Just(Event::FormatEnded(None)),
+        1 => Just(Event::Mounted),
+        1 => Just(Event::Relabelled),
+        1 => Just(Event::OwnerWiped),
+        2 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    /// Nothing but a permit leaves Formatted.
+    #[test]
+    fn no_sequence_without_a_permit_leaves_formatted(events in prop::collection::vec(any_event(), 0..40), weak: bool) {
+        let mut volume = record();
+        volume.weak = weak;
+        let (mut volume, _) = run(volume, [attached(), holds("ext4", "a")]);
+        for event in events {
+            volume = next(&volume, event, 10).0;
+            prop_assert_eq!(volume.state, State::Formatted);
+            prop_assert_eq!(volume.content.as_ref().map(Content::name), Some("ext4"));
+        }
+    }
+
+    /// A volume becomes Blank by the second of two clean probes in a row, or by a failed first format; and one that
+    /// carried a format or was mounted never does.
+    #[test]
+    fn blank_is_earned(events in prop::collection::vec(any_event(), 0..60)) {
+        let mut volume = record();
+        let mut clean = 0;
+        for event in events {
+            let before = volume.clone();
+            match &event {
+                Event::Probed(Ok(Finding::Blank)) => clean += 1,
+                Event::Probed(_) | Event::Attached { .. } => clean = 0,
+                // Told twice it changes nothing.
+                Event::FormatBegan(_) if before.state != State::Formatting => clean = 0,
+                Event::FormatEnded(_) if before.state == State::Formatting => clean = 0,
+                _ => {}
+            }
+            volume = next(&before, event, 10).0;
+            if volume.state == State::Blank && before.state != State::Blank {
+                let failed_first = before.state == State::Formatting && before.ended.is_some_and(|status| status != 0);
+                prop_assert!(clean >= CLEAN_PASSES || failed_first, "{before:?}");
+                prop_assert!(!before.ever_formatted && !before.mounted, "{before:?}");
+            }
+        }
+    }
+
+    /// With any number of permits, used or expired: what carried a format is never armed as if it were blank, and an
+    /// unused permit leads back to where it came from.
+    #[test]
+    fn what_carried_a_format_is_never_blank_again(
+        events in prop::collection::vec(
+            prop_oneof![8 => any_event(), 1 => Just(Event::Permitted(permit(5))), 1 => Just(Event::Permitted(permit(50)))],
+            0..60,
+        ),
+        by_mount: bool,
+    ) {
+        let proof = if by_mount { Event::Mounted } else { holds("ext4", "a") };
+        let (mut volume, _) = run(record(), [attached(), proof]);
+        for event in events {
+            let before = volume.clone();
+            volume = next(&volume, event, 10).0;
+            prop_assert!(!matches!(volume.state, State::Blank | State::Unverified), "{before:?}");
+        }
+    }
+
+    /// A permit is used once: after the format that it let through has begun there is none.
+    #[test]
+    fn no_permit_is_used_twice(events in prop::collection::vec(any_event(), 0..40)) {
+        let (mut volume, _) = run(record(), [holds("ext4", "a"), Event::Permitted(permit(1000)), Event::FormatBegan(formatter())]);
+        for event in events {
+            volume = next(&volume, event, 10).0;
+            prop_assert!(volume.permit.is_none());
+            prop_assert!(!matches!(volume.state, State::Permitted | State::Blank | State::Unverified), "{volume:?}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What a device holds now: direct reads, then libblkid over what was read.
+//!
+//! libblkid sees a memory copy of the device's ends, never the device: its reads cannot hang, it is not fooled by a
+//! page cache that outlived the medium, and nothing is cached for others. The formats that it knows keep their magic
+//! in the first 4 MiB or the last (util-linux 2.38: VMFS at 2 MiB is the farthest from the start).
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    ptr::NonNull,
+};
+
+use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::{
+    Dev,
+    marks::{self, Found, Mark, ReadAt},
+};
+
+/// Bytes read at either end.
+const HEAD: u64 = 4 << 20;
+const TAIL: u64 = 1 << 20;
+/// Alignment of direct reads: no block device has larger logical blocks than a page here.
+const ALIGN: usize = 4096;
+/// Signatures that one device is searched for at most.
+const MAX_FOUND: usize = 16;
+/// Longest label or UUID that is kept, in bytes.
+const MAX_TEXT: usize = 256;
+
+/// What a device holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Every byte was read and no format is known there.
+    Blank,
+    /// At least one format.
+    Holds {
+        /// In libblkid's order.
+        found: Vec<Found>,
+        /// The bytes that identify them.
+        marks: Vec<Mark>,
+    },
+}
+
+/// Why a device could not be probed: it is not blank.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// The node is not there, or is another device's.
+    #[error("no device node for it below /dev")]
+    NoNode,
+    /// No medium, or a device mapper device without a table.
+    #[error("no medium")]
+    NoMedium,
+    /// A read failed or came back short.
+    #[error("read failed: {0}")]
+    Read(String),
+    /// libblkid gave up.
+    #[error("libblkid: {0}")]
+    Library(String),
+    /// It took longer than the deadline.
+    #[error("no answer within the deadline")]
+    Deadline,
+}
+
+/// Probes the device of this name and number once. Blocks for as long as the device does.
+pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
+    if size == 0 {
+        return Err(ProbeError::NoMedium);
+    }
+    let device = Direct { file: open_node(name, dev)?, size };
+    // A device mapper device has logical blocks of up to a page: whole pages are read, up to a shorter end.
+    let head = device.read(0, HEAD.min(size))?;
+    let tail_start = size.saturating_sub(TAIL) / ALIGN as u64 * ALIGN as u64;
+    let tail = device.read(tail_start, size - tail_start)?;
+    let found = search(&head, tail_start, &tail, size)?;
+    if found.is_empty() {
+        return Ok(Finding::Blank);
+    }
+    let marks = marks::derive(&found, size, &device);
+    Ok(Finding::Holds { found, marks })
+}
+
+/// Opens the node of a device by its kernel name, after making sure that it is that device's.
+fn open_node(name: &str, dev: Dev) -> Result<File, ProbeError> {
+    let path = node_path(name);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(&path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ProbeError::NoNode,
+            _ if error.raw_os_error() == Some(libc::ENOMEDIUM) => ProbeError::NoMedium,
+            _ => ProbeError::Read(error.to_string()),
+        })?;
+    let metadata = file.metadata().map_err(|error| ProbeError::Read(error.to_string()))?;
+    if !metadata.file_type().is_block_device() || Dev::from_user(metadata.rdev()) != dev {
+        return Err(ProbeError::NoNode);
+    }
+    Ok(file)
+}
+
+/// Where devtmpfs has the node: the kernel writes a slash in a name as '!' (block/partitions/core.c).
+fn node_path(name: &str) -> PathBuf {
+    Path::new("/dev").join(name.replace('!', "/"))
+}
+
+/// A device read with `O_DIRECT`.
+struct Direct {
+    file: File,
+    size: u64,
+}
+
+impl Direct {
+    /// Exactly `length` bytes at `offset`, which is aligned.
+    fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ProbeError> {
+        let wanted = usize::try_from(length).map_err(|error| ProbeError::Read(error.to_string()))?;
+        let mut buffer = Aligned::new(wanted.next_multiple_of(ALIGN))
+            .ok_or_else(|| ProbeError::Read("out of memory".to_owned()))?;
+        let mut done = 0;
+        while done < wanted {
+            let rest = &mut buffer.bytes()[done..];
+            match self.file.read_at(rest, offset + done as u64) {
+                Ok(0) => return Err(ProbeError::Read(format!("ended at {}", offset + done as u64))),
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ProbeError::Read(error.to_string())),
+            }
+            // A short read that is not aligned is the end of the device.
+            if done < wanted && done % 512 != 0 {
+                return Err(ProbeError::Read(format!("ended at {}", offset + done as u64)));
+            }
+        }
+        Ok(buffer.bytes()[..wanted].to_vec())
+    }
+}
+
+impl ReadAt for Direct {
+    fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.size)?;
+        let start = offset / ALIGN as u64 * ALIGN as u64;
+        let bytes = self.read(start, end - start).ok()?;
+        let skip = usize::try_from(offset - start).ok()?;
+        bytes.get(skip..).map(<[u8]>::to_vec)
+    }
+}
+
+/// A buffer aligned for direct I/O.
+struct Aligned {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Aligned {
+    fn new(length: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(length.max(ALIGN), ALIGN).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { start, layout })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: allocated with this size, zeroed, and borrowed as long as self.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Runs libblkid over a sparse copy of the device.
+fn search(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> Result<Vec<Found>, ProbeError> {
+    let copy = sparse_copy(head, tail_start, tail, size).map_err(|error| ProbeError::Library(error.to_string()))?;
+    found_by_libblkid(&copy).map_err(|error| ProbeError::Library(error.to_string()))
+}
+
+fn sparse_copy(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> io::Result<File> {
+    let fd: OwnedFd = memfd_create("format-guard-probe", MemfdFlags::CLOEXEC)?;
+    let mut copy = File::from(fd);
+    copy.write_all(head)?;
+    copy.write_all_at(tail, tail_start)?;
+    copy.set_len(size)?;
+    Ok(copy)
+}
+
+fn found_by_libblkid(copy: &File) -> Result<Vec<Found>, BlkidErr> {
+    let mut probe = BlkidProbe::new()?;
+    probe.set_device(copy.as_raw_fd(), 0, 0)?;
+    probe.enable_superblocks(true)?;
+    probe.set_superblock_flags(BlkidSublksFlags::new(vec![
+        BlkidSublks::Type,
+        BlkidSublks::Uuid,
+        BlkidSublks::Label,
+        BlkidSublks::Magic,
+        // A damaged format is still a format.
+        BlkidSublks::Badcsum,
+    ]))?;
+    probe.enable_partitions(true)?;
+    let mut found: Vec<Found> = Vec::new();
+    while found.len() < MAX_FOUND && probe.do_probe()? == BlkidProbeRet::Success {
+        let value = |names: [&str; 2]| {
+            names.into_iter().find_map(|name| probe.lookup_value(name).ok()).map(|mut text| {
+                let mut end = text.len().min(MAX_TEXT);
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                text.truncate(end);
+                text
+            })
+        };
+        let Some(name) = value(["TYPE", "PTTYPE"]) else { continue };
+        found.push(Found {
+            name,
+            uuid: value(["UUID", "PTUUID"]),
+            label: value(["LABEL", "LABEL"]),
+            magic_offset: value(["SBMAGIC_OFFSET", "PTMAGIC_OFFSET"]).and_then(|text| text.parse().ok()),
+        });
+    }
+    Ok(found)
+}
+

@@ -1,0 +1,131 @@
+//! The block devices that are present, from sysfs alone: no udevd, so that it works in a container.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Dev,
+    identity::{self, Identity},
+};
+
+/// Longest sysfs attribute that is read, in bytes; the kernel's own bound is one page.
+const MAX_ATTRIBUTE: usize = 4096;
+
+/// A block device that is present now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The kernel's name, as below `/sys/class/block`.
+    pub name: String,
+    /// Its number.
+    pub dev: Dev,
+    /// Sequence number of the medium, zero where the kernel has none.
+    pub diskseq: u64,
+    /// Size in bytes; zero means no medium, or a device mapper device without a table.
+    pub size: u64,
+    /// Which volume it holds.
+    pub identity: Identity,
+}
+
+/// A sysfs tree: the host's, or a recorded one.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self { root: PathBuf::from("/sys") }
+    }
+}
+
+impl Sysfs {
+    /// The tree below `root`.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Every block device that holds, or could hold, a volume.
+    pub fn devices(&self) -> io::Result<Vec<Device>> {
+        let mut names: Vec<String> = fs::read_dir(self.root.join("class/block"))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        Ok(names.iter().filter_map(|name| self.device(name)).collect())
+    }
+
+    /// The device of this kernel name; `None` when it is gone.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Option<Device> {
+        let node = Node::open(self, name)?;
+        Some(Device {
+            name: name.to_owned(),
+            dev: node.dev()?,
+            diskseq: node.diskseq(),
+            size: node.number("size")?.checked_mul(512)?,
+            identity: identity::of(self, &node),
+        })
+    }
+
+    /// The device of this number; `None` when it is gone.
+    #[must_use]
+    pub fn by_number(&self, dev: Dev) -> Option<Device> {
+        let link = fs::read_link(self.root.join("dev/block").join(dev.to_string())).ok()?;
+        self.device(link.file_name()?.to_str()?)
+    }
+
+    /// An attribute at a path below the root, trimmed.
+    #[must_use]
+    pub fn attribute(&self, path: &str) -> Option<String> {
+        read_attribute(&self.root.join(path))
+    }
+}
+
+/// One directory of `/sys/class/block`, its links resolved.
+pub(super) struct Node {
+    /// The device's own directory.
+    pub(super) path: PathBuf,
+}
+
+impl Node {
+    fn open(sysfs: &Sysfs, name: &str) -> Option<Self> {
+        // The kernel writes a slash in a name as '!': anything else is no name.
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return None;
+        }
+        let path = fs::canonicalize(sysfs.root.join("class/block").join(name)).ok()?;
+        Some(Self { path })
+    }
+
+    /// An attribute, trimmed; `None` when it is absent or empty.
+    pub(super) fn attribute(&self, name: &str) -> Option<String> {
+        read_attribute(&self.path.join(name)).filter(|text| !text.is_empty())
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        self.attribute(name)?.parse().ok()
+    }
+
+    fn dev(&self) -> Option<Dev> {
+        Dev::parse(&self.attribute("dev")?)
+    }
+
+    /// The disk of a partition.
+    pub(super) fn parent(&self) -> Option<Self> {
+        self.path.join("partition").exists().then(|| self.path.parent().map(Path::to_owned))?.map(|path| Self { path })
+    }
+
+    fn diskseq(&self) -> u64 {
+        self.parent().as_ref().unwrap_or(self).number("diskseq").unwrap_or(0)
+    }
+}
+
+fn read_attribute(path: &Path) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    if bytes.len() > MAX_ATTRIBUTE {
+        return None;
+    }
+    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
