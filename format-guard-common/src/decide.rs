@@ -1,7 +1,7 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict, flag,
+    Caller, Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict, flag,
     opaque, program::Class,
 };
 
@@ -9,15 +9,16 @@ use crate::{
 ///
 /// A device without a rule is judged under one of state [`State::Unverified`] that holds the foreign magics.
 #[inline(always)]
-pub fn decide<C: Content>(rule: &Rule, request: &Request, content: &C) -> Verdict {
-    match judge(rule, request, content) {
+pub fn decide<C: Caller, B: Content>(rule: &Rule, request: &Request, caller: &C, content: &B) -> Verdict {
+    let touch = touched(rule, request, content);
+    match judge(rule, request.operation, touch, caller) {
         Verdict::Deny(reason) if rule.flags & flag::AUDIT != 0 => Verdict::WouldDeny(reason),
         verdict => verdict,
     }
 }
 
 #[inline(always)]
-fn judge<C: Content>(rule: &Rule, request: &Request, content: &C) -> Verdict {
+fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C) -> Verdict {
     const EXEMPT: u32 = State::Exempt as u32;
     const FORMATTED: u32 = State::Formatted as u32;
     const BLANK: u32 = State::Blank as u32;
@@ -27,37 +28,38 @@ fn judge<C: Content>(rule: &Rule, request: &Request, content: &C) -> Verdict {
     if rule.state == EXEMPT {
         return Verdict::Allow;
     }
-    if request.tainted {
+    if caller.tainted() {
         return Verdict::Deny(Reason::Tainted);
     }
-    let destroyer = request.class.is(Class::FORMATTER.with(Class::ERASER));
+    let class = caller.class();
+    let destroyer = class.is(Class::FORMATTER.with(Class::ERASER));
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
-        FORMATTED => keep(rule, request, touched(rule, request, content)),
-        BLANK | PERMITTED | FORMATTING => match request.holder {
+        FORMATTED => keep(rule, operation, touch, class),
+        BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
             Holder::None if rule.state != FORMATTING => {
-                if request.class.is(Class::FORMATTER) {
+                if class.is(Class::FORMATTER) {
                     Verdict::Begin
                 } else if destroyer {
                     Verdict::Allow
                 } else {
-                    first(request, touched(rule, request, content))
+                    first(operation, touch)
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
-            holder => bystander(holder, request, touched(rule, request, content)),
+            holder => bystander(holder, operation, touch),
         },
         // Unverified, and whatever a damaged rule may say.
         _ if destroyer => Verdict::Deny(Reason::Unverified),
-        _ => unverified(request, touched(rule, request, content)),
+        _ => unverified(operation, touch, class),
     }
 }
 
 /// A volume that holds a format: its marks stay.
 #[inline(always)]
-fn keep(rule: &Rule, request: &Request, touch: Touch) -> Verdict {
-    let verdict = match request.operation {
+fn keep(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> Verdict {
+    let verdict = match operation {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
@@ -67,21 +69,21 @@ fn keep(rule: &Rule, request: &Request, touch: Touch) -> Verdict {
         Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
         Operation::Write if touch.has(Touch::FOREIGN) => Verdict::Deny(Reason::ForeignFormat),
         Operation::Write if touch.has(Touch::UUID) => {
-            if request.class.is(Class::RELABELLER) {
+            if class.is(Class::RELABELLER) {
                 return Verdict::Relabel;
             }
             Verdict::Deny(Reason::Identity)
         }
         Operation::Write => Verdict::Allow,
     };
-    let owner = rule.flags & flag::OWNER_MAY_WIPE != 0 && request.class.is(Class::OWNER);
+    let owner = rule.flags & flag::OWNER_MAY_WIPE != 0 && class.is(Class::OWNER);
     if owner && matches!(verdict, Verdict::Deny(_)) { Verdict::OwnerWipe } else { verdict }
 }
 
 /// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter.
 #[inline(always)]
-fn first(request: &Request, touch: Touch) -> Verdict {
-    let begins = match request.operation {
+fn first(operation: Operation, touch: Touch) -> Verdict {
+    let begins = match operation {
         Operation::Open | Operation::Unplaced | Operation::Map => false,
         Operation::Write => touch.has(Touch::ANY),
         Operation::Erase => touch.has(Touch::MARKS),
@@ -92,9 +94,9 @@ fn first(request: &Request, touch: Touch) -> Verdict {
 /// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after pvcreate,
 /// a partition after a label) goes on, a second format does not.
 #[inline(always)]
-fn bystander(holder: Holder, request: &Request, touch: Touch) -> Verdict {
+fn bystander(holder: Holder, operation: Operation, touch: Touch) -> Verdict {
     let mounted = matches!(holder, Holder::Another { mounted: true });
-    let refused = match request.operation {
+    let refused = match operation {
         Operation::Open => false,
         Operation::Map | Operation::Unplaced => mounted,
         Operation::Erase => touch.has(Touch::ANY),
@@ -105,11 +107,11 @@ fn bystander(holder: Holder, request: &Request, touch: Touch) -> Verdict {
 
 /// A volume of which nothing is known for certain: no format may appear on it, and none may vanish at once.
 #[inline(always)]
-fn unverified(request: &Request, touch: Touch) -> Verdict {
-    let refused = match request.operation {
+fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
+    let refused = match operation {
         Operation::Open | Operation::Map | Operation::Unplaced => false,
         Operation::Erase => touch.has(Touch::ANY),
-        Operation::Write => touch.has(Touch::ANY) && !request.class.is(Class::MAINTAINER),
+        Operation::Write => touch.has(Touch::ANY) && !class.is(Class::MAINTAINER),
     };
     if refused { Verdict::Deny(Reason::Unverified) } else { Verdict::Allow }
 }
@@ -151,6 +153,7 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     }
     let unknown = rule.diskseq;
     let count = rule.count;
+    let erase = u64::from(matches!(request.operation, Operation::Erase));
     let mut i = 0;
     while i < MAX_CHECKS {
         if i as u32 >= count {
@@ -162,19 +165,21 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
         let (place, place_end) = (opaque(check.offset, unknown), opaque(check.end(), unknown));
         let start = if from > place { from } else { place };
         let stop = if to < place_end { to } else { place_end };
-        if start >= stop {
-            continue;
+        let mut bits = 0;
+        if start < stop {
+            let (start, stop) = (opaque(start, unknown), opaque(stop, unknown));
+            bits = if opaque(erase, unknown) != 0 {
+                match check.kind {
+                    FOREIGN => Touch::FOREIGN,
+                    UUID => Touch::UUID,
+                    _ => Touch::MAGIC,
+                }
+            } else {
+                changed(check, start, stop - start, request.offset, content)
+            };
         }
-        let (start, stop) = (opaque(start, unknown), opaque(stop, unknown));
-        let bits = if matches!(request.operation, Operation::Erase) {
-            match check.kind {
-                FOREIGN => Touch::FOREIGN,
-                UUID => Touch::UUID,
-                _ => Touch::MAGIC,
-            }
-        } else {
-            changed(check, start, stop - start, request.offset, content)
-        };
+        // One way back to the head: with a `continue` above, LLVM makes two nested loops of this, and the verifier
+        // follows every split of the checks between them.
         touch = opaque(touch | bits, unknown);
     }
     Touch(touch)

@@ -16,5 +16,5 @@ mod rule;
 
 pub use decide::decide;
 pub use opaque::opaque;
-pub use request::{Content, Holder, NoContent, Operation, Reason, Request, Verdict};
+pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
 pub use rule::{Check, CheckKind, MAX_CHECKS, MAX_CHECK_BYTES, Rule, RuleError, State, flag};

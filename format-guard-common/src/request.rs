@@ -68,12 +68,17 @@ pub struct Request {
     pub offset: u64,
     /// Bytes in the range.
     pub length: u64,
+}
+
+/// Who asks. Asked for only after the range was looked at: in the kernel each answer known before would be another
+/// path for the verifier through every check.
+pub trait Caller {
     /// What the calling program is known as, from [`crate::program`].
-    pub class: Class,
+    fn class(&self) -> Class;
     /// The process was refused on this device before.
-    pub tainted: bool,
+    fn tainted(&self) -> bool;
     /// Whose format is in progress.
-    pub holder: Holder,
+    fn holder(&self) -> Holder;
 }
 
 /// The bytes that a write carries.

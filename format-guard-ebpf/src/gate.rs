@@ -3,8 +3,9 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use aya_log_ebpf::debug;
 use format_guard_common::{
-    Content, Holder, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
+    Caller, Content, Holder, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
     event::{Counter, EventKind, HolderEntry, KernelEvent, Taint, TaintKey},
+    program::Class,
 };
 
 use crate::{
@@ -49,28 +50,35 @@ pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
     Some(Target { dev, diskseq: 0, rule: UNKNOWN.get(0)? })
 }
 
-#[inline(always)]
-fn holder(target: &Target<'_>) -> Holder {
-    // SAFETY: entries are written once and removed by the agent; a torn one reads as another's.
-    match unsafe { HOLDERS.get(target.dev) } {
-        Some(entry) if entry.diskseq == target.diskseq => {
-            if entry.process == caller::process() {
-                Holder::Caller
-            } else {
-                Holder::Another { mounted: entry.mounted != 0 }
-            }
-        }
-        _ => Holder::None,
+impl Caller for Target<'_> {
+    #[inline(always)]
+    fn class(&self) -> Class {
+        caller::class()
     }
-}
 
-#[inline(always)]
-fn tainted(target: &Target<'_>) -> bool {
-    let process = caller::process();
-    // SAFETY: a torn entry fails the comparison.
-    match unsafe { TAINTS.get(TaintKey { tgid: process.tgid, dev: target.dev }) } {
-        Some(taint) => taint.started == process.started && taint.diskseq == target.diskseq,
-        None => false,
+    #[inline(always)]
+    fn tainted(&self) -> bool {
+        let process = caller::process();
+        // SAFETY: a torn entry fails the comparison.
+        match unsafe { TAINTS.get(TaintKey { tgid: process.tgid, dev: self.dev }) } {
+            Some(taint) => taint.started == process.started && taint.diskseq == self.diskseq,
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn holder(&self) -> Holder {
+        // SAFETY: entries are written once and removed by the agent; a torn one reads as another's.
+        match unsafe { HOLDERS.get(self.dev) } {
+            Some(entry) if entry.diskseq == self.diskseq => {
+                if entry.process == caller::process() {
+                    Holder::Caller
+                } else {
+                    Holder::Another { mounted: entry.mounted != 0 }
+                }
+            }
+            _ => Holder::None,
+        }
     }
 }
 
@@ -97,43 +105,28 @@ pub(crate) fn judge_write<C: EbpfContext, B: Content>(
     content: &B,
 ) -> i32 {
     count(Counter::Judged);
-    let request = Request {
-        operation,
-        offset,
-        length,
-        class: caller::class(),
-        tainted: tainted(target),
-        holder: holder(target),
-    };
-    let told = Told { operation, offset, length };
-    match decide(target.rule, &request, content) {
+    let request = Request { operation, offset, length };
+    match decide(target.rule, &request, target, content) {
         Verdict::Allow => 0,
-        Verdict::Begin => begin(ctx, target, &told),
-        Verdict::Relabel => pass(target, EventKind::Relabelled, &told),
-        Verdict::OwnerWipe => pass(target, EventKind::OwnerWiped, &told),
+        Verdict::Begin => begin(ctx, target, &request),
+        Verdict::Relabel => pass(target, EventKind::Relabelled, &request),
+        Verdict::OwnerWipe => pass(target, EventKind::OwnerWiped, &request),
         Verdict::WouldDeny(reason) => {
-            emit(target, EventKind::WouldDeny, reason as u32, &told);
+            emit(target, EventKind::WouldDeny, reason as u32, &request);
             0
         }
-        Verdict::Deny(reason) => refuse(ctx, target, reason, &told),
+        Verdict::Deny(reason) => refuse(ctx, target, reason, &request),
     }
 }
 
-/// What an event tells of a request.
-struct Told {
-    operation: Operation,
-    offset: u64,
-    length: u64,
-}
-
 #[inline(always)]
-fn pass(target: &Target<'_>, kind: EventKind, told: &Told) -> i32 {
-    emit(target, kind, 0, told);
+fn pass(target: &Target<'_>, kind: EventKind, request: &Request) -> i32 {
+    emit(target, kind, 0, request);
     0
 }
 
 #[inline(always)]
-fn refuse<C: EbpfContext>(ctx: &C, target: &Target<'_>, reason: Reason, told: &Told) -> i32 {
+fn refuse<C: EbpfContext>(ctx: &C, target: &Target<'_>, reason: Reason, request: &Request) -> i32 {
     // The refusal that tainted was told; every later one would only flood the ring buffer.
     if !matches!(reason, Reason::Tainted) {
         let process = caller::process();
@@ -141,15 +134,15 @@ fn refuse<C: EbpfContext>(ctx: &C, target: &Target<'_>, reason: Reason, told: &T
         if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
             count(Counter::FullMaps);
         }
-        emit(target, EventKind::Denied, reason as u32, told);
-        debug!(ctx, "refused on {}: reason {} at {}+{}", target.dev, reason as u32, told.offset, told.length);
+        emit(target, EventKind::Denied, reason as u32, request);
+        debug!(ctx, "refused on {}: reason {} at {}+{}", target.dev, reason as u32, request.offset, request.length);
     }
     -EPERM
 }
 
 /// Makes the caller the one process that formats the device, or refuses it when another was faster.
 #[inline(always)]
-fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, told: &Told) -> i32 {
+fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, request: &Request) -> i32 {
     let process = caller::process();
     let entry = HolderEntry {
         process,
@@ -159,7 +152,7 @@ fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, told: &Told) -> i32 {
         cgroup: caller::cgroup(),
     };
     // An entry of an earlier medium under this number says nothing about this one.
-    // SAFETY: as in `holder`.
+    // SAFETY: as in `Target::holder`.
     if let Some(old) = unsafe { HOLDERS.get(target.dev) } {
         if old.diskseq != target.diskseq {
             let _ = HOLDERS.remove(target.dev);
@@ -167,30 +160,30 @@ fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, told: &Told) -> i32 {
     }
     if HOLDERS.insert(target.dev, entry, u64::from(BPF_NOEXIST)).is_err() {
         // A second thread of the same process may have been the faster one.
-        if matches!(holder(target), Holder::Caller) {
+        if matches!(target.holder(), Holder::Caller) {
             return 0;
         }
         count(Counter::FullMaps);
-        return refuse(ctx, target, Reason::BeingFormatted, told);
+        return refuse(ctx, target, Reason::BeingFormatted, request);
     }
     if FORMATTERS.insert(process.tgid, process.started, 0).is_err() {
         count(Counter::FullMaps);
     }
-    emit(target, EventKind::FormatBegan, 0, told);
+    emit(target, EventKind::FormatBegan, 0, request);
     0
 }
 
 #[inline(always)]
-fn emit(target: &Target<'_>, kind: EventKind, reason: u32, told: &Told) {
+fn emit(target: &Target<'_>, kind: EventKind, reason: u32, request: &Request) {
     let process = caller::process();
     send(&KernelEvent {
         kind: kind as u32,
         reason,
-        operation: told.operation as u32,
+        operation: request.operation as u32,
         dev: target.dev,
         diskseq: target.diskseq,
-        offset: told.offset,
-        length: told.length,
+        offset: request.offset,
+        length: request.length,
         process,
         cgroup: caller::cgroup(),
         // SAFETY: no arguments.

@@ -101,21 +101,39 @@ fn bounded(mut length: u64) -> u64 {
     length
 }
 
-/// The bytes of one write.
+/// The bytes of one write. Without a branch on where they lie: each would be a path through every check.
 pub(crate) struct UserContent<'a> {
-    pub(crate) source: Source,
-    pub(crate) address: u64,
-    pub(crate) segments: &'a Segments,
+    /// All ones for [`Source::Bytes`], else zero.
+    bytes: u64,
+    /// All ones for [`Source::Vector`], else zero.
+    vector: u64,
+    address: u64,
+    segments: &'a Segments,
+}
+
+impl<'a> UserContent<'a> {
+    /// The bytes at `address`, or in `segments`; `unknown` comes from a map value.
+    #[inline(always)]
+    pub(crate) fn new(source: Source, address: u64, segments: &'a Segments, unknown: u64) -> Self {
+        let (bytes, vector) = match source {
+            Source::Bytes => (u64::MAX, 0),
+            Source::Vector => (0, u64::MAX),
+            Source::Unknown => (0, 0),
+        };
+        Self {
+            bytes: opaque(bytes, unknown),
+            vector: opaque(vector, unknown),
+            address: opaque(address, unknown),
+            segments,
+        }
+    }
 }
 
 impl Content for UserContent<'_> {
     #[inline(always)]
     fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
-        let address = match self.source {
-            Source::Bytes => self.address.wrapping_add(at),
-            Source::Vector => self.segments.find(at, length),
-            Source::Unknown => 0,
-        };
+        let address =
+            self.address.wrapping_add(at) & self.bytes | self.segments.find(at, length) & self.vector;
         if address == 0 {
             return None;
         }

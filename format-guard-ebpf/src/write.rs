@@ -150,26 +150,18 @@ pub(crate) fn file_permission(ctx: LsmContext) -> i32 {
 fn judge(ctx: &LsmContext, target: &gate::Target<'_>, write: Write) -> i32 {
     let unknown = target.rule.diskseq;
     let mut segments = Segments::none(unknown);
-    let (mut count, mut source) = (write.count, write.source as u64);
-    if matches!(write.source, Source::Vector) {
-        if write.count > MAX_IOVECS as u64 {
-            (count, source) = (UNBOUNDED, Source::Unknown as u64);
+    let (mut count, mut source) = (write.count, write.source);
+    if matches!(source, Source::Vector) {
+        if count > MAX_IOVECS as u64 {
+            (count, source) = (UNBOUNDED, Source::Unknown);
         } else {
-            segments.load(write.address, write.count);
+            segments.load(write.address, count);
             count = segments.total;
         }
     }
     // All roads above meet here; without this the verifier follows each of them through every check.
     segments.forget(unknown);
-    let content = UserContent {
-        source: match opaque(source, unknown) {
-            0 => Source::Bytes,
-            1 => Source::Vector,
-            _ => Source::Unknown,
-        },
-        address: opaque(write.address, unknown),
-        segments: &segments,
-    };
+    let content = UserContent::new(source, write.address, &segments, unknown);
     let operation = match opaque(write.operation as u64, unknown) {
         2 => Operation::Write,
         4 => Operation::Erase,

@@ -53,8 +53,37 @@ fn with_state(state: State) -> Rule {
     rule
 }
 
-fn request(operation: Operation, offset: u64, length: u64) -> Request {
-    Request { operation, offset, length, class: Class::UNKNOWN, tainted: false, holder: Holder::None }
+/// A request together with who makes it.
+#[derive(Clone, Copy)]
+struct Asked {
+    request: Request,
+    class: Class,
+    tainted: bool,
+    holder: Holder,
+}
+
+impl Caller for Asked {
+    fn class(&self) -> Class {
+        self.class
+    }
+
+    fn tainted(&self) -> bool {
+        self.tainted
+    }
+
+    fn holder(&self) -> Holder {
+        self.holder
+    }
+}
+
+fn request(operation: Operation, offset: u64, length: u64) -> Asked {
+    let request = Request { operation, offset, length };
+    Asked { request, class: Class::UNKNOWN, tainted: false, holder: Holder::None }
+}
+
+/// Shadows the function under test with one that takes the caller from the request.
+fn decide<B: Content>(rule: &Rule, asked: &Asked, content: &B) -> Verdict {
+    super::decide(rule, &asked.request, asked, content)
 }
 
 fn write(rule: &Rule, offset: u64, bytes: &[u8]) -> Verdict {
@@ -62,7 +91,7 @@ fn write(rule: &Rule, offset: u64, bytes: &[u8]) -> Verdict {
 }
 
 fn by(class: Class, rule: &Rule, operation: Operation) -> Verdict {
-    decide(rule, &Request { class, ..request(operation, 0, 4096) }, &NoContent)
+    decide(rule, &Asked { class, ..request(operation, 0, 4096) }, &NoContent)
 }
 
 proptest! {
@@ -117,7 +146,7 @@ proptest! {
     ) {
         let (_, mut rule) = formatted();
         rule.state = state as u32;
-        let request = Request { class: Class(class), tainted, ..request(operation, offset, length) };
+        let request = Asked { class: Class(class), tainted, ..request(operation, offset, length) };
         let enforced = decide(&rule, &request, &NoContent);
         rule.flags |= flag::AUDIT;
         let audited = decide(&rule, &request, &NoContent);
@@ -139,7 +168,7 @@ proptest! {
         for (check, raw) in rule.checks.iter_mut().zip(words.chunks_exact(4)) {
             *check = Check { offset: raw[0], length: raw[1] as u32 % 17, kind: (raw[1] >> 32) as u32, bytes: [raw[2], raw[3]] };
         }
-        let request = Request { class: Class(class), ..request(Operation::Write, offset, length) };
+        let request = Asked { class: Class(class), ..request(Operation::Write, offset, length) };
         let _ = decide(&rule, &request, &Bytes(&[0; 64]));
     }
 }
@@ -161,13 +190,13 @@ fn a_blank_volume_lets_one_formatter_begin_and_an_eraser_begins_nothing() {
     let blank = with_state(State::Blank);
     assert_eq!(by(Class::FORMATTER, &blank, Operation::Open), Verdict::Begin);
     assert_eq!(by(Class::ERASER, &blank, Operation::Open), Verdict::Allow);
-    let second = Request {
+    let second = Asked {
         class: Class::FORMATTER,
         holder: Holder::Another { mounted: false },
         ..request(Operation::Open, 0, 0)
     };
     assert_eq!(decide(&blank, &second, &NoContent), Verdict::Deny(Reason::BeingFormatted));
-    assert_eq!(decide(&blank, &Request { holder: Holder::Caller, ..second }, &NoContent), Verdict::Allow);
+    assert_eq!(decide(&blank, &Asked { holder: Holder::Caller, ..second }, &NoContent), Verdict::Allow);
 }
 
 #[test]
@@ -184,7 +213,7 @@ fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
     assert_eq!(write(&rule, 1024, &[0; 512]), Verdict::Begin);
     assert_eq!(decide(&rule, &request(Operation::Erase, 0, 4096), &NoContent), Verdict::Begin);
     assert_eq!(write(&rule, 1200, &[0; 100]), Verdict::Allow);
-    let another = Request { holder: Holder::Another { mounted: false }, ..request(Operation::Erase, 0, 4096) };
+    let another = Asked { holder: Holder::Another { mounted: false }, ..request(Operation::Erase, 0, 4096) };
     assert_eq!(decide(&rule, &another, &NoContent), Verdict::Deny(Reason::BeingFormatted));
 }
 
@@ -192,7 +221,7 @@ fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
 fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     let blank = with_state(State::Blank);
     let bytes = b"LABELONE";
-    let next = |mounted| Request {
+    let next = |mounted| Asked {
         holder: Holder::Another { mounted },
         ..request(Operation::Write, 512, bytes.len() as u64)
     };
@@ -223,14 +252,14 @@ fn an_unverified_volume_takes_no_format_but_holds_nothing_else_up() {
     assert_eq!(write(&rule, 4 << 20, &[0; 4096]), Verdict::Allow);
     assert_eq!(by(Class::UNKNOWN, &rule, Operation::Erase), Verdict::Deny(Reason::Unverified));
     assert_eq!(by(Class::UNKNOWN, &rule, Operation::Map), Verdict::Allow);
-    let fsck = Request { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
+    let fsck = Asked { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
     assert_eq!(decide(&rule, &fsck, &Bytes(b"\x53\xef")), Verdict::Allow);
 }
 
 #[test]
 fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
     let (_, rule) = formatted();
-    let tool = |offset, length| Request { class: Class::RELABELLER, ..request(Operation::Write, offset, length) };
+    let tool = |offset, length| Asked { class: Class::RELABELLER, ..request(Operation::Write, offset, length) };
     assert_eq!(decide(&rule, &tool(1128, 16), &Bytes(&[7; 16])), Verdict::Relabel);
     assert_eq!(decide(&rule, &tool(1080, 64), &Bytes(&[7; 64])), Verdict::Deny(Reason::Identity));
 }
@@ -238,7 +267,7 @@ fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
 #[test]
 fn an_owner_wipes_only_what_its_layer_has_just_made() {
     let (_, mut rule) = formatted();
-    let wipe = Request { class: Class::OWNER, ..request(Operation::Write, 1080, 2) };
+    let wipe = Asked { class: Class::OWNER, ..request(Operation::Write, 1080, 2) };
     assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::Deny(Reason::Identity));
     rule.flags |= flag::OWNER_MAY_WIPE;
     assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::OwnerWipe);
@@ -258,7 +287,7 @@ fn unreadable_bytes_are_refused_on_a_mark_and_nowhere_else() {
 #[test]
 fn a_tainted_process_writes_nothing_and_an_exempt_volume_takes_everything() {
     let (_, mut rule) = formatted();
-    let far = Request { tainted: true, ..request(Operation::Write, 1 << 30, 512) };
+    let far = Asked { tainted: true, ..request(Operation::Write, 1 << 30, 512) };
     assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Deny(Reason::Tainted));
     rule.state = State::Exempt as u32;
     assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Allow);

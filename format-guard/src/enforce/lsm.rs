@@ -208,14 +208,14 @@ impl LsmEnforcer {
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
 
-        let mut programs: HashMap<_, [u8; 16], u32> = take(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
+        let mut programs: HashMap<_, [u8; 16], u32> = borrow(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
         let canary = program::Program { name: canary::NAME, class: program::Class::FORMATTER };
         for known in program::PROGRAMS.iter().chain([&canary]) {
             programs
                 .insert(program::comm(known.name), known.class.0, 0)
                 .map_err(|source| LoadError::Map { name: "PROGRAMS", source })?;
         }
-        let mut unknown: Array<_, Rule> = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
+        let mut unknown: Array<_, Rule> = borrow(&mut ebpf, "UNKNOWN", Array::try_from)?;
         unknown
             .set(0, rule::unknown(audit), 0)
             .map_err(|source| LoadError::Map { name: "UNKNOWN", source })?;
@@ -260,7 +260,7 @@ impl LsmEnforcer {
             let _ = fs::remove_file(&path);
             link.pin(&path).map_err(|error| LoadError::Pin {
                 path: path.clone(),
-                source: io::Error::other(error.to_string()),
+                source: io::Error::other(error),
             })?;
             attached.push(part.program);
             reports.push(PartReport {
@@ -331,6 +331,17 @@ fn verifier_reason(error: &ProgramError) -> String {
     format!("{io_error}; the verifier says:\n  {}", tail.join("\n  "))
 }
 
+/// A map to be filled now; it stays with the object, which needs it to load the programs.
+fn borrow<'a, T>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    convert: impl FnOnce(&'a mut Map) -> Result<T, AyaMapError>,
+) -> Result<T, LoadError> {
+    let map = ebpf.map_mut(name).ok_or_else(|| AyaMapError::InvalidName { name: name.to_owned() });
+    map.and_then(convert).map_err(|source| LoadError::Map { name, source })
+}
+
+/// A map to be kept open.
 fn take<T>(
     ebpf: &mut Ebpf,
     name: &'static str,

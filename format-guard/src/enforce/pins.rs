@@ -39,9 +39,9 @@ impl Pins {
         self.links.join(program)
     }
 
-    /// Where it is pinned until it takes the place of an earlier agent's.
+    /// Where it is pinned until it takes the place of an earlier agent's. bpf file systems refuse a name with a dot.
     #[must_use]
     pub fn new_link(&self, program: &str) -> PathBuf {
-        self.links.join(format!("{program}.new"))
+        self.links.join(format!("next-{program}"))
     }
 }
