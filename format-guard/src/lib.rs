@@ -1,6 +1,10 @@
 //! format-guard: remembers that a volume was formatted, durably, under an identity that outlives device numbers, and
 //! makes the kernel refuse to destroy it.
 
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod config;
 pub mod enforce;
 pub mod record;
 pub mod volume;

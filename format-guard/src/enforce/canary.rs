@@ -16,8 +16,12 @@ use rustix::{
     thread::set_name,
 };
 
+use crate::volume::Dev;
+
 /// Name of the thread that tries; the agent lists it among the formatters.
 pub const NAME: &str = "fg-canary";
+/// Name of the thread that must not be refused.
+const INNOCENT: &str = "fg-innocent";
 
 /// Directories in which a node can be made and opened: not on a `nodev` mount, as /run often is.
 const PLACES: [&str; 2] = ["/dev", "/var/tmp"];
@@ -44,26 +48,67 @@ pub enum CanaryError {
     },
 }
 
-/// Proves that `file_open` refuses a formatter and nobody else.
-pub fn prove() -> Result<(), CanaryError> {
-    let mut last = io::Error::from(ErrorKind::NotFound);
-    for place in PLACES {
-        match Node::make(Path::new(place)) {
-            Ok(node) => return try_node(&node),
-            Err(error) => last = error,
-        }
-    }
-    Err(CanaryError::NoNode { places: PLACES.join(" and "), source: last })
+/// A block device node of a number that no driver has; gone with the value.
+pub struct Node {
+    path: PathBuf,
+    dev: Dev,
 }
 
-fn try_node(node: &Node) -> Result<(), CanaryError> {
-    let innocent = open_as("fg-innocent", &node.0);
-    if innocent != Errno::NXIO {
-        return Err(CanaryError::RefusedByOther(innocent));
+impl Node {
+    /// Makes the node in the first place that allows it.
+    pub fn make() -> Result<Self, CanaryError> {
+        let mut last = io::Error::from(ErrorKind::NotFound);
+        for place in PLACES {
+            match Self::make_in(Path::new(place)) {
+                Ok(node) => return Ok(node),
+                Err(error) => last = error,
+            }
+        }
+        Err(CanaryError::NoNode { places: PLACES.join(" and "), source: last })
     }
-    match open_as(NAME, &node.0) {
-        Errno::PERM => Ok(()),
-        other => Err(CanaryError::NotEnforced(other)),
+
+    /// Its number: under a rule for it a formatter must be refused.
+    #[must_use]
+    pub const fn dev(&self) -> Dev {
+        self.dev
+    }
+
+    /// Proves that the rule for this node refuses a formatter, and that nobody else is refused.
+    pub fn prove(&self) -> Result<(), CanaryError> {
+        let innocent = open_as(INNOCENT, &self.path);
+        if innocent != Errno::NXIO {
+            return Err(CanaryError::RefusedByOther(innocent));
+        }
+        match open_as(NAME, &self.path) {
+            Errno::PERM => Ok(()),
+            other => Err(CanaryError::NotEnforced(other)),
+        }
+    }
+
+    fn make_in(place: &Path) -> io::Result<Self> {
+        let path = place.join(format!(".format-guard-canary-{}", process::id()));
+        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minor of one that no
+        // driver has registered.
+        let taken = fs::read_to_string("/proc/devices")?;
+        let block = taken.split("Block devices:").nth(1).unwrap_or("");
+        let major = (240..=254_u32)
+            .find(|major| !block.lines().any(|line| line.trim_start().starts_with(&format!("{major} "))))
+            .ok_or_else(|| io::Error::other("every device number for local use is taken"))?;
+        let dev = Dev { major, minor: 0xf_ffff };
+        let _ = fs::remove_file(&path);
+        mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, makedev(dev.major, dev.minor))?;
+        let node = Self { path, dev };
+        // On a nodev mount every open gives EACCES: not a place to test.
+        match open_as(INNOCENT, &node.path) {
+            Errno::ACCESS => Err(io::Error::from(ErrorKind::PermissionDenied)),
+            _ => Ok(node),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -81,34 +126,4 @@ fn open_as(name: &str, path: &Path) -> Errno {
             Ok(Ok(_)) | Err(_) => Errno::INVAL,
         }
     })
-}
-
-/// A block device node of a number that no driver has; gone with the value.
-struct Node(PathBuf);
-
-impl Node {
-    fn make(place: &Path) -> io::Result<Self> {
-        let path = place.join(format!(".format-guard-canary-{}", process::id()));
-        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minor of one that no
-        // driver has registered.
-        let taken = fs::read_to_string("/proc/devices")?;
-        let block = taken.split("Block devices:").nth(1).unwrap_or("");
-        let major = (240..=254_u32)
-            .find(|major| !block.lines().any(|line| line.trim_start().starts_with(&format!("{major} "))))
-            .ok_or_else(|| io::Error::other("every device number for local use is taken"))?;
-        let _ = fs::remove_file(&path);
-        mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, makedev(major, 0xf_ffff))?;
-        let node = Self(path);
-        // On a nodev mount every open gives EACCES: not a place to test.
-        match open_as("fg-innocent", &node.0) {
-            Errno::ACCESS => Err(io::Error::from(ErrorKind::PermissionDenied)),
-            _ => Ok(node),
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }

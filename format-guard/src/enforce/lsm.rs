@@ -14,7 +14,7 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError, links::FdLink},
 };
 use format_guard_common::{
-    Rule,
+    Rule, State,
     event::{Counter, HolderEntry},
     program,
 };
@@ -156,6 +156,9 @@ pub enum LoadError {
         /// What is wrong.
         source: io::Error,
     },
+    /// A rule cannot be put.
+    #[error(transparent)]
+    Rule(#[from] MapError),
     /// The canary did not prove enforcement.
     #[error(transparent)]
     Canary(#[from] canary::CanaryError),
@@ -269,7 +272,7 @@ impl LsmEnforcer {
                 open: String::new(),
             });
         }
-        canary::prove().inspect_err(|_| {
+        self.prove().inspect_err(|_| {
             for program in &attached {
                 let _ = fs::remove_file(self.pins.new_link(program));
             }
@@ -280,6 +283,16 @@ impl LsmEnforcer {
                 .map_err(|source| LoadError::Pin { path, source })?;
         }
         Ok(reports)
+    }
+
+    /// Under a rule of its own: in audit mode nothing else would be refused.
+    fn prove(&mut self) -> Result<(), LoadError> {
+        let node = canary::Node::make()?;
+        let dev = node.dev().to_kernel();
+        self.put_rule(&Rule::new(dev, 0, State::Formatted))?;
+        let proof = node.prove();
+        self.remove_rule(dev)?;
+        Ok(proof?)
     }
 
     fn attach_part(&mut self, part: &Part) -> Result<FdLink, ProgramError> {
@@ -380,6 +393,10 @@ impl Enforcer for LsmEnforcer {
 
     fn ruled(&self) -> Vec<u32> {
         self.rules.keys().filter_map(Result::ok).collect()
+    }
+
+    fn holder(&self, dev: u32) -> Option<HolderEntry> {
+        self.holders.get(&dev, 0).ok()
     }
 
     fn holders(&self) -> Vec<(u32, HolderEntry)> {

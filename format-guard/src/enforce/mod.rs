@@ -43,6 +43,8 @@ pub trait Enforcer {
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError>;
     /// Numbers of the devices that have a rule.
     fn ruled(&self) -> Vec<u32>;
+    /// Who formats a device, as far as not released.
+    fn holder(&self, dev: u32) -> Option<HolderEntry>;
     /// Who formats what, as far as not released.
     fn holders(&self) -> Vec<(u32, HolderEntry)>;
     /// Forgets who formatted a device: it may begin anew, if its rule allows it.

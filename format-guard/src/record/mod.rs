@@ -93,9 +93,11 @@ pub struct Record {
     pub discrepancy: Option<String>,
     /// When it was first seen.
     pub first_seen: Seconds,
-    /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`).
+    /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`); of a weak identity, first.
     pub boot: String,
 
+    /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
+    pub held: Option<&'static str>,
     /// Clean and blank probes in a row since it was attached. Not stored.
     pub clean_passes: u32,
     /// The formatter may still run. Not stored: after a restart its end is found out anew.
@@ -128,6 +130,7 @@ impl Record {
             discrepancy: None,
             first_seen: now,
             boot: String::new(),
+            held: None,
             clean_passes: 0,
             running: false,
             ended: None,

@@ -25,6 +25,8 @@ pub enum Event {
     Attached {
         /// The running boot.
         boot: String,
+        /// Records may have been lost: what reads blank need not be.
+        records_lost: bool,
     },
     /// A probe came back.
     Probed(Result<Finding, ProbeError>),
@@ -78,7 +80,7 @@ pub struct Report {
 pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
     match event {
-        Event::Attached { boot } => step.attached(boot),
+        Event::Attached { boot, records_lost } => step.attached(boot, records_lost),
         Event::Probed(Ok(Finding::Blank)) => step.blank(),
         Event::Probed(Ok(Finding::Holds { found, marks })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
@@ -122,27 +124,32 @@ impl Step {
         self.effects.push(Effect::Probe);
     }
 
-    fn attached(&mut self, boot: String) {
+    fn attached(&mut self, boot: String, records_lost: bool) {
+        if self.record.state == State::Exempt {
+            return;
+        }
         let other_boot = !self.record.boot.is_empty() && self.record.boot != boot;
-        self.record.boot = boot;
+        self.record.held = if records_lost {
+            Some(RECORDS_LOST)
+        } else if self.record.weak && other_boot {
+            Some(WEAK)
+        } else {
+            None
+        };
+        if self.record.held.is_none() {
+            self.record.boot = boot;
+        }
         self.record.clean_passes = 0;
-        match self.record.state {
-            State::Exempt => return,
-            // An armed record is trusted for one attachment only.
-            State::Blank | State::Unverified if self.record.weak && other_boot => {
-                self.unverified(WEAK);
-            }
-            State::Blank | State::Unverified if self.record.cause != WEAK => {
-                self.unverified("attached, not probed yet");
-            }
-            _ => {}
+        // An armed record is trusted for one attachment only.
+        if matches!(self.record.state, State::Blank | State::Unverified) {
+            self.unverified(self.record.held.unwrap_or("attached, not probed yet"));
         }
         self.probe();
     }
 
     fn blank(&mut self) {
         match self.record.state {
-            State::Unverified if self.record.cause == WEAK => {}
+            State::Unverified if self.record.held.is_some() => {}
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
@@ -253,7 +260,7 @@ impl Step {
 
     fn unreadable(&mut self, error: &ProbeError) {
         match self.record.state {
-            State::Unverified if self.record.cause == WEAK => {}
+            State::Unverified if self.record.held.is_some() => {}
             State::Unverified | State::Blank => {
                 let cause = error.to_string();
                 if self.record.cause != cause {
@@ -281,8 +288,14 @@ impl Step {
                 self.to(State::Formatting, text.clone());
                 self.report("format-began", text);
             }
-            // Told twice, or told late.
-            State::Formatting | State::Formatted | State::Exempt => {}
+            // After a restart of the agent: it may still run.
+            State::Formatting => {
+                self.record.formatter = Some(formatter);
+                self.record.running = true;
+                self.record.clean_passes = 0;
+            }
+            // Told late.
+            State::Formatted | State::Exempt => {}
         }
     }
 
@@ -365,6 +378,8 @@ impl Step {
 
 /// Why a weak volume is not armed again.
 const WEAK: &str = "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
+/// Why no volume is armed after the database was lost.
+const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
 
 fn content_of(found: &[Found]) -> Content {
     Content {

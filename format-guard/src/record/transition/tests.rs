@@ -46,7 +46,7 @@ fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, 
 }
 
 fn attached() -> Event {
-    Event::Attached { boot: "boot-1".into() }
+    Event::Attached { boot: "boot-1".into(), records_lost: false }
 }
 
 #[test]
@@ -147,9 +147,18 @@ fn a_weak_volume_is_not_armed_in_a_later_boot() {
     weak.weak = true;
     let (armed, _) = run(weak, [attached(), blank(), blank()]);
     assert_eq!(armed.state, State::Blank);
-    let (later, _) = run(armed, [Event::Attached { boot: "boot-2".into() }, blank(), blank(), blank()]);
+    let (later, _) = run(armed, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank(), blank()]);
     assert_eq!(later.state, State::Unverified);
     assert!(later.cause.contains("weak"), "{}", later.cause);
+    let (restarted, _) = run(later, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank()]);
+    assert_eq!(restarted.state, State::Unverified, "a restart of the agent must not arm it");
+}
+
+#[test]
+fn nothing_is_armed_after_the_records_were_lost() {
+    let (record, _) = run(record(), [Event::Attached { boot: "boot-1".into(), records_lost: true }, blank(), blank(), blank()]);
+    assert_eq!(record.state, State::Unverified);
+    assert_eq!(run(record, [holds("ext4", "a")]).0.state, State::Formatted);
 }
 
 #[test]
@@ -182,7 +191,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into() }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), records_lost: false }),
         2 => Just(Event::FormatBegan(formatter())),
         1 => Just(Event::FormatEnded(Some(0))),
         1 => Just(Event::FormatEnded(Some(256))),
@@ -219,8 +228,7 @@ proptest! {
             match &event {
                 Event::Probed(Ok(Finding::Blank)) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } => clean = 0,
-                // Told twice it changes nothing.
-                Event::FormatBegan(_) if before.state != State::Formatting => clean = 0,
+                Event::FormatBegan(_) => clean = 0,
                 Event::FormatEnded(_) if before.state == State::Formatting => clean = 0,
                 _ => {}
             }

@@ -1,0 +1,130 @@
+//! The agent: one process, few tasks, each with one job and a channel between.
+//!
+//! Only the reconciler changes records and rules. A task that ends is an error that ends the process, for the service
+//! manager to start it again; enforcement stays pinned in the kernel meanwhile.
+
+mod control;
+mod formatter_end;
+mod kernel_events;
+mod prober;
+mod ready;
+pub mod reconciler;
+mod uevents;
+
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::{signal::unix, sync::mpsc, time};
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, Mode},
+    enforce::lsm::LsmEnforcer,
+    record::{
+        Seconds,
+        sqlite::{Opened, SqliteStore},
+    },
+    volume::sysfs::Sysfs,
+};
+use reconciler::{Input, Reconciler, World};
+
+/// Inputs that wait for the reconciler at most; who sends more waits.
+const QUEUE: usize = 1024;
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// Runs the agent until it is told to stop. Enforcement goes on after it.
+pub async fn run(config: Config) -> Result<()> {
+    // The root of an agent's authority is its uid; the rest fails with a named error of its own.
+    if !rustix::process::geteuid().is_root() {
+        bail!("the agent must be run as root");
+    }
+    fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
+    let audit = config.mode == Mode::Audit;
+    let (store, opened) = SqliteStore::open(&config.state_dir, now())?;
+    let mut degraded = Vec::new();
+    if let Opened::SetAside(path) = &opened {
+        let text = format!(
+            "the database was damaged and is kept at {}; volumes are recorded again as they are probed, blank ones \
+             are armed only by a permit",
+            path.display()
+        );
+        warn!("{text}");
+        degraded.push(text);
+    }
+    let mut enforcer = LsmEnforcer::load(&config.pin_dir, audit)?;
+    let logger = enforcer.logger();
+    let kernel_events = enforcer.events()?;
+    // Before the devices are listed, so that none is missed between.
+    let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
+
+    let (inputs, receiver) = mpsc::channel(QUEUE);
+    let (prober, probes) = prober::Prober::new(config.deadline());
+    let (ends, watched) = formatter_end::Watcher::new();
+    let world = World {
+        sysfs: Sysfs::default(),
+        boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .context("cannot read the boot id")?
+            .trim()
+            .to_owned(),
+        audit,
+        degraded,
+        never_arm: matches!(opened, Opened::SetAside(_)),
+    };
+    let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
+    let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<LsmEnforcer>> {
+        // Rules come before refusals: nothing legitimate is refused for want of a rule.
+        reconciler.start()?;
+        let parts = reconciler.enforcer_mut().attach()?;
+        for part in parts.iter().filter(|part| !part.attached) {
+            info!(program = part.program, open = part.open, "this kernel has no place for a program");
+        }
+        reconciler.proven(parts);
+        Ok(reconciler)
+    });
+    let mut reconciler = running.await.context("the start was cut off")??;
+    let socket = control::listen(&config.socket())?;
+    ready::notify();
+    info!(mode = config.mode.name(), socket = %config.socket().display(), "format-guard is in force");
+
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(uevents::run(uevents, inputs.clone()));
+    tasks.spawn(kernel_events::run(kernel_events, inputs.clone()));
+    tasks.spawn(prober::run(probes, inputs.clone()));
+    tasks.spawn(formatter_end::run(watched, inputs.clone()));
+    tasks.spawn(ticks(config.resync_interval, inputs.clone()));
+    tasks.spawn(control::run(socket, inputs, prober));
+    if let Some(logger) = logger {
+        tasks.spawn(kernel_events::debug(logger));
+    }
+    tasks.spawn_blocking(move || reconciler.run(receiver));
+
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    tokio::select! {
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Err(error))) => Err(error.context("a task of the agent ended; enforcement stays")),
+            Some(Err(error)) => Err(anyhow::Error::new(error).context("a task of the agent broke; enforcement stays")),
+            Some(Ok(Ok(()))) | None => bail!("a task of the agent ended without an error; enforcement stays"),
+        },
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+async fn ticks(seconds: u64, inputs: mpsc::Sender<Input>) -> Result<()> {
+    let mut interval = time::interval(time::Duration::from_secs(seconds));
+    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        inputs.send(Input::Tick).await.context("the reconciler is gone")?;
+    }
+}

@@ -1,0 +1,188 @@
+//! What the agent and its clients say to each other: JSON over HTTP on a Unix socket. Stable: fields are added, never
+//! renamed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::Mode,
+    enforce::lsm::PartReport,
+    record::{Content, Formatter, Permit, Record, store::HistoryEvent},
+    volume::{marks::Mark, sysfs::Device},
+};
+
+/// `GET /v1/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// The tier in force.
+    pub tier: String,
+    /// Enforce or audit.
+    pub mode: Mode,
+    /// The canary proved enforcement at the start.
+    pub proven: bool,
+    /// Why protection is less than it should be; empty when it is not.
+    pub degraded: Vec<String>,
+    /// Every kernel program, and what is left open without it.
+    pub programs: Vec<PartReport>,
+    /// Block devices present.
+    pub devices: u64,
+    /// Known volumes by state.
+    pub volumes: Vec<StateCount>,
+    /// Requests judged by the kernel programs.
+    pub judged: u64,
+    /// Rules met that belong to an earlier medium.
+    pub stale_rules: u64,
+    /// Kernel events lost.
+    pub lost_events: u64,
+    /// Entries that a full kernel map could not take.
+    pub full_maps: u64,
+    /// Rules that a resync had to repair.
+    pub repaired: u64,
+}
+
+/// How many volumes are in a state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StateCount {
+    /// The state.
+    pub state: String,
+    /// Volumes.
+    pub count: u64,
+}
+
+/// One volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    pub id: String,
+    /// Where the id came from.
+    pub origin: String,
+    /// The id says where the device is, not what it holds.
+    pub weak: bool,
+    /// The state.
+    pub state: String,
+    /// Since when, in seconds since 1970.
+    pub since: i64,
+    /// What brought it there.
+    pub cause: String,
+    /// What it holds.
+    pub content: Option<Content>,
+    /// The bytes that identify it.
+    pub marks: Vec<Mark>,
+    /// A file system on it was mounted since it was formatted.
+    pub mounted: bool,
+    /// Who formats it, or formatted it last.
+    pub formatter: Option<Formatter>,
+    /// The permit in force.
+    pub permit: Option<Permit>,
+    /// What a probe found that is not what is recorded.
+    pub discrepancy: Option<String>,
+    /// When it was first seen, in seconds since 1970.
+    pub first_seen: i64,
+    /// Names of the devices that hold it now.
+    pub devices: Vec<String>,
+}
+
+impl Volume {
+    /// What is told of a record and the devices that hold its volume.
+    #[must_use]
+    pub fn of(record: &Record, devices: &[&Device]) -> Self {
+        Self {
+            id: record.id.to_string(),
+            origin: record.origin.clone(),
+            weak: record.weak,
+            state: record.state.name().to_owned(),
+            since: record.since,
+            cause: record.cause.clone(),
+            content: record.content.clone(),
+            marks: record.marks.clone(),
+            mounted: record.mounted,
+            formatter: record.formatter.clone(),
+            permit: record.permit.clone(),
+            discrepancy: record.discrepancy.clone(),
+            first_seen: record.first_seen,
+            devices: devices.iter().map(|device| device.name.clone()).collect(),
+        }
+    }
+}
+
+/// Which volume is meant: `dev=MAJOR:MINOR`, an id, or a unique beginning of one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Selector {
+    /// The text.
+    pub volume: String,
+}
+
+/// `POST /v1/volume/permit`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PermitRequest {
+    /// Which volume.
+    pub volume: String,
+    /// Why; must not be empty.
+    pub reason: String,
+    /// For how long, in seconds.
+    pub seconds: u64,
+}
+
+/// `GET /v1/events`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventsQuery {
+    /// Only events after this number.
+    #[serde(default)]
+    pub after: i64,
+    /// The newest so many.
+    #[serde(default = "default_limit")]
+    pub limit: u32,
+    /// Only those of this volume: a selector.
+    pub volume: Option<String>,
+}
+
+const fn default_limit() -> u32 {
+    1000
+}
+
+/// The answer of `GET /v1/volumes`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Volumes {
+    /// In the order of their ids.
+    pub volumes: Vec<Volume>,
+}
+
+/// The answer of `GET /v1/events`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Events {
+    /// Oldest first.
+    pub events: Vec<HistoryEvent>,
+}
+
+/// What kind of failure it is: also the exit code of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// Something went wrong.
+    Failed,
+    /// The request is not one.
+    BadRequest,
+    /// No such volume, or more than one.
+    NotFound,
+    /// Policy says no.
+    Refused,
+}
+
+/// Any answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    /// What, why, and the way out.
+    pub error: String,
+    /// Its kind.
+    pub kind: FailureKind,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    #[must_use]
+    pub fn new(kind: FailureKind, error: impl Into<String>) -> Self {
+        Self { error: error.into(), kind }
+    }
+}

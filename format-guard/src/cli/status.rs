@@ -1,0 +1,30 @@
+//! `format-guard status`: the tier in force, what it leaves open, counts.
+
+use std::path::Path;
+
+use super::{CommandError, client, format::wrap, print_json};
+use crate::api::Status;
+
+pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
+    let status: Status = client::get(socket, "/v1/status", &[])?;
+    if json {
+        return print_json(&status);
+    }
+    let proof = if status.proven { "proven by its canary" } else { "not proven" };
+    println!("format-guard {}: mode {}, tier {}, {proof}", status.version, status.mode.name(), status.tier);
+    for text in &status.degraded {
+        println!("degraded: {}", wrap(text, 80, 10));
+    }
+    println!("devices: {}", status.devices);
+    let volumes: Vec<String> =
+        status.volumes.iter().map(|each| format!("{} {}", each.count, each.state)).collect();
+    println!("volumes: {}", if volumes.is_empty() { "none".to_owned() } else { volumes.join(", ") });
+    println!(
+        "kernel: {} requests judged, {} stale rules met, {} events lost, {} maps full, {} rules repaired",
+        status.judged, status.stale_rules, status.lost_events, status.full_maps, status.repaired
+    );
+    for part in status.programs.iter().filter(|part| !part.attached) {
+        println!("left open without {}: {}", part.program, wrap(&part.open, 80, 4));
+    }
+    Ok(())
+}

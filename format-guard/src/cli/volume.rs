@@ -1,0 +1,189 @@
+//! `format-guard volume`: what is known of volumes, and an operator's word on them.
+
+use std::{fmt::Write, path::Path};
+
+use anyhow::anyhow;
+
+use super::{
+    CommandError, Json, client,
+    format::{ago, fit, utc, wrap},
+    print_json,
+};
+use crate::{
+    agent::now,
+    api::{PermitRequest, Selector, Volume, Volumes},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// List every known volume
+    List(Json),
+    /// Show what is known of a volume
+    Show {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Take what is on a volume now for its content
+    Adopt {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Allow one re-format of a volume: ITS DATA WILL BE LOST by it
+    Permit {
+        #[command(flatten)]
+        which: Which,
+        /// Why; kept with the volume's history
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// How long, as 90s, 15m, 2h or 1d
+        #[arg(long = "for", default_value = "15m", value_name = "TIME", value_parser = duration)]
+        seconds: u64,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Which {
+    /// Id, /dev path, mount point or unique prefix of an id
+    volume: String,
+}
+
+pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
+    match command {
+        Command::List(json) => {
+            let volumes: Volumes = client::get(socket, "/v1/volumes", &[])?;
+            if json.json {
+                return print_json(&volumes);
+            }
+            print!("{}", table(&volumes.volumes, now()));
+            Ok(())
+        }
+        Command::Show { which, json } => {
+            let query = [("volume", client::selector(&which.volume)?)];
+            show(&client::get(socket, "/v1/volume", &query)?, json.json)
+        }
+        Command::Adopt { which, json } => {
+            let selector = Selector { volume: client::selector(&which.volume)? };
+            show(&client::post(socket, "/v1/volume/adopt", &selector)?, json.json)
+        }
+        Command::Permit { which, reason, seconds, json } => {
+            let request = PermitRequest { volume: client::selector(&which.volume)?, reason, seconds };
+            show(&client::post(socket, "/v1/volume/permit", &request)?, json.json)
+        }
+    }
+}
+
+/// Seconds of a time such as `15m`.
+fn duration(text: &str) -> Result<u64, anyhow::Error> {
+    let wrong = || anyhow!("'{text}' is no time: write a number and s, m, h or d, such as 15m");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let number: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+fn holds(volume: &Volume) -> String {
+    volume.content.as_ref().map_or_else(|| "-".to_owned(), |content| content.name().to_owned())
+}
+
+fn table(volumes: &[Volume], now: i64) -> String {
+    let mut text = format!("{:<11} {:<12} {:<11} {:<9} {}\n", "STATE", "HOLDS", "SINCE", "DEVICE", "VOLUME");
+    for volume in volumes {
+        let device = if volume.devices.is_empty() { "-".to_owned() } else { volume.devices.join(",") };
+        let alarm = if volume.discrepancy.is_some() { "!" } else { "" };
+        let weak = if volume.weak { " (weak)" } else { "" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<11} {:<12} {:<11} {:<9} {}{weak}",
+            volume.state,
+            fit(&format!("{}{alarm}", holds(volume)), 12),
+            ago(volume.since, now),
+            fit(&device, 9),
+            fit(&volume.id, 33 - weak.len())
+        );
+    }
+    text
+}
+
+fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
+    if json {
+        return print_json(volume);
+    }
+    let line = |name: &str, value: &str| println!("{name:<12} {}", wrap(value, 80, 13));
+    println!("{:<12} {}", "volume", volume.id);
+    line("identity", &format!("{}{}", volume.origin, if volume.weak { " (weak)" } else { "" }));
+    line("state", &format!("{} since {}: {}", volume.state, utc(volume.since), volume.cause));
+    if let Some(content) = &volume.content {
+        let label = content.label.as_deref().map_or_else(String::new, |label| format!(" label {label}"));
+        let uuid = content.uuid.as_deref().unwrap_or("-");
+        line("holds", &format!("{} uuid {uuid}{label}", content.types.join(" + ")));
+    }
+    if let Some(discrepancy) = &volume.discrepancy {
+        line("DISCREPANCY", &format!("{discrepancy}; it stays protected"));
+    }
+    if let Some(permit) = &volume.permit {
+        let text = format!("one re-format until {}, by user {}: {}", utc(permit.expires), permit.uid, permit.reason);
+        line("permit", &text);
+    }
+    if let Some(formatter) = &volume.formatter {
+        let exe = formatter.exe.as_deref().unwrap_or(&formatter.comm);
+        line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, utc(formatter.at)));
+    }
+    line("mounted", if volume.mounted { "yes" } else { "not since it was formatted" });
+    line("devices", &if volume.devices.is_empty() { "not attached".to_owned() } else { volume.devices.join(", ") });
+    line("first seen", &utc(volume.first_seen));
+    for mark in &volume.marks {
+        let bytes: String = mark.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        line("mark", &format!("{} at {}: {bytes}", mark.kind.name(), mark.offset));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("90s").expect("time"), 90);
+        assert_eq!(duration("2h").expect("time"), 7200);
+        for wrong in ["", "m", "15", "-1m", "1y", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_table_fits_80_columns() {
+        let volume = Volume {
+            id: "iscsi:iqn.2019-10.io.longhorn:pvc-0123456789abcdef0123456789abcdef,lun=1".into(),
+            origin: String::new(),
+            weak: true,
+            state: "unverified".into(),
+            since: 0,
+            cause: String::new(),
+            content: Some(crate::record::Content { types: vec!["linux_raid_member".into()], uuid: None, label: None }),
+            marks: Vec::new(),
+            mounted: false,
+            formatter: None,
+            permit: None,
+            discrepancy: Some("it reads blank".into()),
+            first_seen: 0,
+            devices: vec!["sda".into(), "sdb".into(), "dm-13".into()],
+        };
+        for line in table(&[volume], 1_700_000_000).lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+}
