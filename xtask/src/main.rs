@@ -1,1 +1,47 @@
-fn main() {}
+//! The project's own tool: `cargo xtask COMMAND`. It sets up, builds, boots guests, demonstrates and tests.
+
+mod build;
+mod command;
+mod demo;
+mod guest;
+mod kernels;
+mod packages;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own tool", max_term_width = 80)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring this machine to where everything builds and tests
+    Setup,
+    /// Run a command as root in a guest of another kernel
+    Vm(guest::Arguments),
+    /// Show the main job on real block devices, here or in a guest
+    Demo(demo::Arguments),
+    /// Run unit, property, host and guest tests
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Command::Vm(arguments) => guest::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

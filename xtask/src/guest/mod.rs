@@ -1,0 +1,193 @@
+//! Runs a command as root under another kernel, in qemu.
+//!
+//! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every program is
+//! there at its own path, and nothing that the guest writes reaches the host, but through disks that are named.
+
+mod initramfs;
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    command::{command, find, quote},
+    kernels::{Kernel, keys},
+    packages::cache,
+    setup,
+};
+
+/// Exit status of a guest whose time ran out, as of timeout(1).
+const TIMED_OUT: u8 = 124;
+/// Exit status of a guest that ended without one: a panic, or a hang of its init.
+const DIED: u8 = 125;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernel to run: 6.1, 6.12, 6.18, 7 or all
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Seconds until the guest is ended
+    #[arg(long, default_value_t = 600)]
+    timeout: u64,
+    /// Disk image to attach as a virtio disk (may be repeated)
+    #[arg(long)]
+    disk: Vec<PathBuf>,
+    /// Command to run, after --
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// `cargo xtask vm`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ready()?;
+    let keys = if arguments.kernel == "all" { keys() } else { vec![arguments.kernel.as_str()] };
+    let mut result = ExitCode::SUCCESS;
+    for key in &keys {
+        let kernel = Kernel::get(key)?;
+        if keys.len() > 1 {
+            println!("== kernel {key} ({})", kernel.release);
+        }
+        let guest = Guest {
+            kernel,
+            command: arguments.command.clone(),
+            disks: arguments.disk.clone(),
+            timeout: Duration::from_secs(arguments.timeout),
+        };
+        let status = guest.run(Stdio::inherit())?;
+        if status != 0 {
+            result = ExitCode::from(status);
+        }
+    }
+    Ok(result)
+}
+
+/// One boot.
+pub(crate) struct Guest {
+    /// What it runs on.
+    pub(crate) kernel: Kernel,
+    /// What it runs.
+    pub(crate) command: Vec<OsString>,
+    /// Raw images, attached as virtio disks in this order.
+    pub(crate) disks: Vec<PathBuf>,
+    /// When it is ended.
+    pub(crate) timeout: Duration,
+}
+
+impl Guest {
+    /// Boots, runs the command with its output to `output`, and returns its exit status.
+    pub(crate) fn run(&self, output: Stdio) -> Result<u8> {
+        let control = tempfile::tempdir()?;
+        let initramfs = initramfs::of(&self.kernel)?;
+        self.write_command(control.path())?;
+        let consoles = cache()?.join("consoles");
+        fs::create_dir_all(&consoles)?;
+        let console = consoles.join(format!("{}-{}.log", self.kernel.key, std::process::id()));
+        let mut qemu = self.qemu(control.path(), &initramfs, &console)?;
+        qemu.stdout(output);
+        let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
+        let in_time = wait(&mut child, self.timeout)?;
+        let status = fs::read_to_string(control.path().join("status")).unwrap_or_default();
+        if let Ok(status) = status.trim().parse::<u8>() {
+            let _ = fs::remove_file(&console);
+            return Ok(status);
+        }
+        let text = fs::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(40)..] {
+            eprintln!("{} | {line}", self.kernel.key);
+        }
+        let cause = if in_time { "died" } else { "ran out of time" };
+        eprintln!("guest {}: {cause}; its console is kept at {}", self.kernel.key, console.display());
+        Ok(if in_time { DIED } else { TIMED_OUT })
+    }
+
+    /// What the guest's init reads: the environment, then the command.
+    fn write_command(&self, control: &Path) -> Result<()> {
+        // Some version managers put scripts on the path that take seconds each under emulation.
+        let path: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default())
+            .filter(|directory| !directory.ends_with("shims"))
+            .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+            .collect();
+        let mut script = String::new();
+        let mut export = |name: &str, value: &str| script.push_str(&format!("export {name}={}\n", quote(value)));
+        export("PATH", &env::join_paths(path)?.to_string_lossy());
+        export("HOME", "/root");
+        export("LANG", "C.UTF-8");
+        export("FORMAT_GUARD_GUEST", self.kernel.key);
+        for (name, value) in env::vars() {
+            if name.starts_with("RUST_") || name.starts_with("FORMAT_GUARD_") || name.starts_with("PROPTEST_") {
+                export(&name, &value);
+            }
+        }
+        let words: Vec<String> = self.command.iter().map(|word| quote(&word.to_string_lossy())).collect();
+        script.push_str(&format!("cd {} || exit 1\n", quote(&env::current_dir()?.to_string_lossy())));
+        script.push_str(&format!("exec {}\n", words.join(" ")));
+        fs::write(control.join("command"), script)?;
+        Ok(())
+    }
+
+    fn qemu(&self, control: &Path, initramfs: &Path, console: &Path) -> Result<Command> {
+        let program = find("qemu-system-x86_64").context("qemu-system-x86_64 is missing: cargo xtask setup")?;
+        let mut qemu = command(&program.to_string_lossy(), [
+            // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
+            "-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off", "-m", "2G", "-smp", "2",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-device", "virtio-rng-pci",
+            "-append", "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0",
+            "-device", "virtio-serial-pci", "-chardev", "file,id=out,path=/dev/stdout,append=on",
+            "-device", "virtserialport,chardev=out,name=out",
+        ]);
+        qemu.arg("-kernel").arg(self.kernel.directory.join("vmlinux"));
+        qemu.arg("-initrd").arg(initramfs);
+        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+        for (tag, path, options) in [
+            ("root", Path::new("/"), ",readonly=on"),
+            ("modules", &self.kernel.directory.join("lib/modules"), ",readonly=on"),
+            ("control", control, ""),
+        ] {
+            qemu.arg("-fsdev").arg(format!(
+                "local,id={tag},path={},security_model=none,multidevs=remap{options}",
+                path.display()
+            ));
+            qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+        }
+        for (i, disk) in self.disks.iter().enumerate() {
+            qemu.arg("-drive").arg(format!("file={},format=raw,if=none,id=disk{i},cache=writethrough", disk.display()));
+            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{i},serial=disk{i}"));
+        }
+        Ok(qemu)
+    }
+}
+
+/// Waits for the end; false when the time ran out and the guest was killed.
+fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A file of this many bytes, all of them holes, for a guest's disk.
+pub(crate) fn sparse_image(path: &Path, size: u64) -> Result<()> {
+    if size % 512 != 0 {
+        bail!("a disk is made of whole sectors");
+    }
+    File::create(path)?.set_len(size)?;
+    Ok(())
+}

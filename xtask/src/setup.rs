@@ -1,0 +1,129 @@
+//! `cargo xtask setup`: brings a machine to where everything builds and tests. It says what it does and does nothing
+//! twice.
+
+use std::{fs, path::Path};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    command::{command, exists, output, show},
+    kernels::{self, Kernel},
+    toolchain,
+};
+
+/// Debian's and Ubuntu's packages, and what each is for.
+const PACKAGES: &[(&str, &str)] = &[
+    ("debian-archive-keyring", "to verify kernels for guests"),
+    ("xz-utils", "kernels"),
+    ("zstd", "kernels"),
+    ("kmod", "kernels"),
+    ("busybox-static", "guests"),
+    ("qemu-system-x86", "guests"),
+    ("pkg-config", "building"),
+    ("libblkid-dev", "building"),
+    ("libclang-dev", "building"),
+    ("clang", "building"),
+    ("e2fsprogs", "tests"),
+    ("xfsprogs", "tests"),
+    ("btrfs-progs", "tests"),
+    ("dosfstools", "tests"),
+    ("cryptsetup-bin", "tests"),
+    ("lvm2", "tests"),
+    ("dmsetup", "tests"),
+    ("mdadm", "tests"),
+    ("parted", "tests"),
+    ("tgt", "tests"),
+    ("open-iscsi", "tests"),
+    ("shellcheck", "checks"),
+];
+
+/// cargo-deny's version.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Everything, for people and for CI.
+pub(crate) fn run() -> Result<()> {
+    ready()?;
+    toolchain::cargo_tool("cargo-deny", CARGO_DENY)?;
+    println!("setup: everything is there");
+    Ok(())
+}
+
+/// What building and guests need.
+pub(crate) fn ready() -> Result<()> {
+    packages()?;
+    toolchain::rust_src()?;
+    toolchain::bpf_linker()?;
+    for key in kernels::keys() {
+        let kernel = Kernel::get(key)?;
+        println!("setup: kernel {key} is there ({})", kernel.release);
+    }
+    Ok(())
+}
+
+fn packages() -> Result<()> {
+    if !exists("apt-get") || !exists("dpkg-query") {
+        bail!("{}", elsewhere());
+    }
+    let missing: Vec<&(&str, &str)> = PACKAGES.iter().filter(|(package, _)| !installed(package)).collect();
+    if missing.is_empty() {
+        println!("setup: packages are there");
+        return Ok(());
+    }
+    for (package, purpose) in &missing {
+        println!("setup: installing {package} ({purpose})");
+    }
+    let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    if !rustix::process::geteuid().is_root() {
+        bail!("packages are missing: as root, run apt-get install --no-install-recommends {}", names.join(" "));
+    }
+    show(command("apt-get", ["update", "-q"]))?;
+    let mut install = command("apt-get", ["install", "-y", "-q", "--no-install-recommends"]);
+    install.env("DEBIAN_FRONTEND", "noninteractive").args(names);
+    // Services of these packages must not start here: tests run their own, in guests.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists();
+    if ours {
+        fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(policy, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    let result = show(install);
+    if ours {
+        fs::remove_file(policy)?;
+    }
+    result
+}
+
+fn installed(package: &str) -> bool {
+    output(&mut command("dpkg-query", ["-W", "-f=${db:Status-Status}", package]))
+        .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
+}
+
+/// What to do where there is no apt.
+fn elsewhere() -> String {
+    let names = |map: &[(&str, &str)]| -> String {
+        PACKAGES
+            .iter()
+            .filter(|(package, _)| *package != "debian-archive-keyring")
+            .map(|(package, _)| map.iter().find(|(from, _)| from == package).map_or(*package, |(_, to)| to))
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let fedora = names(&[
+        ("xz-utils", "xz"), ("busybox-static", "busybox"), ("qemu-system-x86", "qemu-system-x86-core"),
+        ("pkg-config", "pkgconf"), ("libblkid-dev", "libblkid-devel"), ("libclang-dev", "clang-devel"),
+        ("cryptsetup-bin", "cryptsetup"), ("dmsetup", "device-mapper"), ("tgt", "scsi-target-utils"),
+        ("open-iscsi", "iscsi-initiator-utils"), ("shellcheck", "ShellCheck"),
+    ]);
+    let arch = names(&[
+        ("xz-utils", "xz"), ("busybox-static", "busybox"), ("qemu-system-x86", "qemu-system-x86"),
+        ("pkg-config", "pkgconf"), ("libblkid-dev", "util-linux-libs"), ("libclang-dev", "clang"),
+        ("cryptsetup-bin", "cryptsetup"), ("dmsetup", "device-mapper"), ("tgt", "tgt"),
+    ]);
+    format!(
+        "this is neither Debian nor Ubuntu. To build, install:\n  Fedora: dnf install {fedora}\n  Arch: pacman -S \
+         {arch}\nthen rustup component add rust-src, and cargo install bpf-linker. Guests run Debian's kernels, which \
+         need apt-get and dpkg-deb (package apt on both) and DEBIAN_MIRROR set."
+    )
+}

@@ -1,0 +1,224 @@
+//! `cargo xtask test`: unit and property tests here, scenario tests in guests, one summary at the end.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    build::executable,
+    command::{command, output, workspace},
+    guest::{Guest, sparse_image},
+    kernels::{Kernel, keys},
+    setup,
+};
+
+/// Guests that run at the same time: each keeps one core busy.
+const GUESTS: usize = 2;
+/// When one boot is ended.
+const TIMEOUT: Duration = Duration::from_secs(1500);
+/// Kernels that the scenarios are held on by default.
+const KERNELS: [&str; 3] = ["6.1", "6.12", "7"];
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run only scenarios whose name contains this, and no host tests
+    filter: Option<String>,
+    /// Kernel for the scenarios: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.1, 6.12, 7]
+    #[arg(long)]
+    kernel: Vec<String>,
+}
+
+/// What came of one part.
+struct Outcome {
+    name: String,
+    passed: u64,
+    failed: u64,
+    seconds: u64,
+}
+
+/// `cargo xtask test`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ready()?;
+    let chosen: Vec<&str> = match arguments.kernel.as_slice() {
+        [] => KERNELS.to_vec(),
+        [all] if all == "all" => keys(),
+        some => some.iter().map(String::as_str).collect(),
+    };
+    let kernels = chosen.into_iter().map(Kernel::get).collect::<Result<Vec<_>>>()?;
+    let mut outcomes = Vec::new();
+    if arguments.filter.is_none() {
+        outcomes.push(host()?);
+    }
+    println!("test: building the scenarios");
+    let guard = executable("format-guard", "bin", "format-guard")?;
+    let boots = boots(&kernels, arguments.filter.as_deref())?;
+    outcomes.extend(in_guests(boots, &guard)?);
+
+    println!("\nsummary");
+    for outcome in &outcomes {
+        println!(
+            "  {:<24} {:>4} passed {:>4} failed {:>5} s",
+            outcome.name, outcome.passed, outcome.failed, outcome.seconds
+        );
+    }
+    let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
+    let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Unit and property tests of every crate, on this host.
+fn host() -> Result<Outcome> {
+    println!("test: unit and property tests");
+    let start = Instant::now();
+    let mut cargo = command("cargo", ["test", "--quiet"]);
+    cargo.current_dir(workspace()).stderr(Stdio::inherit());
+    let result = output(&mut cargo)?;
+    let text = String::from_utf8_lossy(&result.stdout).into_owned();
+    print!("{text}");
+    outcome("host", &text, result.status.success(), start)
+}
+
+/// One boot of one kernel with one test executable.
+struct Boot {
+    name: String,
+    kernel: Kernel,
+    executable: PathBuf,
+    arguments: Vec<OsString>,
+    disks: Vec<PathBuf>,
+    /// Runs after this one, with the same disks.
+    then: Option<Box<Self>>,
+}
+
+fn boots(kernels: &[Kernel], filter: Option<&str>) -> Result<Vec<Boot>> {
+    let scenarios = executable("format-guard-tests", "test", "scenarios")?;
+    let reboot = executable("format-guard-tests", "test", "reboot")?;
+    let libtest = |words: &[&str]| -> Vec<OsString> {
+        words.iter().copied().chain(["--test-threads=1"]).chain(filter).map(OsString::from).collect()
+    };
+    let mut boots = Vec::new();
+    for kernel in kernels {
+        boots.push(Boot {
+            name: format!("{} scenarios", kernel.key),
+            kernel: kernel.clone(),
+            executable: scenarios.clone(),
+            arguments: libtest(&[]),
+            disks: Vec::new(),
+            then: None,
+        });
+        if filter.is_some_and(|filter| !"reboot".contains(filter)) {
+            continue;
+        }
+        // The second boot finds what the first one left on its disks.
+        let directory = workspace().join("target/guests").join(kernel.key);
+        fs::create_dir_all(&directory)?;
+        let disks: Vec<PathBuf> = ["state.img", "volume.img"].map(|name| directory.join(name)).to_vec();
+        for disk in &disks {
+            sparse_image(disk, 256 << 20)?;
+        }
+        let half = |name: &str, then: Option<Box<Boot>>| Boot {
+            name: format!("{} reboot, {name}", kernel.key),
+            kernel: kernel.clone(),
+            executable: reboot.clone(),
+            arguments: ["--ignored", "--exact", name, "--test-threads=1"].map(OsString::from).to_vec(),
+            disks: disks.clone(),
+            then,
+        };
+        boots.push(half("first_boot", Some(Box::new(half("second_boot", None)))));
+    }
+    Ok(boots)
+}
+
+/// Runs the boots, some at a time, and prints each one's output when it is complete.
+fn in_guests(boots: Vec<Boot>, guard: &Path) -> Result<Vec<Outcome>> {
+    let logs = tempfile::tempdir()?;
+    let waiting = Mutex::new(boots.into_iter().enumerate().rev().collect::<Vec<_>>());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..GUESTS)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                        let Some((i, mut boot)) = next else { return Ok(()) };
+                        loop {
+                            let outcome = one(&boot, guard, &logs.path().join(i.to_string()))?;
+                            let failed = outcome.failed > 0;
+                            done.lock().unwrap_or_else(PoisonError::into_inner).push((i, outcome));
+                            match boot.then.take() {
+                                Some(then) if !failed => boot = *then,
+                                _ => break,
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(result) => result?,
+                Err(_) => bail!("a worker broke"),
+            }
+        }
+        Ok(())
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, outcome)| outcome).collect())
+}
+
+fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
+    println!("test: {} started ({})", boot.name, boot.kernel.release);
+    let start = Instant::now();
+    let mut words =
+        vec![OsString::from("env"), OsString::from(format!("FORMAT_GUARD_BINARY={}", guard.display()))];
+    words.push(boot.executable.clone().into_os_string());
+    words.extend(boot.arguments.iter().cloned());
+    let guest = Guest { kernel: boot.kernel.clone(), command: words, disks: boot.disks.clone(), timeout: TIMEOUT };
+    let status = guest.run(Stdio::from(File::create(log)?))?;
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    println!("== {}\n{}", boot.name, text.trim_end());
+    outcome(&boot.name, &text, status == 0, start)
+}
+
+/// Counts from libtest's own summary lines. A run that failed without a failed test has failed all the same.
+fn outcome(name: &str, text: &str, success: bool, start: Instant) -> Result<Outcome> {
+    let (mut passed, mut failed) = (0, 0);
+    for line in text.lines().filter_map(|line| line.strip_prefix("test result: ")) {
+        let count = |word: &str| -> Result<u64> {
+            let before = line.split(&format!(" {word}")).next().context("no count")?;
+            Ok(before.rsplit([' ', '.']).next().unwrap_or("0").parse().unwrap_or(0))
+        };
+        passed += count("passed")?;
+        failed += count("failed")?;
+    }
+    if !success && failed == 0 {
+        failed = 1;
+    }
+    Ok(Outcome { name: name.to_owned(), passed, failed, seconds: start.elapsed().as_secs() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_counted() {
+        let text = "test result: ok. 12 passed; 0 failed; 1 ignored\nx\ntest result: FAILED. 1 passed; 2 failed; 0\n";
+        let counted = outcome("x", text, false, Instant::now()).expect("counted");
+        assert_eq!((counted.passed, counted.failed), (13, 2));
+    }
+
+    #[test]
+    fn a_run_that_broke_off_has_failed() {
+        assert_eq!(outcome("x", "", false, Instant::now()).expect("counted").failed, 1);
+    }
+}
