@@ -1,1 +1,37 @@
-//! x
+//! What scenario tests are made of: a guard of their own, real block devices, real tools, and the sha256 of a whole
+//! device before and after.
+//!
+//! Nothing here sleeps to wait for a state: it waits for the state, with a deadline. A guard that is not proven by
+//! its canary fails the test that wanted it.
+
+pub mod attack;
+pub mod device;
+pub mod guard;
+pub mod tool;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// How long a state may take to come: emulation is slow, a failure must still be quick.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `ready` gives a value.
+///
+/// # Errors
+/// When the deadline has passed, or `ready` fails.
+pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready()? {
+            return Ok(value);
+        }
+        if start.elapsed() > DEADLINE {
+            bail!("waited {} s in vain for {what}", DEADLINE.as_secs());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

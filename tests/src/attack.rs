@@ -1,0 +1,94 @@
+//! The destructive tools that incidents name, by their names and as copies under another.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    guard::Guard,
+    tool::{Ran, run, run_with},
+    wait_for,
+};
+
+/// luksFormat with the cheapest key derivation: the cipher is not what is tested.
+pub const LUKS_FORMAT: &str = "cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+
+/// Every tool that must be refused on a volume that holds a format.
+///
+/// # Errors
+/// When a copy cannot be made.
+pub fn all(device: &Path) -> Result<Vec<(String, &'static str)>> {
+    let node = device.display();
+    let mut lines: Vec<(String, &'static str)> = vec![
+        (format!("mkfs.ext4 -F {node}"), ""),
+        (format!("mkfs.xfs -f {node}"), ""),
+        (format!("mkfs.btrfs -f {node}"), ""),
+        (format!("mkswap -f {node}"), ""),
+        (format!("wipefs -a -f {node}"), ""),
+        (format!("blkdiscard -f {node}"), ""),
+        (format!("pvcreate -ff -y {node}"), ""),
+        (format!("{LUKS_FORMAT} {node} -"), "secret"),
+        (format!("dd if=/dev/zero of={node} bs=1M count=4 conv=notrunc,fsync"), ""),
+    ];
+    for (program, options) in [
+        ("mkfs.ext4", "-F"),
+        // Else it finds the volume too small before it opens it.
+        ("mkfs.xfs", "-f --unsupported"),
+        ("mkfs.btrfs", "-f"),
+        ("wipefs", "-a -f"),
+        ("mkswap", "-f"),
+        ("blkdiscard", "-f"),
+    ] {
+        lines.push((format!("{} {options} {node}", copy(program)?), ""));
+    }
+    Ok(lines)
+}
+
+/// Runs every one under the guard and makes sure that each failed because the guard refused it; what each said.
+///
+/// # Errors
+/// When one succeeded, or failed for another reason.
+pub fn all_refused(guard: &Guard, device: &Path) -> Result<Vec<Ran>> {
+    all(device)?.into_iter().map(|(line, input)| refused(guard, &line, input)).collect()
+}
+
+/// Runs a tool that the guard must refuse.
+///
+/// # Errors
+/// When it succeeds, or fails for another reason.
+pub fn refused(guard: &Guard, line: &str, input: &str) -> Result<Ran> {
+    let before = guard.events("denied")?.len();
+    let ran = run_with(line, input)?;
+    ensure!(ran.status != 0, "{line} succeeded:\n{}", ran.text);
+    wait_for("the event of a refusal", || Ok((guard.events("denied")?.len() > before).then_some(())))
+        .with_context(|| format!("{line} failed, but not by the guard:\n{}", ran.text))?;
+    Ok(ran)
+}
+
+/// Runs every one without an agent to ask, and makes sure that each failed.
+///
+/// # Errors
+/// When one succeeded.
+pub fn all_fail(device: &Path) -> Result<Vec<Ran>> {
+    all(device)?
+        .into_iter()
+        .map(|(line, input)| {
+            let ran = run_with(&line, input)?;
+            ensure!(ran.status != 0, "{line} succeeded:\n{}", ran.text);
+            Ok(ran)
+        })
+        .collect()
+}
+
+/// A copy of a program under a name that says nothing.
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn copy(program: &str) -> Result<String> {
+    let found = run(&format!("which {program}"))?;
+    let path = format!("/var/tmp/innocent-{}", program.replace('.', "-"));
+    if !Path::new(&path).exists() {
+        fs::copy(found.text.trim(), &path).with_context(|| format!("cannot copy {program}"))?;
+    }
+    Ok(path)
+}

@@ -1,0 +1,419 @@
+//! Real block devices of the test's own; gone with the value.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Read,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    tool::{module, must, must_with, run},
+    wait_for,
+};
+
+static COUNTER: AtomicU32 = AtomicU32::new(1);
+
+/// A number that no other device of this test run has.
+fn number() -> u32 {
+    COUNTER.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Something with a device node.
+pub trait Device {
+    /// The node.
+    fn path(&self) -> &Path;
+
+    /// sha256 of the whole device, from the medium and not from the page cache.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn sha256(&self) -> Result<String> {
+        sha256(self.path())
+    }
+}
+
+/// sha256 of everything in the device at `path`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    /// _IO(0x12, 97), include/uapi/linux/fs.h: write back and drop the page cache.
+    const BLKFLSBUF: libc::Ioctl = 0x1261;
+    let mut file = File::open(path).with_context(|| path.display().to_string())?;
+    // SAFETY: an ioctl without an argument on an open descriptor.
+    let flushed = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF, 0) };
+    ensure!(flushed == 0, "cannot flush {}", path.display());
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            break;
+        }
+        hash.update(&buffer[..length]);
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// A file of holes below `/var/tmp`, in the guest's memory.
+pub struct Image(PathBuf);
+
+impl Image {
+    /// A file of this many MiB.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(mib: u64) -> Result<Self> {
+        let path = PathBuf::from(format!("/var/tmp/fg-image-{}-{}", std::process::id(), number()));
+        File::create(&path)?.set_len(mib << 20)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A loop device over a file.
+pub struct Loop {
+    path: PathBuf,
+    /// The file, while it is this device's own.
+    image: Option<Image>,
+}
+
+impl Loop {
+    /// A blank one of this many MiB.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(mib: u64) -> Result<Self> {
+        let image = Image::new(mib)?;
+        let mut device = Self::over(image.path())?;
+        device.image = Some(image);
+        Ok(device)
+    }
+
+    /// One over this file, at the first free number.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn over(file: &Path) -> Result<Self> {
+        module("loop")?;
+        let free = must("losetup --find")?;
+        Self::at(Path::new(free.trim()), file)
+    }
+
+    /// One over this file, at this node.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn at(node: &Path, file: &Path) -> Result<Self> {
+        module("loop")?;
+        must(&format!("losetup {} {}", node.display(), file.display()))?;
+        Ok(Self { path: node.to_owned(), image: None })
+    }
+
+    /// Detaches it; the file stays.
+    ///
+    /// # Errors
+    /// When it stays attached.
+    pub fn detach(mut self) -> Result<Option<Image>> {
+        let image = self.image.take();
+        detach_loop(&self.path)?;
+        Ok(image)
+    }
+}
+
+fn detach_loop(path: &Path) -> Result<()> {
+    must(&format!("losetup --detach {}", path.display()))?;
+    let name = path.file_name().context("no name")?.to_string_lossy().into_owned();
+    // It goes with its last opener.
+    wait_for("the loop device to be free", || {
+        Ok((!Path::new(&format!("/sys/block/{name}/loop/backing_file")).exists()).then_some(()))
+    })
+}
+
+impl Device for Loop {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if Path::new(&format!("/sys/block/{name}/loop/backing_file")).exists() {
+            let _ = detach_loop(&self.path);
+        }
+    }
+}
+
+/// A device mapper device over a loop device, whose data path can be broken.
+pub struct Mapped {
+    name: String,
+    path: PathBuf,
+    sectors: u64,
+    below: Loop,
+}
+
+impl Mapped {
+    /// A blank dm-linear of this many MiB.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(mib: u64) -> Result<Self> {
+        module("dm_mod")?;
+        let below = Loop::new(mib)?;
+        let name = format!("fg{}-{}", std::process::id(), number());
+        let sectors = mib << 11;
+        let device = Self { path: Path::new("/dev/mapper").join(&name), name, sectors, below };
+        let table = device.linear();
+        device.create(&table)?;
+        Ok(device)
+    }
+
+    fn linear(&self) -> String {
+        format!("0 {} linear {} 0", self.sectors, self.below.path().display())
+    }
+
+    /// Swaps the table under the device; its number, name and uuid stay.
+    fn reload(&self, table: &str) -> Result<()> {
+        // Without flushing: a table of errors must not wait for writes that cannot end.
+        must(&format!("dmsetup suspend --noflush {}", self.name))?;
+        must_with(&format!("dmsetup reload {}", self.name), table)?;
+        must(&format!("dmsetup resume {}", self.name))?;
+        self.drop_cache()
+    }
+
+    /// Every read gives zeros, every write is lost (S2).
+    ///
+    /// # Errors
+    /// When the table cannot be swapped.
+    pub fn read_zeros(&self) -> Result<()> {
+        self.reload(&format!("0 {} zero", self.sectors))
+    }
+
+    /// Every access fails with EIO (S3).
+    ///
+    /// # Errors
+    /// When the table cannot be swapped.
+    pub fn fail(&self) -> Result<()> {
+        self.reload(&format!("0 {} error", self.sectors))
+    }
+
+    /// The data path is back.
+    ///
+    /// # Errors
+    /// When the table cannot be swapped.
+    pub fn recover(&self) -> Result<()> {
+        self.reload(&self.linear())
+    }
+
+    /// What was read before must be read again.
+    fn drop_cache(&self) -> Result<()> {
+        must(&format!("blockdev --flushbufs {}", self.path.display())).map(drop)
+    }
+
+    /// The device that holds the data.
+    #[must_use]
+    pub fn below(&self) -> &Loop {
+        &self.below
+    }
+
+    /// Removes the device and makes it again: another number may come of it.
+    ///
+    /// # Errors
+    /// When it cannot be made again.
+    pub fn remake(&mut self) -> Result<()> {
+        must(&format!("dmsetup remove --retry {}", self.name))?;
+        self.create(&self.linear())
+    }
+
+    fn create(&self, table: &str) -> Result<()> {
+        must_with(&format!("dmsetup create {} --uuid FGTEST-{}", self.name, self.name), table).map(drop)
+    }
+}
+
+impl Device for Mapped {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let _ = run(&format!("dmsetup remove --force --retry {}", self.name));
+    }
+}
+
+/// An iSCSI volume on the loopback, served by tgt as a Longhorn volume is.
+pub struct Iscsi {
+    target: u32,
+    iqn: String,
+    path: PathBuf,
+    image: Image,
+}
+
+impl Iscsi {
+    /// A blank one of this many MiB, logged in.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn new(mib: u64) -> Result<Self> {
+        let target = number();
+        let iqn = format!("iqn.2019-10.io.longhorn:pvc-{}-{target}", std::process::id());
+        let image = Image::new(mib)?;
+        let mut volume = Self { target, iqn, path: PathBuf::new(), image };
+        volume.serve()?;
+        volume.log_in()?;
+        Ok(volume)
+    }
+
+    /// Name of its target.
+    #[must_use]
+    pub fn iqn(&self) -> &str {
+        &self.iqn
+    }
+
+    fn serve(&self) -> Result<()> {
+        serve_target(self.target, &self.iqn, self.image.path())
+    }
+
+    /// Logs in and waits for the device.
+    ///
+    /// # Errors
+    /// When none appears.
+    pub fn log_in(&mut self) -> Result<()> {
+        self.path = log_in(&self.iqn)?;
+        Ok(())
+    }
+
+    /// Logs out; the device goes.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn log_out(&mut self) -> Result<()> {
+        log_out(&self.iqn)
+    }
+}
+
+impl Device for Iscsi {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Iscsi {
+    fn drop(&mut self) {
+        let _ = log_out(&self.iqn);
+        let _ = run(&format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target));
+    }
+}
+
+/// Serves a file or device as LUN 1 of a target.
+///
+/// # Errors
+/// When tgt refuses it.
+pub fn serve_target(target: u32, iqn: &str, backing: &Path) -> Result<()> {
+    start_daemons()?;
+    let tgtadm = "tgtadm --lld iscsi --op";
+    must(&format!("{tgtadm} new --mode target --tid {target} -T {iqn}"))?;
+    must(&format!("{tgtadm} new --mode logicalunit --tid {target} --lun 1 -b {}", backing.display()))?;
+    must(&format!("{tgtadm} bind --mode target --tid {target} -I ALL")).map(drop)
+}
+
+/// Logs in to a target on the loopback; the node of its LUN 1.
+///
+/// # Errors
+/// When none appears.
+pub fn log_in(iqn: &str) -> Result<PathBuf> {
+    must("iscsiadm -m discovery -t st -p 127.0.0.1")?;
+    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --login"))?;
+    wait_for("the disk of the iSCSI session", || {
+        for entry in fs::read_dir("/sys/class/iscsi_session")?.flatten() {
+            let name = fs::read_to_string(entry.path().join("targetname")).unwrap_or_default();
+            if name.trim() != iqn {
+                continue;
+            }
+            if let Some(path) = disk_of(&entry.path().join("device"))? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// The node of the disk with LUN 1 below a session's directory.
+fn disk_of(session: &Path) -> Result<Option<PathBuf>> {
+    for target in fs::read_dir(session)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("target")) {
+        for unit in fs::read_dir(target.path())?.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(":1")) {
+            if let Ok(mut disks) = fs::read_dir(unit.path().join("block"))
+                && let Some(Ok(disk)) = disks.next()
+            {
+                let node = Path::new("/dev").join(disk.file_name());
+                return Ok(node.exists().then_some(node));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn log_out(iqn: &str) -> Result<()> {
+    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --logout"))?;
+    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --op delete")).map(drop)
+}
+
+/// Starts tgtd and iscsid, once a boot.
+fn start_daemons() -> Result<()> {
+    for name in ["iscsi_tcp", "sd_mod"] {
+        module(name)?;
+    }
+    if run("tgtadm --lld iscsi --op show --mode target")?.status != 0 {
+        crate::tool::command("tgtd").spawn().context("cannot start tgtd")?.wait()?;
+    }
+    wait_for("tgtd", || Ok((run("tgtadm --lld iscsi --op show --mode target")?.status == 0).then_some(())))?;
+    if run("pidof iscsid")?.status != 0 {
+        fs::create_dir_all("/run/lock/iscsi")?;
+        fs::create_dir_all("/etc/iscsi")?;
+        fs::write("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:fg\n")?;
+        crate::tool::command("iscsid").spawn().context("cannot start iscsid")?.wait()?;
+    }
+    wait_for("iscsid", || Ok((run("iscsiadm -m session")?.status != 20).then_some(())))
+}
+
+/// Writes `bytes` at an offset of a device and syncs them, without any tool between.
+///
+/// # Errors
+/// What the kernel says.
+pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_CLOEXEC).open(path)?;
+    file.write_all_at(bytes, offset)?;
+    file.sync_all()
+}
+
+/// Number of a device node, `MAJOR:MINOR`.
+///
+/// # Errors
+/// When it is not there.
+pub fn device_number(path: &Path) -> Result<String> {
+    let rdev = fs::metadata(path)?.rdev();
+    Ok(format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)))
+}

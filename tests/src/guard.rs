@@ -1,0 +1,218 @@
+//! A guard of the test's own: its own state, socket and pins, beside whatever runs on the host.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{tool::Ran, wait_for};
+
+/// The program under test.
+///
+/// # Errors
+/// When `FORMAT_GUARD_BINARY` does not name it.
+pub fn binary() -> Result<PathBuf> {
+    env::var_os("FORMAT_GUARD_BINARY").map(PathBuf::from).context("FORMAT_GUARD_BINARY names the program under test")
+}
+
+/// An agent and the enforcement that it leaves.
+pub struct Guard {
+    root: PathBuf,
+    pins: PathBuf,
+    agent: Option<Child>,
+    audit: bool,
+}
+
+impl Guard {
+    /// A guard with a state directory of its own, proven to be in force.
+    ///
+    /// # Errors
+    /// When it does not come to be in force: with its log.
+    pub fn start() -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
+        Self::with_state(&root.join("state"), root, false)
+    }
+
+    /// A guard that refuses nothing.
+    ///
+    /// # Errors
+    /// As of [`Guard::start`].
+    pub fn audit() -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
+        Self::with_state(&root.join("state"), root, true)
+    }
+
+    /// A guard over an existing state directory.
+    ///
+    /// # Errors
+    /// As of [`Guard::start`].
+    pub fn on_state(state: &Path) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
+        Self::with_state(state, root, false)
+    }
+
+    fn with_state(state: &Path, root: PathBuf, audit: bool) -> Result<Self> {
+        // A bpf file system refuses a name with a dot.
+        let name = root.file_name().context("no name")?.to_string_lossy().replace('.', "-");
+        let pins = Path::new("/sys/fs/bpf").join(name);
+        let config = format!(
+            "state_dir = {state:?}\nrun_dir = {:?}\npin_dir = {pins:?}\nresync_interval = 1\n",
+            root.join("run")
+        );
+        fs::write(root.join("config.toml"), config)?;
+        let mut guard = Self { root, pins, agent: None, audit };
+        guard.start_agent()?;
+        Ok(guard)
+    }
+
+    /// Starts the agent and waits until it says that it is in force.
+    ///
+    /// # Errors
+    /// When it ends, or its canary has not proven it.
+    pub fn start_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("log"))?;
+        let mut agent = Command::new(binary()?);
+        agent.arg("agent").arg("--config").arg(self.root.join("config.toml"));
+        if self.audit {
+            agent.arg("--audit");
+        }
+        agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.agent = Some(agent.spawn().context("cannot start the agent")?);
+        let status = wait_for("the agent to be in force", || {
+            if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("the agent ended with {ended}:\n{}", self.log());
+            }
+            let status = self.ask("status")?;
+            Ok((status.status == 0).then_some(status))
+        })
+        .with_context(|| self.log())?;
+        let status: Value = serde_json::from_str(&status.text)?;
+        ensure!(status["proven"] == true, "the canary has not proven the guard: {status}");
+        Ok(())
+    }
+
+    /// Kills the agent with SIGKILL; enforcement must go on without it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        agent.kill()?;
+        agent.wait()?;
+        Ok(())
+    }
+
+    /// Takes the guard away: the agent, and every pin.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn remove(&mut self) -> Result<()> {
+        if self.agent.is_some() {
+            self.kill_agent()?;
+        }
+        match fs::remove_dir_all(&self.pins) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the agent has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.root.join("log")).unwrap_or_default()
+    }
+
+    /// Runs the command line with these words and `--json`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn ask(&self, line: &str) -> Result<Ran> {
+        crate::tool::run(&format!("{} --json", self.line(line)?))
+    }
+
+    /// Runs the command line as a person would.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn say(&self, line: &str) -> Result<Ran> {
+        crate::tool::run(&self.line(line)?)
+    }
+
+    fn line(&self, line: &str) -> Result<String> {
+        Ok(format!("{} --socket {} {line}", binary()?.display(), self.root.join("run/control.sock").display()))
+    }
+
+    /// The JSON that a command prints; it must succeed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn json(&self, line: &str) -> Result<Value> {
+        let ran = self.ask(line)?;
+        ensure!(ran.status == 0, "{} ended with {}: {}", ran.line, ran.status, ran.text);
+        serde_json::from_str(&ran.text).with_context(|| ran.text)
+    }
+
+    /// What is known of the volume in a device.
+    ///
+    /// # Errors
+    /// When nothing is.
+    pub fn volume(&self, device: &Path) -> Result<Value> {
+        self.json(&format!("volume show {}", device.display()))
+    }
+
+    /// Waits until the volume in a device is in this state, and returns what is known of it.
+    ///
+    /// # Errors
+    /// When it does not come to be.
+    pub fn wait_for_state(&self, device: &Path, state: &str) -> Result<Value> {
+        self.wait_for_volume(device, state, |volume| volume["state"] == state)
+    }
+
+    /// Waits until what is known of the volume in a device is as wanted.
+    ///
+    /// # Errors
+    /// When it does not come to be.
+    pub fn wait_for_volume(
+        &self,
+        device: &Path,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        let mut last = String::new();
+        wait_for(&format!("{} to be {what}", device.display()), || {
+            let ran = self.ask(&format!("volume show {}", device.display()))?;
+            last.clone_from(&ran.text);
+            // Not known yet, or gone for a moment.
+            if ran.status != 0 {
+                return Ok(None);
+            }
+            let volume: Value = serde_json::from_str(&ran.text)?;
+            Ok(wanted(&volume).then_some(volume))
+        })
+        .with_context(|| format!("{last}\n{}", self.log()))
+    }
+
+    /// Every event of this kind, oldest first.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn events(&self, kind: &str) -> Result<Vec<Value>> {
+        let events = self.json("events --limit 10000")?;
+        let events = events["events"].as_array().cloned().unwrap_or_default();
+        Ok(events.into_iter().filter(|event| event["kind"] == kind).collect())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("the guard cannot be removed: {error:#}");
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}

@@ -1,0 +1,107 @@
+//! Runs the real tools and keeps what they print.
+
+use std::{
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// What came of a tool.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The command line.
+    pub line: String,
+    /// Exit status; 128 and the signal when one ended it.
+    pub status: i32,
+    /// Standard output and error, as one text.
+    pub text: String,
+}
+
+impl Ran {
+    /// The last line that says something: what a person would take for the message.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        self.text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim()
+    }
+}
+
+/// A command of a line of words. Tools that wait for udevd are told that there is none.
+#[must_use]
+pub fn command(line: &str) -> Command {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("true"));
+    command.args(words).env("DM_DISABLE_UDEV", "1").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    command.env("LVM_SYSTEM_DIR", lvm_directory());
+    command
+}
+
+/// LVM's configuration where there is no udevd to wait for.
+fn lvm_directory() -> &'static str {
+    const DIRECTORY: &str = "/run/fg-lvm";
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let text = "activation { udev_sync = 0 udev_rules = 0 }\n\
+                    devices { obtain_device_list_from_udev = 0 external_device_info_source = \"none\" }\n";
+        let _ = std::fs::create_dir_all(DIRECTORY);
+        let _ = std::fs::write(format!("{DIRECTORY}/lvm.conf"), text);
+    });
+    DIRECTORY
+}
+
+/// Runs a line of words with this standard input.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_with(line: &str, input: &str) -> Result<Ran> {
+    use std::{io::Write, os::unix::process::ExitStatusExt};
+
+    let mut child = command(line)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {line}"))?;
+    // A tool that was refused at once does not read its input.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+    Ok(Ran { line: line.to_owned(), status, text })
+}
+
+/// Runs a line of words.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run(line: &str) -> Result<Ran> {
+    run_with(line, "")
+}
+
+/// Runs a line of words that must succeed, and returns what it printed.
+///
+/// # Errors
+/// When it does not succeed: with what it printed.
+pub fn must(line: &str) -> Result<String> {
+    must_with(line, "")
+}
+
+/// The same with this standard input.
+///
+/// # Errors
+/// When it does not succeed: with what it printed.
+pub fn must_with(line: &str, input: &str) -> Result<String> {
+    let ran = run_with(line, input)?;
+    if ran.status != 0 {
+        bail!("{line} ended with {}:\n{}", ran.status, ran.text);
+    }
+    Ok(ran.text)
+}
+
+/// Makes sure that a kernel module is there.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub fn module(name: &str) -> Result<()> {
+    must(&format!("modprobe {name}")).map(drop)
+}

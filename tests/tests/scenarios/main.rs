@@ -1,0 +1,24 @@
+//! Scenario tests: each on real block devices, under a guard that its canary has proven.
+//!
+//! Run as root in a guest: `cargo xtask test`.
+
+mod audit;
+mod everyday;
+mod formats_once;
+mod incidents;
+mod life;
+mod permit;
+mod roads;
+mod without_guard;
+
+use std::path::Path;
+
+use anyhow::Result;
+use format_guard_tests::{guard::Guard, tool::must};
+
+/// Waits until a volume is armed, makes an ext4 on it, and waits until that is recorded.
+fn make_ext4(guard: &Guard, path: &Path) -> Result<()> {
+    guard.wait_for_state(path, "blank")?;
+    must(&format!("mkfs.ext4 -F -m0 -q {}", path.display()))?;
+    guard.wait_for_state(path, "formatted").map(drop)
+}
