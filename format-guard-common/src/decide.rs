@@ -35,7 +35,7 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER));
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
-        FORMATTED => keep(rule, operation, touch, class),
+        FORMATTED => keep(operation, touch, class),
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
             Holder::None if rule.state != FORMATTING => {
@@ -58,8 +58,8 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
 
 /// A volume that holds a format: its marks stay.
 #[inline(always)]
-fn keep(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> Verdict {
-    let verdict = match operation {
+fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
+    match operation {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
@@ -70,14 +70,13 @@ fn keep(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> Verdic
         Operation::Write if touch.has(Touch::FOREIGN) => Verdict::Deny(Reason::ForeignFormat),
         Operation::Write if touch.has(Touch::UUID) => {
             if class.is(Class::RELABELLER) {
-                return Verdict::Relabel;
+                Verdict::Relabel
+            } else {
+                Verdict::Deny(Reason::Identity)
             }
-            Verdict::Deny(Reason::Identity)
         }
         Operation::Write => Verdict::Allow,
-    };
-    let owner = rule.flags & flag::OWNER_MAY_WIPE != 0 && class.is(Class::OWNER);
-    if owner && matches!(verdict, Verdict::Deny(_)) { Verdict::OwnerWipe } else { verdict }
+    }
 }
 
 /// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter.
@@ -110,6 +109,8 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch) -> Verdict {
 fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
     let refused = match operation {
         Operation::Open | Operation::Map | Operation::Unplaced => false,
+        // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
+        Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,
         Operation::Erase => touch.has(Touch::ANY),
         Operation::Write => touch.has(Touch::ANY) && !class.is(Class::MAINTAINER),
     };

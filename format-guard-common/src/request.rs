@@ -173,7 +173,7 @@ pub enum Verdict {
     Begin,
     /// It goes on: a re-labelling tool changes the UUID.
     Relabel,
-    /// It goes on: the owner of a new logical volume wipes what an earlier one left there.
+    /// It goes on: LVM wipes what an earlier logical volume left where it has just made a new one.
     OwnerWipe,
     /// It is refused, and the process is tainted.
     Deny(Reason),

@@ -55,8 +55,6 @@ impl State {
 pub mod flag {
     /// Refuse nothing, report what would have been refused.
     pub const AUDIT: u32 = 1;
-    /// A logical volume that was made just now: its owner may wipe what an earlier one left there.
-    pub const OWNER_MAY_WIPE: u32 = 2;
 }
 
 /// What a check guards.

@@ -265,13 +265,12 @@ fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
 }
 
 #[test]
-fn an_owner_wipes_only_what_its_layer_has_just_made() {
-    let (_, mut rule) = formatted();
-    let wipe = Asked { class: Class::OWNER, ..request(Operation::Write, 1080, 2) };
-    assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::Deny(Reason::Identity));
-    rule.flags |= flag::OWNER_MAY_WIPE;
-    assert_eq!(decide(&rule, &wipe, &Bytes(&[0; 2])), Verdict::OwnerWipe);
-    assert_eq!(write(&rule, 1080, &[0; 2]), Verdict::Deny(Reason::Identity));
+fn an_owner_wipes_what_is_not_recorded_yet_and_nothing_else() {
+    let (_, formatted) = formatted();
+    assert_eq!(by(Class::OWNER, &formatted, Operation::Erase), Verdict::Deny(Reason::Discard));
+    let unverified = with_state(State::Unverified);
+    assert_eq!(by(Class::OWNER, &unverified, Operation::Erase), Verdict::OwnerWipe);
+    assert_eq!(by(Class::UNKNOWN, &unverified, Operation::Erase), Verdict::Deny(Reason::Unverified));
 }
 
 #[test]

@@ -225,7 +225,7 @@ impl<E: Enforcer> Reconciler<E> {
                 let ids: Vec<VolumeId> = self
                     .records
                     .values()
-                    .filter(|record| record.permit.is_some() || record.owner_may_wipe)
+                    .filter(|record| record.permit.is_some() || record.settling)
                     .map(|record| record.id.clone())
                     .collect();
                 for id in ids {
@@ -478,24 +478,24 @@ impl<E: Enforcer> Reconciler<E> {
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }
-            Some(EventKind::Relabelled) => {
-                let first = self
-                    .devices
-                    .get(&dev)
-                    .and_then(|device| self.records.get(&device.identity.id))
-                    .is_some_and(|record| !record.relabelled);
-                if first {
-                    self.apply_to_device(dev, &Event::Relabelled);
-                    self.watcher.watch(event.process);
-                }
-            }
-            Some(EventKind::OwnerWiped) => self.apply_to_device(dev, &Event::OwnerWiped),
+            Some(EventKind::Relabelled) => self.tool_at_work(dev, event.process, &Event::Relabelled),
+            Some(EventKind::OwnerWiped) => self.tool_at_work(dev, event.process, &Event::OwnerWiped),
             Some(EventKind::Gone) => {
                 if self.world.sysfs.by_number(dev).is_none() {
                     self.device_gone(dev);
                 }
             }
             None => warn!("the kernel told of something unknown ({})", event.kind),
+        }
+    }
+
+    /// A tool that was let through: when it has ended, the volume is probed.
+    fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
+        let record = self.devices.get(&dev).and_then(|device| self.records.get(&device.identity.id));
+        // It tells of each of its writes.
+        if record.is_some_and(|record| !record.tool_at_work) {
+            self.apply_to_device(dev, event);
+            self.watcher.watch(process);
         }
     }
 
@@ -533,10 +533,10 @@ impl<E: Enforcer> Reconciler<E> {
         for id in ended {
             self.apply(&id, Event::FormatEnded(status));
         }
-        let relabelled: Vec<VolumeId> =
-            self.records.values().filter(|record| record.relabelled).map(|record| record.id.clone()).collect();
-        for id in relabelled {
-            self.probe(&id);
+        let worked_on: Vec<VolumeId> =
+            self.records.values().filter(|record| record.tool_at_work).map(|record| record.id.clone()).collect();
+        for id in worked_on {
+            self.apply(&id, Event::ToolEnded);
         }
     }
 

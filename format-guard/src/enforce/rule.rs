@@ -41,9 +41,6 @@ pub fn of_record(record: &Record, dev: u32, diskseq: u64, audit: bool) -> Rule {
     if audit {
         rule.flags |= flag::AUDIT;
     }
-    if record.owner_may_wipe {
-        rule.flags |= flag::OWNER_MAY_WIPE;
-    }
     rule
 }
 

@@ -106,8 +106,10 @@ pub struct Record {
     pub ended: Option<u32>,
     /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
     pub relabelled: bool,
-    /// LVM may wipe what an earlier logical volume left here. Not stored.
-    pub owner_may_wipe: bool,
+    /// A tool that was let through is at work: what it did is probed when it has ended. Not stored.
+    pub tool_at_work: bool,
+    /// A logical volume seen for the first time, whose signature may be an earlier one's. Not stored.
+    pub settling: bool,
 }
 
 impl Record {
@@ -135,7 +137,8 @@ impl Record {
             running: false,
             ended: None,
             relabelled: false,
-            owner_may_wipe: false,
+            tool_at_work: false,
+            settling: false,
         }
     }
 }

@@ -14,9 +14,9 @@ use crate::volume::{
 
 /// Clean probes in a row that arm a blank volume.
 pub const CLEAN_PASSES: u32 = 2;
-/// How long LVM may wipe signatures on a logical volume after it was first seen, in seconds: lvcreate does it at
-/// once.
-const OWNER_SECONDS: Seconds = 30;
+/// How long after it was first seen a logical volume's signature may be an earlier volume's, in seconds: lvcreate
+/// wipes it at once.
+const SETTLING: Seconds = 10;
 
 /// What happened to a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +38,10 @@ pub enum Event {
     Mounted,
     /// A re-labelling tool was let through.
     Relabelled,
-    /// LVM wiped what an earlier logical volume left.
+    /// LVM wipes what an earlier logical volume left.
     OwnerWiped,
+    /// The tool that was let through has ended.
+    ToolEnded,
     /// An operator takes what is on the volume now for its content.
     Adopted {
         /// What a probe found just now.
@@ -88,7 +90,8 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::FormatEnded(status) => step.format_ended(status),
         Event::Mounted => step.mounted(),
         Event::Relabelled => step.relabelled(),
-        Event::OwnerWiped => step.owner_wiped(),
+        Event::OwnerWiped => step.record.tool_at_work = true,
+        Event::ToolEnded => step.tool_ended(),
         Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
@@ -169,6 +172,7 @@ impl Step {
             return;
         }
         self.record.marks.clear();
+        self.record.settling = false;
         self.to(State::Blank, cause);
         self.effects.push(Effect::ReleaseHolder);
         self.report("blank", "blank: one format may begin");
@@ -177,10 +181,14 @@ impl Step {
     fn holds(&mut self, found: &[Found], marks: Vec<Mark>) {
         let content = content_of(found);
         match self.record.state {
+            State::Unverified if self.may_be_an_earlier_volumes() => {
+                self.record.settling = true;
+                self.unverified(format!(
+                    "a new logical volume that reads as {}: LVM may wipe it yet",
+                    content.name()
+                ));
+            }
             State::Unverified | State::Blank => {
-                let first_sight = self.record.first_seen + OWNER_SECONDS > self.now && !self.record.mounted;
-                self.record.owner_may_wipe =
-                    first_sight && self.record.id.as_str().starts_with("dm:LVM-");
                 self.take(content, marks);
                 self.formatted("a probe found it");
             }
@@ -204,6 +212,11 @@ impl Step {
         }
     }
 
+    /// What lvcreate finds on the extents that it hands out is not the new volume's.
+    fn may_be_an_earlier_volumes(&self) -> bool {
+        self.record.id.as_str().starts_with("dm:LVM-") && self.record.first_seen + SETTLING > self.now
+    }
+
     /// A first format whose process is known to have failed, on a volume that never was mounted.
     fn failed_first_format(&self) -> bool {
         !self.record.ever_formatted
@@ -221,6 +234,7 @@ impl Step {
     fn formatted(&mut self, cause: impl Into<String>) {
         self.record.permit = None;
         self.record.running = false;
+        self.record.settling = false;
         self.record.ever_formatted = true;
         self.to(State::Formatted, cause);
         self.effects.push(Effect::ReleaseHolder);
@@ -310,7 +324,6 @@ impl Step {
     }
 
     fn mounted(&mut self) {
-        self.record.owner_may_wipe = false;
         match self.record.state {
             State::Unverified | State::Blank | State::Formatting => {
                 self.record.mounted = true;
@@ -319,7 +332,11 @@ impl Step {
                 self.formatted("it was mounted");
                 self.probe();
             }
-            State::Formatted | State::Permitted => self.record.mounted = true,
+            State::Formatted | State::Permitted => {
+                self.record.mounted = true;
+                // A label may have changed since, and without udevd no uevent tells.
+                self.probe();
+            }
             State::Exempt => {}
         }
     }
@@ -327,18 +344,13 @@ impl Step {
     fn relabelled(&mut self) {
         if matches!(self.record.state, State::Formatted | State::Permitted) {
             self.record.relabelled = true;
+            self.record.tool_at_work = true;
         }
     }
 
-    fn owner_wiped(&mut self) {
-        if self.record.state == State::Formatted && self.record.owner_may_wipe {
-            self.record.content = None;
-            self.record.marks.clear();
-            self.record.ever_formatted = false;
-            self.unverified("LVM wiped what an earlier logical volume left");
-            self.report("owner-wiped", "LVM wiped what an earlier logical volume left");
-            self.probe();
-        }
+    fn tool_ended(&mut self) {
+        self.record.tool_at_work = false;
+        self.probe();
     }
 
     fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, uid: u32) {
@@ -359,8 +371,8 @@ impl Step {
     }
 
     fn tick(&mut self) {
-        if self.record.owner_may_wipe && self.record.first_seen + OWNER_SECONDS <= self.now {
-            self.record.owner_may_wipe = false;
+        if self.record.settling {
+            self.probe();
         }
         let expired = self.record.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if self.record.state == State::Permitted && expired {

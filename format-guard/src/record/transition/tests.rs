@@ -171,16 +171,17 @@ fn a_new_uuid_is_learnt_after_a_relabelling_tool_only() {
 }
 
 #[test]
-fn only_a_new_logical_volume_may_be_wiped_by_its_owner() {
+fn what_a_new_logical_volume_reads_as_is_recorded_once_lvm_can_no_longer_wipe_it() {
     let mut volume = record();
     volume.id = "dm:LVM-abc".into();
-    let (new, _) = run(volume, [attached(), holds("ext4", "old")]);
-    assert!(new.owner_may_wipe);
-    assert_eq!(run(new.clone(), [Event::OwnerWiped]).0.state, State::Unverified);
-    assert_eq!(run(new.clone(), [Event::Mounted, Event::OwnerWiped]).0.state, State::Formatted);
-    assert!(!next(&new, Event::Tick, 1000).0.owner_may_wipe);
-    let (other, _) = run(record(), [holds("ext4", "a"), Event::OwnerWiped]);
-    assert_eq!(other.state, State::Formatted);
+    let at = |record: &Record, event, now| next(record, event, now).0;
+    let new = at(&at(&volume, attached(), 1), holds("ext4", "old"), 1);
+    assert_eq!(new.state, State::Unverified);
+    assert!(next(&new, Event::Tick, 2).1.contains(&Effect::Probe));
+    let wiped = at(&at(&at(&at(&new, Event::OwnerWiped, 2), Event::ToolEnded, 2), blank(), 2), blank(), 2);
+    assert_eq!(wiped.state, State::Blank);
+    assert_eq!(at(&new, holds("ext4", "old"), 1 + SETTLING).state, State::Formatted);
+    assert_eq!(at(&new, Event::Mounted, 2).state, State::Formatted);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -199,6 +200,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Mounted),
         1 => Just(Event::Relabelled),
         1 => Just(Event::OwnerWiped),
+        1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
     ]
 }
