@@ -1,8 +1,8 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Caller, Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict, flag,
-    opaque, program::Class,
+    Caller, Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict,
+    flag, opaque, program::Class,
 };
 
 /// Judges one request to a device under its rule.

@@ -17,4 +17,4 @@ mod rule;
 pub use decide::decide;
 pub use opaque::opaque;
 pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
-pub use rule::{Check, CheckKind, MAX_CHECKS, MAX_CHECK_BYTES, Rule, RuleError, State, flag};
+pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, Rule, RuleError, State, flag};

@@ -165,7 +165,9 @@ impl Rule {
     /// # Errors
     /// [`RuleError::TooManyChecks`] when the rule is full; it is unchanged then.
     pub fn push(&mut self, check: Check) -> Result<(), RuleError> {
-        let Some(slot) = self.checks.get_mut(self.count as usize) else { return Err(RuleError::TooManyChecks) };
+        let Some(slot) = self.checks.get_mut(self.count as usize) else {
+            return Err(RuleError::TooManyChecks);
+        };
         *slot = check;
         self.count += 1;
         self.low = self.low.min(check.offset);

@@ -135,7 +135,10 @@ fn refuse<C: EbpfContext>(ctx: &C, target: &Target<'_>, reason: Reason, request:
             count(Counter::FullMaps);
         }
         emit(target, EventKind::Denied, reason as u32, request);
-        debug!(ctx, "refused on {}: reason {} at {}+{}", target.dev, reason as u32, request.offset, request.length);
+        debug!(
+            ctx,
+            "refused on {}: reason {} at {}+{}", target.dev, reason as u32, request.offset, request.length
+        );
     }
     -EPERM
 }

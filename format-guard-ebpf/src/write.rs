@@ -10,8 +10,9 @@ use aya_ebpf::{
     programs::LsmContext,
 };
 use format_guard_common::{
-    Operation, opaque,
+    Operation,
     event::{Stash, StashKind},
+    opaque,
 };
 
 use crate::{
@@ -112,7 +113,8 @@ fn from_system_call(f_pos: u64) -> Option<Write> {
             SYS_SENDFILE => Write::at(f_pos, r10, 0, Source::Unknown),
             SYS_SPLICE => {
                 // The position of an offset pointer that cannot be read is the start: a mark is always there.
-                let offset = if r10 == 0 { f_pos } else { bpf_probe_read_user(r10 as *const u64).unwrap_or(0) };
+                let offset =
+                    if r10 == 0 { f_pos } else { bpf_probe_read_user(r10 as *const u64).unwrap_or(0) };
                 Write::at(offset, r8, 0, Source::Unknown)
             }
             _ => Write::UNPLACED,

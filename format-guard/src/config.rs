@@ -95,7 +95,9 @@ impl Config {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
         match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => return Ok(Self::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => {
+                return Ok(Self::default());
+            }
             Err(error) => return Err(unreadable(error)),
             Ok(metadata) if metadata.len() > MAX_FILE => {
                 return Err(unreadable(io::Error::other("it is larger than 1 MiB")));

@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// luksFormat with the cheapest key derivation: the cipher is not what is tested.
-pub const LUKS_FORMAT: &str = "cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+pub const LUKS_FORMAT: &str =
+    "cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
 
 /// Every tool that must be refused on a volume that holds a format.
 ///
@@ -22,7 +23,7 @@ pub fn all(device: &Path) -> Result<Vec<(String, &'static str)>> {
     let mut lines: Vec<(String, &'static str)> = vec![
         (format!("mkfs.ext4 -F {node}"), ""),
         (format!("mkfs.xfs -f {node}"), ""),
-        (format!("mkfs.btrfs -f {node}"), ""),
+        (format!("mkfs.btrfs -f -M {node}"), ""),
         (format!("mkswap -f {node}"), ""),
         (format!("wipefs -a -f {node}"), ""),
         (format!("blkdiscard -f {node}"), ""),
@@ -32,9 +33,9 @@ pub fn all(device: &Path) -> Result<Vec<(String, &'static str)>> {
     ];
     for (program, options) in [
         ("mkfs.ext4", "-F"),
-        // Else it finds the volume too small before it opens it.
+        // Else they find the volume too small before they open it.
         ("mkfs.xfs", "-f --unsupported"),
-        ("mkfs.btrfs", "-f"),
+        ("mkfs.btrfs", "-f -M"),
         ("wipefs", "-a -f"),
         ("mkswap", "-f"),
         ("blkdiscard", "-f"),

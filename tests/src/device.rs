@@ -361,8 +361,14 @@ pub fn log_in(iqn: &str) -> Result<PathBuf> {
 
 /// The node of the disk with LUN 1 below a session's directory.
 fn disk_of(session: &Path) -> Result<Option<PathBuf>> {
-    for target in fs::read_dir(session)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("target")) {
-        for unit in fs::read_dir(target.path())?.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(":1")) {
+    for target in fs::read_dir(session)?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("target"))
+    {
+        for unit in fs::read_dir(target.path())?
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with(":1"))
+        {
             if let Ok(mut disks) = fs::read_dir(unit.path().join("block"))
                 && let Some(Ok(disk)) = disks.next()
             {

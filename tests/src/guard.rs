@@ -16,7 +16,9 @@ use crate::{tool::Ran, wait_for};
 /// # Errors
 /// When `FORMAT_GUARD_BINARY` does not name it.
 pub fn binary() -> Result<PathBuf> {
-    env::var_os("FORMAT_GUARD_BINARY").map(PathBuf::from).context("FORMAT_GUARD_BINARY names the program under test")
+    env::var_os("FORMAT_GUARD_BINARY")
+        .map(PathBuf::from)
+        .context("FORMAT_GUARD_BINARY names the program under test")
 }
 
 /// An agent and the enforcement that it leaves.
@@ -144,7 +146,11 @@ impl Guard {
     }
 
     fn line(&self, line: &str) -> Result<String> {
-        Ok(format!("{} --socket {} {line}", binary()?.display(), self.root.join("run/control.sock").display()))
+        Ok(format!(
+            "{} --socket {} {line}",
+            binary()?.display(),
+            self.root.join("run/control.sock").display()
+        ))
     }
 
     /// The JSON that a command prints; it must succeed.

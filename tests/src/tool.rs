@@ -65,7 +65,8 @@ pub fn run_with(line: &str, input: &str) -> Result<Ran> {
     // A tool that was refused at once does not read its input.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
     Ok(Ran { line: line.to_owned(), status, text })
 }

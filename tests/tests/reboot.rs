@@ -36,7 +36,10 @@ fn volumes(state: &Path) -> Result<Vec<PathBuf>> {
         module(name)?;
     }
     must_with("dmsetup create fg-first --uuid FGTEST-first", &format!("0 {SECTORS} linear /dev/vdb 0"))?;
-    must_with("dmsetup create fg-second --uuid FGTEST-second", &format!("0 {SECTORS} linear /dev/vdb {SECTORS}"))?;
+    must_with(
+        "dmsetup create fg-second --uuid FGTEST-second",
+        &format!("0 {SECTORS} linear /dev/vdb {SECTORS}"),
+    )?;
     serve_target(1, IQN, Path::new("/dev/mapper/fg-second"))?;
     let iscsi = log_in(IQN)?;
     let file = state.join("loop.img");

@@ -14,7 +14,14 @@ pub(crate) fn executable(package: &str, kind: &str, name: &str) -> Result<PathBu
         _ => vec!["build"],
     };
     let selector = format!("--{kind}");
-    arguments.extend(["--quiet", "--package", package, &selector, name, "--message-format=json-render-diagnostics"]);
+    arguments.extend([
+        "--quiet",
+        "--package",
+        package,
+        &selector,
+        name,
+        "--message-format=json-render-diagnostics",
+    ]);
     let mut cargo = command("cargo", arguments);
     cargo.current_dir(workspace()).stderr(std::process::Stdio::inherit());
     let built = output(&mut cargo)?;

@@ -1,10 +1,19 @@
 //! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a guest.
 
-use std::{process::{ExitCode, Stdio}, time::Duration};
+use std::{
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
 
 use anyhow::Result;
 
-use crate::{build::executable, command::{command, output}, guest::Guest, kernels::Kernel, setup};
+use crate::{
+    build::executable,
+    command::{command, output},
+    guest::Guest,
+    kernels::Kernel,
+    setup,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -29,7 +38,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let kernel = Kernel::get(&arguments.kernel)?;
     println!("demo: this host's kernel cannot enforce: running in a guest with kernel {}", kernel.release);
-    let words = ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
-    let guest = Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_secs(900) };
+    let words =
+        ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
+    let guest =
+        Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_secs(900) };
     Ok(ExitCode::from(guest.run(Stdio::inherit())?))
 }

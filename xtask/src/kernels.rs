@@ -22,7 +22,11 @@ struct Source {
 }
 
 const SOURCES: &[Source] = &[
-    Source { key: "6.1", suite: "debian-security/bookworm-security", pattern: r"^linux-image-6\.1\.0-[0-9]+-amd64$" },
+    Source {
+        key: "6.1",
+        suite: "debian-security/bookworm-security",
+        pattern: r"^linux-image-6\.1\.0-[0-9]+-amd64$",
+    },
     Source {
         key: "6.12",
         suite: "debian-security/trixie-security",
@@ -95,7 +99,8 @@ fn newest(names: Vec<String>) -> Option<String> {
 
 fn unpack(archive: &Archive, release: &str, into: &Path) -> Result<()> {
     // From 6.19 on the image, its modules and its files are packages of their own.
-    let pattern = format!("^linux-(image|binary|modules|base)-{}$", release.replace('.', r"\.").replace('+', r"\+"));
+    let pattern =
+        format!("^linux-(image|binary|modules|base)-{}$", release.replace('.', r"\.").replace('+', r"\+"));
     for package in archive.names(&pattern)? {
         archive.unpack(&package, into, &["./usr/share/*"])?;
     }
@@ -144,7 +149,8 @@ fn uncompressed(image: &[u8], vmlinux: &Path) -> Result<()> {
     let written = input.write_all(&payload[..payload.len() - 4]);
     drop(input);
     unpack.wait()?;
-    written.or_else(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })?;
+    written
+        .or_else(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })?;
     if !fs::read(vmlinux)?.starts_with(b"\x7fELF") {
         bail!("vmlinuz did not unpack to an ELF file");
     }
@@ -157,7 +163,11 @@ mod tests {
 
     #[test]
     fn the_newest_kernel_is_found_by_number() {
-        let names = ["linux-image-6.12.9+deb13-amd64", "linux-image-6.12.117+deb13-amd64", "linux-image-6.12.90+deb13.1-amd64"];
+        let names = [
+            "linux-image-6.12.9+deb13-amd64",
+            "linux-image-6.12.117+deb13-amd64",
+            "linux-image-6.12.90+deb13.1-amd64",
+        ];
         assert_eq!(newest(names.map(str::to_owned).to_vec()).as_deref(), Some(names[1]));
     }
 }

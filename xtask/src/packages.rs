@@ -68,7 +68,11 @@ impl Archive {
     /// Versions of a package, newest first.
     pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>> {
         let text = read(self.apt("apt-cache", &["madison", package]))?;
-        Ok(text.lines().filter_map(|line| line.split('|').nth(1)).map(|text| text.trim().to_owned()).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split('|').nth(1))
+            .map(|text| text.trim().to_owned())
+            .collect())
     }
 
     /// Downloads a package (`NAME` or `NAME=VERSION`) and unpacks it, without the paths that match `exclude`.

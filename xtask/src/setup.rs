@@ -74,7 +74,10 @@ fn packages() -> Result<()> {
     }
     let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
     if !rustix::process::geteuid().is_root() {
-        bail!("packages are missing: as root, run apt-get install --no-install-recommends {}", names.join(" "));
+        bail!(
+            "packages are missing: as root, run apt-get install --no-install-recommends {}",
+            names.join(" ")
+        );
     }
     show(command("apt-get", ["update", "-q"]))?;
     let mut install = command("apt-get", ["install", "-y", "-q", "--no-install-recommends"]);
@@ -111,15 +114,28 @@ fn elsewhere() -> String {
             .join(" ")
     };
     let fedora = names(&[
-        ("xz-utils", "xz"), ("busybox-static", "busybox"), ("qemu-system-x86", "qemu-system-x86-core"),
-        ("pkg-config", "pkgconf"), ("libblkid-dev", "libblkid-devel"), ("libclang-dev", "clang-devel"),
-        ("cryptsetup-bin", "cryptsetup"), ("dmsetup", "device-mapper"), ("tgt", "scsi-target-utils"),
-        ("open-iscsi", "iscsi-initiator-utils"), ("shellcheck", "ShellCheck"),
+        ("xz-utils", "xz"),
+        ("busybox-static", "busybox"),
+        ("qemu-system-x86", "qemu-system-x86-core"),
+        ("pkg-config", "pkgconf"),
+        ("libblkid-dev", "libblkid-devel"),
+        ("libclang-dev", "clang-devel"),
+        ("cryptsetup-bin", "cryptsetup"),
+        ("dmsetup", "device-mapper"),
+        ("tgt", "scsi-target-utils"),
+        ("open-iscsi", "iscsi-initiator-utils"),
+        ("shellcheck", "ShellCheck"),
     ]);
     let arch = names(&[
-        ("xz-utils", "xz"), ("busybox-static", "busybox"), ("qemu-system-x86", "qemu-system-x86"),
-        ("pkg-config", "pkgconf"), ("libblkid-dev", "util-linux-libs"), ("libclang-dev", "clang"),
-        ("cryptsetup-bin", "cryptsetup"), ("dmsetup", "device-mapper"), ("tgt", "tgt"),
+        ("xz-utils", "xz"),
+        ("busybox-static", "busybox"),
+        ("qemu-system-x86", "qemu-system-x86"),
+        ("pkg-config", "pkgconf"),
+        ("libblkid-dev", "util-linux-libs"),
+        ("libclang-dev", "clang"),
+        ("cryptsetup-bin", "cryptsetup"),
+        ("dmsetup", "device-mapper"),
+        ("tgt", "tgt"),
     ]);
     format!(
         "this is neither Debian nor Ubuntu. To build, install:\n  Fedora: dnf install {fedora}\n  Arch: pacman -S \

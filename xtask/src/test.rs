@@ -182,7 +182,8 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
         vec![OsString::from("env"), OsString::from(format!("FORMAT_GUARD_BINARY={}", guard.display()))];
     words.push(boot.executable.clone().into_os_string());
     words.extend(boot.arguments.iter().cloned());
-    let guest = Guest { kernel: boot.kernel.clone(), command: words, disks: boot.disks.clone(), timeout: TIMEOUT };
+    let guest =
+        Guest { kernel: boot.kernel.clone(), command: words, disks: boot.disks.clone(), timeout: TIMEOUT };
     let status = guest.run(Stdio::from(File::create(log)?))?;
     let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
     println!("== {}\n{}", boot.name, text.trim_end());

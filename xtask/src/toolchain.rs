@@ -24,8 +24,7 @@ pub(crate) fn rust_src() -> Result<()> {
     }
     println!("setup: adding rust-src by rustup");
     let added = output(&mut command("rustup", ["component", "add", "rust-src"]));
-    if added.is_ok_and(|output| output.status.success())
-        && sources.join("library/core/src/lib.rs").is_file()
+    if added.is_ok_and(|output| output.status.success()) && sources.join("library/core/src/lib.rs").is_file()
     {
         return Ok(());
     }
@@ -72,8 +71,17 @@ pub(crate) fn bpf_linker() -> Result<()> {
     show(command(
         "cargo",
         [
-            "install", "bpf-linker", "--version", LINKER, "--locked", "--force", "--no-default-features", "--features",
-            &features, "--config", "profile.release.debug=false",
+            "install",
+            "bpf-linker",
+            "--version",
+            LINKER,
+            "--locked",
+            "--force",
+            "--no-default-features",
+            "--features",
+            &features,
+            "--config",
+            "profile.release.debug=false",
         ],
     ))
 }

@@ -42,7 +42,8 @@ fn formatted() -> (Vec<u8>, Rule) {
 fn foreign(rule: &mut Rule, own: &str) {
     for format in FORMATS.iter().filter(|format| !format.names.contains(&own)) {
         for magic in format.magics {
-            rule.push(Check::new(magic.offset, magic.bytes, CheckKind::Foreign).expect("fits")).expect("room");
+            rule.push(Check::new(magic.offset, magic.bytes, CheckKind::Foreign).expect("fits"))
+                .expect("room");
         }
     }
 }
@@ -179,8 +180,14 @@ fn formatters_and_erasers_are_refused_where_a_format_is_or_may_be() {
     for class in [Class::FORMATTER, Class::ERASER] {
         for operation in [Operation::Open, Operation::Write, Operation::Erase, Operation::Map] {
             assert_eq!(by(class, &formatted, operation), Verdict::Deny(Reason::Formatter));
-            assert_eq!(by(class, &with_state(State::Unverified), operation), Verdict::Deny(Reason::Unverified));
-            assert_eq!(by(class, &with_state(State::Formatting), operation), Verdict::Deny(Reason::BeingFormatted));
+            assert_eq!(
+                by(class, &with_state(State::Unverified), operation),
+                Verdict::Deny(Reason::Unverified)
+            );
+            assert_eq!(
+                by(class, &with_state(State::Formatting), operation),
+                Verdict::Deny(Reason::BeingFormatted)
+            );
         }
     }
 }
@@ -240,7 +247,11 @@ fn a_discard_is_refused_only_where_a_mark_is() {
         (1144, 1 << 30, Verdict::Allow),
         (1 << 20, 1 << 20, Verdict::Allow),
     ] {
-        assert_eq!(decide(&rule, &request(Operation::Erase, offset, length), &NoContent), verdict, "{offset}+{length}");
+        assert_eq!(
+            decide(&rule, &request(Operation::Erase, offset, length), &NoContent),
+            verdict,
+            "{offset}+{length}"
+        );
     }
 }
 
@@ -259,7 +270,8 @@ fn an_unverified_volume_takes_no_format_but_holds_nothing_else_up() {
 #[test]
 fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
     let (_, rule) = formatted();
-    let tool = |offset, length| Asked { class: Class::RELABELLER, ..request(Operation::Write, offset, length) };
+    let tool =
+        |offset, length| Asked { class: Class::RELABELLER, ..request(Operation::Write, offset, length) };
     assert_eq!(decide(&rule, &tool(1128, 16), &Bytes(&[7; 16])), Verdict::Relabel);
     assert_eq!(decide(&rule, &tool(1080, 64), &Bytes(&[7; 64])), Verdict::Deny(Reason::Identity));
 }
@@ -279,7 +291,10 @@ fn unreadable_bytes_are_refused_on_a_mark_and_nowhere_else() {
     let blind = |offset| decide(&rule, &request(Operation::Write, offset, 64), &NoContent);
     assert_eq!(blind(1100), Verdict::Deny(Reason::Unreadable));
     assert_eq!(blind(1144), Verdict::Allow);
-    assert_eq!(decide(&rule, &request(Operation::Unplaced, 0, 0), &NoContent), Verdict::Deny(Reason::Unplaced));
+    assert_eq!(
+        decide(&rule, &request(Operation::Unplaced, 0, 0), &NoContent),
+        Verdict::Deny(Reason::Unplaced)
+    );
     assert_eq!(decide(&rule, &request(Operation::Map, 0, 0), &NoContent), Verdict::Deny(Reason::Mapping));
 }
 

@@ -151,17 +151,11 @@ async fn volumes(State(agent): State<Agent>) -> Answer {
     agent.ask(Question::Volumes).await
 }
 
-async fn volume(
-    State(agent): State<Agent>,
-    selector: Result<Query<Selector>, QueryRejection>,
-) -> Answer {
+async fn volume(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
     agent.ask(Question::Volume(query(selector)?.volume)).await
 }
 
-async fn events(
-    State(agent): State<Agent>,
-    events: Result<Query<EventsQuery>, QueryRejection>,
-) -> Answer {
+async fn events(State(agent): State<Agent>, events: Result<Query<EventsQuery>, QueryRejection>) -> Answer {
     agent.ask(Question::Events(query(events)?)).await
 }
 
@@ -199,4 +193,3 @@ async fn adopt(
         )),
     }
 }
-

@@ -151,7 +151,13 @@ pub struct Reconciler<E> {
 
 impl<E: Enforcer> Reconciler<E> {
     /// A reconciler that has not looked at the world yet.
-    pub fn new(store: Box<dyn Store + Send>, enforcer: E, world: World, prober: Prober, watcher: Watcher) -> Self {
+    pub fn new(
+        store: Box<dyn Store + Send>,
+        enforcer: E,
+        world: World,
+        prober: Prober,
+        watcher: Watcher,
+    ) -> Self {
         Self {
             store,
             enforcer,
@@ -344,7 +350,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn probed(&mut self, answer: Answer) {
         // Of an attachment that is no more it says nothing.
-        let Some(device) = self.devices.get(&answer.dev).filter(|device| device.diskseq == answer.diskseq) else {
+        let Some(device) = self.devices.get(&answer.dev).filter(|device| device.diskseq == answer.diskseq)
+        else {
             return;
         };
         let id = device.identity.id.clone();
@@ -444,7 +451,9 @@ impl<E: Enforcer> Reconciler<E> {
         }
         for (dev, entry) in self.enforcer.holders() {
             let dev = Dev::from_kernel(dev);
-            let Some(record) = self.devices.get(&dev).and_then(|device| self.records.get(&device.identity.id)) else {
+            let Some(record) =
+                self.devices.get(&dev).and_then(|device| self.records.get(&device.identity.id))
+            else {
                 continue;
             };
             if matches!(record.state, State::Blank | State::Permitted) {
@@ -523,18 +532,21 @@ impl<E: Enforcer> Reconciler<E> {
         let formats = |record: &Record| {
             record.state == State::Formatting
                 && record.running
-                && record
-                    .formatter
-                    .as_ref()
-                    .is_some_and(|formatter| formatter.pid == process.tgid && formatter.started == process.started)
+                && record.formatter.as_ref().is_some_and(|formatter| {
+                    formatter.pid == process.tgid && formatter.started == process.started
+                })
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
         for id in ended {
             self.apply(&id, Event::FormatEnded(status));
         }
-        let worked_on: Vec<VolumeId> =
-            self.records.values().filter(|record| record.tool_at_work).map(|record| record.id.clone()).collect();
+        let worked_on: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| record.tool_at_work)
+            .map(|record| record.id.clone())
+            .collect();
         for id in worked_on {
             self.apply(&id, Event::ToolEnded);
         }
@@ -573,9 +585,18 @@ impl<E: Enforcer> Reconciler<E> {
             cgroup: event.cgroup,
         };
         warn!(
-            volume, kind, reason, operation, device = refusal.device, pid = refusal.pid, comm = refusal.comm,
-            exe = refusal.exe.as_deref().unwrap_or("?"), cgroup = refusal.cgroup, offset = refusal.offset,
-            length = refusal.length, "{text}"
+            volume,
+            kind,
+            reason,
+            operation,
+            device = refusal.device,
+            pid = refusal.pid,
+            comm = refusal.comm,
+            exe = refusal.exe.as_deref().unwrap_or("?"),
+            cgroup = refusal.cgroup,
+            offset = refusal.offset,
+            length = refusal.length,
+            "{text}"
         );
         let told =
             HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: Some(refusal) };
@@ -792,7 +813,8 @@ fn mounted_devices() -> Vec<Dev> {
             if dev.major != 0 {
                 return Some(dev);
             }
-            let source = line.split(" - ").nth(1)?.split(' ').nth(1).filter(|path| path.starts_with("/dev/"))?;
+            let source =
+                line.split(" - ").nth(1)?.split(' ').nth(1).filter(|path| path.starts_with("/dev/"))?;
             Some(Dev::from_user(fs::metadata(source).ok()?.rdev()))
         })
         .collect()

@@ -26,13 +26,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
-    let mut config =
-        Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
+    let mut config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
     if arguments.audit {
         config.mode = Mode::Audit;
     }
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("FORMAT_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(
+            EnvFilter::try_from_env("FORMAT_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();

@@ -38,7 +38,8 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         println!("  {}", wrap(&event.text, 80, 2));
         if let Some(refusal) = &event.refusal {
             let exe = refusal.exe.as_ref().map(PathBuf::from);
-            let program = exe.as_deref().map_or_else(|| refusal.comm.clone(), |exe| exe.display().to_string());
+            let program =
+                exe.as_deref().map_or_else(|| refusal.comm.clone(), |exe| exe.display().to_string());
             println!("  by {program}, bytes {}+{}", refusal.offset, refusal.length);
         }
     }

@@ -134,7 +134,8 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         line("DISCREPANCY", &format!("{discrepancy}; it stays protected"));
     }
     if let Some(permit) = &volume.permit {
-        let text = format!("one re-format until {}, by user {}: {}", utc(permit.expires), permit.uid, permit.reason);
+        let text =
+            format!("one re-format until {}, by user {}: {}", utc(permit.expires), permit.uid, permit.reason);
         line("permit", &text);
     }
     if let Some(formatter) = &volume.formatter {
@@ -142,7 +143,10 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, utc(formatter.at)));
     }
     line("mounted", if volume.mounted { "yes" } else { "not since it was formatted" });
-    line("devices", &if volume.devices.is_empty() { "not attached".to_owned() } else { volume.devices.join(", ") });
+    line(
+        "devices",
+        &if volume.devices.is_empty() { "not attached".to_owned() } else { volume.devices.join(", ") },
+    );
     line("first seen", &utc(volume.first_seen));
     for mark in &volume.marks {
         let bytes: String = mark.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -173,7 +177,11 @@ mod tests {
             state: "unverified".into(),
             since: 0,
             cause: String::new(),
-            content: Some(crate::record::Content { types: vec!["linux_raid_member".into()], uuid: None, label: None }),
+            content: Some(crate::record::Content {
+                types: vec!["linux_raid_member".into()],
+                uuid: None,
+                label: None,
+            }),
             marks: Vec::new(),
             mounted: false,
             formatter: None,

@@ -192,8 +192,8 @@ impl LsmEnforcer {
     pub fn load(pin_root: &Path, audit: bool) -> Result<Self, LoadError> {
         let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
         let offsets = types.offsets()?;
-        let pins = Pins::create(pin_root)
-            .map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
+        let pins =
+            Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins.maps());
         for (global, offset) in &offsets {
@@ -261,10 +261,8 @@ impl LsmEnforcer {
             })?;
             let path = self.pins.new_link(part.program);
             let _ = fs::remove_file(&path);
-            link.pin(&path).map_err(|error| LoadError::Pin {
-                path: path.clone(),
-                source: io::Error::other(error),
-            })?;
+            link.pin(&path)
+                .map_err(|error| LoadError::Pin { path: path.clone(), source: io::Error::other(error) })?;
             attached.push(part.program);
             reports.push(PartReport {
                 program: part.program.to_owned(),
@@ -408,9 +406,8 @@ impl Enforcer for LsmEnforcer {
     }
 
     fn counts(&self) -> Counts {
-        let sum = |counter: Counter| {
-            self.counters.get(&(counter as u32), 0).map_or(0, |each| each.iter().sum())
-        };
+        let sum =
+            |counter: Counter| self.counters.get(&(counter as u32), 0).map_or(0, |each| each.iter().sum());
         Counts {
             judged: sum(Counter::Judged),
             stale: sum(Counter::Stale),

@@ -84,9 +84,10 @@ pub struct KernelTypes {
 impl KernelTypes {
     /// Reads them from `path`, usually [`KERNEL_BTF`].
     pub fn read(path: &Path) -> Result<Self, OffsetError> {
-        Btf::from_file(path)
-            .map(|btf| Self { btf })
-            .map_err(|error| OffsetError::Unreadable { path: path.display().to_string(), reason: error.to_string() })
+        Btf::from_file(path).map(|btf| Self { btf }).map_err(|error| OffsetError::Unreadable {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        })
     }
 
     /// Whether the kernel has a function of this name that programs can attach to.
@@ -104,7 +105,8 @@ impl KernelTypes {
             .map(|field| Ok((field.global, self.offset(field.structure, field.names)?)))
             .collect::<Result<Vec<_>, OffsetError>>()?;
         // thread_info is embedded (CONFIG_THREAD_INFO_IN_TASK, always so on x86_64).
-        let status = self.offset("task_struct", &["thread_info"])? + self.offset("thread_info", &["status"])?;
+        let status =
+            self.offset("task_struct", &["thread_info"])? + self.offset("thread_info", &["status"])?;
         offsets.push(("TASK_THREAD_STATUS", status));
         Ok(offsets)
     }

@@ -78,11 +78,7 @@ mod tests {
         let mut record = Record::new("dm:x".into(), "dm".into(), false, 0);
         record.state = State::Formatted;
         record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"XFSB".to_vec() }];
-        record.content = Some(crate::record::Content {
-            types: vec!["xfs".into()],
-            uuid: None,
-            label: None,
-        });
+        record.content = Some(crate::record::Content { types: vec!["xfs".into()], uuid: None, label: None });
         let rule = of_record(&record, 7, 9, true);
         assert_eq!(rule.checks()[0].kind, CheckKind::Magic as u32);
         assert!(!rule.checks()[1..].iter().any(|check| check.bytes[0] == rule.checks()[0].bytes[0]));

@@ -215,13 +215,17 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.mounted = row.get("mounted")?;
     record.discrepancy = row.get("discrepancy")?;
     record.boot = row.get("boot")?;
-    Ok(Raw { state: row.get("state")?, content: row.get("content")?, formatter: row.get("formatter")?, record })
+    Ok(Raw {
+        state: row.get("state")?,
+        content: row.get("content")?,
+        formatter: row.get("formatter")?,
+        record,
+    })
 }
 
 fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?;
+    let mut insert = connection
+        .prepare_cached("INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)")?;
     for event in told {
         let refusal = event.refusal.as_ref().map(json).transpose()?;
         insert.execute(params![event.at, event.volume, event.kind, event.text, refusal])?;

@@ -196,7 +196,8 @@ impl Step {
             State::Formatting if self.failed_first_format() => {
                 self.record.marks.clear();
                 self.record.clean_passes = 0;
-                let text = format!("a first format failed and left {}: it may be tried again", content.name());
+                let text =
+                    format!("a first format failed and left {}: it may be tried again", content.name());
                 self.to(State::Blank, text.clone());
                 self.effects.push(Effect::ReleaseHolder);
                 self.report("format-failed", text);
@@ -389,7 +390,8 @@ impl Step {
 }
 
 /// Why a weak volume is not armed again.
-const WEAK: &str = "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
+const WEAK: &str =
+    "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
 

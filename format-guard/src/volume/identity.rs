@@ -68,7 +68,9 @@ fn device_mapper(node: &Node) -> Option<Identity> {
     let name = node.attribute("dm/name")?;
     Some(match node.attribute("dm/uuid") {
         Some(uuid) => Identity::strong("dm", &uuid, format!("device mapper uuid of {name}")),
-        None => Identity::weak(&format!("dm/{name}"), format!("device mapper name {name}, which has no uuid")),
+        None => {
+            Identity::weak(&format!("dm/{name}"), format!("device mapper name {name}, which has no uuid"))
+        }
     })
 }
 
@@ -82,7 +84,11 @@ fn loop_device(node: &Node) -> Option<Identity> {
             format!("loop device over {file}, which cannot be seen from here"),
         ));
     };
-    Some(Identity::strong("loop", &format!("{backing}{suffix}"), format!("device, inode and birth of {file}")))
+    Some(Identity::strong(
+        "loop",
+        &format!("{backing}{suffix}"),
+        format!("device, inode and birth of {file}"),
+    ))
 }
 
 /// `dev:inode:birth` of the file behind a loop device, its birth in nanoseconds since 1970.
@@ -195,7 +201,11 @@ mod tests {
         let path = file.path().to_str().expect("utf-8");
         let root = tree("virtual/block/loop0", &[("loop/backing_file", path), ("loop/offset", "4096")]);
         let first = identity(root.path(), "loop0");
-        assert!(first.id.as_str().starts_with("loop:") && first.id.as_str().ends_with("+4096"), "{}", first.id);
+        assert!(
+            first.id.as_str().starts_with("loop:") && first.id.as_str().ends_with("+4096"),
+            "{}",
+            first.id
+        );
         let copy = tempfile::NamedTempFile::new().expect("file");
         fs::rename(copy.path(), file.path()).expect("rename");
         assert_ne!(first.id, identity(root.path(), "loop0").id);

@@ -188,7 +188,9 @@ impl Marks<'_> {
 
     /// The second header (LUKS2 on-disk format 1.1.1, section 2.1), at the end of the first one's area.
     fn luks2_second(&mut self) {
-        for offset in [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000] {
+        for offset in
+            [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000]
+        {
             self.keep(offset, b"SKUL\xba\xbe", MarkKind::Magic);
         }
     }
@@ -230,7 +232,9 @@ mod tests {
         let mut image = Image(vec![0xff; 8192]);
         image.0[..4].copy_from_slice(b"XFSB");
         let marks = derive(&found("xfs", 0), 8192, &image);
-        assert!(marks.iter().all(|mark| image.read_at(mark.offset, mark.bytes.len()) == Some(mark.bytes.clone())));
+        assert!(
+            marks.iter().all(|mark| image.read_at(mark.offset, mark.bytes.len()) == Some(mark.bytes.clone()))
+        );
         let marks = derive(&found("ext4", 1080), 8192, &Image(vec![0xff; 8192]));
         assert_eq!(marks.len(), 2, "{marks:?}");
     }

@@ -179,7 +179,8 @@ impl Drop for Aligned {
 
 /// Runs libblkid over a sparse copy of the device.
 fn search(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> Result<Vec<Found>, ProbeError> {
-    let copy = sparse_copy(head, tail_start, tail, size).map_err(|error| ProbeError::Library(error.to_string()))?;
+    let copy =
+        sparse_copy(head, tail_start, tail, size).map_err(|error| ProbeError::Library(error.to_string()))?;
     found_by_libblkid(&copy).map_err(|error| ProbeError::Library(error.to_string()))
 }
 
@@ -227,4 +228,3 @@ fn found_by_libblkid(copy: &File) -> Result<Vec<Found>, BlkidErr> {
     }
     Ok(found)
 }
-

@@ -114,7 +114,11 @@ impl Node {
 
     /// The disk of a partition.
     pub(super) fn parent(&self) -> Option<Self> {
-        self.path.join("partition").exists().then(|| self.path.parent().map(Path::to_owned))?.map(|path| Self { path })
+        self.path
+            .join("partition")
+            .exists()
+            .then(|| self.path.parent().map(Path::to_owned))?
+            .map(|path| Self { path })
     }
 
     fn diskseq(&self) -> u64 {

@@ -1,2 +1,151 @@
-//! tmp
-fn main() {}
+//! The main job on real block devices, as a transcript for people; then the same without the guard.
+//!
+//! `cargo xtask demo` runs it, here or in a guest.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack::LUKS_FORMAT,
+    device::{Device, Mapped},
+    guard::Guard,
+    tool::{Ran, must, run, run_with},
+};
+
+const POINT: &str = "/run/fg-demo";
+/// The lines of a transcript that a message may take.
+const MESSAGE_LINES: usize = 3;
+
+fn main() -> Result<()> {
+    title("The guard is started: it is in force once its canary was refused");
+    let mut guard = Guard::start()?;
+    shell("format-guard status", &guard.say("status")?);
+
+    title("A blank volume is formatted once");
+    let device = Mapped::new(64)?;
+    let node = device.path().display().to_string();
+    guard.wait_for_state(device.path(), "blank")?;
+    shell_must(&format!("mkfs.ext4 -F -q -L orders {node}"))?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    fs::create_dir_all(POINT)?;
+    shell_must(&format!("mount {node} {POINT}"))?;
+    fs::write(format!("{POINT}/orders.db"), "ten years of orders\n".repeat(10_000))?;
+    say(&format!("(ten years of orders are written to {POINT}/orders.db)"));
+    shell_must(&format!("umount {POINT}"))?;
+    let before = device.sha256()?;
+    say(&format!("sha256 of the whole volume: {before}"));
+    shell(&format!("format-guard volume show {node}"), &guard.say(&format!("volume show {node}"))?);
+
+    title("The storage engine is degraded: every read gives zeros (longhorn #13668)");
+    device.read_zeros()?;
+    shell_probe(&node)?;
+    say("A CSI plugin takes exit status 2 for \"unformatted\" and goes on:");
+    all_refused(&node, &["mkfs.ext4", "mkfs.xfs", "cryptsetup", "wipefs", "blkdiscard", "dd"])?;
+
+    title("The data path fails: every access gives EIO (kubernetes #142243)");
+    device.fail()?;
+    shell_probe(&node)?;
+    all_refused(&node, &["mkfs.ext4", "mkfs.xfs", "wipefs", "blkdiscard"])?;
+
+    title("The data path is back");
+    device.recover()?;
+    guard.wait_for_volume(device.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;
+    all_refused(&node, &["mkfs.ext4", "mkfs.xfs", "cryptsetup", "wipefs", "blkdiscard", "dd"])?;
+    let after = device.sha256()?;
+    say(&format!("sha256 of the whole volume: {after}"));
+    ensure!(after == before, "the volume has changed");
+    say("Not one byte has changed.");
+    shell_must(&format!("e2fsck -fn {node}"))?;
+    shell_must(&format!("mount {node} {POINT}"))?;
+    shell_must(&format!("tail -n 1 {POINT}/orders.db"))?;
+    shell_must(&format!("umount {POINT}"))?;
+
+    title("What happened, in the guard's words");
+    shell("format-guard events --limit 8", &guard.say("events --limit 8")?);
+
+    title("An operator permits one re-format");
+    let permit = guard.say(&format!("volume permit {node} --reason customer-left --for 10m"))?;
+    ensure!(permit.status == 0, "{permit:?}");
+    say(&format!("$ format-guard volume permit {node} --reason customer-left --for 10m"));
+    shell_must(&format!("mkfs.ext4 -F -q {node}"))?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    say("and no second one:");
+    all_refused(&node, &["mkfs.ext4"])?;
+
+    title("The same without the guard: what would have happened");
+    guard.remove()?;
+    must(&format!("mount {node} {POINT}"))?;
+    fs::write(format!("{POINT}/orders.db"), "ten years of orders\n".repeat(10_000))?;
+    must(&format!("umount {POINT}"))?;
+    let before = device.sha256()?;
+    let ran = run(&format!("mkfs.ext4 -F {node}"))?;
+    say(&format!("$ mkfs.ext4 -F {node}"));
+    say(&format!("  exit status {}", ran.status));
+    ensure!(device.sha256()? != before, "without the guard nothing was lost: the demo shows nothing");
+    must(&format!("mount {node} {POINT}"))?;
+    shell(&format!("cat {POINT}/orders.db"), &run(&format!("cat {POINT}/orders.db"))?);
+    ensure!(!Path::new(POINT).join("orders.db").exists(), "the data survived: the demo shows nothing");
+    must(&format!("umount {POINT}"))?;
+    say("Ten years of orders are gone.");
+    Ok(())
+}
+
+fn title(text: &str) {
+    println!("\n== {text}");
+}
+
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// A command and what it said, as a person would have seen it.
+fn shell(line: &str, ran: &Ran) {
+    println!("$ {line}");
+    for line in ran.text.lines() {
+        println!("  {line}");
+    }
+    if ran.status != 0 {
+        println!("  exit status {}", ran.status);
+    }
+}
+
+fn shell_must(line: &str) -> Result<()> {
+    let text = must(line)?;
+    println!("$ {line}");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    for line in &lines[lines.len().saturating_sub(MESSAGE_LINES)..] {
+        println!("  {line}");
+    }
+    Ok(())
+}
+
+/// Asks as kubernetes' mount-utils do.
+fn shell_probe(node: &str) -> Result<()> {
+    let line = format!("blkid -p -s TYPE -s PTTYPE -o export {node}");
+    let ran = run(&line)?;
+    shell(&line, &ran);
+    ensure!(ran.status == 2, "blkid is not fooled: the demo shows nothing");
+    Ok(())
+}
+
+/// Runs the tools, shows what each said, and makes sure that none succeeded.
+fn all_refused(node: &str, programs: &[&str]) -> Result<()> {
+    for program in programs {
+        let (line, input) = match *program {
+            "mkfs.ext4" => (format!("mkfs.ext4 -F {node}"), ""),
+            "mkfs.xfs" => (format!("mkfs.xfs -f {node}"), ""),
+            "cryptsetup" => (format!("{LUKS_FORMAT} {node} -"), "secret"),
+            "wipefs" => (format!("wipefs -a {node}"), ""),
+            "blkdiscard" => (format!("blkdiscard -f {node}"), ""),
+            "dd" => (format!("dd if=/dev/zero of={node} bs=1M count=4 conv=fsync"), ""),
+            other => anyhow::bail!("no such attack: {other}"),
+        };
+        let ran = run_with(&line, input).with_context(|| line.clone())?;
+        ensure!(ran.status != 0, "{line} succeeded: {}", ran.text);
+        println!("$ {line}");
+        let message = ran.text.lines().find(|line| line.contains("ermitted")).unwrap_or(ran.message());
+        println!("  {}", message.trim());
+        println!("  exit status {}: refused", ran.status);
+    }
+    Ok(())
+}

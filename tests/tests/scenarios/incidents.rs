@@ -53,7 +53,8 @@ fn s2_a_volume_that_reads_as_zeros_is_not_formatted() -> Result<()> {
     for (line, input) in formatters(device.path()) {
         refused(&guard, &line, input)?;
     }
-    let volume = guard.wait_for_volume(device.path(), "reported", |volume| !volume["discrepancy"].is_null())?;
+    let volume =
+        guard.wait_for_volume(device.path(), "reported", |volume| !volume["discrepancy"].is_null())?;
     ensure!(volume["state"] == "formatted", "{volume}");
     device.recover()?;
     whole(&guard, &device, &before)

@@ -177,7 +177,14 @@ fn by_aio(path: &Path) -> io::Result<()> {
         done(libc::syscall(libc::SYS_io_setup, 1, &mut context) as isize)?;
         let submitted = done(libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) as isize);
         if submitted.is_ok() {
-            libc::syscall(libc::SYS_io_getevents, context, 1, 1, event.as_mut_ptr(), ptr::null::<libc::timespec>());
+            libc::syscall(
+                libc::SYS_io_getevents,
+                context,
+                1,
+                1,
+                event.as_mut_ptr(),
+                ptr::null::<libc::timespec>(),
+            );
         }
         let error = submitted.err();
         libc::syscall(libc::SYS_io_destroy, context);
@@ -316,7 +323,10 @@ fn no_road_reaches_the_superblock() -> Result<()> {
         // What this kernel or driver does not have is no road: it must not have changed anything all the same.
         let absent = [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].contains(&errno)
             && ["BLKSECDISCARD", "io_uring discard"].contains(name);
-        println!("{name}: errno {errno}{}", if absent { " (not tried: this kernel or device lacks it)" } else { "" });
+        println!(
+            "{name}: errno {errno}{}",
+            if absent { " (not tried: this kernel or device lacks it)" } else { "" }
+        );
         ensure!(errno == libc::EPERM || absent, "{name} gave errno {errno}");
     }
     ensure!(device.sha256()? == before, "bytes changed");
@@ -347,8 +357,14 @@ fn writes_beyond_the_marks_and_of_the_same_bytes_pass() -> Result<()> {
     file.read_exact_at(&mut superblock, 1024)?;
     file.write_all_at(&superblock, 1024)?;
     file.write_all_at(&GARBAGE, 40 << 20)?;
-    submit(&opcode::Write::new(types::Fd(file.as_raw_fd()), superblock.as_ptr(), 1024).offset(1024).build(), false)?;
-    submit(&opcode::Write::new(types::Fd(file.as_raw_fd()), GARBAGE.as_ptr(), 4096).offset(41 << 20).build(), true)?;
+    submit(
+        &opcode::Write::new(types::Fd(file.as_raw_fd()), superblock.as_ptr(), 1024).offset(1024).build(),
+        false,
+    )?;
+    submit(
+        &opcode::Write::new(types::Fd(file.as_raw_fd()), GARBAGE.as_ptr(), 4096).offset(41 << 20).build(),
+        true,
+    )?;
     file.sync_all()?;
     must(&format!("blkid -p {}", device.path().display()))?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);

@@ -86,7 +86,17 @@ impl Archive {
         let inode = self.0.len();
         let header = format!(
             "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}",
-            0, 0, 1, 0, data.len(), 0, 0, 0, 0, name.len() + 1, 0
+            0,
+            0,
+            1,
+            0,
+            data.len(),
+            0,
+            0,
+            0,
+            0,
+            name.len() + 1,
+            0
         );
         self.0.extend_from_slice(header.as_bytes());
         self.0.extend_from_slice(name.as_bytes());

@@ -118,7 +118,8 @@ impl Guest {
             .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
             .collect();
         let mut script = String::new();
-        let mut export = |name: &str, value: &str| script.push_str(&format!("export {name}={}\n", quote(value)));
+        let mut export =
+            |name: &str, value: &str| script.push_str(&format!("export {name}={}\n", quote(value)));
         export("PATH", &env::join_paths(path)?.to_string_lossy());
         export("HOME", "/root");
         export("LANG", "C.UTF-8");
@@ -126,7 +127,8 @@ impl Guest {
         export("RUST_LIB_BACKTRACE", "0");
         export("FORMAT_GUARD_GUEST", self.kernel.key);
         for (name, value) in env::vars() {
-            if name.starts_with("RUST_") || name.starts_with("FORMAT_GUARD_") || name.starts_with("PROPTEST_") {
+            if name.starts_with("RUST_") || name.starts_with("FORMAT_GUARD_") || name.starts_with("PROPTEST_")
+            {
                 export(&name, &value);
             }
         }
@@ -138,15 +140,37 @@ impl Guest {
     }
 
     fn qemu(&self, control: &Path, initramfs: &Path, console: &Path) -> Result<Command> {
-        let program = find("qemu-system-x86_64").context("qemu-system-x86_64 is missing: cargo xtask setup")?;
-        let mut qemu = command(&program.to_string_lossy(), [
-            // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
-            "-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off", "-m", "2G", "-smp", "2",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-device", "virtio-rng-pci",
-            "-append", "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0",
-            "-device", "virtio-serial-pci", "-chardev", "file,id=out,path=/dev/stdout,append=on",
-            "-device", "virtserialport,chardev=out,name=out",
-        ]);
+        let program =
+            find("qemu-system-x86_64").context("qemu-system-x86_64 is missing: cargo xtask setup")?;
+        let mut qemu = command(
+            &program.to_string_lossy(),
+            [
+                // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
+                "-accel",
+                "tcg,thread=single,tb-size=512",
+                "-cpu",
+                "max,la57=off",
+                "-m",
+                "2G",
+                "-smp",
+                "2",
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-device",
+                "virtio-rng-pci",
+                "-append",
+                "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0",
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                "file,id=out,path=/dev/stdout,append=on",
+                "-device",
+                "virtserialport,chardev=out,name=out",
+            ],
+        );
         qemu.arg("-kernel").arg(self.kernel.directory.join("vmlinux"));
         qemu.arg("-initrd").arg(initramfs);
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
@@ -162,7 +186,8 @@ impl Guest {
             qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
         }
         for (i, disk) in self.disks.iter().enumerate() {
-            qemu.arg("-drive").arg(format!("file={},format=raw,if=none,id=disk{i},cache=writethrough", disk.display()));
+            qemu.arg("-drive")
+                .arg(format!("file={},format=raw,if=none,id=disk{i},cache=writethrough", disk.display()));
             qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{i},serial=disk{i}"));
         }
         Ok(qemu)

@@ -3,7 +3,9 @@
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb
 ip link set lo up 2>/dev/null || busybox ifconfig lo 127.0.0.1 up
 hostname guest 2>/dev/null
+# shellcheck disable=SC3045 # dash and busybox have both
 ulimit -l unlimited
+# shellcheck disable=SC3045
 ulimit -n 65536
 for port in /sys/class/virtio-ports/*; do
     if [ "$(cat "$port/name")" = out ]; then

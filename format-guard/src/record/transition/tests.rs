@@ -8,12 +8,7 @@ fn record() -> Record {
 
 fn found(name: &str, uuid: &str) -> Finding {
     Finding::Holds {
-        found: vec![Found {
-            name: name.into(),
-            uuid: Some(uuid.into()),
-            label: None,
-            magic_offset: Some(0),
-        }],
+        found: vec![Found { name: name.into(), uuid: Some(uuid.into()), label: None, magic_offset: Some(0) }],
         marks: vec![Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }],
     }
 }
@@ -73,7 +68,8 @@ fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
 
 #[test]
 fn a_first_format_is_recorded_with_its_marks() {
-    let events = [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("ext4", "a")];
+    let events =
+        [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("ext4", "a")];
     let (record, effects) = run(record(), events);
     assert_eq!(record.state, State::Formatted);
     assert_eq!(record.content.as_ref().map(Content::name), Some("ext4"));
@@ -93,7 +89,8 @@ fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
 
 #[test]
 fn a_format_whose_end_nobody_saw_is_taken_for_complete() {
-    let events = [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(None), holds("xfs", "a")];
+    let events =
+        [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(None), holds("xfs", "a")];
     assert_eq!(run(record(), events).0.state, State::Formatted);
 }
 
@@ -147,16 +144,23 @@ fn a_weak_volume_is_not_armed_in_a_later_boot() {
     weak.weak = true;
     let (armed, _) = run(weak, [attached(), blank(), blank()]);
     assert_eq!(armed.state, State::Blank);
-    let (later, _) = run(armed, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank(), blank()]);
+    let (later, _) = run(
+        armed,
+        [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank(), blank()],
+    );
     assert_eq!(later.state, State::Unverified);
     assert!(later.cause.contains("weak"), "{}", later.cause);
-    let (restarted, _) = run(later, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank()]);
+    let (restarted, _) =
+        run(later, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank()]);
     assert_eq!(restarted.state, State::Unverified, "a restart of the agent must not arm it");
 }
 
 #[test]
 fn nothing_is_armed_after_the_records_were_lost() {
-    let (record, _) = run(record(), [Event::Attached { boot: "boot-1".into(), records_lost: true }, blank(), blank(), blank()]);
+    let (record, _) = run(
+        record(),
+        [Event::Attached { boot: "boot-1".into(), records_lost: true }, blank(), blank(), blank()],
+    );
     assert_eq!(record.state, State::Unverified);
     assert_eq!(run(record, [holds("ext4", "a")]).0.state, State::Formatted);
 }
