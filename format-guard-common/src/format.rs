@@ -40,6 +40,7 @@ const fn magic(offset: u64, bytes: &'static [u8]) -> Magic {
     Magic { offset, bytes }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the table below reads the better for it")]
 const fn uuid(offset: u64, length: u32) -> Option<Place> {
     Some(Place { offset, length })
 }

@@ -62,8 +62,10 @@ impl Guard {
         let name = root.file_name().context("no name")?.to_string_lossy().replace('.', "-");
         let pins = Path::new("/sys/fs/bpf").join(name);
         let config = format!(
-            "state_dir = {state:?}\nrun_dir = {:?}\npin_dir = {pins:?}\nresync_interval = 1\n",
-            root.join("run")
+            "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\n",
+            state.display(),
+            root.join("run").display(),
+            pins.display()
         );
         fs::write(root.join("config.toml"), config)?;
         let mut guard = Self { root, pins, agent: None, audit };

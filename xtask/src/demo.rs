@@ -41,6 +41,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let words =
         ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
     let guest =
-        Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_secs(900) };
+        Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_mins(15) };
     Ok(ExitCode::from(guest.run(Stdio::inherit())?))
 }

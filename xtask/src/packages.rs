@@ -18,7 +18,7 @@ use crate::command::{command, read, show};
 /// Names another mirror of Debian, for hosts of another distribution.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
 /// How old an index may be.
-const FRESH: Duration = Duration::from_secs(12 * 3600);
+const FRESH: Duration = Duration::from_hours(12);
 
 /// Everything that the project keeps outside of the workspace.
 pub(crate) fn cache() -> Result<PathBuf> {
@@ -124,13 +124,14 @@ fn sources(suites: &[&str]) -> Result<String> {
     }
     let mirror = mirror()?;
     let suites: BTreeSet<&&str> = suites.iter().collect();
-    Ok(suites
+    let lines: Vec<String> = suites
         .into_iter()
         .filter_map(|each| each.split_once('/'))
         .map(|(archive, suite)| {
             format!("deb [signed-by={KEYRING} arch=amd64] {mirror}/{archive} {suite} main\n")
         })
-        .collect())
+        .collect();
+    Ok(lines.concat())
 }
 
 /// Where the archives `debian` and `debian-security` lie, as apt is set up.

@@ -23,7 +23,7 @@ use crate::{
 /// Guests that run at the same time: each keeps one core busy.
 const GUESTS: usize = 2;
 /// When one boot is ended.
-const TIMEOUT: Duration = Duration::from_secs(1500);
+const TIMEOUT: Duration = Duration::from_mins(25);
 /// Kernels that the scenarios are held on by default.
 const KERNELS: [&str; 3] = ["6.1", "6.12", "7"];
 

@@ -66,7 +66,7 @@ fn open(process: Process) -> Option<OwnedFd> {
     (start_of(process.tgid)? == ticks(process.started)).then_some(fd)
 }
 
-/// Field 22 of `/proc/PID/stat`: the start time in clock ticks since boot (proc_pid_stat(5)).
+/// Field 22 of `/proc/PID/stat`: the start time in clock ticks since boot (`proc_pid_stat(5)`).
 fn start_of(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()

@@ -16,9 +16,10 @@ pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> 
         let mut ready = ring.readable_mut().await?;
         let mut events = Vec::new();
         while let Some(item) = ready.get_inner_mut().next() {
-            match parse(&item) {
-                Some(event) => events.push(event),
-                None => warn!("a kernel record of {} bytes was dropped", item.len()),
+            if let Some(event) = parse(&item) {
+                events.push(event);
+            } else {
+                warn!("a kernel record of {} bytes was dropped", item.len());
             }
         }
         ready.clear_ready();

@@ -67,7 +67,7 @@ pub async fn run(config: Config) -> Result<()> {
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
     let (inputs, receiver) = mpsc::channel(QUEUE);
-    let (prober, probes) = prober::Prober::new(config.deadline());
+    let (prober, answers) = prober::Prober::new(config.deadline());
     let (ends, watched) = formatter_end::Watcher::new();
     let world = World {
         sysfs: Sysfs::default(),
@@ -98,7 +98,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(uevents::run(uevents, inputs.clone()));
     tasks.spawn(kernel_events::run(kernel_events, inputs.clone()));
-    tasks.spawn(prober::run(probes, inputs.clone()));
+    tasks.spawn(prober::run(answers, inputs.clone()));
     tasks.spawn(formatter_end::run(watched, inputs.clone()));
     tasks.spawn(ticks(config.resync_interval, inputs.clone()));
     tasks.spawn(control::run(socket, inputs, prober));

@@ -66,9 +66,10 @@ impl Prober {
         drop(busy);
         let (prober, device) = (self.clone(), device.clone());
         let handle = tokio::runtime::Handle::try_current();
-        match handle {
-            Ok(handle) => drop(handle.spawn(async move { prober.answer(device).await })),
-            Err(_) => tracing::error!("no runtime to probe {} in", device.name),
+        if let Ok(handle) = handle {
+            drop(handle.spawn(async move { prober.answer(device).await }));
+        } else {
+            tracing::error!("no runtime to probe {} in", device.name);
         }
     }
 

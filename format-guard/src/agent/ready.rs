@@ -1,4 +1,4 @@
-//! Tells the service manager that the guard is in force (sd_notify(3)).
+//! Tells the service manager that the guard is in force (`sd_notify(3)`).
 
 use std::{
     env,

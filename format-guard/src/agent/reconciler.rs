@@ -632,7 +632,7 @@ impl<E: Enforcer> Reconciler<E> {
                 self.apply(&id, Event::Adopted { found, marks, uid });
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
-            Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(request, uid)?)),
+            Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
             Question::Events(query) => {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
                 let events = self
@@ -734,7 +734,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    fn permit(&mut self, request: api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
+    fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
         let bad = |text: String| Failure::new(FailureKind::BadRequest, text);
         let reason = request.reason.trim();
         if reason.is_empty() || reason.len() > MAX_REASON {

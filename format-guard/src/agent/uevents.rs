@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::reconciler::Input;
 
-/// Multicast group of the kernel's own events; group 2 is udevd's (lib/kobject_uevent.c).
+/// Multicast group of the kernel's own events; group 2 is udevd's (`lib/kobject_uevent.c`).
 const KERNEL_GROUP: u32 = 1;
 /// Bytes that wait in the socket: thousands of devices may appear at once.
 const RECEIVE_BUFFER: usize = 16 << 20;
@@ -27,7 +27,7 @@ impl Socket {
         let mut socket = Netlink::new(NETLINK_KOBJECT_UEVENT)?;
         socket.set_non_blocking(true)?;
         // More than rmem_max needs CAP_NET_ADMIN; with less, a resync makes good what is lost.
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket_fd(&socket), RECEIVE_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket_fd(&socket), RECEIVE_BUFFER);
         socket.bind(&SocketAddr::new(0, KERNEL_GROUP))?;
         Ok(Self(socket))
     }

@@ -126,7 +126,7 @@ fn requirements() -> Vec<Requirement> {
     ]
 }
 
-/// BPF_FS_MAGIC of include/uapi/linux/magic.h.
+/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 fn is_bpf_fs(path: &Path) -> bool {

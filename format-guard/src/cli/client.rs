@@ -13,7 +13,7 @@ use super::CommandError;
 use crate::{api::Failure, volume::Dev};
 
 /// A probe that an operator waits for may take as long as its deadline.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Largest answer that is read, in bytes: a hundred thousand volumes.
 const MAX_ANSWER: usize = 256 << 20;
 

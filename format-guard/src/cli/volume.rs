@@ -149,7 +149,7 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     );
     line("first seen", &utc(volume.first_seen));
     for mark in &volume.marks {
-        let bytes: String = mark.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let bytes = mark.bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         line("mark", &format!("{} at {}: {bytes}", mark.kind.name(), mark.offset));
     }
     Ok(())

@@ -64,6 +64,7 @@ pub struct Permit {
 
 /// What is known of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state: the state is `state`")]
 pub struct Record {
     /// Which volume.
     pub id: VolumeId,

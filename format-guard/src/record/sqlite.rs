@@ -1,4 +1,4 @@
-//! The embedded store: SQLite, one writer, every commit on disk before it returns.
+//! The embedded store: `SQLite`, one writer, every commit on disk before it returns.
 //!
 //! A damaged file is never written to: it is set aside under a dated name and the start is degraded.
 
@@ -166,14 +166,14 @@ fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let known = MIGRATIONS.len() as i64;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if !(0..=known).contains(&found) {
         return Err(StoreError::Version { path: path.to_owned(), found, known });
     }
-    for (version, migration) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+    for (version, migration) in (1_i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(migration)?;
-        transaction.pragma_update(None, "user_version", version as i64 + 1)?;
+        transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
     }
     Ok(())
@@ -198,7 +198,7 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
         .ok_or_else(|| StoreError::Row { volume: volume.to_owned(), reason: format!("no state {name}") })
 }
 
-/// A row of `volumes` as SQLite has it.
+/// A row of `volumes` as `SQLite` has it.
 struct Raw {
     state: String,
     content: Option<String>,

@@ -67,7 +67,7 @@ pub enum StoreError {
         /// The newest known here.
         known: i64,
     },
-    /// SQLite says no.
+    /// `SQLite` says no.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
     /// A row is not what this program writes.

@@ -149,7 +149,7 @@ impl Marks<'_> {
     }
 
     /// mkfs.ext4 writes over the AGI before its superblock; mkfs.xfs writes other allocation groups' superblocks
-    /// first. Fields of `struct xfs_dsb`, big-endian (fs/xfs/libxfs/xfs_format.h).
+    /// first. Fields of `struct xfs_dsb`, big-endian (`fs/xfs/libxfs/xfs_format.h`).
     fn xfs(&mut self) {
         let Some(superblock) = self.read(0, 128) else { return };
         let word = |at: usize| u64::from(u32::from_be_bytes([0, 1, 2, 3].map(|i| superblock[at + i])));

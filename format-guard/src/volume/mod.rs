@@ -52,7 +52,7 @@ pub struct Dev {
 }
 
 impl Dev {
-    /// From the kernel's `dev_t` (`MAJOR << 20 | MINOR`, include/linux/kdev_t.h).
+    /// From the kernel's `dev_t` (`MAJOR << 20 | MINOR`, `include/linux/kdev_t.h`).
     #[must_use]
     pub const fn from_kernel(dev: u32) -> Self {
         Self { major: dev >> 20, minor: dev & 0xf_ffff }

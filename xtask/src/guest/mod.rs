@@ -117,9 +117,8 @@ impl Guest {
             .filter(|directory| !directory.ends_with("shims"))
             .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
             .collect();
-        let mut script = String::new();
-        let mut export =
-            |name: &str, value: &str| script.push_str(&format!("export {name}={}\n", quote(value)));
+        let mut lines = Vec::new();
+        let mut export = |name: &str, value: &str| lines.push(format!("export {name}={}", quote(value)));
         export("PATH", &env::join_paths(path)?.to_string_lossy());
         export("HOME", "/root");
         export("LANG", "C.UTF-8");
@@ -133,9 +132,9 @@ impl Guest {
             }
         }
         let words: Vec<String> = self.command.iter().map(|word| quote(&word.to_string_lossy())).collect();
-        script.push_str(&format!("cd {} || exit 1\n", quote(&env::current_dir()?.to_string_lossy())));
-        script.push_str(&format!("exec {}\n", words.join(" ")));
-        fs::write(control.join("command"), script)?;
+        lines.push(format!("cd {} || exit 1", quote(&env::current_dir()?.to_string_lossy())));
+        lines.push(format!("exec {}\n", words.join(" ")));
+        fs::write(control.join("command"), lines.join("\n"))?;
         Ok(())
     }
 
@@ -212,7 +211,7 @@ fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
 
 /// A file of this many bytes, all of them holes, for a guest's disk.
 pub(crate) fn sparse_image(path: &Path, size: u64) -> Result<()> {
-    if size % 512 != 0 {
+    if !size.is_multiple_of(512) {
         bail!("a disk is made of whole sectors");
     }
     File::create(path)?.set_len(size)?;

@@ -99,7 +99,7 @@ fn the_history_is_bounded_and_the_newest_is_kept() {
     let many: Vec<_> = (0..MAX_HISTORY + 10).map(|i| event(&i.to_string())).collect();
     store.tell(&many).expect("tell");
     let all = store.history(0, u32::MAX, None).expect("history");
-    assert_eq!(all.len() as i64, MAX_HISTORY);
+    assert_eq!(i64::try_from(all.len()), Ok(MAX_HISTORY));
     assert_eq!(all.last().map(|event| event.text.as_str()), Some("20009"));
     assert_eq!(store.history(0, 2, Some("nobody")).expect("history"), []);
 }

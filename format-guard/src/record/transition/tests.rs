@@ -233,8 +233,7 @@ proptest! {
             let before = volume.clone();
             match &event {
                 Event::Probed(Ok(Finding::Blank)) => clean += 1,
-                Event::Probed(_) | Event::Attached { .. } => clean = 0,
-                Event::FormatBegan(_) => clean = 0,
+                Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan(_) => clean = 0,
                 Event::FormatEnded(_) if before.state == State::Formatting => clean = 0,
                 _ => {}
             }
