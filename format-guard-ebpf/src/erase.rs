@@ -1,4 +1,4 @@
-//! Discards and zero-outs: by ioctl, by a 32-bit caller's ioctl, and by io_uring.
+//! Discards and zero-outs: by ioctl, by a 32-bit caller's ioctl, and by `io_uring`.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_copy_from_user},

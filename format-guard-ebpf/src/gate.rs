@@ -42,10 +42,10 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
 #[inline(always)]
 pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
     // SAFETY: as in `opened`.
-    if let Some(rule) = unsafe { RULES.get(dev) } {
-        if rule.dev == dev {
-            return Some(Target { dev, diskseq: rule.diskseq, rule });
-        }
+    if let Some(rule) = unsafe { RULES.get(dev) }
+        && rule.dev == dev
+    {
+        return Some(Target { dev, diskseq: rule.diskseq, rule });
     }
     Some(Target { dev, diskseq: 0, rule: UNKNOWN.get(0)? })
 }
@@ -156,10 +156,10 @@ fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, request: &Request) -> i32
     };
     // An entry of an earlier medium under this number says nothing about this one.
     // SAFETY: as in `Target::holder`.
-    if let Some(old) = unsafe { HOLDERS.get(target.dev) } {
-        if old.diskseq != target.diskseq {
-            let _ = HOLDERS.remove(target.dev);
-        }
+    if let Some(old) = unsafe { HOLDERS.get(target.dev) }
+        && old.diskseq != target.diskseq
+    {
+        let _ = HOLDERS.remove(target.dev);
     }
     if HOLDERS.insert(target.dev, entry, u64::from(BPF_NOEXIST)).is_err() {
         // A second thread of the same process may have been the faster one.

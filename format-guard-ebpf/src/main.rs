@@ -6,9 +6,10 @@
 //! is no block device leaves by the first branch. A failure to look something up is never an error to the caller
 //! unless a mark lies under it.
 //!
-//! x86_64 only: system call numbers and `struct pt_regs` are that architecture's.
+//! `x86_64` only: system call numbers and `struct pt_regs` are that architecture's.
 #![no_std]
 #![no_main]
+#![allow(clippy::needless_pass_by_value, reason = "aya's macros hand a program its context by value")]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod caller;

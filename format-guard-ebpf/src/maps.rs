@@ -34,7 +34,7 @@ pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// The counters of `event::Counter`.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(SLOTS, 0);
-/// Writes that io_uring or aio is about to make, by `pid_tgid`.
+/// Writes that `io_uring` or aio is about to make, by `pid_tgid`.
 #[map]
 pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);
 

@@ -1,4 +1,4 @@
-//! What io_uring and Linux aio are about to write: in `file_permission` they run in a worker, or under a system call
+//! What `io_uring` and Linux aio are about to write: in `file_permission` they run in a worker, or under a system call
 //! whose arguments say nothing about the write.
 
 use aya_ebpf::{

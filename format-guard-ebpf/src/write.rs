@@ -70,7 +70,7 @@ impl Write {
 
     #[inline(always)]
     fn stashed(stash: &Stash, f_pos: u64) -> Self {
-        let offset = if stash.position == -1 { f_pos } else { stash.position as u64 };
+        let offset = if stash.position == -1 { f_pos } else { stash.position.cast_unsigned() };
         if stash.kind == StashKind::Bytes as u64 {
             Self::at(offset, stash.count, stash.address, Source::Bytes)
         } else if stash.kind == StashKind::Vector as u64 {
@@ -95,8 +95,8 @@ fn from_system_call(f_pos: u64) -> Option<Write> {
         if flags & PF_IO_WORKER != 0 || status & TS_COMPAT != 0 {
             return Some(Write::UNPLACED);
         }
-        let regs = bpf_task_pt_regs(task) as *const u8;
-        let register = |offset: usize| core::ptr::read_volatile(regs.add(offset).cast::<u64>());
+        let regs = bpf_task_pt_regs(task) as *const u64;
+        let register = |offset: usize| regs.add(offset / size_of::<u64>()).read_volatile();
         let (r10, r8) = (register(REGS_R10), register(REGS_R8));
         let (dx, si) = (register(REGS_DX), register(REGS_SI));
         let number = register(REGS_ORIG_AX) & 0xffff_ffff;

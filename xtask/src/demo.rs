@@ -1,9 +1,6 @@
 //! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a guest.
 
-use std::{
-    process::{ExitCode, Stdio},
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 
@@ -42,5 +39,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
     let guest =
         Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_mins(15) };
-    Ok(ExitCode::from(guest.run(Stdio::inherit())?))
+    Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

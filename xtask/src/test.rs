@@ -184,7 +184,7 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     words.extend(boot.arguments.iter().cloned());
     let guest =
         Guest { kernel: boot.kernel.clone(), command: words, disks: boot.disks.clone(), timeout: TIMEOUT };
-    let status = guest.run(Stdio::from(File::create(log)?))?;
+    let status = guest.run(&mut File::create(log)?)?;
     let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
     println!("== {}\n{}", boot.name, text.trim_end());
     outcome(&boot.name, &text, status == 0, start)

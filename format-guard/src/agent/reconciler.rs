@@ -819,3 +819,6 @@ fn mounted_devices() -> Vec<Dev> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

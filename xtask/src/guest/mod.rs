@@ -9,6 +9,7 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     thread,
@@ -61,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             disks: arguments.disk.clone(),
             timeout: Duration::from_secs(arguments.timeout),
         };
-        let status = guest.run(Stdio::inherit())?;
+        let status = guest.run(&mut io::stdout())?;
         if status != 0 {
             result = ExitCode::from(status);
         }
@@ -83,7 +84,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Boots, runs the command with its output to `output`, and returns its exit status.
-    pub(crate) fn run(&self, output: Stdio) -> Result<u8> {
+    pub(crate) fn run(&self, output: &mut (impl Write + Send)) -> Result<u8> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
         self.write_command(control.path())?;
@@ -91,9 +92,16 @@ impl Guest {
         fs::create_dir_all(&consoles)?;
         let console = consoles.join(format!("{}-{}.log", self.kernel.key, std::process::id()));
         let mut qemu = self.qemu(control.path(), &initramfs, &console)?;
-        qemu.stdout(output);
+        qemu.stdout(Stdio::piped());
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
-        let in_time = wait(&mut child, self.timeout)?;
+        let mut printed = child.stdout.take().context("qemu has no output")?;
+        // qemu opens its output anew: given a file of ours it would write over what we write.
+        let in_time = thread::scope(|scope| {
+            let copied = scope.spawn(move || io::copy(&mut printed, output));
+            let in_time = wait(&mut child, self.timeout);
+            drop(copied.join());
+            in_time
+        })?;
         let status = fs::read_to_string(control.path().join("status")).unwrap_or_default();
         if let Ok(status) = status.trim().parse::<u8>() {
             let _ = fs::remove_file(&console);
