@@ -39,9 +39,10 @@ pub(super) fn of(kernel: &Kernel) -> Result<PathBuf> {
         let name = name.split('.').next().unwrap_or(&name);
         archive.entry(&format!("modules/{i:02}-{name}.ko"), 0o100_644, &unpacked(module)?);
     }
-    let partial = path.with_extension(format!("{}", std::process::id()));
-    fs::File::create(&partial)?.write_all(&archive.end())?;
-    fs::rename(&partial, &path)?;
+    // Guests start side by side: each may make it, and a whole one takes its place.
+    let mut partial = tempfile::NamedTempFile::new_in(&kernel.directory)?;
+    partial.write_all(&archive.end())?;
+    partial.persist(&path)?;
     fs::write(stamp, parts)?;
     Ok(path)
 }

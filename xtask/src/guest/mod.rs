@@ -90,7 +90,12 @@ impl Guest {
         self.write_command(control.path())?;
         let consoles = cache()?.join("consoles");
         fs::create_dir_all(&consoles)?;
-        let console = consoles.join(format!("{}-{}.log", self.kernel.key, std::process::id()));
+        let console = tempfile::Builder::new()
+            .prefix(&format!("{}-", self.kernel.key))
+            .suffix(".log")
+            .tempfile_in(&consoles)?
+            .into_temp_path()
+            .keep()?;
         let mut qemu = self.qemu(control.path(), &initramfs, &console)?;
         qemu.stdout(Stdio::piped());
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
