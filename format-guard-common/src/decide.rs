@@ -48,7 +48,7 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
-            holder => bystander(holder, operation, touch),
+            holder => bystander(holder, operation, touch, class),
         },
         // Unverified, and whatever a damaged rule may say.
         _ if destroyer => Verdict::Deny(Reason::Unverified),
@@ -67,7 +67,10 @@ fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
         Operation::Erase => Verdict::Allow,
         Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
         Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
-        Operation::Write if touch.has(Touch::FOREIGN) => Verdict::Deny(Reason::ForeignFormat),
+        // What a volume holds may be known by its mount alone for a moment: then its own magic is foreign.
+        Operation::Write if touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER) => {
+            Verdict::Deny(Reason::ForeignFormat)
+        }
         Operation::Write if touch.has(Touch::UUID) => {
             if class.is(Class::RELABELLER) {
                 Verdict::Relabel
@@ -93,13 +96,15 @@ fn first(operation: Operation, touch: Touch) -> Verdict {
 /// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after pvcreate,
 /// a partition after a label) goes on, a second format does not.
 #[inline(always)]
-fn bystander(holder: Holder, operation: Operation, touch: Touch) -> Verdict {
+fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -> Verdict {
     let mounted = matches!(holder, Holder::Another { mounted: true });
     let refused = match operation {
         Operation::Open => false,
         Operation::Map | Operation::Unplaced => mounted,
         Operation::Erase => touch.has(Touch::ANY),
-        Operation::Write => touch.has(Touch::MARKS) || mounted && touch.has(Touch::FOREIGN),
+        Operation::Write => {
+            touch.has(Touch::MARKS) || mounted && touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER)
+        }
     };
     if refused { Verdict::Deny(Reason::BeingFormatted) } else { Verdict::Allow }
 }

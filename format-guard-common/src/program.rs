@@ -20,8 +20,8 @@ impl Class {
     pub const RELABELLER: Self = Self(4);
     /// Acts on what its own layer hands out: may wipe a logical volume that it has just made.
     pub const OWNER: Self = Self(8);
-    /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume that is not
-    /// verified yet: holding it up there would be an outage.
+    /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the guard
+    /// does not know yet which format it holds: holding it up there would be an outage.
     pub const MAINTAINER: Self = Self(16);
 
     /// Whether any bit of `other` is in this set.
@@ -114,7 +114,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "fatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
     Program { name: "mlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
     // LVM wipes stale signatures on a logical volume that it has just made.
-    Program { name: "lvm", class: Class::OWNER.with(Class::MAINTAINER) },
+    // Not a maintainer by this name: `lvm pvcreate` is the same program.
+    Program { name: "lvm", class: Class::OWNER },
     Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER) },
     Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER) },
     // These rewrite superblocks with the magic that is there.

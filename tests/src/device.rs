@@ -178,14 +178,30 @@ impl Mapped {
     /// # Errors
     /// When it cannot be made.
     pub fn new(mib: u64) -> Result<Self> {
+        let device = Self::unmade(mib)?;
+        device.create(&device.linear())?;
+        Ok(device)
+    }
+
+    /// A blank one whose every access fails until it is recovered.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn failing(mib: u64) -> Result<Self> {
+        let device = Self::unmade(mib)?;
+        device.create(&device.errors())?;
+        Ok(device)
+    }
+
+    fn unmade(mib: u64) -> Result<Self> {
         module("dm_mod")?;
         let below = Loop::new(mib)?;
         let name = format!("fg{}-{}", std::process::id(), number());
-        let sectors = mib << 11;
-        let device = Self { path: Path::new("/dev/mapper").join(&name), name, sectors, below };
-        let table = device.linear();
-        device.create(&table)?;
-        Ok(device)
+        Ok(Self { path: Path::new("/dev/mapper").join(&name), name, sectors: mib << 11, below })
+    }
+
+    fn errors(&self) -> String {
+        format!("0 {} error", self.sectors)
     }
 
     fn linear(&self) -> String {
@@ -214,7 +230,7 @@ impl Mapped {
     /// # Errors
     /// When the table cannot be swapped.
     pub fn fail(&self) -> Result<()> {
-        self.reload(&format!("0 {} error", self.sectors))
+        self.reload(&self.errors())
     }
 
     /// The data path is back.

@@ -234,6 +234,8 @@ fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     };
     assert_eq!(decide(&blank, &next(false), &Bytes(bytes)), Verdict::Allow);
     assert_eq!(decide(&blank, &next(true), &Bytes(bytes)), Verdict::Deny(Reason::BeingFormatted));
+    let fsck = Asked { class: Class::MAINTAINER, ..next(true) };
+    assert_eq!(decide(&blank, &fsck, &Bytes(bytes)), Verdict::Allow);
 }
 
 #[test]
@@ -265,6 +267,16 @@ fn an_unverified_volume_takes_no_format_but_holds_nothing_else_up() {
     assert_eq!(by(Class::UNKNOWN, &rule, Operation::Map), Verdict::Allow);
     let fsck = Asked { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
     assert_eq!(decide(&rule, &fsck, &Bytes(b"\x53\xef")), Verdict::Allow);
+}
+
+#[test]
+fn a_repair_tool_is_not_held_up_where_only_the_mount_is_known_and_keeps_every_mark() {
+    let known_by_mount = with_state(State::Formatted);
+    let fsck = Asked { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
+    assert_eq!(decide(&known_by_mount, &fsck, &Bytes(b"\x53\xef")), Verdict::Allow);
+    assert_eq!(write(&known_by_mount, 1080, b"\x53\xef"), Verdict::Deny(Reason::ForeignFormat));
+    let (_, formatted) = formatted();
+    assert_eq!(decide(&formatted, &fsck, &Bytes(&[0; 2])), Verdict::Deny(Reason::Identity));
 }
 
 #[test]

@@ -231,7 +231,7 @@ impl<E: Enforcer> Reconciler<E> {
                 let ids: Vec<VolumeId> = self
                     .records
                     .values()
-                    .filter(|record| record.permit.is_some() || record.settling)
+                    .filter(|record| transition::waits(record))
                     .map(|record| record.id.clone())
                     .collect();
                 for id in ids {

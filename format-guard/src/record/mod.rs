@@ -109,8 +109,6 @@ pub struct Record {
     pub relabelled: bool,
     /// A tool that was let through is at work: what it did is probed when it has ended. Not stored.
     pub tool_at_work: bool,
-    /// A logical volume seen for the first time, whose signature may be an earlier one's. Not stored.
-    pub settling: bool,
 }
 
 impl Record {
@@ -139,7 +137,6 @@ impl Record {
             ended: None,
             relabelled: false,
             tool_at_work: false,
-            settling: false,
         }
     }
 }

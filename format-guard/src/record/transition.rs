@@ -99,6 +99,18 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
     (step.record, step.effects)
 }
 
+/// Whether time changes anything about a record: a permit expires, or what a probe could not settle is probed again.
+/// A data path that comes back sends no uevent.
+#[must_use]
+pub fn waits(record: &Record) -> bool {
+    let unresolved = match record.state {
+        State::Unverified => record.held.is_none(),
+        State::Formatting => !record.running,
+        _ => record.discrepancy.is_some(),
+    };
+    unresolved || record.permit.is_some()
+}
+
 struct Step {
     record: Record,
     effects: Vec<Effect>,
@@ -172,7 +184,6 @@ impl Step {
             return;
         }
         self.record.marks.clear();
-        self.record.settling = false;
         self.to(State::Blank, cause);
         self.effects.push(Effect::ReleaseHolder);
         self.report("blank", "blank: one format may begin");
@@ -182,7 +193,6 @@ impl Step {
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
-                self.record.settling = true;
                 self.unverified(format!(
                     "a new logical volume that reads as {}: LVM may wipe it yet",
                     content.name()
@@ -235,7 +245,6 @@ impl Step {
     fn formatted(&mut self, cause: impl Into<String>) {
         self.record.permit = None;
         self.record.running = false;
-        self.record.settling = false;
         self.record.ever_formatted = true;
         self.to(State::Formatted, cause);
         self.effects.push(Effect::ReleaseHolder);
@@ -372,9 +381,6 @@ impl Step {
     }
 
     fn tick(&mut self) {
-        if self.record.settling {
-            self.probe();
-        }
         let expired = self.record.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if self.record.state == State::Permitted && expired {
             self.record.permit = None;
@@ -385,6 +391,8 @@ impl Step {
                 self.probe();
             }
             self.report("permit-expired", "the permit expired unused");
+        } else if waits(&self.record) {
+            self.probe();
         }
     }
 }

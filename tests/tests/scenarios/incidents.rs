@@ -122,3 +122,17 @@ fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()>
     ensure!(guard.volume(device.path())?["id"] == id.as_str());
     whole(&guard, &device, &before)
 }
+
+/// S4: not readable at the probe, readable later: what cannot be verified is not blank, and heals by itself.
+#[test]
+fn s4_a_volume_that_fails_at_first_sight_takes_no_format_until_it_reads() -> Result<()> {
+    let guard = Guard::start()?;
+    let device = Mapped::failing(64)?;
+    guard.wait_for_volume(device.path(), "unverified for its error", |volume| {
+        volume["state"] == "unverified"
+            && volume["cause"].as_str().is_some_and(|cause| cause.contains("read failed"))
+    })?;
+    refused(&guard, &format!("mkfs.ext4 -F {}", device.path().display()), "")?;
+    device.recover()?;
+    make_ext4(&guard, device.path())
+}

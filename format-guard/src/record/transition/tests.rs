@@ -61,6 +61,21 @@ fn an_error_between_two_clean_probes_starts_over() {
 }
 
 #[test]
+fn what_a_probe_could_not_settle_is_probed_again() {
+    let probes = |record: &Record| next(record, Event::Tick, 10).1.contains(&Effect::Probe);
+    let error = || Event::Probed(Err(ProbeError::Read("EIO".into())));
+    assert!(probes(&run(record(), [attached(), error()]).0), "a data path that comes back sends no uevent");
+    let formatted = run(record(), [holds("ext4", "a")]).0;
+    assert!(!probes(&formatted));
+    assert!(probes(&run(formatted, [error()]).0));
+    let blank = run(record(), [attached(), blank(), blank()]).0;
+    assert!(!probes(&blank));
+    let formatting = run(blank, [Event::FormatBegan(formatter())]).0;
+    assert!(!probes(&formatting));
+    assert!(probes(&run(formatting, [Event::FormatEnded(Some(0)), error()]).0));
+}
+
+#[test]
 fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
     let (record, _) = run(record(), [attached(), blank(), blank(), attached()]);
     assert_eq!((record.state, record.clean_passes), (State::Unverified, 0));
