@@ -114,7 +114,7 @@ impl Enforcer for RecordingEnforcer {
 }
 
 struct Setting {
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
     sysfs: tempfile::TempDir,
     deeds: Deeds,
     broken: Arc<Mutex<bool>>,
@@ -141,13 +141,13 @@ fn setting() -> Setting {
         degraded: Vec::new(),
         never_arm: false,
     };
-    let _entered = runtime.enter();
+    let entered = runtime.enter();
     let (prober, _) = Prober::new(Duration::from_secs(1));
     let (watcher, _) = Watcher::new();
     let mut reconciler = Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher);
     reconciler.compare_with_sysfs().expect("sysfs");
-    drop(_entered);
-    Setting { _runtime: runtime, sysfs, deeds, broken, enforcer, reconciler }
+    drop(entered);
+    Setting { runtime, sysfs, deeds, broken, enforcer, reconciler }
 }
 
 fn attach(root: &Path, diskseq: u64) {
@@ -168,7 +168,7 @@ fn attach(root: &Path, diskseq: u64) {
 
 impl Setting {
     fn give(&mut self, input: Input) {
-        let _entered = self._runtime.enter();
+        let _entered = self.runtime.enter();
         self.reconciler.handle(input).expect("handled");
     }
 
