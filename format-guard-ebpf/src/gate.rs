@@ -4,7 +4,8 @@ use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime
 use aya_log_ebpf::debug;
 use format_guard_common::{
     Caller, Content, Holder, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
-    event::{Counter, EventKind, HolderEntry, KernelEvent, Taint, TaintKey},
+    event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey},
+    opaque,
     program::Class,
 };
 
@@ -106,47 +107,72 @@ pub(crate) fn judge_write<C: EbpfContext, B: Content>(
 ) -> i32 {
     count(Counter::Judged);
     let request = Request { operation, offset, length };
-    match decide(target.rule, &request, target, content) {
-        Verdict::Allow => 0,
-        Verdict::Begin => begin(ctx, target, &request),
-        Verdict::Relabel => pass(target, EventKind::Relabelled, &request),
-        Verdict::OwnerWipe => pass(target, EventKind::OwnerWiped, &request),
-        Verdict::WouldDeny(reason) => {
-            emit(target, EventKind::WouldDeny, reason as u32, &request);
-            0
-        }
-        Verdict::Deny(reason) => refuse(ctx, target, reason, &request),
+    let (kind, reason) = match decide(target.rule, &request, target, content) {
+        Verdict::Allow => return 0,
+        Verdict::Begin => (EventKind::FormatBegan, 0),
+        Verdict::Relabel => (EventKind::Relabelled, 0),
+        Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
+        Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),
+        Verdict::Deny(reason) => (EventKind::Denied, reason as u32),
+    };
+    // Every verdict meets here: what follows is verified once, not for each of them.
+    let unknown = target.rule.diskseq;
+    carry_out(
+        ctx,
+        target,
+        &request,
+        opaque(kind as u64, unknown) as u32,
+        opaque(u64::from(reason), unknown) as u32,
+    )
+}
+
+/// Does what a verdict other than Allow asks for; the hook's return value.
+#[inline(always)]
+fn carry_out<C: EbpfContext>(
+    ctx: &C,
+    target: &Target<'_>,
+    request: &Request,
+    mut kind: u32,
+    mut reason: u32,
+) -> i32 {
+    const DENIED: u32 = EventKind::Denied as u32;
+    let process = caller::process();
+    if kind == EventKind::FormatBegan as u32 && !begin(target, process) {
+        (kind, reason) = (DENIED, Reason::BeingFormatted as u32);
     }
-}
-
-#[inline(always)]
-fn pass(target: &Target<'_>, kind: EventKind, request: &Request) -> i32 {
-    emit(target, kind, 0, request);
-    0
-}
-
-#[inline(always)]
-fn refuse<C: EbpfContext>(ctx: &C, target: &Target<'_>, reason: Reason, request: &Request) -> i32 {
-    // The refusal that tainted was told; every later one would only flood the ring buffer.
-    if !matches!(reason, Reason::Tainted) {
-        let process = caller::process();
+    if kind == DENIED {
+        // The refusal that tainted was told; every later one would only flood the ring buffer.
+        if reason == Reason::Tainted as u32 {
+            return -EPERM;
+        }
         let taint = Taint { started: process.started, diskseq: target.diskseq };
         if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
             count(Counter::FullMaps);
         }
-        emit(target, EventKind::Denied, reason as u32, request);
-        debug!(
-            ctx,
-            "refused on {}: reason {} at {}+{}", target.dev, reason as u32, request.offset, request.length
-        );
+        debug!(ctx, "refused on {}: reason {} at {}+{}", target.dev, reason, request.offset, request.length);
     }
-    -EPERM
+    send(&KernelEvent {
+        kind,
+        reason,
+        operation: request.operation as u32,
+        dev: target.dev,
+        diskseq: target.diskseq,
+        offset: request.offset,
+        length: request.length,
+        process,
+        cgroup: caller::cgroup(),
+        // SAFETY: no arguments.
+        at: unsafe { bpf_ktime_get_boot_ns() },
+        status: 0,
+        zero: 0,
+        comm: caller::comm(),
+    });
+    if kind == DENIED { -EPERM } else { 0 }
 }
 
-/// Makes the caller the one process that formats the device, or refuses it when another was faster.
+/// Makes the caller the one process that formats the device; false when another was faster.
 #[inline(always)]
-fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, request: &Request) -> i32 {
-    let process = caller::process();
+fn begin(target: &Target<'_>, process: Process) -> bool {
     let entry = HolderEntry {
         process,
         diskseq: target.diskseq,
@@ -163,38 +189,12 @@ fn begin<C: EbpfContext>(ctx: &C, target: &Target<'_>, request: &Request) -> i32
     }
     if HOLDERS.insert(target.dev, entry, u64::from(BPF_NOEXIST)).is_err() {
         // A second thread of the same process may have been the faster one.
-        if matches!(target.holder(), Holder::Caller) {
-            return 0;
-        }
-        count(Counter::FullMaps);
-        return refuse(ctx, target, Reason::BeingFormatted, request);
+        return matches!(target.holder(), Holder::Caller);
     }
     if FORMATTERS.insert(process.tgid, process.started, 0).is_err() {
         count(Counter::FullMaps);
     }
-    emit(target, EventKind::FormatBegan, 0, request);
-    0
-}
-
-#[inline(always)]
-fn emit(target: &Target<'_>, kind: EventKind, reason: u32, request: &Request) {
-    let process = caller::process();
-    send(&KernelEvent {
-        kind: kind as u32,
-        reason,
-        operation: request.operation as u32,
-        dev: target.dev,
-        diskseq: target.diskseq,
-        offset: request.offset,
-        length: request.length,
-        process,
-        cgroup: caller::cgroup(),
-        // SAFETY: no arguments.
-        at: unsafe { bpf_ktime_get_boot_ns() },
-        status: 0,
-        zero: 0,
-        comm: caller::comm(),
-    });
+    true
 }
 
 /// Sends one record; a full ring buffer is counted, and the agent's resync makes good for it.

@@ -194,7 +194,10 @@ impl LsmEnforcer {
         let offsets = types.offsets()?;
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
+        // Parsed once: some megabytes.
+        let btf = Btf::from_sys_fs()?;
         let mut loader = EbpfLoader::new();
+        loader.btf(Some(&btf));
         loader.default_map_pin_directory(pins.maps());
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
@@ -223,7 +226,7 @@ impl LsmEnforcer {
             .set(0, rule::unknown(audit), 0)
             .map_err(|source| LoadError::Map { name: "UNKNOWN", source })?;
 
-        Ok(Self { ebpf, pins, rules, holders, counters, types, btf: Btf::from_sys_fs()? })
+        Ok(Self { ebpf, pins, rules, holders, counters, types, btf })
     }
 
     /// The debug messages of the kernel programs; must be taken before [`Self::attach`] and kept.
@@ -299,7 +302,15 @@ impl LsmEnforcer {
             .ebpf
             .program_mut(part.program)
             .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")))?;
-        load_program(program, part.place, btf)
+        let link = load_program(program, part.place, btf)?;
+        if let Ok(info) = program.info() {
+            tracing::debug!(
+                program = part.program,
+                verified = info.verified_instruction_count(),
+                "instructions that the verifier followed"
+            );
+        }
+        Ok(link)
     }
 }
 
