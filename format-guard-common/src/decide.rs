@@ -63,7 +63,7 @@ fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
-        Operation::Erase if touch.has(Touch::MARKS) => Verdict::Deny(Reason::Discard),
+        Operation::Erase if touch.has(Touch::MARKS | Touch::START) => Verdict::Deny(Reason::Discard),
         Operation::Erase => Verdict::Allow,
         Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
         Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
@@ -135,6 +135,8 @@ impl Touch {
     const FOREIGN: u64 = 4;
     /// A mark lies under bytes that cannot be read.
     const UNREADABLE: u64 = 8;
+    /// An erasure begins in the first [`START`] bytes.
+    const START: u64 = 16;
     /// Any mark.
     const MARKS: u64 = Self::MAGIC | Self::UUID | Self::UNREADABLE;
     /// Any check.
@@ -146,10 +148,15 @@ impl Touch {
     }
 }
 
+/// No format has free space in its first bytes, so nothing but a new format erases them. mkfs.ext4 tries there whether
+/// the device discards (BLKDISCARD of [0, 1024), e2fsprogs 1.47) and goes on to write everywhere else if it does not.
+const START: u64 = 1024;
+
 /// Walks the checks that lie under the request's range.
 #[inline(always)]
 fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
-    let mut touch = 0_u64;
+    let erase = matches!(request.operation, Operation::Erase);
+    let mut touch = if erase && request.offset < START && request.length > 0 { Touch::START } else { 0 };
     let end = request.offset.saturating_add(request.length);
     if !matches!(request.operation, Operation::Write | Operation::Erase)
         || request.offset >= rule.high
@@ -159,7 +166,7 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     }
     let unknown = rule.diskseq;
     let count = rule.count;
-    let erase = u64::from(matches!(request.operation, Operation::Erase));
+    let erase = u64::from(erase);
     let mut i = 0;
     while i < MAX_CHECKS {
         if i as u32 >= count {

@@ -58,10 +58,10 @@ pub fn all_refused(guard: &Guard, device: &Path) -> Result<Vec<Ran>> {
 /// # Errors
 /// When it succeeds, or fails for another reason.
 pub fn refused(guard: &Guard, line: &str, input: &str) -> Result<Ran> {
-    let before = guard.events("denied")?.len();
+    let before = guard.newest_refusal()?;
     let ran = run_with(line, input)?;
     ensure!(ran.status != 0, "{line} succeeded:\n{}", ran.text);
-    wait_for("the event of a refusal", || Ok((guard.events("denied")?.len() > before).then_some(())))
+    wait_for("the event of a refusal", || Ok((guard.newest_refusal()? > before).then_some(())))
         .with_context(|| format!("{line} failed, but not by the guard:\n{}", ran.text))?;
     Ok(ran)
 }

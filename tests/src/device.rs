@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -61,6 +61,46 @@ pub fn sha256(path: &Path) -> Result<String> {
         hash.update(&buffer[..length]);
     }
     Ok(format!("{:x}", hash.finalize()))
+}
+
+/// A device as it was: its sha256, and a copy to say where bytes have changed.
+pub struct Snapshot {
+    sha256: String,
+    copy: Image,
+}
+
+impl Snapshot {
+    /// Takes one of a whole device.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of(device: &impl Device) -> Result<Self> {
+        let copy = Image::new(0)?;
+        let sha256 = device.sha256()?;
+        std::io::copy(
+            &mut File::open(device.path())?,
+            &mut OpenOptions::new().write(true).open(copy.path())?,
+        )?;
+        Ok(Self { sha256, copy })
+    }
+
+    /// Makes sure that not one byte has changed.
+    ///
+    /// # Errors
+    /// When one has: with the places.
+    pub fn unchanged(&self, device: &impl Device) -> Result<()> {
+        if device.sha256()? == self.sha256 {
+            return Ok(());
+        }
+        let places = run(&format!("cmp -l {} {}", self.copy.path().display(), device.path().display()))?;
+        let lines: Vec<&str> = places.text.lines().collect();
+        let shown = lines[..lines.len().min(10)].join("\n");
+        bail!(
+            "{} bytes of {} changed (place from 1, was, is):\n{shown}",
+            lines.len(),
+            device.path().display()
+        )
+    }
 }
 
 /// A file of holes below `/var/tmp`, in the guest's memory.

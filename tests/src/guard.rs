@@ -205,6 +205,23 @@ impl Guard {
         .with_context(|| format!("{last}\n{}", self.log()))
     }
 
+    /// Number of the newest refusal, zero before the first.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn newest_refusal(&self) -> Result<i64> {
+        // A formatter's few other events come after the refusal of the one before it.
+        let events = self.json("events --limit 10")?;
+        let newest = events["events"].as_array().and_then(|events| {
+            events
+                .iter()
+                .filter(|event| event["kind"] == "denied")
+                .filter_map(|event| event["id"].as_i64())
+                .max()
+        });
+        Ok(newest.unwrap_or(0))
+    }
+
     /// Every event of this kind, oldest first.
     ///
     /// # Errors

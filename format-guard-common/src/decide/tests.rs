@@ -239,13 +239,15 @@ fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
 }
 
 #[test]
-fn a_discard_is_refused_only_where_a_mark_is() {
+fn a_discard_is_refused_only_at_the_start_and_where_a_mark_is() {
     let (_, rule) = formatted();
     for (offset, length, verdict) in [
         (0, 1 << 30, Verdict::Deny(Reason::Discard)),
         (1081, 1, Verdict::Deny(Reason::Discard)),
         (0, u64::MAX, Verdict::Deny(Reason::Discard)),
-        (0, 1080, Verdict::Allow),
+        (0, 1024, Verdict::Deny(Reason::Discard)),
+        (0, 0, Verdict::Allow),
+        (1024, 56, Verdict::Allow),
         (1144, 1 << 30, Verdict::Allow),
         (1 << 20, 1 << 20, Verdict::Allow),
     ] {

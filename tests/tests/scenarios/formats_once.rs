@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack,
-    device::{Device, Iscsi, Loop, Mapped},
+    device::{Device, Iscsi, Loop, Mapped, Snapshot},
     guard::Guard,
     tool::must,
 };
@@ -29,9 +29,9 @@ fn once<D: Device>(make: impl Fn() -> Result<D>) -> Result<()> {
         ensure!(volume["content"]["types"][0] == name, "{volume}");
         ensure!(volume["content"]["uuid"] == uuid_by_blkid(path)?, "{volume}");
         ensure!(volume["marks"].as_array().is_some_and(|marks| marks.len() >= 2), "{volume}");
-        let before = device.sha256()?;
-        let refused = attack::all_refused(&guard, path)?;
-        ensure!(device.sha256()? == before, "bytes changed on {name}: {refused:#?}");
+        let before = Snapshot::of(&device)?;
+        attack::all_refused(&guard, path)?;
+        before.unchanged(&device).context(name)?;
         guard.wait_for_state(path, "formatted")?;
     }
     Ok(())
