@@ -29,6 +29,20 @@ fn erases(command: u32) -> bool {
     command == BLKDISCARD || command == BLKSECDISCARD || command == BLKZEROOUT
 }
 
+/// The file, its device and the user address of the range, if this ioctl erases a block device.
+#[inline(always)]
+fn asked(ctx: &LsmContext) -> Option<(*const u8, u32, u64)> {
+    if !erases(ctx.arg(1)) {
+        return None;
+    }
+    let file: *const u8 = ctx.arg(0);
+    let dev = block_device(file);
+    if dev == 0 {
+        return None;
+    }
+    Some((file, dev, ctx.arg(2)))
+}
+
 #[inline(always)]
 fn judge(ctx: &LsmContext, file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
     let Some(target) = gate::opened(file, dev) else { return 0 };
@@ -37,16 +51,7 @@ fn judge(ctx: &LsmContext, file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
 
 #[lsm(hook = "file_ioctl", sleepable)]
 pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
-    let command: u32 = ctx.arg(1);
-    if !erases(command) {
-        return 0;
-    }
-    let file: *const u8 = ctx.arg(0);
-    let dev = block_device(file);
-    if dev == 0 {
-        return 0;
-    }
-    let argument: u64 = ctx.arg(2);
+    let Some((file, dev, argument)) = asked(&ctx) else { return 0 };
     let mut range = [0_u64; 2];
     // SAFETY: 16 bytes of stack; the helper checks the user address.
     let failed = unsafe { bpf_copy_from_user(range.as_mut_ptr().cast(), 16, argument as *const _) } != 0;
@@ -55,16 +60,7 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "file_ioctl_compat")]
 pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
-    let command: u32 = ctx.arg(1);
-    if !erases(command) {
-        return 0;
-    }
-    let file: *const u8 = ctx.arg(0);
-    let dev = block_device(file);
-    if dev == 0 {
-        return 0;
-    }
-    let argument: u64 = ctx.arg(2);
+    let Some((file, dev, argument)) = asked(&ctx) else { return 0 };
     // SAFETY: the helper checks the user address.
     let range = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) }.unwrap_or(WHOLE);
     judge(&ctx, file, dev, range)

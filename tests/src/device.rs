@@ -286,12 +286,6 @@ impl Mapped {
         must(&format!("blockdev --flushbufs {}", self.path.display())).map(drop)
     }
 
-    /// The device that holds the data.
-    #[must_use]
-    pub fn below(&self) -> &Loop {
-        &self.below
-    }
-
     /// Removes the device and makes it again: another number may come of it.
     ///
     /// # Errors
