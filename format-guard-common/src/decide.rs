@@ -103,7 +103,10 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
         Operation::Map | Operation::Unplaced => mounted,
         Operation::Erase => touch.has(Touch::ANY),
         Operation::Write => {
-            touch.has(Touch::MARKS) || mounted && touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER)
+            touch.has(Touch::MARKS)
+                // Two formats may share a place: one's magic is no wiping of the other's.
+                || touch.has(Touch::WIPE) && !touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER)
+                || mounted && touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER)
         }
     };
     if refused { Verdict::Deny(Reason::BeingFormatted) } else { Verdict::Allow }
@@ -116,8 +119,10 @@ fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
         Operation::Open | Operation::Map | Operation::Unplaced => false,
         // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
         Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,
+        Operation::Write if touch.has(Touch::WIPE) && class.is(Class::OWNER) => return Verdict::OwnerWipe,
         Operation::Erase => touch.has(Touch::ANY),
-        Operation::Write => touch.has(Touch::ANY) && !class.is(Class::MAINTAINER),
+        // luksFormat and copies of wipefs wipe the old signature before they are anything else.
+        Operation::Write => touch.has(Touch::ANY | Touch::WIPE) && !class.is(Class::MAINTAINER),
     };
     if refused { Verdict::Deny(Reason::Unverified) } else { Verdict::Allow }
 }
@@ -137,6 +142,8 @@ impl Touch {
     const UNREADABLE: u64 = 8;
     /// An erasure begins in the first [`START`] bytes.
     const START: u64 = 16;
+    /// The write is nothing but bytes at the place of a magic, and not that magic: what wiping a signature looks like.
+    const WIPE: u64 = 32;
     /// Any mark.
     const MARKS: u64 = Self::MAGIC | Self::UUID | Self::UNREADABLE;
     /// Any check.
@@ -188,7 +195,12 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
                     _ => Touch::MAGIC,
                 }
             } else {
-                changed(check, start, stop - start, request.offset, content)
+                let bits = changed(check, start, stop - start, request.offset, content);
+                if stop - start == request.length && bits != Touch::FOREIGN {
+                    bits | Touch::WIPE
+                } else {
+                    bits
+                }
             };
         }
         // One way back to the head: with a `continue` above, LLVM makes two nested loops of this, and the verifier

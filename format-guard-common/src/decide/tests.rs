@@ -228,6 +228,14 @@ fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
 fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     let blank = with_state(State::Blank);
     let bytes = b"LABELONE";
+    assert_eq!(
+        decide(
+            &blank,
+            &Asked { holder: Holder::Another { mounted: false }, ..request(Operation::Write, 1080, 2) },
+            &Bytes(&[0; 2])
+        ),
+        Verdict::Deny(Reason::BeingFormatted)
+    );
     let next = |mounted| Asked {
         holder: Holder::Another { mounted },
         ..request(Operation::Write, 512, bytes.len() as u64)
@@ -263,7 +271,9 @@ fn a_discard_is_refused_only_at_the_start_and_where_a_mark_is() {
 fn an_unverified_volume_takes_no_format_but_holds_nothing_else_up() {
     let rule = with_state(State::Unverified);
     assert_eq!(write(&rule, 0, b"XFSB"), Verdict::Deny(Reason::Unverified));
-    assert_eq!(write(&rule, 0, b"data"), Verdict::Allow);
+    assert_eq!(write(&rule, 0, b"some plain data, longer than any magic"), Verdict::Allow);
+    assert_eq!(write(&rule, 1080, &[0; 2]), Verdict::Deny(Reason::Unverified), "a signature is wiped");
+    assert_eq!(write(&rule, 1082, &[0; 2]), Verdict::Allow);
     assert_eq!(write(&rule, 4 << 20, &[0; 4096]), Verdict::Allow);
     assert_eq!(by(Class::UNKNOWN, &rule, Operation::Erase), Verdict::Deny(Reason::Unverified));
     assert_eq!(by(Class::UNKNOWN, &rule, Operation::Map), Verdict::Allow);
