@@ -35,8 +35,7 @@ impl Guard {
     /// # Errors
     /// When it does not come to be in force: with its log.
     pub fn start() -> Result<Self> {
-        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
-        Self::with_state(&root.join("state"), root, false)
+        Self::make(None, false)
     }
 
     /// A guard that refuses nothing.
@@ -44,8 +43,7 @@ impl Guard {
     /// # Errors
     /// As of [`Guard::start`].
     pub fn audit() -> Result<Self> {
-        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
-        Self::with_state(&root.join("state"), root, true)
+        Self::make(None, true)
     }
 
     /// A guard over an existing state directory.
@@ -53,11 +51,13 @@ impl Guard {
     /// # Errors
     /// As of [`Guard::start`].
     pub fn on_state(state: &Path) -> Result<Self> {
-        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
-        Self::with_state(state, root, false)
+        Self::make(Some(state), false)
     }
 
-    fn with_state(state: &Path, root: PathBuf, audit: bool) -> Result<Self> {
+    /// Over this state directory, or a new one.
+    fn make(state: Option<&Path>, audit: bool) -> Result<Self> {
+        let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
+        let state = state.map_or_else(|| root.join("state"), Path::to_owned);
         // A bpf file system refuses a name with a dot.
         let name = root.file_name().context("no name")?.to_string_lossy().replace('.', "-");
         let pins = Path::new("/sys/fs/bpf").join(name);

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// How long a state may take to come: emulation is slow, a failure must still be quick.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Waits until `ready` gives a value.
 ///
