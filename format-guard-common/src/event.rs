@@ -12,14 +12,19 @@ pub struct Process {
     pub zero: u32,
 }
 
-/// The one process that formats a volume: value of the map `HOLDERS`, keyed by kernel `dev_t`.
+/// The one process that formats a volume: value of the map `HOLDERS`, keyed by the kernel `dev_t` in
+/// [`Rule::lead`](crate::Rule).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HolderEntry {
     /// Who.
     pub process: Process,
-    /// The attachment that it formats.
+    /// The attachment of the device that leads.
     pub diskseq: u64,
+    /// Kernel `dev_t` of the device that it formats.
+    pub dev: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
     /// Not zero once a file system on the device was mounted after the format began.
     pub mounted: u64,
     /// Name of the program (`task_struct.comm`), NUL-padded.
@@ -114,8 +119,8 @@ pub struct KernelEvent {
     pub at: u64,
     /// Wait status of an ended process.
     pub status: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// Kernel `dev_t` of the device through which it was tried, where that lies below `dev`; else zero.
+    pub through: u32,
     /// Its name (`task_struct.comm`), NUL-padded.
     pub comm: [u8; 16],
 }
@@ -180,4 +185,4 @@ mod pod {
 }
 
 const _: () = assert!(size_of::<KernelEvent>() == 16 + 24 + 16 + 16 + 8 + 16);
-const _: () = assert!(size_of::<HolderEntry>() == 16 + 16 + 16 + 8);
+const _: () = assert!(size_of::<HolderEntry>() == 16 + 16 + 8 + 16 + 8);

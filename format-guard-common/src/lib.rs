@@ -6,6 +6,7 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod clear;
 mod decide;
 pub mod event;
 pub mod format;
@@ -13,8 +14,10 @@ mod opaque;
 pub mod program;
 mod request;
 mod rule;
+mod windows;
 
 pub use decide::decide;
 pub use opaque::opaque;
 pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
 pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, Rule, RuleError, State, flag};
+pub use windows::{MAX_WINDOWS, Placement, Window, Windows};

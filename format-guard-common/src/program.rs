@@ -143,6 +143,19 @@ pub const PROGRAMS: &[Program] = &[
     maintainer("swapon"),
 ];
 
+/// Slots of the map `NAMES`.
+pub const NAME_SLOTS: u32 = 4096;
+
+/// The slot of a name (its 16 bytes as two words of native byte order). A slot that no known program has tells that the
+/// name is none of theirs, without a look-up.
+#[inline(always)]
+#[must_use]
+pub const fn name_slot(comm: [u64; 2]) -> u32 {
+    // Odd numbers without a pattern (the golden ratio's fraction, and another prime's).
+    let mixed = comm[0].wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ comm[1].wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    (mixed >> 40) as u32 & (NAME_SLOTS - 1)
+}
+
 /// A program's name as the kernel keeps it: cut to [`COMM_LEN`] bytes, NUL-padded.
 #[must_use]
 pub fn comm(name: &str) -> [u8; 16] {

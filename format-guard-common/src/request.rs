@@ -16,6 +16,8 @@ pub enum Operation {
     Erase = 4,
     /// A shared writable mapping: later stores into it are seen by nobody.
     Map = 5,
+    /// A write or erasure over the border of a volume that lies on the device.
+    Across = 6,
 }
 
 impl Operation {
@@ -28,6 +30,7 @@ impl Operation {
             Self::Unplaced => "unplaced-write",
             Self::Erase => "erase",
             Self::Map => "map",
+            Self::Across => "write-across",
         }
     }
 
@@ -40,6 +43,7 @@ impl Operation {
             3 => Self::Unplaced,
             4 => Self::Erase,
             5 => Self::Map,
+            6 => Self::Across,
             _ => return None,
         })
     }
@@ -123,11 +127,13 @@ pub enum Reason {
     Mapping = 9,
     /// Position or bytes of the write cannot be known.
     Unplaced = 10,
+    /// The write or erasure goes over the border of a volume that lies on the device.
+    Across = 11,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Tainted,
         Self::Formatter,
         Self::Unverified,
@@ -138,6 +144,7 @@ impl Reason {
         Self::Discard,
         Self::Mapping,
         Self::Unplaced,
+        Self::Across,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -154,6 +161,7 @@ impl Reason {
             Self::Discard => "discard",
             Self::Mapping => "mapping",
             Self::Unplaced => "unplaced",
+            Self::Across => "across-volumes",
         }
     }
 

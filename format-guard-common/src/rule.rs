@@ -55,6 +55,8 @@ impl State {
 pub mod flag {
     /// Refuse nothing, report what would have been refused.
     pub const AUDIT: u32 = 1;
+    /// Other volumes lie on the device: where, the map `WINDOWS` says.
+    pub const STACKED: u32 = 2;
 }
 
 /// What a check guards.
@@ -119,10 +121,17 @@ pub struct Rule {
     pub dev: u32,
     /// A [`State`].
     pub state: u32,
+    /// `diskseq` of the device `lead`.
+    pub lead_diskseq: u64,
+    /// Kernel `dev_t` of the one among the devices that share their bytes (paths to one logical unit, a layer and what
+    /// it lies on) under which the process that formats them is held: only one of them may be formatted at a time.
+    pub lead: u32,
     /// Bits of [`flag`].
     pub flags: u32,
     /// Checks in use.
     pub count: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
     /// Own marks first, then foreign magics.
     pub checks: [Check; MAX_CHECKS],
 }
@@ -154,6 +163,9 @@ impl Rule {
             high: 0,
             dev,
             state: state as u32,
+            lead_diskseq: diskseq,
+            lead: dev,
+            zero: 0,
             flags: 0,
             count: 0,
             checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],
@@ -183,7 +195,7 @@ impl Rule {
 }
 
 #[cfg(feature = "aya")]
-// SAFETY: repr(C), integers only, no padding (8+8+8+4*4+32*32 bytes).
+// SAFETY: repr(C), integers only, no padding.
 unsafe impl aya::Pod for Rule {}
 
-const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 40 + 32 * MAX_CHECKS);
+const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 56 + 32 * MAX_CHECKS);

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
 use format_guard_common::{event::Process, program::Class};
 
 use crate::{
-    kernel::{TASK_GROUP_LEADER, TASK_START_BOOTTIME, field},
+    kernel::{TASK_COMM, TASK_GROUP_LEADER, TASK_START_BOOTTIME, field},
     maps::PROGRAMS,
 };
 
@@ -15,6 +15,13 @@ use crate::{
 #[inline(always)]
 pub(crate) fn comm() -> [u8; 16] {
     bpf_get_current_comm().unwrap_or([0; 16])
+}
+
+/// The same as two words, without a helper.
+#[inline(always)]
+pub(crate) fn name() -> [u64; 2] {
+    // SAFETY: a BTF pointer to the running task.
+    unsafe { field(bpf_get_current_task_btf() as *const u8, &TASK_COMM) }
 }
 
 /// What the caller's name is known as.

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::lsm,
     programs::LsmContext,
 };
-use format_guard_common::Operation;
+use format_guard_common::{NoContent, Operation, Request};
 
 use crate::{
     gate,
@@ -46,7 +46,9 @@ fn asked(ctx: &LsmContext) -> Option<(*const u8, u32, u64)> {
 #[inline(always)]
 fn judge(ctx: &LsmContext, file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
     let Some(target) = gate::opened(file, dev) else { return 0 };
-    gate::judge(ctx, &target, Operation::Erase, range[0], range[1])
+    let request = Request { operation: Operation::Erase, offset: range[0], length: range[1] };
+    let (target, request) = gate::placed(target, request);
+    gate::judge_write(ctx, &target, request, &NoContent)
 }
 
 #[lsm(hook = "file_ioctl", sleepable)]

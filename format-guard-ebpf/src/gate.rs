@@ -3,16 +3,18 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use aya_log_ebpf::debug;
 use format_guard_common::{
-    Caller, Content, Holder, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
+    Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, Verdict,
+    clear::slot,
+    decide,
     event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey},
-    opaque,
-    program::Class,
+    flag, opaque,
+    program::{Class, name_slot},
 };
 
 use crate::{
     caller,
     kernel::diskseq,
-    maps::{EVENTS, FORMATTERS, HOLDERS, RULES, TAINTS, UNKNOWN, count},
+    maps::{CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, RULES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
 };
 
 const EPERM: i32 = 1;
@@ -22,6 +24,8 @@ pub(crate) struct Target<'a> {
     pub(crate) dev: u32,
     /// The attachment: the medium's own where it is known, the rule's otherwise.
     pub(crate) diskseq: u64,
+    /// The device below it through which it was reached; else zero.
+    pub(crate) through: u32,
     pub(crate) rule: &'a Rule,
 }
 
@@ -32,11 +36,20 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
     // SAFETY: a rule is copied nowhere and judged at once; `dev` in it tells an element that was reused.
     if let Some(rule) = unsafe { RULES.get(dev) } {
         if rule.diskseq == seq && rule.dev == dev {
-            return Some(Target { dev, diskseq: seq, rule });
+            return Some(Target { dev, diskseq: seq, through: 0, rule });
         }
         count(Counter::Stale);
     }
-    Some(Target { dev, diskseq: seq, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, diskseq: seq, through: 0, rule: UNKNOWN.get(0)? })
+}
+
+/// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
+/// no table names and nobody refused.
+#[inline(always)]
+pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
+    CLEAR.get(slot(dev)).is_some_and(|clear| clear.passes(dev, offset, length))
+        && TAINTED.get(slot(dev)) == Some(&0)
+        && NAMES.get(name_slot(caller::name())) == Some(&0)
 }
 
 /// The rule for a device that is being opened, of which only the number is known.
@@ -46,9 +59,37 @@ pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
     if let Some(rule) = unsafe { RULES.get(dev) }
         && rule.dev == dev
     {
-        return Some(Target { dev, diskseq: rule.diskseq, rule });
+        return Some(Target { dev, diskseq: rule.diskseq, through: 0, rule });
     }
-    Some(Target { dev, diskseq: 0, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, diskseq: 0, through: 0, rule: UNKNOWN.get(0)? })
+}
+
+/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's rule. The
+/// request as it is for that volume.
+#[inline(always)]
+pub(crate) fn placed(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
+    if target.rule.flags & flag::STACKED == 0
+        || !matches!(request.operation, Operation::Write | Operation::Erase)
+    {
+        return (target, request);
+    }
+    // SAFETY: judged at once; a torn entry misplaces a request under a rule of the same stack.
+    let Some(windows) = (unsafe { WINDOWS.get(target.dev) }) else { return (target, request) };
+    match windows.place(request.offset, request.length) {
+        Placement::Own => {}
+        Placement::Across => request.operation = Operation::Across,
+        Placement::In { dev, offset } => {
+            // SAFETY: as in `opened`.
+            if let Some(rule) = unsafe { RULES.get(dev) }
+                && rule.dev == dev
+            {
+                request.offset = offset;
+                return (Target { dev, diskseq: rule.diskseq, through: target.dev, rule }, request);
+            }
+            request.operation = Operation::Across;
+        }
+    }
+    (target, request)
 }
 
 impl Caller for Target<'_> {
@@ -70,8 +111,8 @@ impl Caller for Target<'_> {
     #[inline(always)]
     fn holder(&self) -> Holder {
         // SAFETY: entries are written once and removed by the agent; a torn one reads as another's.
-        match unsafe { HOLDERS.get(self.dev) } {
-            Some(entry) if entry.diskseq == self.diskseq => {
+        match unsafe { HOLDERS.get(self.rule.lead) } {
+            Some(entry) if entry.diskseq == self.rule.lead_diskseq => {
                 if entry.process == caller::process() {
                     Holder::Caller
                 } else {
@@ -83,16 +124,10 @@ impl Caller for Target<'_> {
     }
 }
 
-/// Judges a request whose bytes are not looked at; the hook's return value.
+/// Judges a request that has no range; the hook's return value.
 #[inline(always)]
-pub(crate) fn judge<C: EbpfContext>(
-    ctx: &C,
-    target: &Target<'_>,
-    operation: Operation,
-    offset: u64,
-    length: u64,
-) -> i32 {
-    judge_write(ctx, target, operation, offset, length, &NoContent)
+pub(crate) fn judge<C: EbpfContext>(ctx: &C, target: &Target<'_>, operation: Operation) -> i32 {
+    judge_write(ctx, target, Request { operation, offset: 0, length: 0 }, &NoContent)
 }
 
 /// Judges a request with the bytes that it carries; the hook's return value.
@@ -100,13 +135,10 @@ pub(crate) fn judge<C: EbpfContext>(
 pub(crate) fn judge_write<C: EbpfContext, B: Content>(
     ctx: &C,
     target: &Target<'_>,
-    operation: Operation,
-    offset: u64,
-    length: u64,
+    request: Request,
     content: &B,
 ) -> i32 {
     count(Counter::Judged);
-    let request = Request { operation, offset, length };
     let (kind, reason) = match decide(target.rule, &request, target, content) {
         Verdict::Allow => return 0,
         Verdict::Begin => (EventKind::FormatBegan, 0),
@@ -146,6 +178,10 @@ fn carry_out<C: EbpfContext>(
             return -EPERM;
         }
         let taint = Taint { started: process.started, diskseq: target.diskseq };
+        if let Some(tainted) = TAINTED.get_ptr_mut(slot(target.dev)) {
+            // SAFETY: one aligned store into a map value.
+            unsafe { *tainted = 1 };
+        }
         if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
             count(Counter::FullMaps);
         }
@@ -164,7 +200,7 @@ fn carry_out<C: EbpfContext>(
         // SAFETY: no arguments.
         at: unsafe { bpf_ktime_get_boot_ns() },
         status: 0,
-        zero: 0,
+        through: target.through,
         comm: caller::comm(),
     });
     if kind == DENIED { -EPERM } else { 0 }
@@ -175,19 +211,21 @@ fn carry_out<C: EbpfContext>(
 fn begin(target: &Target<'_>, process: Process) -> bool {
     let entry = HolderEntry {
         process,
-        diskseq: target.diskseq,
+        diskseq: target.rule.lead_diskseq,
+        dev: target.dev,
+        zero: 0,
         mounted: 0,
         comm: caller::comm(),
         cgroup: caller::cgroup(),
     };
     // An entry of an earlier medium under this number says nothing about this one.
     // SAFETY: as in `Target::holder`.
-    if let Some(old) = unsafe { HOLDERS.get(target.dev) }
-        && old.diskseq != target.diskseq
+    if let Some(old) = unsafe { HOLDERS.get(target.rule.lead) }
+        && old.diskseq != target.rule.lead_diskseq
     {
-        let _ = HOLDERS.remove(target.dev);
+        let _ = HOLDERS.remove(target.rule.lead);
     }
-    if HOLDERS.insert(target.dev, entry, u64::from(BPF_NOEXIST)).is_err() {
+    if HOLDERS.insert(target.rule.lead, entry, u64::from(BPF_NOEXIST)).is_err() {
         // A second thread of the same process may have been the faster one.
         return matches!(target.holder(), Holder::Caller);
     }

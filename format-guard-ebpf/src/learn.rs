@@ -30,7 +30,9 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
     if dev == 0 {
         return 0;
     }
-    if let Some(entry) = HOLDERS.get_ptr_mut(dev) {
+    // SAFETY: only the leading device is read.
+    let lead = unsafe { RULES.get(dev) }.map_or(dev, |rule| rule.lead);
+    if let Some(entry) = HOLDERS.get_ptr_mut(lead) {
         // SAFETY: one aligned store into a map value; the agent only removes entries.
         unsafe { (*entry).mounted = 1 };
     }

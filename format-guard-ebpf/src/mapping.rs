@@ -23,7 +23,7 @@ fn judge(ctx: &LsmContext, file: *const u8) -> i32 {
         return 0;
     }
     let Some(target) = gate::opened(file, dev) else { return 0 };
-    gate::judge(ctx, &target, Operation::Map, 0, 0)
+    gate::judge(ctx, &target, Operation::Map)
 }
 
 #[lsm(hook = "mmap_file", sleepable)]

@@ -6,8 +6,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use format_guard_common::{
-    Rule,
+    Rule, Windows,
+    clear::{CLEAR_SLOTS, Clear},
     event::{COUNTERS as SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
+    program::NAME_SLOTS,
 };
 
 /// Rules by kernel `dev_t`. The agent writes them.
@@ -16,12 +18,25 @@ pub(crate) static RULES: HashMap<u32, Rule> = HashMap::pinned(16384, BPF_F_NO_PR
 /// The rule for a device without one, in slot 0. The agent writes it once.
 #[map]
 pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(1, 0);
-/// The one process that formats a device, by kernel `dev_t`. Written here, removed by the agent.
+/// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
+#[map]
+pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+/// The one process that formats a device, by kernel `dev_t` of the device that leads (`Rule::lead`). Written here,
+/// removed by the agent.
 #[map]
 pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
 /// Start times of the processes in `HOLDERS`, by thread group id, so that their end is told.
 #[map]
 pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+/// Not zero where a process was refused on a device of that slot (`clear::slot`): the others need no look-up.
+#[map]
+pub(crate) static TAINTED: Array<u32> = Array::pinned(CLEAR_SLOTS, 0);
+/// Where volumes in use have no check, by `clear::slot`. The agent writes them.
+#[map]
+pub(crate) static CLEAR: Array<Clear> = Array::pinned(CLEAR_SLOTS, 0);
+/// Not zero where a known program has that slot (`program::name_slot`). The agent writes it once.
+#[map]
+pub(crate) static NAMES: Array<u32> = Array::pinned(NAME_SLOTS, 0);
 /// Processes that were refused, with the device.
 #[map]
 pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(8192, 0);
@@ -37,6 +52,10 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(SLOTS, 0);
 /// Writes that `io_uring` or aio is about to make, by `pid_tgid`.
 #[map]
 pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);
+
+/// In slot 0: entries in `STASHES`, or more, where some were thrown out; never fewer.
+#[map]
+pub(crate) static STASHED: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -1,7 +1,10 @@
 //! What `io_uring` and Linux aio are about to write: in `file_permission` they run in a worker, or under a system call
 //! whose arguments say nothing about the write.
 
+use core::arch::asm;
+
 use aya_ebpf::{
+    bindings::BPF_NOEXIST,
     helpers::bpf_get_current_pid_tgid,
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
@@ -12,7 +15,7 @@ use crate::{
     kernel::{
         IO_KIOCB_OPCODE, IO_RW_ADDR, IO_RW_LEN, KIOCB_KI_FILP, KIOCB_KI_POS, block_device_probed, probed,
     },
-    maps::STASHES,
+    maps::{STASHED, STASHES},
 };
 
 // include/uapi/linux/io_uring.h
@@ -26,12 +29,32 @@ const IOCB_OFFSET: u32 = 40;
 
 #[inline(always)]
 fn keep(stash: &Stash) {
-    let _ = STASHES.insert(bpf_get_current_pid_tgid(), stash, 0);
+    let task = bpf_get_current_pid_tgid();
+    // One that was left behind is counted already.
+    if STASHES.insert(task, stash, u64::from(BPF_NOEXIST)).is_ok() {
+        count(1);
+    } else {
+        let _ = STASHES.insert(task, stash, 0);
+    }
+}
+
+/// Changes the number of stashes.
+#[inline(always)]
+fn count(by: i64) {
+    if let Some(stashed) = STASHED.get_ptr_mut(0) {
+        // The target's atomics of core lack this one.
+        // SAFETY: adds to an aligned map value, which is changed nowhere else.
+        unsafe {
+            asm!("lock *(u64 *)({stashed} + 0) += {by}", stashed = in(reg) stashed, by = in(reg) by, options(nostack));
+        }
+    }
 }
 
 #[inline(always)]
 fn drop_stash() -> i32 {
-    let _ = STASHES.remove(bpf_get_current_pid_tgid());
+    if STASHES.remove(bpf_get_current_pid_tgid()).is_ok() {
+        count(-1);
+    }
     0
 }
 

@@ -12,13 +12,17 @@ use crate::{
 
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// Version of the agent.
     pub version: String,
     /// The tier in force.
     pub tier: String,
-    /// Enforce or audit.
+    /// Enforce or audit: what is in force.
     pub mode: Mode,
+    /// What an operator has set; it outranks the configuration.
+    #[serde(default)]
+    pub set_mode: Option<SetMode>,
     /// The canary proved enforcement at the start.
     pub proven: bool,
     /// Why protection is less than it should be; empty when it is not.
@@ -27,6 +31,9 @@ pub struct Status {
     pub programs: Vec<PartReport>,
     /// Block devices present.
     pub devices: u64,
+    /// Volumes present that do not read as they are recorded.
+    #[serde(default)]
+    pub discrepancies: u64,
     /// Known volumes by state.
     pub volumes: Vec<StateCount>,
     /// Requests judged by the kernel programs.
@@ -43,6 +50,7 @@ pub struct Status {
 
 /// How many volumes are in a state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StateCount {
     /// The state.
     pub state: String,
@@ -52,6 +60,7 @@ pub struct StateCount {
 
 /// One volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Volume {
     /// Its id.
     pub id: String,
@@ -71,6 +80,9 @@ pub struct Volume {
     pub marks: Vec<Mark>,
     /// A file system on it was mounted since it was formatted.
     pub mounted: bool,
+    /// Its refusals are told and not carried out.
+    #[serde(default)]
+    pub audit: bool,
     /// Who formats it, or formatted it last.
     pub formatter: Option<Formatter>,
     /// The permit in force.
@@ -97,6 +109,7 @@ impl Volume {
             content: record.content.clone(),
             marks: record.marks.clone(),
             mounted: record.mounted,
+            audit: record.audit,
             formatter: record.formatter.clone(),
             permit: record.permit.clone(),
             discrepancy: record.discrepancy.clone(),
@@ -124,6 +137,48 @@ pub struct PermitRequest {
     pub seconds: u64,
 }
 
+/// `POST /v1/volume/exempt`, `/v1/volume/forget`, `/v1/volume/untaint`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReasonRequest {
+    /// Which volume.
+    pub volume: String,
+    /// Why; must not be empty.
+    pub reason: String,
+}
+
+/// `POST /v1/mode`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModeRequest {
+    /// Enforce or audit.
+    pub mode: Mode,
+    /// Why; must not be empty.
+    pub reason: String,
+    /// On this volume alone.
+    pub volume: Option<String>,
+}
+
+/// The mode as an operator has set it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct SetMode {
+    /// Enforce or audit.
+    pub mode: Mode,
+    /// Why.
+    pub reason: String,
+    /// The operator's user id, as the kernel told it.
+    pub uid: u32,
+    /// When, in seconds since 1970.
+    pub at: i64,
+}
+
+/// The answer to what has no other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Done {
+    /// What was done, in a sentence.
+    pub text: String,
+}
+
 /// `GET /v1/events`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EventsQuery {
@@ -135,6 +190,12 @@ pub struct EventsQuery {
     pub limit: u32,
     /// Only those of this volume: a selector.
     pub volume: Option<String>,
+    /// Not those before this time, in seconds since 1970.
+    #[serde(default)]
+    pub since: i64,
+    /// Where there is none, wait for one so many seconds (at most a minute).
+    #[serde(default)]
+    pub wait: u64,
 }
 
 const fn default_limit() -> u32 {
@@ -143,6 +204,7 @@ const fn default_limit() -> u32 {
 
 /// The answer of `GET /v1/volumes`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Volumes {
     /// In the order of their ids.
     pub volumes: Vec<Volume>,
@@ -150,6 +212,7 @@ pub struct Volumes {
 
 /// The answer of `GET /v1/events`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Events {
     /// Oldest first.
     pub events: Vec<HistoryEvent>,
@@ -157,6 +220,7 @@ pub struct Events {
 
 /// What kind of failure it is: also the exit code of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// Something went wrong.
@@ -171,6 +235,7 @@ pub enum FailureKind {
 
 /// Any answer that is not a success.
 #[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[error("{error}")]
 pub struct Failure {
     /// What, why, and the way out.

@@ -1,12 +1,13 @@
 //! The configuration: one TOML file, every key with a default. A malformed file never starts a guard with defaults.
 
 use std::{
+    fmt::Write,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the file is looked for when no other is named.
 pub const DEFAULT_FILE: &str = "/etc/format-guard/config.toml";
@@ -16,7 +17,8 @@ pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
 const MAX_FILE: u64 = 1 << 20;
 
 /// What the guard does with a verdict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Refusals are carried out.
@@ -37,8 +39,27 @@ impl Mode {
     }
 }
 
+/// Every key, in the order of the file, with what people are told of it.
+pub const KEYS: &[(&str, &str)] = &[
+    (
+        "mode",
+        "\"enforce\" carries refusals out, \"audit\" only tells them. What format-guard mode sets on a running agent \
+         outranks this.",
+    ),
+    ("state_dir", "The database of volumes. It must be on a disk that is kept. Needs a restart."),
+    ("run_dir", "The control socket, control.sock. Needs a restart."),
+    ("pin_dir", "The kernel objects that outlive the agent, on a bpf file system. Needs a restart."),
+    ("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
+    ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
+    (
+        "longhorn_dir",
+        "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
+         none do.",
+    ),
+];
+
 /// Every setting.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Enforce or audit.
@@ -53,6 +74,8 @@ pub struct Config {
     pub probe_deadline: u64,
     /// How often the world is compared with the records, in seconds.
     pub resync_interval: u64,
+    /// Nodes that name volumes without an identity of their own; empty: none.
+    pub longhorn_dir: PathBuf,
 }
 
 impl Default for Config {
@@ -64,6 +87,7 @@ impl Default for Config {
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
             resync_interval: 5,
+            longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
 }
@@ -109,7 +133,11 @@ impl Config {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
+        if let Some(unknown) = table.keys().find(|key| !KEYS.iter().any(|(known, _)| known == key)) {
+            return Err(unknown_key(unknown));
+        }
+        let config: Self = toml::from_str(text).map_err(|error| plain(&error))?;
         for (key, value) in
             [("probe_deadline", config.probe_deadline), ("resync_interval", config.resync_interval)]
         {
@@ -117,7 +145,54 @@ impl Config {
                 return Err(format!("{key} is {value}: it must be between 1 and 3600 seconds"));
             }
         }
+        for (key, path) in
+            [("state_dir", &config.state_dir), ("run_dir", &config.run_dir), ("pin_dir", &config.pin_dir)]
+        {
+            if !path.is_absolute() {
+                return Err(format!("{key} is '{}': it must be an absolute path", path.display()));
+            }
+        }
         Ok(config)
+    }
+
+    /// A key that differs and that a running agent cannot change.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
+        [
+            ("state_dir", self.state_dir != new.state_dir),
+            ("run_dir", self.run_dir != new.run_dir),
+            ("pin_dir", self.pin_dir != new.pin_dir),
+        ]
+        .into_iter()
+        .find_map(|(key, differs)| differs.then_some(key))
+    }
+
+    /// The whole configuration as a file, each key with what it means and its default.
+    #[must_use]
+    pub fn document(&self) -> String {
+        let (values, defaults) = (self.table(), Self::default().table());
+        let mut text = String::new();
+        for (key, meaning) in KEYS {
+            let value = |table: &toml::Table| table.get(*key).map_or_else(String::new, ToString::to_string);
+            for line in wrap(meaning, 76) {
+                let _ = writeln!(text, "# {line}");
+            }
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# default: {}\n{key} = {}\n", value(&defaults), value(&values));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    }
+
+    fn table(&self) -> toml::Table {
+        toml::Table::try_from(self).unwrap_or_default()
+    }
+
+    /// The directory whose nodes name volumes, if there is to be one.
+    #[must_use]
+    pub fn longhorn_dir(&self) -> Option<PathBuf> {
+        (!self.longhorn_dir.as_os_str().is_empty()).then(|| self.longhorn_dir.clone())
     }
 
     /// Where the agent listens.
@@ -133,14 +208,89 @@ impl Config {
     }
 }
 
+/// The finding in one line: where, and what.
+fn plain(error: &toml::de::Error) -> String {
+    error.to_string().trim().replace('\n', "\n  ")
+}
+
+fn unknown_key(key: &str) -> String {
+    /// Below it two words have little in common.
+    const ALIKE: f64 = 0.6;
+    let nearest = KEYS
+        .iter()
+        .map(|(known, _)| (strsim::jaro_winkler(known, key), *known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(alike, _)| *alike > ALIKE);
+    if let Some((_, known)) = nearest {
+        return format!("there is no key '{key}': did you mean '{known}'?");
+    }
+    let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+    format!("there is no key '{key}'; there are {}", known.join(", "))
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_key_is_refused_and_named() {
-        let error = Config::parse("mod = \"audit\"").expect_err("refused");
-        assert!(error.contains("mod") && error.contains("mode"), "{error}");
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        for (key, known) in [("mod", "mode"), ("probe_timeout", "probe_deadline"), ("statedir", "state_dir")]
+        {
+            let error = Config::parse(&format!("{key} = 1")).expect_err("refused");
+            assert_eq!(error, format!("there is no key '{key}': did you mean '{known}'?"));
+        }
+        assert!(Config::parse("xyzzy = 1").expect_err("refused").contains("there are mode, state_dir"));
+        assert!(Config::parse("[agent]\nmode = 'audit'").is_err(), "a section is no key either");
+    }
+
+    #[test]
+    fn the_document_names_every_key_and_is_a_configuration() {
+        let config = Config { resync_interval: 9, mode: Mode::Audit, ..Config::default() };
+        let text = config.document();
+        assert_eq!(Config::parse(&text), Ok(config.clone()));
+        assert_eq!(config.table().len(), KEYS.len());
+        for (key, _) in KEYS {
+            assert!(text.contains(&format!("\n{key} = ")), "{key}");
+        }
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.contains("# default: 5\nresync_interval = 9\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_toml_or_of_the_wrong_type_is_refused() {
+        for text in [
+            "mode",
+            "mode = 1",
+            "mode = 'off'",
+            "probe_deadline = -1",
+            "state_dir = 'state'",
+            "mode = 'audit'\nmode = 'audit'",
+        ] {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn directories_need_a_restart() {
+        let config = Config::default();
+        let moved = Config { run_dir: "/run/other".into(), ..Config::default() };
+        assert_eq!(config.needs_restart(&moved), Some("run_dir"));
+        assert_eq!(config.needs_restart(&Config { probe_deadline: 3, ..Config::default() }), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{NoContent, format::FORMATS};
+use crate::{NoContent, clear::Clear, format::FORMATS};
 
 /// The bytes of a write, all of them readable.
 struct Bytes<'a>(&'a [u8]);
@@ -329,4 +329,44 @@ fn a_tainted_process_writes_nothing_and_an_exempt_volume_takes_everything() {
     assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Deny(Reason::Tainted));
     rule.state = State::Exempt as u32;
     assert_eq!(decide(&rule, &far, &Bytes(&[0; 512])), Verdict::Allow);
+}
+
+proptest! {
+    /// The short way says nothing that the long one does not.
+    #[test]
+    fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
+        marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
+        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, stacked in any::<bool>(), magic in any::<bool>(),
+    ) {
+        let unknown = with_state(State::Unverified);
+        let mut rule = Rule::new(7, 77, State::Formatted);
+        rule.state = state;
+        rule.flags = if stacked { flag::STACKED } else { 0 };
+        for (offset, length) in marks {
+            let kind = if magic { CheckKind::Magic } else { CheckKind::Uuid };
+            let _ = rule.push(Check::new(offset, &vec![0xee; length], kind).expect("fits"));
+        }
+        foreign(&mut rule, "ext4");
+        if Clear::of(&rule, &unknown).passes(7, offset, length) {
+            for rule in [&rule, &unknown] {
+                let asked = request(Operation::Write, offset, length);
+                prop_assert_eq!(decide(rule, &asked, &NoContent), Verdict::Allow);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_longest_stretches_without_a_check_are_clear() {
+    let mut rule = Rule::new(7, 77, State::Formatted);
+    for offset in [0, 1080, 8 << 20, 16 << 20] {
+        rule.push(Check::new(offset, &[1; 8], CheckKind::Magic).expect("fits")).expect("room");
+    }
+    let clear = Clear::of(&rule, &Rule::new(0, 0, State::Unverified));
+    let is_clear = |offset, length| clear.passes(7, offset, length);
+    assert!(is_clear(1 << 20, 4096) && is_clear(12 << 20, 1 << 20) && is_clear(1 << 40, 1 << 50));
+    assert!(is_clear(1088, 100) && !clear.passes(8, 1088, 100));
+    for (offset, length) in [(0, 1), (1079, 2), (1087, 1), (1087, 4096), ((8 << 20) - 1, 2), (0, u64::MAX)] {
+        assert!(!is_clear(offset, length), "{offset}+{length}");
+    }
 }

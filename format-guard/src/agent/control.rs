@@ -7,6 +7,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -25,25 +26,34 @@ use axum::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout_at},
 };
 
 use super::{
-    prober::Prober,
+    prober::{self, Prober},
     reconciler::{Input, Question, Reply},
 };
 use crate::{
-    api::{EventsQuery, Failure, FailureKind, PermitRequest, Selector},
-    volume::probe::Finding,
+    api::{EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ReasonRequest, Selector},
+    volume::{probe::Finding, sysfs::Device},
 };
 
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 64 << 10;
+/// Longest wait for a line of the history, in seconds.
+const MAX_WAIT: u64 = 60;
 
 /// Who is at the other end, as the kernel says.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     uid: Option<u32>,
+}
+
+impl Peer {
+    fn uid(self) -> u32 {
+        self.uid.unwrap_or(u32::MAX)
+    }
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
@@ -52,10 +62,15 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
+/// What the API asks.
 #[derive(Clone)]
-struct Agent {
-    inputs: mpsc::Sender<Input>,
-    prober: Prober,
+pub(super) struct Agent {
+    /// The reconciler.
+    pub(super) inputs: mpsc::Sender<Input>,
+    /// Probes for operators who wait.
+    pub(super) prober: Prober,
+    /// Goes up with every line of the history.
+    pub(super) told: watch::Receiver<u64>,
 }
 
 /// Makes the socket, for root alone. One that an earlier agent left is replaced, one in use is not.
@@ -73,17 +88,23 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-pub(super) async fn run(listener: UnixListener, inputs: mpsc::Sender<Input>, prober: Prober) -> Result<()> {
+pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
         .route("/v1/volume", get(volume))
         .route("/v1/volume/adopt", post(adopt))
+        .route("/v1/volume/probe", post(probe))
         .route("/v1/volume/permit", post(permit))
+        .route("/v1/volume/exempt", post(exempt))
+        .route("/v1/volume/forget", post(forget))
+        .route("/v1/volume/untaint", post(untaint))
+        .route("/v1/mode", post(mode))
         .route("/v1/events", get(events))
+        .fallback(unknown)
         .layer(middleware::from_fn(root_only))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(Agent { inputs, prober });
+        .with_state(agent);
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await?;
     Ok(())
 }
@@ -118,6 +139,7 @@ impl IntoResponse for Reply {
             Self::Volumes(volumes) => Json(volumes).into_response(),
             Self::Volume(volume) => Json(volume).into_response(),
             Self::Events(events) => Json(events).into_response(),
+            Self::Done(done) => Json(done).into_response(),
             // Asked for inside the agent only.
             Self::Device(_) => StatusCode::NO_CONTENT.into_response(),
         }
@@ -129,10 +151,21 @@ type Answer = Result<Reply, Failure>;
 impl Agent {
     async fn ask(&self, question: Question) -> Answer {
         let (sender, receiver) = oneshot::channel();
-        let stopping = || Failure::new(FailureKind::Failed, "the agent is stopping");
         self.inputs.send(Input::Asked(question, sender)).await.map_err(|_| stopping())?;
         receiver.await.map_err(|_| stopping())?
     }
+
+    /// The device that holds a volume.
+    async fn device(&self, volume: &str) -> Result<Box<Device>, Failure> {
+        match self.ask(Question::Device(volume.to_owned())).await? {
+            Reply::Device(device) => Ok(device),
+            _ => Err(Failure::new(FailureKind::Failed, "the agent gave no device")),
+        }
+    }
+}
+
+fn stopping() -> Failure {
+    Failure::new(FailureKind::Failed, "the agent is stopping")
 }
 
 fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Failure> {
@@ -155,8 +188,61 @@ async fn volume(State(agent): State<Agent>, selector: Result<Query<Selector>, Qu
     agent.ask(Question::Volume(query(selector)?.volume)).await
 }
 
-async fn events(State(agent): State<Agent>, events: Result<Query<EventsQuery>, QueryRejection>) -> Answer {
-    agent.ask(Question::Events(query(events)?)).await
+/// Waits for a line to tell, if that is asked for.
+async fn events(
+    State(mut agent): State<Agent>,
+    events: Result<Query<EventsQuery>, QueryRejection>,
+) -> Answer {
+    let query = query(events)?;
+    let deadline = Instant::now() + Duration::from_secs(query.wait.min(MAX_WAIT));
+    loop {
+        agent.told.mark_unchanged();
+        let reply = agent.ask(Question::Events(query.clone())).await?;
+        let empty = matches!(&reply, Reply::Events(events) if events.events.is_empty());
+        if !empty || timeout_at(deadline, agent.told.changed()).await.is_err() {
+            return Ok(reply);
+        }
+    }
+}
+
+async fn unknown() -> Failure {
+    let text = format!(
+        "the agent (version {}) knows no such request: is the command of another version?",
+        env!("CARGO_PKG_VERSION")
+    );
+    Failure::new(FailureKind::BadRequest, text)
+}
+
+async fn exempt(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ReasonRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Exempt { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn forget(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ReasonRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Forget { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn untaint(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ReasonRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Untaint { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn mode(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ModeRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Mode { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn permit(
@@ -164,8 +250,17 @@ async fn permit(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<PermitRequest>, JsonRejection>,
 ) -> Answer {
-    let uid = peer.uid.unwrap_or(u32::MAX);
-    agent.ask(Question::Permit { request: body(request)?, uid }).await
+    agent.ask(Question::Permit { request: body(request)?, uid: peer.uid() }).await
+}
+
+/// Probes now, and answers with what is known then.
+async fn probe(State(agent): State<Agent>, selector: Result<Json<Selector>, JsonRejection>) -> Answer {
+    let volume = body(selector)?.volume;
+    let device = agent.device(&volume).await?;
+    let result = agent.prober.once(&device).await;
+    let answer = prober::Answer { dev: device.dev, diskseq: device.diskseq, result };
+    agent.inputs.send(Input::Probed(answer)).await.map_err(|_| stopping())?;
+    agent.ask(Question::Volume(volume)).await
 }
 
 /// Probes first: what is adopted is what is there now.
@@ -175,13 +270,10 @@ async fn adopt(
     selector: Result<Json<Selector>, JsonRejection>,
 ) -> Answer {
     let volume = body(selector)?.volume;
-    let Reply::Device(device) = agent.ask(Question::Device(volume.clone())).await? else {
-        return Err(Failure::new(FailureKind::Failed, "the agent gave no device"));
-    };
+    let device = agent.device(&volume).await?;
     match agent.prober.once(&device).await {
         Ok(Finding::Holds { found, marks }) => {
-            let uid = peer.uid.unwrap_or(u32::MAX);
-            agent.ask(Question::Adopt { volume, found, marks, uid }).await
+            agent.ask(Question::Adopt { volume, found, marks, uid: peer.uid() }).await
         }
         Ok(Finding::Blank) => Err(Failure::new(
             FailureKind::Refused,

@@ -3,6 +3,7 @@
 //! Only the reconciler changes records and rules. A task that ends is an error that ends the process, for the service
 //! manager to start it again; enforcement stays pinned in the kernel meanwhile.
 
+mod container;
 mod control;
 mod formatter_end;
 mod kernel_events;
@@ -13,11 +14,16 @@ mod uevents;
 
 use std::{
     fs,
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
-use tokio::{signal::unix, sync::mpsc, time};
+use tokio::{
+    signal::unix,
+    sync::{mpsc, watch},
+    time,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -40,15 +46,26 @@ pub fn now() -> Seconds {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
+/// How the agent was started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// The file that it is from, to be read again.
+    pub file: Option<PathBuf>,
+    /// Audit, whatever the configuration says.
+    pub audit: bool,
+}
+
 /// Runs the agent until it is told to stop. Enforcement goes on after it.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(start: Start) -> Result<()> {
+    let config = start.config.clone();
     // The root of an agent's authority is its uid; the rest fails with a named error of its own.
     if !rustix::process::geteuid().is_root() {
         bail!("the agent must be run as root");
     }
     fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
-    let audit = config.mode == Mode::Audit;
     let (store, opened) = SqliteStore::open(&config.state_dir, now())?;
     let mut degraded = Vec::new();
     if let Opened::SetAside(path) = &opened {
@@ -60,26 +77,28 @@ pub async fn run(config: Config) -> Result<()> {
         warn!("{text}");
         degraded.push(text);
     }
-    let mut enforcer = LsmEnforcer::load(&config.pin_dir, audit)?;
+    let mut enforcer = LsmEnforcer::load(&config.pin_dir, start.audit || config.mode == Mode::Audit)?;
     let logger = enforcer.logger();
     let kernel_events = enforcer.events()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
     let (inputs, receiver) = mpsc::channel(QUEUE);
-    let (prober, answers) = prober::Prober::new(config.deadline());
+    let (prober, answers) = prober::Prober::new(prober::OURSELVES, config.deadline());
     let (ends, watched) = formatter_end::Watcher::new();
     let world = World {
-        sysfs: Sysfs::default(),
+        sysfs: Sysfs::host(config.longhorn_dir()),
         boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .context("cannot read the boot id")?
             .trim()
             .to_owned(),
-        audit,
+        mode: config.mode,
+        forced_audit: start.audit,
         degraded,
         never_arm: matches!(opened, Opened::SetAside(_)),
     };
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
+    let told = reconciler.told();
     let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<LsmEnforcer>> {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
         reconciler.start()?;
@@ -93,15 +112,17 @@ pub async fn run(config: Config) -> Result<()> {
     let mut reconciler = running.await.context("the start was cut off")??;
     let socket = control::listen(&config.socket())?;
     ready::notify();
-    info!(mode = config.mode.name(), socket = %config.socket().display(), "format-guard is in force");
+    info!(socket = %config.socket().display(), "format-guard is in force");
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(uevents::run(uevents, inputs.clone()));
     tasks.spawn(kernel_events::run(kernel_events, inputs.clone()));
     tasks.spawn(prober::run(answers, inputs.clone()));
     tasks.spawn(formatter_end::run(watched, inputs.clone()));
-    tasks.spawn(ticks(config.resync_interval, inputs.clone()));
-    tasks.spawn(control::run(socket, inputs, prober));
+    let (interval, intervals) = watch::channel(config.resync_interval);
+    tasks.spawn(ticks(intervals, inputs.clone()));
+    tasks.spawn(reloads(start, interval, inputs.clone()));
+    tasks.spawn(control::run(socket, control::Agent { inputs, prober, told }));
     if let Some(logger) = logger {
         tasks.spawn(kernel_events::debug(logger));
     }
@@ -120,11 +141,33 @@ pub async fn run(config: Config) -> Result<()> {
     }
 }
 
-async fn ticks(seconds: u64, inputs: mpsc::Sender<Input>) -> Result<()> {
-    let mut interval = time::interval(time::Duration::from_secs(seconds));
-    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+async fn ticks(mut seconds: watch::Receiver<u64>, inputs: mpsc::Sender<Input>) -> Result<()> {
     loop {
-        interval.tick().await;
-        inputs.send(Input::Tick).await.context("the reconciler is gone")?;
+        let pause = time::Duration::from_secs(*seconds.borrow_and_update());
+        tokio::select! {
+            () = time::sleep(pause) => inputs.send(Input::Tick).await.context("the reconciler is gone")?,
+            changed = seconds.changed() => changed.context("nobody reads the configuration any more")?,
+        }
     }
+}
+
+/// Reads the configuration again on SIGHUP: all of it takes effect, or none.
+async fn reloads(start: Start, interval: watch::Sender<u64>, inputs: mpsc::Sender<Input>) -> Result<()> {
+    let mut hangups = unix::signal(unix::SignalKind::hangup())?;
+    while hangups.recv().await.is_some() {
+        let read = Config::read(start.file.as_deref()).map_err(|error| error.to_string());
+        let sound = read.and_then(|new| match start.config.needs_restart(&new) {
+            Some(key) => Err(format!("{key} has changed, which needs a restart")),
+            None => Ok(new),
+        });
+        match sound {
+            Ok(new) => {
+                info!("the configuration was read again");
+                interval.send_replace(new.resync_interval);
+                inputs.send(Input::Reloaded(Box::new(new))).await.context("the reconciler is gone")?;
+            }
+            Err(reason) => warn!("the configuration stays as it was: {reason}"),
+        }
+    }
+    bail!("no signals any more")
 }

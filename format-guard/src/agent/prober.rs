@@ -1,27 +1,40 @@
-//! Probes devices: one probe at a time per device, each with a deadline.
+//! Probes devices: one probe at a time per device, each with a deadline, each in a process of its own.
 //!
-//! A read that hangs cannot be cut off: it costs its thread, and its device stays without an answer, until the kernel
-//! lets it go. It never holds up another device nor the agent's stop.
+//! A read that hangs in the kernel cannot be cut off, and a process does not end before the last of its threads has
+//! come back from there. So the agent reads no device itself: it runs its own program as `format-guard probe` and
+//! leaves one that hangs behind. Its device stays without an answer; no other device waits, nor does the agent's stop.
+//! What parses a device's hostile content is not what holds the records either.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use tokio::{
-    sync::{mpsc, oneshot},
+    io::AsyncReadExt,
+    process::{Child, Command},
+    sync::mpsc,
     time::timeout,
 };
 
 use super::reconciler::Input;
 use crate::volume::{
     Dev,
-    probe::{Finding, ProbeError, probe},
+    probe::{Finding, ProbeError},
     sysfs::Device,
 };
+
+/// The program that probes: this one, also where its file was replaced by another version.
+pub(super) const OURSELVES: &str = "/proc/self/exe";
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: u64 = 1 << 20;
 
 /// What came back of a probe of one attachment.
 #[derive(Clone, Debug)]
@@ -37,7 +50,9 @@ pub struct Answer {
 /// Asks for probes.
 #[derive(Clone)]
 pub struct Prober {
-    deadline: Duration,
+    program: PathBuf,
+    /// Milliseconds: may be changed at run time.
+    deadline: Arc<AtomicU64>,
     answers: mpsc::UnboundedSender<Answer>,
     /// Devices being probed; true: to be probed once more, as something has changed meanwhile.
     busy: Arc<Mutex<HashMap<Dev, bool>>>,
@@ -47,12 +62,20 @@ pub struct Prober {
 pub(super) type Answers = mpsc::UnboundedReceiver<Answer>;
 
 impl Prober {
-    /// A prober that gives each device so long.
+    /// A prober that runs `program probe` and gives each device so long.
     #[must_use]
-    pub fn new(deadline: Duration) -> (Self, Answers) {
+    pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> (Self, Answers) {
         // One answer per device at most is under way.
         let (answers, receiver) = mpsc::unbounded_channel();
-        (Self { deadline, answers, busy: Arc::default() }, receiver)
+        let prober =
+            Self { program: program.into(), deadline: Arc::default(), answers, busy: Arc::default() };
+        prober.set_deadline(deadline);
+        (prober, receiver)
+    }
+
+    /// Gives each device so long from now on.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.deadline.store(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Probes a device; the answer goes to the reconciler.
@@ -75,13 +98,12 @@ impl Prober {
 
     async fn answer(self, device: Device) {
         loop {
-            let result = self.once(&device).await;
-            let hangs = result == Err(ProbeError::Deadline);
+            let (result, hanging) = self.once_or_hanging(&device).await;
             // A closed channel means that the agent stops.
             let _ = self.answers.send(Answer { dev: device.dev, diskseq: device.diskseq, result });
-            if hangs {
-                // Its thread still sits in the read: it frees the device itself.
-                return;
+            if let Some(mut child) = hanging {
+                // Its device is free again when it has come back. That it ends is all that is waited for.
+                let _ = child.wait().await;
             }
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             match busy.get_mut(&device.dev) {
@@ -96,23 +118,42 @@ impl Prober {
 
     /// Probes a device now, beside what else is under way; for an operator who waits.
     pub async fn once(&self, device: &Device) -> Result<Finding, ProbeError> {
-        let (sender, receiver) = oneshot::channel();
-        let (busy, device) = (Arc::clone(&self.busy), device.clone());
-        let spawned = thread::Builder::new().name(format!("probe {}", device.name)).spawn(move || {
-            let result = probe(&device.name, device.dev, device.size);
-            if sender.send(result).is_err() {
-                busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&device.dev);
+        self.once_or_hanging(device).await.0
+    }
+
+    /// The answer; with the process, if that has not ended.
+    async fn once_or_hanging(&self, device: &Device) -> (Result<Finding, ProbeError>, Option<Child>) {
+        let deadline = Duration::from_millis(self.deadline.load(Ordering::Relaxed));
+        let spawned = Command::new(&self.program)
+            .arg("probe")
+            .args([&device.name, &device.dev.to_string(), &device.size.to_string()])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(error) => return (Err(ProbeError::Library(format!("cannot start a probe: {error}"))), None),
+        };
+        match timeout(deadline, answer_of(&mut child)).await {
+            Ok(Ok(answer)) => (answer, None),
+            Ok(Err(error)) => (Err(ProbeError::Library(format!("the probe broke off: {error:#}"))), None),
+            Err(_) => {
+                // Where it hangs in the kernel it dies when it comes back.
+                let _ = child.start_kill();
+                (Err(ProbeError::Deadline), Some(child))
             }
-        });
-        if let Err(error) = spawned {
-            return Err(ProbeError::Library(format!("cannot start a thread: {error}")));
-        }
-        match timeout(self.deadline, receiver).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ProbeError::Library("the probe broke off".to_owned())),
-            Err(_) => Err(ProbeError::Deadline),
         }
     }
+}
+
+async fn answer_of(child: &mut Child) -> Result<Result<Finding, ProbeError>> {
+    let output = child.stdout.take().context("no output")?;
+    let mut text = Vec::new();
+    output.take(MAX_ANSWER).read_to_end(&mut text).await?;
+    let status = child.wait().await?;
+    serde_json::from_slice(&text).with_context(|| format!("it ended with {status}"))
 }
 
 pub(super) async fn run(mut answers: Answers, inputs: mpsc::Sender<Input>) -> Result<()> {

@@ -3,17 +3,18 @@
 //! Whatever happens comes in as an [`Input`]; the pure transition function says what follows; then, in this order and
 //! no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing is loosened.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-};
+mod answers;
+mod refusals;
+mod stacks;
+
+use std::{collections::HashMap, fs};
 
 use anyhow::{Context, Result};
 use format_guard_common::{
-    Operation, Reason, Rule, State,
-    event::{EventKind, KernelEvent, Process},
+    State,
+    event::{EventKind, HolderEntry, KernelEvent, Process},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{
@@ -22,25 +23,23 @@ use super::{
     prober::{Answer, Prober},
 };
 use crate::{
-    api::{self, Failure, FailureKind},
-    config::Mode,
-    enforce::{Enforcer, canary, lsm::PartReport, rule},
+    api::{self, Failure},
+    config::{Config, Mode},
+    enforce::{Enforcer, lsm::PartReport},
     record::{
-        Formatter, Permit, Record, Seconds,
-        store::{HistoryEvent, Refusal, Store},
+        Formatter, Record, Seconds,
+        store::{HistoryEvent, Store},
         transition::{self, Effect, Event, Report},
     },
     volume::{
         Dev, VolumeId,
+        identity::{self, Strength},
         marks::{Found, Mark},
+        present::Present,
         sysfs::{Device, Sysfs},
     },
 };
 
-/// Longest permit that is given, in seconds: a week.
-const MAX_PERMIT: u64 = 7 * 24 * 3600;
-/// Longest reason that is kept, in bytes.
-const MAX_REASON: usize = 1000;
 /// Ends of processes that are remembered until their pidfd tells, too.
 const MAX_ENDS: usize = 4096;
 
@@ -69,6 +68,8 @@ pub enum Input {
     },
     /// Time to compare the world with the records.
     Tick,
+    /// The configuration was read again and is sound.
+    Reloaded(Box<Config>),
     /// A client asks.
     Asked(Question, oneshot::Sender<Result<Reply, Failure>>),
 }
@@ -101,6 +102,34 @@ pub enum Question {
         /// Who asks.
         uid: u32,
     },
+    /// Take a volume out of the guard.
+    Exempt {
+        /// The request.
+        request: api::ReasonRequest,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Delete what is known of a volume.
+    Forget {
+        /// The request.
+        request: api::ReasonRequest,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Forget the refusals on a volume's devices.
+    Untaint {
+        /// The request.
+        request: api::ReasonRequest,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Enforce or audit, everywhere or on one volume.
+    Mode {
+        /// The request.
+        request: api::ModeRequest,
+        /// Who asks.
+        uid: u32,
+    },
     /// The history.
     Events(api::EventsQuery),
 }
@@ -115,6 +144,8 @@ pub enum Reply {
     Volume(Box<api::Volume>),
     /// To [`Question::Device`].
     Device(Box<Device>),
+    /// To [`Question::Forget`], [`Question::Untaint`] and [`Question::Mode`].
+    Done(api::Done),
     /// To [`Question::Events`].
     Events(api::Events),
 }
@@ -125,8 +156,10 @@ pub struct World {
     pub sysfs: Sysfs,
     /// This boot.
     pub boot: String,
-    /// Refuse nothing.
-    pub audit: bool,
+    /// Enforce or audit, by the configuration.
+    pub mode: Mode,
+    /// Audit, whatever anybody has set.
+    pub forced_audit: bool,
     /// Why protection is less than it should be.
     pub degraded: Vec<String>,
     /// Records were lost: nothing is armed.
@@ -140,7 +173,11 @@ pub struct Reconciler<E> {
     world: World,
     prober: Prober,
     watcher: Watcher,
-    devices: BTreeMap<Dev, Device>,
+    devices: Present,
+    /// What an operator has set for the whole guard; outranks the configuration.
+    set_mode: Option<api::SetMode>,
+    /// Goes up with every line of the history.
+    told: watch::Sender<u64>,
     /// Records of the volumes that are present.
     records: HashMap<VolumeId, Record>,
     /// Exit statuses that the kernel told, until the pidfd does.
@@ -164,7 +201,9 @@ impl<E: Enforcer> Reconciler<E> {
             world,
             prober,
             watcher,
-            devices: BTreeMap::new(),
+            devices: Present::default(),
+            set_mode: None,
+            told: watch::Sender::new(0),
             records: HashMap::new(),
             ends: HashMap::new(),
             parts: Vec::new(),
@@ -174,17 +213,23 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Gives every present device its rule, before anything is attached.
     pub fn start(&mut self) -> Result<()> {
+        self.take_up_mode()?;
         self.compare_with_sysfs()?;
-        for (dev, entry) in self.enforcer.holders() {
-            let device = self.devices.get(&Dev::from_kernel(dev));
+        for (lead, entry) in self.enforcer.holders() {
+            let device = self.devices.get(Dev::from_kernel(lead));
             if device.is_none_or(|device| device.diskseq != entry.diskseq) {
-                self.enforcer.release_holder(dev)?;
+                self.enforcer.release_holder(lead)?;
             }
         }
         for dev in mounted_devices() {
             self.apply_to_device(dev, &Event::Mounted);
         }
         Ok(())
+    }
+
+    /// Goes up with every line of the history.
+    pub fn told(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
     }
 
     /// The kernel programs, to attach them.
@@ -214,7 +259,7 @@ impl<E: Enforcer> Reconciler<E> {
                 }
             }
             Input::Removed { name } => {
-                let gone = self.devices.values().find(|device| device.name == name).map(|device| device.dev);
+                let gone = self.devices.iter().find(|device| device.name == name).map(|device| device.dev);
                 // The number may be another device's already.
                 if let Some(dev) = gone
                     && self.world.sysfs.by_number(dev).is_none_or(|device| device.name != name)
@@ -238,6 +283,7 @@ impl<E: Enforcer> Reconciler<E> {
                     self.apply(&id, Event::Tick);
                 }
             }
+            Input::Reloaded(config) => self.reloaded(&config)?,
             Input::Asked(question, reply) => {
                 // The client may have gone.
                 let _ = reply.send(self.answer(question));
@@ -252,40 +298,78 @@ impl<E: Enforcer> Reconciler<E> {
         let present = self.world.sysfs.devices().context("cannot list the block devices in sysfs")?;
         let gone: Vec<Dev> = self
             .devices
-            .keys()
-            .filter(|dev| !present.iter().any(|device| device.dev == **dev))
-            .copied()
+            .iter()
+            .map(|device| device.dev)
+            .filter(|dev| !present.iter().any(|device| device.dev == *dev))
             .collect();
         for dev in gone {
             self.device_gone(dev);
         }
-        for device in present {
-            let known = self.devices.get(&device.dev);
-            if known != Some(&device) && (known.is_some() || device.size > 0) {
+        for mut device in present {
+            self.identify(&mut device);
+            let known = self.devices.get(device.dev);
+            if known != Some(&device) && (known.is_some() || may_hold(&device)) {
                 self.device_changed(device);
             }
         }
         Ok(())
     }
 
+    /// An array goes by the UUID that its members' superblocks carry, once one of them was probed.
+    fn identify(&self, device: &mut Device) {
+        if device.identity.strength != Strength::Pending {
+            return;
+        }
+        let uuid = device.below.iter().find_map(|member| {
+            let content = self.records.get(self.devices.id(member.dev)?)?.content.as_ref()?;
+            content.types.iter().any(|name| name == "linux_raid_member").then(|| content.uuid.clone())?
+        });
+        if let Some(uuid) = uuid {
+            device.identity = identity::md_of_uuid(&uuid, "a member's superblock");
+        }
+    }
+
     /// A device appeared, or something about it changed.
-    fn device_changed(&mut self, device: Device) {
+    fn device_changed(&mut self, mut device: Device) {
+        self.identify(&mut device);
         let dev = device.dev;
         let id = device.identity.id.clone();
-        let known = self.devices.get(&dev);
-        // Without a medium it holds no volume.
-        if device.size == 0 {
+        let known = self.devices.get(dev).cloned();
+        if !may_hold(&device) {
             if known.is_some() {
                 self.device_gone(dev);
             }
             return;
         }
-        let same = known.is_some_and(|old| old.identity.id == id && old.diskseq == device.diskseq);
+        let same = known.as_ref().is_some_and(|old| old.identity.id == id && old.diskseq == device.diskseq);
+        // A better identity of the same medium must not take it out of the hands of who formats it.
+        let formatting = known.as_ref().is_some_and(|old| {
+            old.diskseq == device.diskseq
+                && self
+                    .records
+                    .get(&old.identity.id)
+                    .is_some_and(|record| record.state == State::Formatting && record.running)
+        });
+        if !same && formatting {
+            return;
+        }
         if known.is_some() && !same {
             self.device_gone(dev);
         }
         if same {
-            self.devices.insert(dev, device);
+            let moved = known.is_some_and(|old| old.below != device.below || old.size != device.size);
+            let mut around: Vec<Dev> = vec![dev];
+            if moved {
+                around.extend(self.devices.related(dev).into_iter().map(|related| related.dev));
+            }
+            self.devices.insert(device);
+            if moved {
+                self.put_rules_around(dev);
+                for dev in around {
+                    self.put_rule(dev);
+                    self.settle(dev);
+                }
+            }
             let probed_by_now = self.records.get(&id).is_some_and(|record| record.state != State::Exempt);
             if probed_by_now {
                 self.probe(&id);
@@ -302,74 +386,112 @@ impl<E: Enforcer> Reconciler<E> {
                 }
             }
         }
+        // Of another medium they are other volumes: a partition is known by its disk.
+        let above = self.devices.above(dev);
+        for upper in &above {
+            self.device_gone(*upper);
+        }
         info!(device = device.name, volume = %id, "attached");
-        let diskseq = device.diskseq;
-        self.devices.insert(dev, device);
+        let (boot, strength) = (self.world.boot.clone(), device.identity.strength);
+        self.devices.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
-        if let Some(entry) = self.enforcer.holder(dev.to_kernel()).filter(|entry| entry.diskseq == diskseq) {
+        if let Some(entry) = self.formatter_of(dev) {
             self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
             if entry.mounted != 0 {
                 self.apply(&id, Event::Mounted);
             }
         }
-        let boot = self.world.boot.clone();
-        self.apply(&id, Event::Attached { boot, records_lost: self.world.never_arm });
+        self.step(&id, Event::Attached { boot, strength, records_lost: self.world.never_arm });
+        self.put_rules_around(dev);
+        self.settle(dev);
+        for upper in above {
+            if let Some(device) = self.world.sysfs.by_number(upper) {
+                self.device_changed(device);
+            }
+        }
     }
 
     fn load(&self, device: &Device) -> Result<Record> {
         let identity = &device.identity;
-        let mut record = match self.store.get(&identity.id)? {
-            Some(record) => record,
-            None => Record::new(identity.id.clone(), identity.origin.clone(), identity.weak, now()),
-        };
+        let weak = identity.strength != Strength::Strong;
+        let mut record = self
+            .store
+            .get(&identity.id)?
+            .unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
         record.origin.clone_from(&identity.origin);
         Ok(record)
     }
 
     fn device_gone(&mut self, dev: Dev) {
-        let Some(device) = self.devices.remove(&dev) else { return };
+        let lead = self.lead(dev);
+        let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
+        let Some(device) = self.devices.remove(dev) else { return };
         info!(device = device.name, volume = %device.identity.id, "detached");
-        for result in
-            [self.enforcer.remove_rule(dev.to_kernel()), self.enforcer.release_holder(dev.to_kernel())]
-        {
+        let held = self.enforcer.holder(lead.0).is_some_and(|entry| entry.dev == dev.to_kernel());
+        let released = if held { self.enforcer.release_holder(lead.0) } else { Ok(()) };
+        for result in [self.enforcer.remove_rule(dev.to_kernel()), released] {
             if let Err(error) = result {
                 error!("{error}");
             }
         }
         let id = device.identity.id;
-        if !self.devices.values().any(|other| other.identity.id == id) {
+        if self.devices.of(&id).next().is_none() {
             self.records.remove(&id);
+        }
+        for dev in around {
+            self.put_rule(dev);
+            self.settle(dev);
         }
     }
 
     fn probe(&self, id: &VolumeId) {
-        if let Some(device) = self.devices.values().find(|device| device.identity.id == *id) {
+        if let Some(device) = self.devices.of(id).next() {
             self.prober.ask(device);
         }
     }
 
     fn probed(&mut self, answer: Answer) {
         // Of an attachment that is no more it says nothing.
-        let Some(device) = self.devices.get(&answer.dev).filter(|device| device.diskseq == answer.diskseq)
+        let Some(device) = self.devices.get(answer.dev).filter(|device| device.diskseq == answer.diskseq)
         else {
             return;
         };
         let id = device.identity.id.clone();
+        // The kernel may have let a formatter through whose event is still under way, here or on what lies above: what was
+        // read is half of its work.
+        if let Some(entry) = self.formatter_around(answer.dev) {
+            self.take_up(&entry);
+        }
+        // Half of a format of what lies on it is no format of its own.
+        if self.is_being_formatted_from_above(answer.dev) {
+            return;
+        }
         self.apply(&id, Event::Probed(answer.result));
     }
 
     // Records
 
     fn apply_to_device(&mut self, dev: Dev, event: &Event) {
-        if let Some(device) = self.devices.get(&dev) {
-            let id = device.identity.id.clone();
+        if let Some(id) = self.devices.id(dev) {
+            let id = id.clone();
             self.apply(&id, event.clone());
         }
     }
 
-    /// One step of one record: stored, then ruled, then the rest.
+    /// One step of one record: stored, then ruled, then the rest; then what shares bytes with it.
     fn apply(&mut self, id: &VolumeId, event: Event) {
-        let Some(old) = self.records.get(id) else { return };
+        if self.step(id, event) {
+            let first = self.devices.of(id).next().map(|device| device.dev);
+            if let Some(dev) = first {
+                self.put_rules_around(dev);
+                self.settle(dev);
+            }
+        }
+    }
+
+    /// One step of one record alone; whether what it means for others may have changed.
+    fn step(&mut self, id: &VolumeId, event: Event) -> bool {
+        let Some(old) = self.records.get(id) else { return false };
         let at = now();
         let (mut new, effects) = transition::next(old, event, at);
         let told: Vec<HistoryEvent> = effects
@@ -383,17 +505,23 @@ impl<E: Enforcer> Reconciler<E> {
             info!(volume = %id, kind = event.kind, "{}", event.text);
         }
         if (new != *old || !told.is_empty())
+            && !transition::is_provisional(&new)
             && let Err(error) = self.store.put(&new, &told)
         {
             error!("{id}: cannot be stored: {error}");
-            if matches!(new.state, State::Blank | State::Permitted) {
+            if matches!(new.state, State::Blank | State::Permitted | State::Exempt) && new.state != old.state
+            {
                 // Armed before allowed: what is not on disk is not allowed.
                 new = old.clone();
                 new.cause = format!("the store failed: {error}");
                 new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
             }
         }
+        let changed = new.state != old.state || new.marks != old.marks || new.content != old.content;
         self.records.insert(id.clone(), new);
+        if !told.is_empty() {
+            self.told.send_modify(|count| *count += 1);
+        }
         self.put_rules(id);
         for effect in effects {
             match effect {
@@ -402,29 +530,24 @@ impl<E: Enforcer> Reconciler<E> {
                 Effect::Report(_) => {}
             }
         }
-    }
-
-    fn rules(&self, id: &VolumeId) -> Vec<Rule> {
-        let Some(record) = self.records.get(id) else { return Vec::new() };
-        self.devices
-            .values()
-            .filter(|device| device.identity.id == *id)
-            .map(|device| rule::of_record(record, device.dev.to_kernel(), device.diskseq, self.world.audit))
-            .collect()
+        changed
     }
 
     fn put_rules(&mut self, id: &VolumeId) {
-        for rule in self.rules(id) {
-            if let Err(error) = self.enforcer.put_rule(&rule) {
-                error!("{id}: {error}");
-            }
+        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        for dev in devices {
+            self.put_rule(dev);
         }
     }
 
     fn release(&mut self, id: &VolumeId) {
-        let devices: Vec<u32> = self.rules(id).iter().map(|rule| rule.dev).collect();
+        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
         for dev in devices {
-            if let Err(error) = self.enforcer.release_holder(dev) {
+            let (lead, _) = self.lead(dev);
+            // Of all that share its bytes another one may be the one that is formatted.
+            if self.enforcer.holder(lead).is_some_and(|entry| entry.dev == dev.to_kernel())
+                && let Err(error) = self.enforcer.release_holder(lead)
+            {
                 error!("{id}: {error}");
             }
         }
@@ -433,35 +556,39 @@ impl<E: Enforcer> Reconciler<E> {
     /// Puts back rules that are missing, and takes up formats whose event was lost.
     fn repair(&mut self) {
         let ruled = self.enforcer.ruled();
-        let missing: Vec<VolumeId> = self
+        let missing: Vec<Dev> = self
             .devices
-            .values()
-            .filter(|device| !ruled.contains(&device.dev.to_kernel()))
-            .map(|device| device.identity.id.clone())
+            .iter()
+            .map(|device| device.dev)
+            .filter(|dev| !ruled.contains(&dev.to_kernel()))
             .collect();
-        for id in missing {
-            warn!("{id}: its rule was missing");
+        for dev in missing {
+            warn!("device {dev}: its rule was missing");
             self.repaired += 1;
-            self.put_rules(&id);
+            self.put_rule(dev);
         }
-        for dev in ruled.into_iter().filter(|dev| !self.devices.contains_key(&Dev::from_kernel(*dev))) {
+        for dev in ruled.into_iter().filter(|dev| self.devices.get(Dev::from_kernel(*dev)).is_none()) {
             if let Err(error) = self.enforcer.remove_rule(dev) {
                 error!("{error}");
             }
         }
-        for (dev, entry) in self.enforcer.holders() {
-            let dev = Dev::from_kernel(dev);
-            let Some(record) =
-                self.devices.get(&dev).and_then(|device| self.records.get(&device.identity.id))
-            else {
-                continue;
-            };
-            if matches!(record.state, State::Blank | State::Permitted) {
-                warn!("{}: the event of a format was lost", record.id);
+        for (_, entry) in self.enforcer.holders() {
+            if self.take_up(&entry) {
+                warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.repaired += 1;
-                self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
             }
         }
+    }
+
+    /// Records a format that the kernel let through, if that was not told yet.
+    fn take_up(&mut self, entry: &HolderEntry) -> bool {
+        let dev = Dev::from_kernel(entry.dev);
+        let record = self.devices.id(dev).and_then(|id| self.records.get(id));
+        let untold = record.is_some_and(|record| matches!(record.state, State::Blank | State::Permitted));
+        if untold {
+            self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
+        }
+        untold
     }
 
     // What the kernel programs tell
@@ -479,16 +606,20 @@ impl<E: Enforcer> Reconciler<E> {
             }
             Some(EventKind::Mounted) => {
                 if let Some(device) = self.world.sysfs.by_number(dev)
-                    && self.devices.get(&dev) != Some(&device)
+                    && self.devices.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
                 {
                     self.device_changed(device);
                 }
-                if self.devices.get(&dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }
-            Some(EventKind::Relabelled) => self.tool_at_work(dev, event.process, &Event::Relabelled),
-            Some(EventKind::OwnerWiped) => self.tool_at_work(dev, event.process, &Event::OwnerWiped),
+            Some(EventKind::Relabelled) => {
+                self.tool_at_work(dev, event.process, &Event::Relabelled(event.process));
+            }
+            Some(EventKind::OwnerWiped) => {
+                self.tool_at_work(dev, event.process, &Event::OwnerWiped(event.process));
+            }
             Some(EventKind::Gone) => {
                 if self.world.sysfs.by_number(dev).is_none() {
                     self.device_gone(dev);
@@ -500,9 +631,9 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// A tool that was let through: when it has ended, the volume is probed.
     fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
-        let record = self.devices.get(&dev).and_then(|device| self.records.get(&device.identity.id));
+        let record = self.devices.id(dev).and_then(|id| self.records.get(id));
         // It tells of each of its writes.
-        if record.is_some_and(|record| !record.tool_at_work) {
+        if record.is_some_and(|record| record.tool_at_work != Some(process)) {
             self.apply_to_device(dev, event);
             self.watcher.watch(process);
         }
@@ -544,7 +675,7 @@ impl<E: Enforcer> Reconciler<E> {
         let worked_on: Vec<VolumeId> = self
             .records
             .values()
-            .filter(|record| record.tool_at_work)
+            .filter(|record| record.tool_at_work == Some(process))
             .map(|record| record.id.clone())
             .collect();
         for id in worked_on {
@@ -552,224 +683,17 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    /// One log line and one event for a refusal.
-    fn refused(&mut self, event: &KernelEvent, kind: &str) {
-        let dev = Dev::from_kernel(event.dev);
-        let device = self.devices.get(&dev);
-        let name = device.map_or_else(|| dev.to_string(), |device| device.name.clone());
-        let volume = device.map_or_else(String::new, |device| device.identity.id.to_string());
-        let record = device.and_then(|device| self.records.get(&device.identity.id));
-        let holds = record.map_or_else(|| "unknown".to_owned(), describe);
-        let reason = Reason::from_raw(event.reason).map_or("unknown", Reason::name);
-        let operation = Operation::from_raw(event.operation).map_or("unknown", Operation::name);
-        let comm = text_of(&event.comm);
-        // Its refusal is the proof that it was made for.
-        if comm == canary::NAME && device.is_none() {
-            return;
-        }
-        let verb = if kind == "denied" { "refused" } else { "would have been refused" };
-        let text = format!(
-            "{comm} (pid {}) {verb} to {operation} {name} ({holds}): {reason}; to allow one re-format: format-guard \
-             volume permit /dev/{name} --reason TEXT",
-            event.process.tgid
-        );
-        let refusal = Refusal {
-            reason: reason.to_owned(),
-            operation: operation.to_owned(),
-            offset: event.offset,
-            length: event.length,
-            device: name,
-            pid: event.process.tgid,
-            comm,
-            exe: exe_of(event.process.tgid),
-            cgroup: event.cgroup,
-        };
-        warn!(
-            volume,
-            kind,
-            reason,
-            operation,
-            device = refusal.device,
-            pid = refusal.pid,
-            comm = refusal.comm,
-            exe = refusal.exe.as_deref().unwrap_or("?"),
-            cgroup = refusal.cgroup,
-            offset = refusal.offset,
-            length = refusal.length,
-            "{text}"
-        );
-        let told =
-            HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: Some(refusal) };
-        if let Err(error) = self.store.tell(&[told]) {
-            error!("an event cannot be stored: {error}");
-        }
-    }
-
     fn tell(&mut self, volume: String, kind: &str, text: String) {
         let told = HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: None };
+        self.tell_event(told);
+    }
+
+    fn tell_event(&mut self, told: HistoryEvent) {
         if let Err(error) = self.store.tell(&[told]) {
             error!("an event cannot be stored: {error}");
         }
+        self.told.send_modify(|count| *count += 1);
     }
-
-    // What clients ask
-
-    fn answer(&mut self, question: Question) -> Result<Reply, Failure> {
-        Ok(match question {
-            Question::Status => Reply::Status(Box::new(self.status()?)),
-            Question::Volumes => Reply::Volumes(self.volumes()?),
-            Question::Volume(selector) => {
-                let id = self.select(&selector)?;
-                Reply::Volume(Box::new(self.volume(&id)?))
-            }
-            Question::Device(selector) => {
-                let id = self.select(&selector)?;
-                Reply::Device(Box::new(self.device_of(&id)?.clone()))
-            }
-            Question::Adopt { volume, found, marks, uid } => {
-                let id = self.select(&volume)?;
-                self.device_of(&id)?;
-                self.apply(&id, Event::Adopted { found, marks, uid });
-                Reply::Volume(Box::new(self.volume(&id)?))
-            }
-            Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
-            Question::Events(query) => {
-                let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
-                let events = self
-                    .store
-                    .history(query.after, query.limit, volume.as_ref().map(VolumeId::as_str))
-                    .map_err(|error| failed(&error))?;
-                Reply::Events(api::Events { events })
-            }
-        })
-    }
-
-    fn status(&self) -> Result<api::Status, Failure> {
-        let counts = self.enforcer.counts();
-        let mut by_state: BTreeMap<State, u64> = BTreeMap::new();
-        for (id, state) in self.store.list().map_err(|error| failed(&error))? {
-            // What is present is known better than it is stored.
-            let state = self.records.get(&id).map_or(state, |record| record.state);
-            *by_state.entry(state).or_default() += 1;
-        }
-        Ok(api::Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            tier: "lsm".to_owned(),
-            mode: if self.world.audit { Mode::Audit } else { Mode::Enforce },
-            proven: !self.parts.is_empty(),
-            degraded: self.world.degraded.clone(),
-            programs: self.parts.clone(),
-            devices: self.devices.len() as u64,
-            volumes: by_state
-                .into_iter()
-                .map(|(state, count)| api::StateCount { state: state.name().to_owned(), count })
-                .collect(),
-            judged: counts.judged,
-            stale_rules: counts.stale,
-            lost_events: counts.lost_events,
-            full_maps: counts.full_maps,
-            repaired: self.repaired,
-        })
-    }
-
-    fn volumes(&self) -> Result<api::Volumes, Failure> {
-        let ids = self.store.list().map_err(|error| failed(&error))?;
-        let volumes = ids.into_iter().map(|(id, _)| self.volume(&id)).collect::<Result<_, _>>()?;
-        Ok(api::Volumes { volumes })
-    }
-
-    fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
-        let stored;
-        let record = if let Some(record) = self.records.get(id) {
-            record
-        } else {
-            stored = self
-                .store
-                .get(id)
-                .map_err(|error| failed(&error))?
-                .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("no volume {id} is known")))?;
-            &stored
-        };
-        let devices: Vec<&Device> =
-            self.devices.values().filter(|device| device.identity.id == *id).collect();
-        Ok(api::Volume::of(record, &devices))
-    }
-
-    fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
-        self.devices.values().find(|device| device.identity.id == *id).ok_or_else(|| {
-            Failure::new(FailureKind::NotFound, format!("volume {id} is not attached here: attach it first"))
-        })
-    }
-
-    /// The volume that a selector means.
-    fn select(&self, selector: &str) -> Result<VolumeId, Failure> {
-        if let Some(dev) = selector.strip_prefix("dev=").and_then(Dev::parse) {
-            return self.devices.get(&dev).map(|device| device.identity.id.clone()).ok_or_else(|| {
-                Failure::new(FailureKind::NotFound, format!("device {dev} holds no volume that is known"))
-            });
-        }
-        let ids = self.store.list().map_err(|error| failed(&error))?;
-        let mut matching: Vec<&VolumeId> = Vec::new();
-        for (id, _) in &ids {
-            if id.as_str() == selector {
-                return Ok(id.clone());
-            }
-            if !selector.is_empty() && id.as_str().starts_with(selector) {
-                matching.push(id);
-            }
-        }
-        match matching.as_slice() {
-            [one] => Ok((*one).clone()),
-            [] => Err(Failure::new(
-                FailureKind::NotFound,
-                format!("no volume begins with '{selector}': see format-guard volume list"),
-            )),
-            many => {
-                let names: Vec<&str> = many.iter().take(10).map(|id| id.as_str()).collect();
-                Err(Failure::new(
-                    FailureKind::NotFound,
-                    format!("'{selector}' may be any of {}: {}", many.len(), names.join(", ")),
-                ))
-            }
-        }
-    }
-
-    fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
-        let bad = |text: String| Failure::new(FailureKind::BadRequest, text);
-        let reason = request.reason.trim();
-        if reason.is_empty() || reason.len() > MAX_REASON {
-            return Err(bad(format!("a permit needs a reason of 1 to {MAX_REASON} bytes")));
-        }
-        if !(1..=MAX_PERMIT).contains(&request.seconds) {
-            return Err(bad(format!(
-                "a permit lasts 1 to {MAX_PERMIT} seconds (a week), not {}",
-                request.seconds
-            )));
-        }
-        let id = self.select(&request.volume)?;
-        self.device_of(&id)?;
-        let state = self.records.get(&id).map(|record| record.state);
-        match state {
-            Some(State::Blank) => {
-                return Err(bad(format!("{id} is blank: a format may begin without a permit")));
-            }
-            Some(State::Exempt) => return Err(bad(format!("{id} is exempt: nothing is refused on it"))),
-            _ => {}
-        }
-        let at = now();
-        let permit =
-            Permit { reason: reason.to_owned(), uid, at, expires: at + request.seconds.cast_signed() };
-        self.apply(&id, Event::Permitted(permit));
-        let volume = self.volume(&id)?;
-        if volume.state != State::Permitted.name() {
-            return Err(Failure::new(FailureKind::Failed, format!("no permit: {}", volume.cause)));
-        }
-        Ok(volume)
-    }
-}
-
-fn failed(error: &dyn std::error::Error) -> Failure {
-    Failure::new(FailureKind::Failed, error.to_string())
 }
 
 fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
@@ -783,12 +707,9 @@ fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
     }
 }
 
-/// What a volume holds, in a few words.
-fn describe(record: &Record) -> String {
-    match &record.content {
-        Some(content) => format!("{} {}", record.state.name(), content.name()),
-        None => record.state.name().to_owned(),
-    }
+/// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.
+fn may_hold(device: &Device) -> bool {
+    device.size > 0 || device.identity.strength == Strength::Memory
 }
 
 fn text_of(comm: &[u8; 16]) -> String {

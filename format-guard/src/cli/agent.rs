@@ -10,8 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::CommandError;
 use crate::{
-    agent,
-    config::{Config, Mode},
+    agent::{self, Start},
+    config::Config,
     enforce::lsm::LoadError,
 };
 
@@ -26,10 +26,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
-    let mut config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
-    if arguments.audit {
-        config.mode = Mode::Audit;
-    }
+    let config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
+    let start = Start { config, file: arguments.config.clone(), audit: arguments.audit };
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("FORMAT_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
@@ -42,8 +40,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(agent::run(config));
-    // A probe that hangs in the kernel must not hold up the stop.
+    let result = runtime.block_on(agent::run(start));
+    // A blocking call under way must not hold up the stop.
     runtime.shutdown_background();
     result.map_err(|error| match error.downcast_ref::<LoadError>() {
         Some(load) => CommandError::NotEnforceable(load.to_string()),

@@ -15,6 +15,7 @@ const TRIAL: &str = "/sys/fs/bpf/format-guard-check";
 
 /// One thing that enforcing needs.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Requirement {
     /// What it is.
     name: &'static str,
@@ -27,7 +28,8 @@ struct Requirement {
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Report {
     /// Enforcement was tried and refused what it must.
     enforceable: bool,
     /// Each requirement.

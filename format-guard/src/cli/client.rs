@@ -1,6 +1,11 @@
 //! Asks the agent: one HTTP request on its Unix socket.
 
-use std::{os::unix::fs::FileTypeExt, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
 use http_body_util::{BodyExt, Full, Limited};
@@ -49,21 +54,36 @@ fn ask<T: DeserializeOwned>(
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let stream = UnixStream::connect(socket).await.map_err(|error| CommandError::NoAgent {
-            socket: socket.display().to_string(),
-            reason: error.to_string(),
+        let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => CommandError::NotRoot,
+            kind => CommandError::NoAgent {
+                socket: socket.display().to_string(),
+                reason: if kind == io::ErrorKind::NotFound {
+                    "no such socket".to_owned()
+                } else {
+                    error.to_string()
+                },
+            },
         })?;
         let exchanged = timeout(PATIENCE, exchange(stream, method, uri, body)).await;
         let (success, bytes) = exchanged.context("the agent did not answer in time")??;
         if success {
-            return Ok(serde_json::from_slice(&bytes)
-                .context("the agent's answer cannot be read: is it of another version?")?);
+            return serde_json::from_slice(&bytes).map_err(|error| other_version(&error.to_string()));
         }
         match serde_json::from_slice::<Failure>(&bytes) {
             Ok(failure) => Err(failure.into()),
-            Err(_) => Err(anyhow!("the agent answered: {}", String::from_utf8_lossy(&bytes)).into()),
+            Err(error) => Err(other_version(&error.to_string())),
         }
     })
+}
+
+fn other_version(finding: &str) -> CommandError {
+    anyhow!(
+        "the agent's answer cannot be read by this command (version {}), so it is of another version: systemctl restart \
+         format-guard ({finding})",
+        env!("CARGO_PKG_VERSION")
+    )
+    .into()
 }
 
 async fn exchange(
@@ -103,20 +123,74 @@ fn encode(text: &str) -> String {
 
 /// The selector for what a person typed: a device node, a mount point, or (part of) an id.
 pub(super) fn selector(text: &str) -> Result<String, CommandError> {
-    use std::os::unix::fs::MetadataExt;
-
     if !text.starts_with('/') && !text.starts_with("./") {
         return Ok(text.to_owned());
     }
-    let metadata = std::fs::metadata(text).with_context(|| format!("cannot look at {text}"))?;
-    let dev = if metadata.file_type().is_block_device() {
-        Dev::from_user(metadata.rdev())
-    } else if metadata.is_dir() {
-        Dev::from_user(metadata.dev())
-    } else {
-        return Err(anyhow!("{text} is neither a block device nor a mount point").into());
-    };
-    Ok(format!("dev={dev}"))
+    let path = Path::new(text);
+    let metadata = metadata(path)?;
+    if metadata.file_type().is_block_device() {
+        return device_selector(path);
+    }
+    let path = fs::canonicalize(path).with_context(|| format!("cannot look at {text}"))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    match mounted_at(&mounts, &path) {
+        Some(Mounted::Device(dev)) => Ok(format!("dev={dev}")),
+        Some(Mounted::Source(source)) => device_selector(Path::new(&source)),
+        // Nearly the name of another one: a word about the file system around it would be the wrong one.
+        None if metadata.is_dir() => {
+            Err(anyhow!("nothing is mounted at {text}: name a mount point, device or id").into())
+        }
+        None => Err(anyhow!("{text} is neither a block device nor a mount point").into()),
+    }
+}
+
+/// The selector for a block device node.
+pub(super) fn device_selector(path: &Path) -> Result<String, CommandError> {
+    let metadata = metadata(path)?;
+    if !metadata.file_type().is_block_device() {
+        return Err(anyhow!("{} is not a block device", path.display()).into());
+    }
+    Ok(format!("dev={}", Dev::from_user(metadata.rdev())))
+}
+
+fn metadata(path: &Path) -> Result<fs::Metadata, CommandError> {
+    fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            anyhow!("there is no {}: see format-guard volume list", path.display()).into()
+        }
+        _ => anyhow!("cannot look at {}: {error}", path.display()).into(),
+    })
+}
+
+/// What is mounted somewhere.
+#[derive(Debug, PartialEq, Eq)]
+enum Mounted {
+    Device(Dev),
+    /// Of file systems over several devices (btrfs), which have a number of their own, the one that was named.
+    Source(String),
+}
+
+/// The file system that is mounted last at `path`, by `proc_pid_mountinfo(5)`.
+fn mounted_at(mounts: &str, path: &Path) -> Option<Mounted> {
+    mounts.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ');
+        let dev = Dev::parse(fields.nth(2)?)?;
+        if Path::new(&unescaped(fields.nth(1)?)) != path {
+            return None;
+        }
+        if dev.major != 0 {
+            return Some(Mounted::Device(dev));
+        }
+        let source = unescaped(line.split(" - ").nth(1)?.split(' ').nth(1)?);
+        source.starts_with('/').then_some(Mounted::Source(source))
+    })
+}
+
+/// Spaces, tabs, newlines and backslashes are written as octal numbers there.
+fn unescaped(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
 #[cfg(test)]
@@ -126,5 +200,19 @@ mod tests {
     #[test]
     fn an_id_survives_the_query() {
         assert_eq!(encode("part:dm:a b#2048"), "part%3Adm%3Aa%20b%232048");
+    }
+
+    #[test]
+    fn a_mount_point_is_what_is_mounted_there_last_and_nothing_else() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      30 22 7:0 / /mnt/a\\040b rw shared:1 - xfs /dev/loop0 rw\n\
+                      31 22 7:1 / /mnt/a\\040b rw - ext4 /dev/loop1 rw\n\
+                      32 22 0:50 /sub /srv rw - btrfs /dev/sdb rw\n\
+                      33 22 0:51 / /run rw - tmpfs tmpfs rw\n";
+        let at = |path| mounted_at(mounts, Path::new(path));
+        assert_eq!(at("/mnt/a b"), Some(Mounted::Device(Dev { major: 7, minor: 1 })));
+        assert_eq!(at("/srv"), Some(Mounted::Source("/dev/sdb".into())));
+        assert_eq!(at("/run"), None);
+        assert_eq!(at("/mnt"), None, "not the root file system around it");
     }
 }

@@ -1,13 +1,19 @@
 //! `format-guard events`: what happened, oldest first.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use super::{
     CommandError, client,
-    format::{utc, wrap},
+    format::{Colour, paint, since, utc, wrap},
     print_json,
 };
-use crate::api::Events;
+use crate::{api::Events, record::store::HistoryEvent};
+
+/// How long one question for news may wait, in seconds.
+const WAIT: u64 = 30;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -16,7 +22,13 @@ pub(super) struct Arguments {
     /// The newest so many
     #[arg(long, default_value_t = 100, value_name = "N")]
     limit: u32,
-    /// Print JSON for programs
+    /// Not those before: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<i64>,
+    /// Go on, and print what happens as it happens
+    #[arg(long, short)]
+    follow: bool,
+    /// Print JSON for programs; with --follow one event a line
     #[arg(long)]
     json: bool,
 }
@@ -26,22 +38,75 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     if let Some(volume) = &arguments.volume {
         query.push(("volume", client::selector(volume)?));
     }
-    let events: Events = client::get(socket, "/v1/events", &query)?;
-    if arguments.json {
-        return print_json(&events);
+    if let Some(since) = arguments.since {
+        query.push(("since", since.to_string()));
     }
-    for event in &events.events {
-        println!("{} {}", utc(event.at), event.kind);
-        if !event.volume.is_empty() {
-            println!("  {}", event.volume);
+    let mut events: Events = client::get(socket, "/v1/events", &query)?;
+    if !arguments.follow {
+        if arguments.json {
+            return print_json(&events);
         }
-        println!("  {}", wrap(&event.text, 80, 2));
-        if let Some(refusal) = &event.refusal {
-            let exe = refusal.exe.as_ref().map(PathBuf::from);
-            let program =
-                exe.as_deref().map_or_else(|| refusal.comm.clone(), |exe| exe.display().to_string());
-            println!("  by {program}, bytes {}+{}", refusal.offset, refusal.length);
+        events.events.iter().try_for_each(print).or_else(closed)?;
+        return Ok(());
+    }
+    let mut newest = 0;
+    loop {
+        for event in &events.events {
+            newest = newest.max(event.id);
+            let printed = if arguments.json { print_line(event) } else { print(event) };
+            if printed.is_err() {
+                // Whoever read this has gone: head(1), for one.
+                return Ok(());
+            }
+        }
+        let mut more = query.clone();
+        more.extend([("after", newest.to_string()), ("wait", WAIT.to_string())]);
+        events = client::get(socket, "/v1/events", &more)?;
+    }
+}
+
+/// That nobody reads any more is no failure.
+fn closed(error: io::Error) -> Result<(), CommandError> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Ok(());
+    }
+    Err(anyhow::Error::from(error).into())
+}
+
+fn print_line(event: &HistoryEvent) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, event)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+fn print(event: &HistoryEvent) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let colour = match event.kind.as_str() {
+        "denied" | "discrepancy" => Colour::Red,
+        "would-deny" | "unverified" | "overlaid" | "mode" => Colour::Yellow,
+        _ => Colour::None,
+    };
+    writeln!(out, "{} {}", utc(event.at), paint(&event.kind, colour))?;
+    if !event.volume.is_empty() {
+        writeln!(out, "  {}", event.volume)?;
+    }
+    writeln!(out, "  {}", wrap(&event.text, 80, 2))?;
+    if let Some(refusal) = &event.refusal {
+        let program = refusal.exe.as_deref().unwrap_or(&refusal.comm);
+        let container = refusal
+            .container
+            .as_ref()
+            .map_or_else(String::new, |id| format!(", container {}", &id[..12.min(id.len())]));
+        writeln!(out, "  {}", wrap(&format!("by {program}{container}"), 80, 4))?;
+        if !refusal.cause.is_empty() {
+            let since = utc(refusal.since);
+            writeln!(
+                out,
+                "  {}",
+                wrap(&format!("{} since {since}: {}", refusal.state, refusal.cause), 80, 4)
+            )?;
         }
     }
-    Ok(())
+    out.flush()
 }

@@ -1,5 +1,11 @@
 //! How things read: times, tables, sizes. 80 columns.
 
+use std::{
+    env,
+    io::{self, IsTerminal},
+};
+
+use anyhow::anyhow;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// A time in UTC, to the second.
@@ -8,6 +14,58 @@ pub(super) fn utc(seconds: i64) -> String {
         .ok()
         .and_then(|time| time.format(&Rfc3339).ok())
         .unwrap_or_else(|| format!("@{seconds}"))
+}
+
+/// Seconds of a time such as `15m`.
+pub(super) fn duration(text: &str) -> Result<u64, anyhow::Error> {
+    let wrong = || anyhow!("'{text}' is no time: write a number and s, m, h or d, such as 15m");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let number: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// Seconds since 1970 of a time such as `2h` (ago) or `2026-01-31T12:00:00Z`.
+pub(super) fn since(text: &str) -> Result<i64, anyhow::Error> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time.unix_timestamp());
+    }
+    let ago = duration(text)
+        .map_err(|_| anyhow!("'{text}' is no time: write 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z"))?;
+    Ok(OffsetDateTime::now_utc().unix_timestamp().saturating_sub_unsigned(ago))
+}
+
+/// What draws the eye.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colour {
+    /// Nothing.
+    None,
+    /// As it should be.
+    Green,
+    /// Worth a look.
+    Yellow,
+    /// Wrong.
+    Red,
+}
+
+/// Text in a colour, on a terminal only (and not where <https://no-color.org> says so).
+pub(super) fn paint(text: &str, colour: Colour) -> String {
+    let code = match colour {
+        Colour::None => return text.to_owned(),
+        Colour::Green => 32,
+        Colour::Yellow => 33,
+        Colour::Red => 31,
+    };
+    if !io::stdout().is_terminal() || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        return text.to_owned();
+    }
+    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
 /// How long ago a time was.
@@ -56,6 +114,23 @@ pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(duration("90s").expect("time"), 90);
+        assert_eq!(duration("2h").expect("time"), 7200);
+        for wrong in ["", "m", "15", "-1m", "1y", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_beginning_is_a_time_or_how_long_ago() {
+        assert_eq!(since("1970-01-01T00:01:00Z").expect("time"), 60);
+        assert!(since("1h").expect("time") > 1_700_000_000);
+        assert!(since("yesterday").is_err());
+        assert!(since("9999999999999999d").is_err());
+    }
 
     #[test]
     fn times_read_well() {

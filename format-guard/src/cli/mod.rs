@@ -3,8 +3,13 @@
 mod agent;
 mod check;
 mod client;
+mod config;
+mod ensure_fs;
 mod events;
 mod format;
+mod manual;
+mod mode;
+mod probe;
 mod status;
 mod volume;
 
@@ -13,7 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    api::{Failure, FailureKind},
+    api::{Done, Failure, FailureKind},
     config::DEFAULT_SOCKET,
 };
 
@@ -48,8 +53,22 @@ enum Command {
     /// Show known volumes, adopt them, permit a re-format
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Show or set whether refusals are carried out
+    Mode(mode::Arguments),
+    /// Show the configuration, or check a file
+    #[command(subcommand)]
+    Config(config::Command),
     /// Show what happened
     Events(events::Arguments),
+    /// Format a blank volume once; succeed where it holds that type already
+    EnsureFs(ensure_fs::Arguments),
+    /// Print completions for a shell
+    Completions(manual::Completions),
+    /// Write the manual pages
+    Man(manual::Manual),
+    /// Look at a device once, for the agent
+    #[command(hide = true)]
+    Probe(probe::Arguments),
 }
 
 /// How to print.
@@ -66,6 +85,9 @@ enum CommandError {
     /// Nobody answers on the socket.
     #[error("no agent answers on {socket} ({reason}): start it with systemctl start format-guard")]
     NoAgent { socket: String, reason: String },
+    /// The socket is root's.
+    #[error("only root may ask the agent: run this as root (sudo format-guard ...)")]
+    NotRoot,
     /// This host cannot enforce.
     #[error("this host cannot enforce: {0}")]
     NotEnforceable(String),
@@ -81,6 +103,7 @@ impl CommandError {
     const fn exit_code(&self) -> u8 {
         match self {
             Self::NoAgent { .. } => exit::NO_AGENT,
+            Self::NotRoot => exit::FAILED,
             Self::NotEnforceable(_) => exit::NOT_ENFORCEABLE,
             Self::Agent(failure) => match failure.kind {
                 FailureKind::Failed | FailureKind::NotFound => exit::FAILED,
@@ -101,7 +124,16 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Status(json) => status::run(socket, json.json),
         Command::Check(json) => check::run(json.json),
         Command::Volume(command) => volume::run(socket, command),
+        Command::Mode(arguments) => mode::run(socket, &arguments),
+        Command::Config(command) => config::run(command),
         Command::Events(arguments) => events::run(socket, &arguments),
+        Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
+        Command::Completions(arguments) => {
+            manual::completions(&arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => manual::pages(&arguments),
+        Command::Probe(arguments) => probe::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -110,6 +142,15 @@ pub fn run(arguments: Arguments) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Says what was done.
+fn done(done: &Done, json: bool) -> Result<(), CommandError> {
+    if json {
+        return print_json(done);
+    }
+    println!("{}", done.text);
+    Ok(())
 }
 
 /// Prints JSON, indented.
@@ -124,6 +165,66 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    /// Where the schemas of `--json` are, for those who read them.
+    const SCHEMAS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/json");
+
+    fn schema<T: schemars::JsonSchema>(name: &'static str) -> (&'static str, String) {
+        let text = serde_json::to_string_pretty(&schemars::schema_for!(T)).expect("a schema");
+        (name, format!("{text}\n"))
+    }
+
+    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes them anew: what is renamed or removed breaks its readers.
+    #[test]
+    fn what_is_printed_as_json_has_its_schema_in_the_documentation() {
+        let schemas = [
+            schema::<crate::api::Status>("status"),
+            schema::<crate::api::Volumes>("volumes"),
+            schema::<crate::api::Volume>("volume"),
+            schema::<crate::api::Events>("events"),
+            schema::<crate::record::store::HistoryEvent>("event"),
+            schema::<crate::api::Done>("done"),
+            schema::<crate::api::Failure>("failure"),
+            schema::<check::Report>("check"),
+            schema::<ensure_fs::Outcome>("ensure-fs"),
+        ];
+        for (name, text) in schemas {
+            let path = format!("{SCHEMAS}/{name}.schema.json");
+            if std::env::var_os("FORMAT_GUARD_WRITE_SCHEMAS").is_some() {
+                std::fs::create_dir_all(SCHEMAS).expect("directory");
+                std::fs::write(&path, &text).expect("written");
+            }
+            let documented = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(documented == text, "{path} is not what the program prints");
+        }
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page_and_every_shell_its_completions() {
+        let directory = tempfile::tempdir().expect("directory");
+        clap_mangen::generate_to(Arguments::command(), directory.path()).expect("pages");
+        for page in ["format-guard.1", "format-guard-volume-permit.1", "format-guard-ensure-fs.1"] {
+            let text = std::fs::read_to_string(directory.path().join(page)).expect(page);
+            assert!(text.contains(".SH NAME"), "{page}");
+        }
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "format-guard", &mut text);
+            assert!(String::from_utf8_lossy(&text).contains("ensure-fs"), "{shell}");
+        }
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        fn all(command: &mut clap::Command) {
+            let help = command.render_long_help().to_string();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+            command.get_subcommands_mut().for_each(all);
+        }
+        all(&mut Arguments::command().term_width(80));
+    }
 
     #[test]
     fn the_definition_of_the_command_line_is_sound() {

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use super::{CommandError, client, format::wrap, print_json};
+use super::{
+    CommandError, client,
+    format::{Colour, paint, utc, wrap},
+    print_json,
+};
 use crate::api::Status;
 
 pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
@@ -14,6 +18,15 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     println!("format-guard {}: mode {}, tier {}, {proof}", status.version, status.mode.name(), status.tier);
     for text in &status.degraded {
         println!("degraded: {}", wrap(text, 80, 10));
+    }
+    if let Some(set) = &status.set_mode {
+        let text =
+            format!("mode {} set by user {} at {}: {}", set.mode.name(), set.uid, utc(set.at), set.reason);
+        println!("{}", wrap(&text, 80, 2));
+    }
+    if status.discrepancies > 0 {
+        let text = format!("discrepancies: {} (see format-guard volume list)", status.discrepancies);
+        println!("{}", paint(&text, Colour::Red));
     }
     println!("devices: {}", status.devices);
     let volumes: Vec<String> =

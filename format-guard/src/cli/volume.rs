@@ -2,16 +2,14 @@
 
 use std::{fmt::Write, path::Path};
 
-use anyhow::anyhow;
-
 use super::{
-    CommandError, Json, client,
-    format::{ago, fit, utc, wrap},
+    CommandError, Json, client, done,
+    format::{Colour, ago, duration, fit, paint, utc, wrap},
     print_json,
 };
 use crate::{
     agent::now,
-    api::{PermitRequest, Selector, Volume, Volumes},
+    api::{PermitRequest, ReasonRequest, Selector, Volume, Volumes},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -45,6 +43,39 @@ pub(super) enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Take a volume out of the guard until it is adopted or forgotten
+    Exempt {
+        #[command(flatten)]
+        why: Why,
+    },
+    /// Let processes write to a volume again that were refused on it
+    Untaint {
+        #[command(flatten)]
+        why: Why,
+    },
+    /// Delete what is known of a volume that is not attached, or holds nothing
+    Forget {
+        #[command(flatten)]
+        why: Why,
+    },
+}
+
+/// A volume, and the reason for what is done to it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Why {
+    #[command(flatten)]
+    which: Which,
+    /// Why; kept with the volume's history
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    #[command(flatten)]
+    json: Json,
+}
+
+impl Why {
+    fn request(&self) -> Result<ReasonRequest, CommandError> {
+        Ok(ReasonRequest { volume: client::selector(&self.which.volume)?, reason: self.reason.clone() })
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -75,26 +106,29 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
             let request = PermitRequest { volume: client::selector(&which.volume)?, reason, seconds };
             show(&client::post(socket, "/v1/volume/permit", &request)?, json.json)
         }
+        Command::Exempt { why } => {
+            show(&client::post(socket, "/v1/volume/exempt", &why.request()?)?, why.json.json)
+        }
+        Command::Untaint { why } => {
+            done(&client::post(socket, "/v1/volume/untaint", &why.request()?)?, why.json.json)
+        }
+        Command::Forget { why } => {
+            done(&client::post(socket, "/v1/volume/forget", &why.request()?)?, why.json.json)
+        }
     }
-}
-
-/// Seconds of a time such as `15m`.
-fn duration(text: &str) -> Result<u64, anyhow::Error> {
-    let wrong = || anyhow!("'{text}' is no time: write a number and s, m, h or d, such as 15m");
-    let unit = text.chars().next_back().ok_or_else(wrong)?;
-    let number: u64 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| wrong())?;
-    let factor = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86400,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(factor).ok_or_else(wrong)
 }
 
 fn holds(volume: &Volume) -> String {
     volume.content.as_ref().map_or_else(|| "-".to_owned(), |content| content.name().to_owned())
+}
+
+fn colour_of(volume: &Volume) -> Colour {
+    match volume.state.as_str() {
+        _ if volume.discrepancy.is_some() => Colour::Red,
+        "formatted" => Colour::Green,
+        "blank" => Colour::None,
+        _ => Colour::Yellow,
+    }
 }
 
 fn table(volumes: &[Volume], now: i64) -> String {
@@ -106,8 +140,8 @@ fn table(volumes: &[Volume], now: i64) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<11} {:<12} {:<11} {:<9} {}{weak}",
-            volume.state,
+            "{} {:<12} {:<11} {:<9} {}{weak}",
+            paint(&format!("{:<11}", volume.state), colour_of(volume)),
             fit(&format!("{}{alarm}", holds(volume)), 12),
             ago(volume.since, now),
             fit(&device, 9),
@@ -131,7 +165,11 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         line("holds", &format!("{} uuid {uuid}{label}", content.types.join(" + ")));
     }
     if let Some(discrepancy) = &volume.discrepancy {
-        line("DISCREPANCY", &format!("{discrepancy}; it stays protected"));
+        println!(
+            "{} {}",
+            paint(&format!("{:<12}", "DISCREPANCY"), Colour::Red),
+            wrap(&format!("{discrepancy}; it stays protected"), 80, 13)
+        );
     }
     if let Some(permit) = &volume.permit {
         let text =
@@ -141,6 +179,9 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     if let Some(formatter) = &volume.formatter {
         let exe = formatter.exe.as_deref().unwrap_or(&formatter.comm);
         line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, utc(formatter.at)));
+    }
+    if volume.audit {
+        line("audit", "its refusals are told and not carried out");
     }
     line("mounted", if volume.mounted { "yes" } else { "not since it was formatted" });
     line(
@@ -160,15 +201,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_people_write_them() {
-        assert_eq!(duration("90s").expect("time"), 90);
-        assert_eq!(duration("2h").expect("time"), 7200);
-        for wrong in ["", "m", "15", "-1m", "1y", "99999999999999999999d", "18446744073709551615d"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn a_table_fits_80_columns() {
         let volume = Volume {
             id: "iscsi:iqn.2019-10.io.longhorn:pvc-0123456789abcdef0123456789abcdef,lun=1".into(),
@@ -184,6 +216,7 @@ mod tests {
             }),
             marks: Vec::new(),
             mounted: false,
+            audit: false,
             formatter: None,
             permit: None,
             discrepancy: Some("it reads blank".into()),

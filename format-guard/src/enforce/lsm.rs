@@ -14,8 +14,9 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError, links::FdLink},
 };
 use format_guard_common::{
-    Rule, State,
-    event::{Counter, HolderEntry},
+    Rule, State, Windows,
+    clear::{self, Clear},
+    event::{Counter, HolderEntry, Taint, TaintKey},
     program,
 };
 
@@ -166,6 +167,7 @@ pub enum LoadError {
 
 /// What became of one program.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PartReport {
     /// The program.
     pub program: String,
@@ -180,6 +182,10 @@ pub struct LsmEnforcer {
     ebpf: Ebpf,
     pins: Pins,
     rules: HashMap<MapData, u32, Rule>,
+    windows: HashMap<MapData, u32, Windows>,
+    clear: Array<MapData, Clear>,
+    unknown: Array<MapData, Rule>,
+    taints: HashMap<MapData, TaintKey, Taint>,
     holders: HashMap<MapData, u32, HolderEntry>,
     counters: PerCpuArray<MapData, u64>,
     types: KernelTypes,
@@ -211,6 +217,10 @@ impl LsmEnforcer {
         loader.override_global(aya_log::LEVEL, &debug_level, false);
         let mut ebpf = loader.load(OBJECT)?;
         let rules = take(&mut ebpf, "RULES", HashMap::try_from)?;
+        let windows = take(&mut ebpf, "WINDOWS", HashMap::try_from)?;
+        let clear = take(&mut ebpf, "CLEAR", Array::try_from)?;
+        let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
+        let taints = take(&mut ebpf, "TAINTS", HashMap::try_from)?;
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
 
@@ -221,12 +231,16 @@ impl LsmEnforcer {
                 .insert(program::comm(known.name), known.class.0, 0)
                 .map_err(|source| LoadError::Map { name: "PROGRAMS", source })?;
         }
-        let mut unknown: Array<_, Rule> = borrow(&mut ebpf, "UNKNOWN", Array::try_from)?;
-        unknown
-            .set(0, rule::unknown(audit), 0)
-            .map_err(|source| LoadError::Map { name: "UNKNOWN", source })?;
-
-        Ok(Self { ebpf, pins, rules, holders, counters, types, btf })
+        let mut names: Array<_, u32> = borrow(&mut ebpf, "NAMES", Array::try_from)?;
+        for known in program::PROGRAMS.iter().chain([&canary]) {
+            names
+                .set(program::name_slot(words(program::comm(known.name))), 1, 0)
+                .map_err(|source| LoadError::Map { name: "NAMES", source })?;
+        }
+        let mut enforcer =
+            Self { ebpf, pins, rules, windows, clear, unknown, taints, holders, counters, types, btf };
+        enforcer.put_unknown(&rule::unknown(audit))?;
+        Ok(enforcer)
     }
 
     /// The debug messages of the kernel programs; must be taken before [`Self::attach`] and kept.
@@ -283,6 +297,9 @@ impl LsmEnforcer {
             fs::rename(self.pins.new_link(program), &path)
                 .map_err(|source| LoadError::Pin { path, source })?;
         }
+        self.pins
+            .retire_other_layouts()
+            .map_err(|source| LoadError::Pin { path: self.pins.maps().to_owned(), source })?;
         Ok(reports)
     }
 
@@ -290,10 +307,21 @@ impl LsmEnforcer {
     fn prove(&mut self) -> Result<(), LoadError> {
         let node = canary::Node::make()?;
         let dev = node.dev().to_kernel();
-        self.put_rule(&Rule::new(dev, 0, State::Formatted))?;
+        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
         let proof = node.prove();
         self.remove_rule(dev)?;
         Ok(proof?)
+    }
+
+    /// Says where writes to a device pass; nowhere, while its slot is another device's.
+    fn put_clear(&mut self, dev: u32, clear: &Clear) -> Result<(), MapError> {
+        let slot = clear::slot(dev);
+        let there = self.clear.get(&slot, 0).map_err(map_error("read the clear stretches", dev))?;
+        let ours = there.dev == dev || there.dev == 0 && clear.dev == dev;
+        if ours && there != *clear {
+            self.clear.set(slot, clear, 0).map_err(map_error("put the clear stretches", dev))?;
+        }
+        Ok(())
     }
 
     fn attach_part(&mut self, part: &Part) -> Result<FdLink, ProgramError> {
@@ -341,6 +369,12 @@ fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink
             tracepoint.take_link(id)?.into()
         }
     })
+}
+
+/// A name as the kernel programs load it.
+fn words(comm: [u8; 16]) -> [u64; 2] {
+    let [low, high] = [0, 8].map(|at| std::array::from_fn(|i| comm[at + i]));
+    [u64::from_ne_bytes(low), u64::from_ne_bytes(high)]
 }
 
 /// The error in one line, and the end of the verifier's log, where its reason stands.
@@ -392,28 +426,54 @@ fn absent_is_done(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
 }
 
 impl Enforcer for LsmEnforcer {
-    fn put_rule(&mut self, rule: &Rule) -> Result<(), MapError> {
-        self.rules.insert(rule.dev, rule, 0).map_err(map_error("put the rule", rule.dev))
+    /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
+    fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
+        if windows.count > 0 {
+            self.windows.insert(rule.dev, windows, 0).map_err(map_error("put the windows", rule.dev))?;
+        }
+        self.put_clear(rule.dev, &Clear::default())?;
+        self.rules.insert(rule.dev, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        self.put_clear(rule.dev, &Clear::of(rule, &rule::unknown(false)))?;
+        if windows.count == 0 {
+            absent_is_done(self.windows.remove(&rule.dev))
+                .map_err(map_error("remove the windows", rule.dev))?;
+        }
+        Ok(())
+    }
+
+    fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
+        self.unknown.set(0, rule, 0).map_err(map_error("put the rule for unknown devices", 0))
     }
 
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
-        absent_is_done(self.rules.remove(&dev)).map_err(map_error("remove the rule", dev))
+        self.put_clear(dev, &Clear::default())?;
+        absent_is_done(self.rules.remove(&dev)).map_err(map_error("remove the rule", dev))?;
+        absent_is_done(self.windows.remove(&dev)).map_err(map_error("remove the windows", dev))
     }
 
     fn ruled(&self) -> Vec<u32> {
         self.rules.keys().filter_map(Result::ok).collect()
     }
 
-    fn holder(&self, dev: u32) -> Option<HolderEntry> {
-        self.holders.get(&dev, 0).ok()
+    fn holder(&self, lead: u32) -> Option<HolderEntry> {
+        self.holders.get(&lead, 0).ok()
     }
 
     fn holders(&self) -> Vec<(u32, HolderEntry)> {
         self.holders.iter().filter_map(Result::ok).collect()
     }
 
-    fn release_holder(&mut self, dev: u32) -> Result<(), MapError> {
-        absent_is_done(self.holders.remove(&dev)).map_err(map_error("release the formatter", dev))
+    fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
+        absent_is_done(self.holders.remove(&lead)).map_err(map_error("release the formatter", lead))
+    }
+
+    fn untaint(&mut self, dev: u32) -> Result<u64, MapError> {
+        let tainted: Vec<TaintKey> =
+            self.taints.keys().filter_map(Result::ok).filter(|key| key.dev == dev).collect();
+        for key in &tainted {
+            absent_is_done(self.taints.remove(key)).map_err(map_error("forget a refusal", dev))?;
+        }
+        Ok(tainted.len() as u64)
     }
 
     fn counts(&self) -> Counts {

@@ -8,7 +8,7 @@ pub mod offsets;
 pub mod pins;
 pub mod rule;
 
-use format_guard_common::{Rule, event::HolderEntry};
+use format_guard_common::{Rule, Windows, event::HolderEntry};
 
 /// An error of a kernel map.
 #[derive(Debug, thiserror::Error)]
@@ -37,18 +37,22 @@ pub struct Counts {
 
 /// The kernel's rules and holders. One implementation loads BPF programs; the reconciler's tests record.
 pub trait Enforcer {
-    /// Puts or replaces the rule for a device.
-    fn put_rule(&mut self, rule: &Rule) -> Result<(), MapError>;
+    /// Puts or replaces the rule for a device, and the windows to the volumes that lie on it.
+    fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError>;
+    /// Puts the rule for devices that have none.
+    fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError>;
     /// Takes the rule of a device away: it is judged as unknown from then on.
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError>;
     /// Numbers of the devices that have a rule.
     fn ruled(&self) -> Vec<u32>;
-    /// Who formats a device, as far as not released.
-    fn holder(&self, dev: u32) -> Option<HolderEntry>;
-    /// Who formats what, as far as not released.
+    /// Who formats the devices for which this one speaks, as far as not released.
+    fn holder(&self, lead: u32) -> Option<HolderEntry>;
+    /// Who formats what, by the device that speaks for it, as far as not released.
     fn holders(&self) -> Vec<(u32, HolderEntry)>;
-    /// Forgets who formatted a device: it may begin anew, if its rule allows it.
-    fn release_holder(&mut self, dev: u32) -> Result<(), MapError>;
+    /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow it.
+    fn release_holder(&mut self, lead: u32) -> Result<(), MapError>;
+    /// Forgets every refusal on a device: no process is cut off from it any more. How many there were.
+    fn untaint(&mut self, dev: u32) -> Result<u64, MapError>;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
 }

@@ -42,6 +42,7 @@ const FIELDS: &[Field] = &[
     field("DISK_DISKSEQ", "gendisk", &["diskseq"]),
     field("SUPER_S_BDEV", "super_block", &["s_bdev"]),
     field("TASK_FLAGS", "task_struct", &["flags"]),
+    field("TASK_COMM", "task_struct", &["comm"]),
     field("TASK_TGID", "task_struct", &["tgid"]),
     field("TASK_GROUP_LEADER", "task_struct", &["group_leader"]),
     field("TASK_START_BOOTTIME", "task_struct", &["start_boottime"]),

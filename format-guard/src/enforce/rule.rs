@@ -1,11 +1,44 @@
-//! Derives the kernel's rule for a device from its volume's record. Nothing else makes rules.
+//! Derives the kernel's rule for a device from its volume's record and from those of the volumes that lie on it, below
+//! it and beside it. Nothing else makes rules.
 
 use format_guard_common::{
-    Check, CheckKind, Rule, State, flag,
+    Check, CheckKind, MAX_WINDOWS, Rule, State, Window, Windows, flag,
     format::{FORMATS, Format, by_name},
 };
 
-use crate::record::Record;
+use crate::{
+    record::Record,
+    volume::{
+        marks::{MAX_MARKS, Mark},
+        present::{Place, Shared},
+    },
+};
+
+/// A device and what its rule is made of.
+pub struct Subject<'a> {
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// The attachment.
+    pub diskseq: u64,
+    /// Kernel `dev_t` and attachment of the device that speaks for all that share its bytes.
+    pub lead: (u32, u64),
+    /// Its volume.
+    pub record: &'a Record,
+    /// The volumes that share bytes with it, lower layers first.
+    pub others: Vec<Other<'a>>,
+}
+
+/// A volume that shares bytes with the one that is looked at.
+pub struct Other<'a> {
+    /// Kernel `dev_t` of its device.
+    pub dev: u32,
+    /// Its volume.
+    pub record: &'a Record,
+    /// Where it lies.
+    pub place: Place,
+    /// The bytes that both have, unchanged.
+    pub shared: Vec<Shared>,
+}
 
 /// The rule for a device of which nothing is known.
 #[must_use]
@@ -18,16 +51,45 @@ pub fn unknown(audit: bool) -> Rule {
     rule
 }
 
-/// The rule for `record`'s volume in the device `dev` (kernel `dev_t`) of this `diskseq`.
+/// A volume whose bytes must not be formatted under another name.
 #[must_use]
-pub fn of_record(record: &Record, dev: u32, diskseq: u64, audit: bool) -> Rule {
-    let mut rule = Rule::new(dev, diskseq, record.state);
-    if matches!(record.state, State::Formatted | State::Permitted | State::Formatting) {
-        for mark in &record.marks {
-            // A mark that does not fit was refused when it was read or stored.
-            if let Some(check) = Check::new(mark.offset, &mark.bytes, mark.kind.into()) {
-                let _ = rule.push(check);
-            }
+pub fn holds_format(record: &Record) -> bool {
+    match record.state {
+        State::Formatted | State::Formatting => true,
+        State::Permitted => record.ever_formatted,
+        State::Unverified | State::Blank | State::Exempt => false,
+    }
+}
+
+/// The other's marks where they lie on the device that is looked at.
+pub fn shifted<'a>(marks: &'a [Mark], shared: &'a [Shared]) -> impl Iterator<Item = Mark> + 'a {
+    marks.iter().flat_map(move |mark| {
+        let end = mark.offset.saturating_add(mark.bytes.len() as u64);
+        shared
+            .iter()
+            .filter(move |shared| {
+                shared.theirs <= mark.offset && end <= shared.theirs.saturating_add(shared.length)
+            })
+            .map(move |shared| Mark { offset: shared.ours + (mark.offset - shared.theirs), ..mark.clone() })
+    })
+}
+
+/// The rule for a device, and the windows through which others are reached by it.
+#[must_use]
+pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
+    let record = subject.record;
+    let carries =
+        subject.others.iter().any(|other| other.place == Place::Above && holds_format(other.record));
+    let state = match record.state {
+        State::Unverified | State::Blank if carries => State::Formatted,
+        state => state,
+    };
+    let mut rule = Rule::new(subject.dev, subject.diskseq, state);
+    (rule.lead, rule.lead_diskseq) = subject.lead;
+    for mark in marks(subject, state) {
+        // A mark that does not fit was refused when it was read or stored.
+        if let Some(check) = Check::new(mark.offset, &mark.bytes, mark.kind.into()) {
+            let _ = rule.push(check);
         }
     }
     let own: Vec<&Format> = record
@@ -36,12 +98,93 @@ pub fn of_record(record: &Record, dev: u32, diskseq: u64, audit: bool) -> Rule {
         .flat_map(|content| content.types.iter().filter_map(|name| by_name(name)))
         .collect();
     // A blank volume, or one that may be re-formatted, begins anew by any format's magic.
-    let own = if record.state == State::Formatted { own } else { Vec::new() };
+    let own = if state == State::Formatted { own } else { Vec::new() };
     push_foreign(&mut rule, &own);
-    if audit {
+    if audit || record.audit {
         rule.flags |= flag::AUDIT;
     }
-    rule
+    // Whoever may format a device may format what lies on it.
+    let windows = match state {
+        State::Permitted | State::Formatting | State::Exempt => Windows::new(),
+        State::Unverified | State::Blank | State::Formatted => windows(&subject.others),
+    };
+    if windows.count > 0 {
+        rule.flags |= flag::STACKED;
+    }
+    (rule, windows)
+}
+
+/// Its own marks first; while nothing else is known of it, also those of what it maps.
+fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
+    let mut marks = Vec::new();
+    if matches!(subject.record.state, State::Formatted | State::Permitted | State::Formatting) {
+        marks.extend(subject.record.marks.iter().cloned());
+    }
+    if matches!(state, State::Unverified | State::Formatted) {
+        let others =
+            subject.others.iter().filter(|other| other.place != Place::Above && holds_format(other.record));
+        for mark in others.flat_map(|other| shifted(&other.record.marks, &other.shared)) {
+            let end = mark.offset + mark.bytes.len() as u64;
+            let overlaps = marks
+                .iter()
+                .any(|own: &Mark| own.offset < end && mark.offset < own.offset + own.bytes.len() as u64);
+            if !overlaps {
+                marks.push(mark);
+            }
+        }
+    }
+    marks.truncate(MAX_MARKS);
+    marks
+}
+
+/// Where others lie on a device: the window of a later one is cut out of those before it.
+fn windows(others: &[Other<'_>]) -> Windows {
+    let mut all: Vec<Window> = Vec::new();
+    // What is not verified because the format below leaves it no room (a partition that outlived its table) is none.
+    let guarded = others.iter().filter(|other| {
+        other.place == Place::Above
+            && other.record.state != State::Exempt
+            && (other.record.state != State::Unverified || other.record.overlaid.is_none())
+    });
+    let mut seen = Vec::new();
+    for other in guarded {
+        // Another path to a volume that is there already.
+        if seen.contains(&&other.record.id) {
+            continue;
+        }
+        seen.push(&other.record.id);
+        for shared in &other.shared {
+            let window = Window {
+                start: shared.ours,
+                end: shared.ours.saturating_add(shared.length),
+                offset: shared.theirs,
+                dev: other.dev,
+                zero: 0,
+            };
+            all = all.into_iter().flat_map(|old| cut(old, &window)).collect();
+            all.push(window);
+        }
+    }
+    all.sort_by_key(|window| window.start);
+    let mut windows = Windows::new();
+    for (i, window) in all.iter().enumerate().take(MAX_WINDOWS) {
+        windows.windows[i] = *window;
+        windows.count += 1;
+    }
+    if all.len() > MAX_WINDOWS {
+        // What has no room of its own is refused rather than let through.
+        let last = &mut windows.windows[MAX_WINDOWS - 1];
+        (last.end, last.dev) = (u64::MAX, 0);
+    }
+    windows
+}
+
+/// What is left of a window beside another.
+fn cut(old: Window, by: &Window) -> impl Iterator<Item = Window> + use<> {
+    let before = Window { end: old.end.min(by.start), ..old };
+    let start = old.start.max(by.end);
+    let after = Window { start, offset: old.offset.saturating_add(start - old.start), ..old };
+    [before, after].into_iter().filter(|window| window.start < window.end)
 }
 
 fn push_foreign(rule: &mut Rule, own: &[&Format]) {
@@ -62,10 +205,33 @@ fn push_foreign(rule: &mut Rule, own: &[&Format]) {
 
 #[cfg(test)]
 mod tests {
-    use format_guard_common::MAX_CHECKS;
+    use format_guard_common::{MAX_CHECKS, Placement};
 
     use super::*;
-    use crate::volume::marks::{MAX_MARKS, Mark, MarkKind};
+    use crate::{
+        record::{Content, Overlay},
+        volume::marks::MarkKind,
+    };
+
+    const MIB: u64 = 1 << 20;
+
+    fn record(id: &str, state: State) -> Record {
+        let mut record = Record::new(id.into(), "test".into(), false, 0);
+        record.state = state;
+        if state == State::Formatted {
+            record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"XFSB".to_vec() }];
+            record.content = Some(Content { types: vec!["xfs".into()], uuid: None, label: None });
+        }
+        record
+    }
+
+    fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
+        Subject { dev: 7, diskseq: 9, lead: (7, 9), record, others }
+    }
+
+    fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {
+        Other { dev, record, place: Place::Above, shared: vec![Shared { ours, theirs: 0, length }] }
+    }
 
     #[test]
     fn marks_and_every_foreign_magic_fit_together() {
@@ -75,13 +241,92 @@ mod tests {
 
     #[test]
     fn a_formatted_volume_keeps_its_marks_and_is_not_foreign_to_itself() {
-        let mut record = Record::new("dm:x".into(), "dm".into(), false, 0);
-        record.state = State::Formatted;
-        record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"XFSB".to_vec() }];
-        record.content = Some(crate::record::Content { types: vec!["xfs".into()], uuid: None, label: None });
-        let rule = of_record(&record, 7, 9, true);
+        let record = record("dm:x", State::Formatted);
+        let (rule, windows) = of(&subject(&record, Vec::new()), true);
         assert_eq!(rule.checks()[0].kind, CheckKind::Magic as u32);
         assert!(!rule.checks()[1..].iter().any(|check| check.bytes[0] == rule.checks()[0].bytes[0]));
-        assert_eq!(rule.flags, flag::AUDIT);
+        assert_eq!((rule.flags, windows.count), (flag::AUDIT, 0));
+    }
+
+    #[test]
+    fn audit_of_one_volume_is_of_its_rule_alone() {
+        let mut audited = record("dm:x", State::Formatted);
+        audited.audit = true;
+        assert_eq!(of(&subject(&audited, Vec::new()), false).0.flags, flag::AUDIT);
+        assert_eq!(of(&subject(&record("dm:y", State::Formatted), Vec::new()), false).0.flags, 0);
+    }
+
+    #[test]
+    fn a_blank_disk_under_a_formatted_volume_is_not_blank() {
+        let (disk, upper) = (record("disk", State::Blank), record("upper", State::Formatted));
+        let (rule, windows) = of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false);
+        assert_eq!(rule.state, State::Formatted as u32);
+        assert_ne!(rule.flags & flag::STACKED, 0);
+        assert_eq!(windows.place(MIB + 10, 1), Placement::In { dev: 8, offset: 10 });
+    }
+
+    #[test]
+    fn whoever_may_format_the_disk_may_format_what_lies_on_it() {
+        let upper = record("upper", State::Formatted);
+        for state in [State::Permitted, State::Formatting] {
+            let disk = record("disk", state);
+            let (rule, windows) = of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false);
+            assert_eq!((rule.state, windows.count), (state as u32, 0));
+        }
+    }
+
+    #[test]
+    fn an_exempt_volume_has_no_window() {
+        let (disk, upper) = (record("disk", State::Formatted), record("upper", State::Exempt));
+        assert_eq!(of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false).1.count, 0);
+    }
+
+    #[test]
+    fn a_partition_that_outlived_its_table_has_no_window_in_what_took_its_place() {
+        let (disk, mut stale) = (record("disk", State::Formatted), record("part", State::Unverified));
+        let windows = |stale: &Record| of(&subject(&disk, vec![above(8, stale, MIB, MIB)]), false).1.count;
+        assert_eq!(windows(&stale), 1, "not probed yet, it may hold anything");
+        stale.overlaid = Some(Overlay { by: "disk, which holds xfs".into(), inside: true });
+        assert_eq!(windows(&stale), 0);
+    }
+
+    #[test]
+    fn a_new_layer_has_the_marks_of_what_it_maps() {
+        let (upper, disk) = (record("upper", State::Unverified), record("disk", State::Formatted));
+        let below = |ours, theirs| Other {
+            dev: 8,
+            record: &disk,
+            place: Place::Below,
+            shared: vec![Shared { ours, theirs, length: MIB }],
+        };
+        let (rule, _) = of(&subject(&upper, vec![below(4096, 0)]), false);
+        assert_eq!((rule.checks()[0].offset, rule.checks()[0].kind), (4096, CheckKind::Magic as u32));
+        let (rule, _) = of(&subject(&upper, vec![below(0, 512)]), false);
+        assert_eq!(rule.checks()[0].kind, CheckKind::Foreign as u32, "the mark lies before what is mapped");
+    }
+
+    #[test]
+    fn a_higher_layer_is_cut_out_of_a_lower_one() {
+        let disk = record("disk", State::Formatted);
+        let (part, volume) = (record("part", State::Formatted), record("lv", State::Formatted));
+        let others = vec![above(8, &part, MIB, 10 * MIB), above(9, &volume, 3 * MIB, MIB)];
+        let (_, windows) = of(&subject(&disk, others), false);
+        assert_eq!(windows.count, 3);
+        assert_eq!(windows.place(MIB, 1), Placement::In { dev: 8, offset: 0 });
+        assert_eq!(windows.place(3 * MIB, 1), Placement::In { dev: 9, offset: 0 });
+        assert_eq!(windows.place(5 * MIB, 1), Placement::In { dev: 8, offset: 4 * MIB });
+        assert_eq!(windows.place(4 * MIB - 1, 2), Placement::Across);
+    }
+
+    #[test]
+    fn what_has_no_room_is_nobodys() {
+        let disk = record("disk", State::Formatted);
+        let uppers: Vec<Record> = (0..100).map(|i| record(&format!("lv{i}"), State::Formatted)).collect();
+        let others =
+            (0_u32..).zip(&uppers).map(|(i, upper)| above(8 + i, upper, u64::from(i) * MIB, MIB)).collect();
+        let (_, windows) = of(&subject(&disk, others), false);
+        assert_eq!(windows.count as usize, MAX_WINDOWS);
+        assert_eq!(windows.place(90 * MIB, 1), Placement::Across);
+        assert_eq!(windows.place(10 * MIB, 1), Placement::In { dev: 18, offset: 0 });
     }
 }

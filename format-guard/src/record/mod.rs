@@ -6,6 +6,7 @@ pub mod store;
 pub mod transition;
 
 pub use format_guard_common::State;
+use format_guard_common::event::Process;
 use serde::{Deserialize, Serialize};
 
 use crate::volume::{VolumeId, marks::Mark};
@@ -15,6 +16,7 @@ pub type Seconds = i64;
 
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Content {
     /// libblkid's names of every format found, the first one for people.
     pub types: Vec<String>,
@@ -24,7 +26,47 @@ pub struct Content {
     pub label: Option<String>,
 }
 
+/// Formats that hold other volumes, as libblkid names them (util-linux 2.41): that what lies on them reads blank, or
+/// holds a format of its own, is their purpose. Every name that ends in `_raid_member` is one, too.
+const CONTAINERS: &[&str] = &[
+    "crypto_LUKS",
+    "BitLocker",
+    "LVM1_member",
+    "LVM2_member",
+    "DM_snapshot_cow",
+    "DM_verity_hash",
+    "DM_integrity",
+    "bcache",
+    "drbd",
+    "mpath_member",
+    "stratis",
+    "vdo",
+    "zfs_member",
+    "gpt",
+    "dos",
+    "PMBR",
+    "mac",
+    "sgi",
+    "sun",
+    "bsd",
+    "atari",
+    "minix",
+    "solaris_x86",
+    "unixware",
+    "ultrix",
+];
+
 impl Content {
+    /// It holds other volumes.
+    #[must_use]
+    pub fn is_container(&self) -> bool {
+        !self.types.is_empty()
+            && self
+                .types
+                .iter()
+                .all(|name| CONTAINERS.contains(&name.as_str()) || name.ends_with("_raid_member"))
+    }
+
     /// The format's name for people.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -34,6 +76,7 @@ impl Content {
 
 /// A process that formats or formatted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Formatter {
     /// Process id in the initial pid namespace.
     pub pid: u32,
@@ -51,6 +94,7 @@ pub struct Formatter {
 
 /// An operator's allowance for one re-format.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Permit {
     /// Why.
     pub reason: String,
@@ -60,6 +104,15 @@ pub struct Permit {
     pub at: Seconds,
     /// When it ends, used or not.
     pub expires: Seconds,
+}
+
+/// A volume with which another shares its bytes, and whose format its own would destroy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// Its id and what it holds, for people.
+    pub by: String,
+    /// It does not begin in the bytes that both have: what is found there is data of its format, and no format.
+    pub inside: bool,
 }
 
 /// What is known of one volume.
@@ -94,11 +147,15 @@ pub struct Record {
     pub discrepancy: Option<String>,
     /// When it was first seen.
     pub first_seen: Seconds,
+    /// Its refusals are told and not carried out.
+    pub audit: bool,
     /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`); of a weak identity, first.
     pub boot: String,
 
     /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
     pub held: Option<&'static str>,
+    /// It shares its bytes with a volume that holds a format: not armed either. Not stored.
+    pub overlaid: Option<Overlay>,
     /// Clean and blank probes in a row since it was attached. Not stored.
     pub clean_passes: u32,
     /// The formatter may still run. Not stored: after a restart its end is found out anew.
@@ -108,7 +165,7 @@ pub struct Record {
     /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
     pub relabelled: bool,
     /// A tool that was let through is at work: what it did is probed when it has ended. Not stored.
-    pub tool_at_work: bool,
+    pub tool_at_work: Option<Process>,
 }
 
 impl Record {
@@ -130,13 +187,15 @@ impl Record {
             permit: None,
             discrepancy: None,
             first_seen: now,
+            audit: false,
             boot: String::new(),
             held: None,
+            overlaid: None,
             clean_passes: 0,
             running: false,
             ended: None,
             relabelled: false,
-            tool_at_work: false,
+            tool_at_work: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::{
     Record, Seconds, State,
-    store::{HistoryEvent, Store, StoreError},
+    store::{HistoryEvent, Store, StoreError, Wanted},
 };
 use crate::volume::{
     VolumeId,
@@ -25,7 +25,8 @@ const FILE: &str = "volumes.sqlite3";
 const MAX_HISTORY: i64 = 20_000;
 
 /// Each brings the schema from the version of its index to the next.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE volumes (
         id         TEXT PRIMARY KEY,
         origin     TEXT NOT NULL,
@@ -62,7 +63,16 @@ const MIGRATIONS: &[&str] = &["
         refusal TEXT
     ) STRICT;
     CREATE INDEX events_of_volume ON events (volume, id);
-"];
+",
+    "
+    ALTER TABLE volumes ADD COLUMN audit INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE settings (
+        name   TEXT PRIMARY KEY,
+        value  TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_by_time ON events (at);
+",
+];
 
 /// The embedded store.
 pub struct SqliteStore {
@@ -215,6 +225,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.mounted = row.get("mounted")?;
     record.discrepancy = row.get("discrepancy")?;
     record.boot = row.get("boot")?;
+    record.audit = row.get("audit")?;
     Ok(Raw {
         state: row.get("state")?,
         content: row.get("content")?,
@@ -280,11 +291,11 @@ impl Store for SqliteStore {
         transaction
             .prepare_cached(
                 "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-                 discrepancy, first_seen, boot, ever_formatted) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+                 discrepancy, first_seen, boot, ever_formatted, audit) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
                  ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
                  content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-                 ever_formatted = ?13",
+                 ever_formatted = ?13, audit = ?14",
             )?
             .execute(params![
                 volume,
@@ -300,6 +311,7 @@ impl Store for SqliteStore {
                 record.first_seen,
                 record.boot,
                 record.ever_formatted,
+                record.audit,
             ])?;
         transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
         for mark in &record.marks {
@@ -336,22 +348,48 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn history(&self, after: i64, limit: u32, volume: Option<&str>) -> Result<Vec<HistoryEvent>, StoreError> {
+    fn forget(&mut self, id: &VolumeId, told: &[HistoryEvent]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        transaction.prepare_cached("DELETE FROM volumes WHERE id = ?1")?.execute([id.as_str()])?;
+        insert_events(&transaction, told)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let mut select = self.connection.prepare_cached("SELECT value FROM settings WHERE name = ?1")?;
+        Ok(select.query_row([name], |row| row.get(0)).optional()?)
+    }
+
+    fn set(&mut self, name: &str, value: &str, told: &[HistoryEvent]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        transaction
+            .prepare_cached(
+                "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
+            )?
+            .execute([name, value])?;
+        insert_events(&transaction, told)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn history(&self, wanted: &Wanted) -> Result<Vec<HistoryEvent>, StoreError> {
         let mut select = self.connection.prepare_cached(
             "SELECT * FROM (SELECT id, at, volume, kind, text, refusal FROM events \
-             WHERE id > ?1 AND (?2 IS NULL OR volume = ?2) ORDER BY id DESC LIMIT ?3) ORDER BY id",
+             WHERE id > ?1 AND (?2 IS NULL OR volume = ?2) AND at >= ?4 ORDER BY id DESC LIMIT ?3) ORDER BY id",
         )?;
-        let rows = select.query_map(params![after, volume, limit], |row| {
-            let event = HistoryEvent {
-                id: row.get(0)?,
-                at: row.get(1)?,
-                volume: row.get(2)?,
-                kind: row.get(3)?,
-                text: row.get(4)?,
-                refusal: None,
-            };
-            Ok((event, row.get::<_, Option<String>>(5)?))
-        })?;
+        let rows =
+            select.query_map(params![wanted.after, wanted.volume, wanted.limit, wanted.since], |row| {
+                let event = HistoryEvent {
+                    id: row.get(0)?,
+                    at: row.get(1)?,
+                    volume: row.get(2)?,
+                    kind: row.get(3)?,
+                    text: row.get(4)?,
+                    refusal: None,
+                };
+                Ok((event, row.get::<_, Option<String>>(5)?))
+            })?;
         rows.map(|row| {
             let (mut event, refusal) = row?;
             event.refusal = from_json(&event.volume, refusal)?;

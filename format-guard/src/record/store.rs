@@ -7,6 +7,7 @@ use crate::volume::VolumeId;
 
 /// One line of the history.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HistoryEvent {
     /// Its number, rising. Zero before it is stored.
     pub id: i64,
@@ -25,6 +26,7 @@ pub struct HistoryEvent {
 
 /// The facts of a refusal, as the kernel told them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// Why: a name of `format_guard_common::Reason`.
     pub reason: String,
@@ -44,6 +46,24 @@ pub struct Refusal {
     pub exe: Option<String>,
     /// Its control group (v2), by number.
     pub cgroup: u64,
+    /// The container that it runs in, if it runs in one.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// The device below through which it was tried, where that is another one.
+    #[serde(default)]
+    pub through: Option<String>,
+    /// State of the volume, what brought it there, and since when.
+    #[serde(default)]
+    pub state: String,
+    /// What brought the volume into its state.
+    #[serde(default)]
+    pub cause: String,
+    /// Since when it is in its state, in seconds since 1970.
+    #[serde(default)]
+    pub since: Seconds,
+    /// The command that would permit one re-format; none where no volume is known.
+    #[serde(default)]
+    pub permit: Option<String>,
 }
 
 /// Why the store failed.
@@ -80,6 +100,19 @@ pub enum StoreError {
     },
 }
 
+/// Which lines of the history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Those after this number.
+    pub after: i64,
+    /// The newest so many of them.
+    pub limit: u32,
+    /// Of this volume alone.
+    pub volume: Option<String>,
+    /// Not before this time.
+    pub since: Seconds,
+}
+
 /// Keeps records and their history. Every write is durable when it returns.
 pub trait Store {
     /// The record of a volume.
@@ -90,6 +123,12 @@ pub trait Store {
     fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError>;
     /// Adds to the history.
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError>;
-    /// The newest `limit` lines after number `after`, oldest first, of one volume or of all.
-    fn history(&self, after: i64, limit: u32, volume: Option<&str>) -> Result<Vec<HistoryEvent>, StoreError>;
+    /// Lines of the history, oldest first.
+    fn history(&self, wanted: &Wanted) -> Result<Vec<HistoryEvent>, StoreError>;
+    /// Deletes a record, with what is to be told of it; its history stays.
+    fn forget(&mut self, id: &VolumeId, told: &[HistoryEvent]) -> Result<(), StoreError>;
+    /// What an operator has set for the whole guard.
+    fn setting(&self, name: &str) -> Result<Option<String>, StoreError>;
+    /// Sets it, with what is to be told of it.
+    fn set(&mut self, name: &str, value: &str, told: &[HistoryEvent]) -> Result<(), StoreError>;
 }

@@ -4,11 +4,12 @@
 //! clean probes since the volume was attached. What it returns is stored before the kernel's rule changes: armed
 //! before allowed.
 
-use format_guard_common::State;
+use format_guard_common::{State, event::Process};
 
-use super::{Content, Formatter, Permit, Record, Seconds};
+use super::{Content, Formatter, Overlay, Permit, Record, Seconds};
 use crate::volume::{
-    marks::{Found, Mark},
+    identity::Strength,
+    marks::{Found, MAX_MARKS, Mark},
     probe::{Finding, ProbeError},
 };
 
@@ -25,6 +26,8 @@ pub enum Event {
     Attached {
         /// The running boot.
         boot: String,
+        /// How far its identity can be trusted.
+        strength: Strength,
         /// Records may have been lost: what reads blank need not be.
         records_lost: bool,
     },
@@ -37,11 +40,36 @@ pub enum Event {
     /// A file system on it was mounted.
     Mounted,
     /// A re-labelling tool was let through.
-    Relabelled,
+    Relabelled(Process),
     /// LVM wipes what an earlier logical volume left.
-    OwnerWiped,
+    OwnerWiped(Process),
     /// The tool that was let through has ended.
     ToolEnded,
+    /// It shares bytes with a volume that holds a format, or (`None`) no longer does.
+    Overlaid(Option<Overlay>),
+    /// A volume that lies on it holds a format.
+    Carries {
+        /// The other volume.
+        volume: String,
+        /// The other's marks, as they lie on this one.
+        marks: Vec<Mark>,
+    },
+    /// An operator's word that this volume is not guarded.
+    Exempted {
+        /// Why.
+        reason: String,
+        /// The operator's user id.
+        uid: u32,
+    },
+    /// An operator's word on whether its refusals are carried out.
+    Audited {
+        /// They are told only.
+        audit: bool,
+        /// Why.
+        reason: String,
+        /// The operator's user id.
+        uid: u32,
+    },
     /// An operator takes what is on the volume now for its content.
     Adopted {
         /// What a probe found just now.
@@ -82,16 +110,20 @@ pub struct Report {
 pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
     match event {
-        Event::Attached { boot, records_lost } => step.attached(boot, records_lost),
+        Event::Attached { boot, strength, records_lost } => step.attached(boot, strength, records_lost),
         Event::Probed(Ok(Finding::Blank)) => step.blank(),
         Event::Probed(Ok(Finding::Holds { found, marks })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
         Event::FormatBegan(formatter) => step.format_began(formatter),
         Event::FormatEnded(status) => step.format_ended(status),
         Event::Mounted => step.mounted(),
-        Event::Relabelled => step.relabelled(),
-        Event::OwnerWiped => step.record.tool_at_work = true,
+        Event::Relabelled(tool) => step.relabelled(tool),
+        Event::OwnerWiped(tool) => step.record.tool_at_work = Some(tool),
         Event::ToolEnded => step.tool_ended(),
+        Event::Overlaid(by) => step.overlaid(by),
+        Event::Carries { volume, marks } => step.carries(&volume, marks),
+        Event::Exempted { reason, uid } => step.exempted(&reason, uid),
+        Event::Audited { audit, reason, uid } => step.audited(audit, &reason, uid),
         Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
@@ -104,11 +136,22 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
 #[must_use]
 pub fn waits(record: &Record) -> bool {
     let unresolved = match record.state {
-        State::Unverified => record.held.is_none(),
+        State::Unverified => !is_held(record),
         State::Formatting => !record.running,
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.permit.is_some()
+}
+
+/// Known under another name than its own for a moment: nothing worth keeping.
+#[must_use]
+pub fn is_provisional(record: &Record) -> bool {
+    record.state == State::Unverified && record.held == Some(PENDING)
+}
+
+/// However blank it reads, it is not armed.
+fn is_held(record: &Record) -> bool {
+    record.held.is_some() || record.overlaid.is_some()
 }
 
 struct Step {
@@ -139,13 +182,20 @@ impl Step {
         self.effects.push(Effect::Probe);
     }
 
-    fn attached(&mut self, boot: String, records_lost: bool) {
+    fn attached(&mut self, boot: String, strength: Strength, records_lost: bool) {
         if self.record.state == State::Exempt {
+            return;
+        }
+        self.record.weak = strength != Strength::Strong;
+        if strength == Strength::Memory {
+            self.to(State::Exempt, "it is memory: nothing on it outlives a reset or a reboot");
             return;
         }
         let other_boot = !self.record.boot.is_empty() && self.record.boot != boot;
         self.record.held = if records_lost {
             Some(RECORDS_LOST)
+        } else if strength == Strength::Pending {
+            Some(PENDING)
         } else if self.record.weak && other_boot {
             Some(WEAK)
         } else {
@@ -155,6 +205,7 @@ impl Step {
             self.record.boot = boot;
         }
         self.record.clean_passes = 0;
+        self.record.relabelled = false;
         // An armed record is trusted for one attachment only.
         if matches!(self.record.state, State::Blank | State::Unverified) {
             self.unverified(self.record.held.unwrap_or("attached, not probed yet"));
@@ -164,14 +215,17 @@ impl Step {
 
     fn blank(&mut self) {
         match self.record.state {
-            State::Unverified if self.record.held.is_some() => {}
+            State::Unverified if is_held(&self.record) => {}
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
                 self.formatted("a permitted re-format ended and the volume reads blank");
                 self.discrepancy("it reads blank".to_owned());
             }
+            State::Formatting if is_held(&self.record) => self.unverified("the format left nothing"),
             State::Formatting => self.clean_pass("the format left nothing, probed twice"),
+            // Known by what lies on it alone: that it reads blank itself is as it was.
+            State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
             State::Formatted | State::Permitted => self.discrepancy("it reads blank".to_owned()),
             State::Blank | State::Exempt => {}
         }
@@ -198,11 +252,15 @@ impl Step {
                     content.name()
                 ));
             }
+            State::Unverified if self.record.overlaid.as_ref().is_some_and(|overlay| overlay.inside) => {}
             State::Unverified | State::Blank => {
                 self.take(content, marks);
                 self.formatted("a probe found it");
             }
             State::Formatting if self.record.running => {}
+            State::Formatting if self.failed_first_format() && is_held(&self.record) => {
+                self.unverified(format!("a first format failed and left {}", content.name()));
+            }
             State::Formatting if self.failed_first_format() => {
                 self.record.marks.clear();
                 self.record.clean_passes = 0;
@@ -239,12 +297,12 @@ impl Step {
         self.record.content = Some(content);
         self.record.marks = marks;
         self.record.discrepancy = None;
-        self.record.relabelled = false;
     }
 
     fn formatted(&mut self, cause: impl Into<String>) {
         self.record.permit = None;
         self.record.running = false;
+        self.record.relabelled = false;
         self.record.ever_formatted = true;
         self.to(State::Formatted, cause);
         self.effects.push(Effect::ReleaseHolder);
@@ -267,6 +325,8 @@ impl Step {
             self.take(content, marks);
         } else if self.record.relabelled && recorded.types == content.types {
             let uuid = content.uuid.clone().unwrap_or_default();
+            // Not sooner: a probe that was under way may still have read the old one.
+            self.record.relabelled = false;
             self.take(content, marks);
             self.report("relabelled", format!("its UUID is now {uuid}"));
         } else {
@@ -284,7 +344,7 @@ impl Step {
 
     fn unreadable(&mut self, error: &ProbeError) {
         match self.record.state {
-            State::Unverified if self.record.held.is_some() => {}
+            State::Unverified if is_held(&self.record) => {}
             State::Unverified | State::Blank => {
                 let cause = error.to_string();
                 if self.record.cause != cause {
@@ -351,16 +411,63 @@ impl Step {
         }
     }
 
-    fn relabelled(&mut self) {
+    fn relabelled(&mut self, tool: Process) {
         if matches!(self.record.state, State::Formatted | State::Permitted) {
             self.record.relabelled = true;
-            self.record.tool_at_work = true;
+            self.record.tool_at_work = Some(tool);
         }
     }
 
     fn tool_ended(&mut self) {
-        self.record.tool_at_work = false;
+        self.record.tool_at_work = None;
         self.probe();
+    }
+
+    fn overlaid(&mut self, by: Option<Overlay>) {
+        if self.record.overlaid == by {
+            return;
+        }
+        self.record.overlaid = by;
+        self.record.clean_passes = 0;
+        match (&self.record.overlaid, self.record.state) {
+            (Some(overlay), State::Blank | State::Unverified) => {
+                let cause = format!("it shares its bytes with {}", overlay.by);
+                self.report("overlaid", cause.clone());
+                self.unverified(cause);
+                self.probe();
+            }
+            (None, State::Unverified) => {
+                self.unverified("what it shared its bytes with is gone, not probed yet");
+                self.probe();
+            }
+            _ => {}
+        }
+    }
+
+    fn carries(&mut self, volume: &str, marks: Vec<Mark>) {
+        if matches!(self.record.state, State::Unverified | State::Blank) {
+            self.record.content = None;
+            self.record.marks = marks;
+            self.record.marks.truncate(MAX_MARKS);
+            self.formatted(format!("{volume} lies on it"));
+            // It may be the very same format, if the other one begins where it begins.
+            self.probe();
+        }
+    }
+
+    fn exempted(&mut self, reason: &str, uid: u32) {
+        self.record.permit = None;
+        self.record.running = false;
+        let cause = format!("exempted by user {uid}: {reason}");
+        self.to(State::Exempt, cause.clone());
+        self.effects.push(Effect::ReleaseHolder);
+        self.report("exempted", cause);
+    }
+
+    fn audited(&mut self, audit: bool, reason: &str, uid: u32) {
+        self.record.audit = audit;
+        let mode = if audit { "told only" } else { "carried out" };
+        self.report("mode", format!("its refusals are {mode}, by user {uid}: {reason}"));
     }
 
     fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, uid: u32) {
@@ -400,6 +507,8 @@ impl Step {
 /// Why a weak volume is not armed again.
 const WEAK: &str =
     "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
+/// Why a volume is not armed that goes by another name meanwhile.
+const PENDING: &str = "its own identity is not known yet";
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
 

@@ -11,6 +11,7 @@ pub const MAX_MARKS: usize = 12;
 
 /// What a mark identifies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MarkKind {
     /// Magic or structure: nobody changes it.
@@ -47,6 +48,7 @@ impl From<MarkKind> for CheckKind {
 
 /// Bytes at an offset that identify the content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mark {
     /// First byte, from the start of the volume.
     pub offset: u64,
@@ -57,7 +59,7 @@ pub struct Mark {
 }
 
 /// What a probe found: libblkid's name of a format and the place of its magic.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// `TYPE` or `PTTYPE`.
     pub name: String,

@@ -1,11 +1,13 @@
-//! Volumes and the devices that they are present in: identity, sysfs, probing, marks.
+//! Volumes and the devices that they are present in: identity, sysfs, topology, probing, marks.
 //!
 //! Everything here only reads; what a device offers is hostile and bounded.
 
 pub mod identity;
 pub mod marks;
+pub mod present;
 pub mod probe;
 pub mod sysfs;
+pub mod topology;
 
 use std::fmt;
 

@@ -18,6 +18,7 @@ use std::{
 
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
 use rustix::fs::{MemfdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Dev,
@@ -35,7 +36,7 @@ const MAX_FOUND: usize = 16;
 const MAX_TEXT: usize = 256;
 
 /// What a device holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finding {
     /// Every byte was read and no format is known there.
     Blank,
@@ -49,7 +50,7 @@ pub enum Finding {
 }
 
 /// Why a device could not be probed: it is not blank.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ProbeError {
     /// The node is not there, or is another device's.
     #[error("no device node for it below /dev")]

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     Dev,
-    identity::{self, Identity},
+    identity::{self, Identity, Loops},
+    topology::{self, Below},
 };
 
 /// Longest sysfs attribute that is read, in bytes; the kernel's own bound is one page.
@@ -26,25 +27,43 @@ pub struct Device {
     pub size: u64,
     /// Which volume it holds.
     pub identity: Identity,
+    /// The devices that it lies on.
+    pub below: Vec<Below>,
 }
 
 /// A sysfs tree: the host's, or a recorded one.
 #[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
-}
-
-impl Default for Sysfs {
-    fn default() -> Self {
-        Self { root: PathBuf::from("/sys") }
-    }
+    /// Device nodes, ioctls and files beside the tree belong to it.
+    live: bool,
+    longhorn: Option<PathBuf>,
+    loops: Loops,
 }
 
 impl Sysfs {
-    /// The tree below `root`.
+    /// The host's. Nodes below `longhorn` name volumes that have no identity of their own.
     #[must_use]
-    pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+    pub fn host(longhorn: Option<PathBuf>) -> Self {
+        Self { root: PathBuf::from("/sys"), live: true, longhorn, loops: Loops::default() }
+    }
+
+    /// A recorded tree below `root`.
+    #[must_use]
+    pub fn recorded(root: &Path) -> Self {
+        Self { root: root.to_owned(), live: false, longhorn: None, loops: Loops::default() }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    pub(super) fn loops(&self) -> &Loops {
+        &self.loops
+    }
+
+    pub(super) fn longhorn(&self) -> Option<&Path> {
+        self.longhorn.as_deref()
     }
 
     /// Every block device that holds, or could hold, a volume.
@@ -64,16 +83,26 @@ impl Sysfs {
             name: name.to_owned(),
             dev: node.dev()?,
             diskseq: node.diskseq(),
-            size: node.number("size")?.checked_mul(512)?,
+            size: node.number("size")?.checked_mul(topology::SECTOR)?,
             identity: identity::of(self, &node),
+            below: topology::below(self, &node),
         })
     }
 
     /// The device of this number; `None` when it is gone.
     #[must_use]
     pub fn by_number(&self, dev: Dev) -> Option<Device> {
+        self.device(self.node_by_number(dev)?.name()?)
+    }
+
+    /// The number of the device of this kernel name.
+    pub(super) fn device_number(&self, name: &str) -> Option<Dev> {
+        Node::open(self, name)?.dev()
+    }
+
+    pub(super) fn node_by_number(&self, dev: Dev) -> Option<Node> {
         let link = fs::read_link(self.root.join("dev/block").join(dev.to_string())).ok()?;
-        self.device(link.file_name()?.to_str()?)
+        Node::open(self, link.file_name()?.to_str()?)
     }
 
     /// An attribute at a path below the root, trimmed.
@@ -99,6 +128,11 @@ impl Node {
         Some(Self { path })
     }
 
+    /// The kernel's name.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
     /// An attribute, trimmed; `None` when it is absent or empty.
     pub(super) fn attribute(&self, name: &str) -> Option<String> {
         read_attribute(&self.path.join(name)).filter(|text| !text.is_empty())
@@ -108,20 +142,30 @@ impl Node {
         self.attribute(name)?.parse().ok()
     }
 
-    fn dev(&self) -> Option<Dev> {
+    pub(super) fn dev(&self) -> Option<Dev> {
         Dev::parse(&self.attribute("dev")?)
+    }
+
+    /// The directory so many levels above.
+    pub(super) fn up(&self, levels: usize) -> Option<Self> {
+        Some(Self { path: self.path.ancestors().nth(levels)?.to_owned() })
+    }
+
+    /// The names in a directory of the device, `slaves` for one.
+    pub(super) fn entries(&self, directory: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path.join(directory)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        names
     }
 
     /// The disk of a partition.
     pub(super) fn parent(&self) -> Option<Self> {
-        self.path
-            .join("partition")
-            .exists()
-            .then(|| self.path.parent().map(Path::to_owned))?
-            .map(|path| Self { path })
+        if self.path.join("partition").exists() { self.up(1) } else { None }
     }
 
-    fn diskseq(&self) -> u64 {
+    pub(super) fn diskseq(&self) -> u64 {
         self.parent().as_ref().unwrap_or(self).number("diskseq").unwrap_or(0)
     }
 }

@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use format_guard_common::event::HolderEntry;
+use format_guard_common::{Rule, Windows, event::HolderEntry};
 
 use super::*;
 use crate::{
     enforce::{Counts, MapError},
-    record::store::StoreError,
+    record::store::{StoreError, Wanted},
     volume::{marks::MarkKind, probe::Finding},
 };
 
@@ -40,6 +40,7 @@ impl Deeds {
 struct RecordingStore {
     deeds: Deeds,
     records: BTreeMap<VolumeId, Record>,
+    settings: BTreeMap<String, String>,
     broken: Arc<Mutex<bool>>,
 }
 
@@ -65,8 +66,25 @@ impl Store for RecordingStore {
         Ok(())
     }
 
-    fn history(&self, _: i64, _: u32, _: Option<&str>) -> Result<Vec<HistoryEvent>, StoreError> {
+    fn history(&self, _: &Wanted) -> Result<Vec<HistoryEvent>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn forget(&mut self, id: &VolumeId, _: &[HistoryEvent]) -> Result<(), StoreError> {
+        self.records.remove(id);
+        Ok(())
+    }
+
+    fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {
+        Ok(self.settings.get(name).cloned())
+    }
+
+    fn set(&mut self, name: &str, value: &str, _: &[HistoryEvent]) -> Result<(), StoreError> {
+        if *self.broken.lock().expect("one thread") {
+            return Err(StoreError::Row { volume: String::new(), reason: "disk full".into() });
+        }
+        self.settings.insert(name.into(), value.into());
+        Ok(())
     }
 }
 
@@ -74,14 +92,22 @@ impl Store for RecordingStore {
 struct RecordingEnforcer {
     deeds: Deeds,
     rules: Rc<RefCell<BTreeMap<u32, Rule>>>,
+    windows: Rc<RefCell<BTreeMap<u32, Windows>>>,
+    unknown: Rc<RefCell<Option<Rule>>>,
     holders: Rc<RefCell<BTreeMap<u32, HolderEntry>>>,
 }
 
 impl Enforcer for RecordingEnforcer {
-    fn put_rule(&mut self, rule: &Rule) -> Result<(), MapError> {
+    fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         let state = State::ALL.into_iter().find(|state| *state as u32 == rule.state).expect("a state");
         self.deeds.add(Deed::Ruled(state));
         self.rules.borrow_mut().insert(rule.dev, *rule);
+        self.windows.borrow_mut().insert(rule.dev, *windows);
+        Ok(())
+    }
+
+    fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
+        *self.unknown.borrow_mut() = Some(*rule);
         Ok(())
     }
 
@@ -108,6 +134,10 @@ impl Enforcer for RecordingEnforcer {
         Ok(())
     }
 
+    fn untaint(&mut self, _: u32) -> Result<u64, MapError> {
+        Ok(1)
+    }
+
     fn counts(&self) -> Counts {
         Counts::default()
     }
@@ -126,23 +156,28 @@ const DEV: Dev = Dev { major: 253, minor: 0 };
 
 /// One dm volume in a made sysfs. Its probes fail (there is no such node); the test answers in their place.
 fn setting() -> Setting {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let sysfs = tempfile::tempdir().expect("directory");
     attach(sysfs.path(), 5);
     let deeds = Deeds::default();
     let broken = Arc::new(Mutex::new(false));
     let enforcer = RecordingEnforcer { deeds: deeds.clone(), ..RecordingEnforcer::default() };
-    let store =
-        RecordingStore { deeds: deeds.clone(), records: BTreeMap::new(), broken: Arc::clone(&broken) };
+    let store = RecordingStore {
+        deeds: deeds.clone(),
+        records: BTreeMap::new(),
+        settings: BTreeMap::new(),
+        broken: Arc::clone(&broken),
+    };
     let world = World {
-        sysfs: Sysfs::at(sysfs.path()),
+        sysfs: Sysfs::recorded(sysfs.path()),
         boot: "boot-1".into(),
-        audit: false,
+        mode: Mode::Enforce,
+        forced_audit: false,
         degraded: Vec::new(),
         never_arm: false,
     };
     let entered = runtime.enter();
-    let (prober, _) = Prober::new(Duration::from_secs(1));
+    let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1));
     let (watcher, _) = Watcher::new();
     let mut reconciler = Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher);
     reconciler.compare_with_sysfs().expect("sysfs");
@@ -198,7 +233,7 @@ fn armed_is_stored_before_it_is_allowed() {
     setting.probed(5, Finding::Blank);
     setting.deeds.take();
     setting.probed(5, Finding::Blank);
-    assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank), Deed::Released]);
+    assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
 }
 
 #[test]
@@ -245,6 +280,8 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
     let entry = HolderEntry {
         process: Process { started: 1, tgid: u32::MAX, zero: 0 },
         diskseq: 5,
+        dev: DEV.to_kernel(),
+        zero: 0,
         mounted: 0,
         comm: *b"mkfs.ext4\0\0\0\0\0\0\0",
         cgroup: 1,
@@ -308,9 +345,13 @@ fn a_permit_is_asked_for_properly_or_not_given() {
         reason: reason.into(),
         seconds,
     };
-    for (volume, reason, seconds) in
-        [("dm:", " ", 60), ("dm:", "x", 0), ("dm:", "x", MAX_PERMIT + 1), ("nobody", "x", 60), ("", "x", 60)]
-    {
+    for (volume, reason, seconds) in [
+        ("dm:", " ", 60),
+        ("dm:", "x", 0),
+        ("dm:", "x", answers::MAX_PERMIT + 1),
+        ("nobody", "x", 60),
+        ("", "x", 60),
+    ] {
         assert!(
             setting.reconciler.permit(&ask(volume, reason, seconds), 0).is_err(),
             "{volume} {reason} {seconds}"
@@ -323,4 +364,208 @@ fn a_permit_is_asked_for_properly_or_not_given() {
     *setting.broken.lock().expect("one thread") = false;
     assert!(setting.reconciler.permit(&ask("dm:", "x", 60), 0).is_ok());
     assert_eq!(setting.rule().state, State::Permitted as u32);
+}
+
+/// A partition of the volume in `dm-0`, as sysfs shows it.
+fn attach_partition(root: &Path) {
+    let part = root.join("devices/virtual/block/dm-0/dm-0p1");
+    fs::create_dir_all(&part).expect("directory");
+    for (name, value) in [("dev", "259:1"), ("size", "1024"), ("partition", "1"), ("start", "8")] {
+        fs::write(part.join(name), value).expect("attribute");
+    }
+    let _ = std::os::unix::fs::symlink(&part, root.join("class/block/dm-0p1"));
+    let _ = std::os::unix::fs::symlink(&part, root.join("dev/block/259:1"));
+}
+
+const PART: Dev = Dev { major: 259, minor: 1 };
+
+impl Setting {
+    fn rule_of(&self, dev: Dev) -> Rule {
+        self.enforcer.rules.borrow()[&dev.to_kernel()]
+    }
+}
+
+#[test]
+fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    attach_partition(setting.sysfs.path());
+    setting.give(Input::Changed { name: "dm-0p1".into() });
+    assert_eq!(setting.rule().state, State::Blank as u32);
+    assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel(), "one of them may be formatted");
+    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
+    let windows = setting.enforcer.windows.borrow()[&DEV.to_kernel()];
+    assert_eq!(windows.windows()[0].dev, PART.to_kernel());
+    assert_eq!((windows.windows()[0].start, windows.windows()[0].end), (4096, 4096 + 512 * 1024));
+    assert_eq!(setting.rule().checks()[0].offset, 4096 + 1080, "its magic, as it lies on the disk");
+}
+
+#[test]
+fn a_partition_of_another_medium_is_another_volume() {
+    let mut setting = setting();
+    attach_partition(setting.sysfs.path());
+    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    let uuid = setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid");
+    fs::write(uuid, "UUID-2").expect("attribute");
+    attach(setting.sysfs.path(), 6);
+    fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
+    setting.give(Input::Changed { name: "dm-0".into() });
+    assert_eq!(setting.reconciler.devices.id(PART), Some(&"part:dm:UUID-2#8".into()));
+    assert_eq!(setting.rule_of(PART).state, State::Unverified as u32);
+    assert_eq!(setting.rule_of(DEV).state, State::Unverified as u32, "nothing recorded lies on it");
+}
+
+#[test]
+fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
+    let mut setting = setting();
+    setting.probed(5, holds());
+    let ask = |mode| api::ModeRequest { mode, reason: "test".into(), volume: None };
+    let audits = |setting: &Setting| {
+        let unknown = setting.enforcer.unknown.borrow().map_or(0, |rule| rule.flags);
+        [setting.rule().flags, unknown].map(|flags| flags & format_guard_common::flag::AUDIT != 0)
+    };
+    *setting.broken.lock().expect("one thread") = true;
+    let question = |mode| Question::Mode { request: ask(mode), uid: 0 };
+    assert!(setting.reconciler.answer(question(Mode::Audit)).is_err());
+    assert_eq!(audits(&setting), [false, false], "what is not stored is not in force");
+    *setting.broken.lock().expect("one thread") = false;
+    assert!(setting.reconciler.answer(question(Mode::Audit)).is_ok());
+    assert_eq!(audits(&setting), [true, true]);
+    assert!(setting.reconciler.answer(question(Mode::Enforce)).is_ok());
+    assert_eq!(audits(&setting), [false, false]);
+}
+
+#[test]
+fn an_ambiguous_beginning_lists_its_candidates() {
+    let mut setting = setting();
+    attach_partition(setting.sysfs.path());
+    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    setting.probed(5, holds());
+    let ask = |setting: &mut Setting, text: &str| {
+        setting.reconciler.answer(Question::Volume(text.into())).err().map(|failure| failure.error)
+    };
+    assert_eq!(ask(&mut setting, "dm:"), None);
+    assert_eq!(ask(&mut setting, "part:"), None);
+    assert!(ask(&mut setting, "").is_some_and(|error| error.contains("begins with ''")));
+    let mut other = Record::new("dm:UUID-10".into(), "dm".into(), false, 0);
+    other.state = State::Blank;
+    setting.reconciler.store.put(&other, &[]).expect("stored");
+    let error = ask(&mut setting, "dm:UUID-").expect("ambiguous");
+    assert!(error.contains("may be any of 2") && error.contains("\n  dm:UUID-1\n  dm:UUID-10"), "{error}");
+    assert_eq!(ask(&mut setting, "dm:UUID-1"), None, "a whole id is never ambiguous");
+}
+
+#[test]
+fn a_volume_that_is_here_and_holds_a_format_is_not_forgotten() {
+    let mut setting = setting();
+    setting.probed(5, holds());
+    let forget = || Question::Forget {
+        request: api::ReasonRequest { volume: "dm:UUID-1".into(), reason: "test".into() },
+        uid: 0,
+    };
+    let failure = setting.reconciler.answer(forget()).err().expect("refused");
+    assert_eq!(failure.kind, crate::api::FailureKind::Refused);
+    fs::remove_file(setting.sysfs.path().join("class/block/dm-0")).expect("gone");
+    fs::remove_file(setting.sysfs.path().join("dev/block/253:0")).expect("gone");
+    setting.give(Input::Removed { name: "dm-0".into() });
+    assert!(setting.reconciler.answer(forget()).is_ok());
+    assert!(setting.reconciler.answer(forget()).is_err(), "it is not known any more");
+}
+
+/// A process that formats a device; held where `lead` says.
+fn begin(setting: &mut Setting, dev: Dev, lead: Dev) {
+    let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
+    let comm = *b"mkfs.ext4\0\0\0\0\0\0\0";
+    let entry =
+        HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), zero: 0, mounted: 0, comm, cgroup: 1 };
+    setting.enforcer.holders.borrow_mut().insert(lead.to_kernel(), entry);
+    let kind = EventKind::FormatBegan as u32;
+    let event =
+        KernelEvent { kind, dev: dev.to_kernel(), diskseq: 5, process, comm, ..KernelEvent::default() };
+    setting.give(Input::Kernel(event));
+}
+
+#[test]
+fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_meanwhile() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    attach_partition(setting.sysfs.path());
+    setting.give(Input::Changed { name: "dm-0p1".into() });
+    let probed_part = |setting: &mut Setting, finding| {
+        setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(finding) }));
+    };
+    probed_part(&mut setting, Finding::Blank);
+    probed_part(&mut setting, Finding::Blank);
+    begin(&mut setting, PART, DEV);
+    assert_eq!(setting.rule_of(PART).state, State::Formatting as u32);
+    assert_eq!(setting.rule().state, State::Formatted as u32, "nobody formats the disk meanwhile");
+    setting.probed(5, holds());
+    assert_eq!(setting.state(), State::Blank, "half of a format is none");
+    assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel());
+    let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
+    setting.give(Input::Kernel(KernelEvent {
+        kind: EventKind::FormatEnded as u32,
+        process,
+        status: 256,
+        ..KernelEvent::default()
+    }));
+    setting.give(Input::Ended { process, last: true });
+    probed_part(&mut setting, holds());
+    assert_eq!(setting.rule_of(PART).state, State::Blank as u32, "it failed: it may be tried again");
+    assert_eq!(setting.rule().state, State::Blank as u32);
+    assert!(setting.enforcer.holders.borrow().is_empty());
+}
+
+#[test]
+fn a_better_identity_waits_until_the_format_is_over() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    begin(&mut setting, DEV, DEV);
+    fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
+    setting.give(Input::Changed { name: "dm-0".into() });
+    assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
+    assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
+    setting.give(Input::Ended { process: Process { started: 1, tgid: u32::MAX, zero: 0 }, last: true });
+    setting.probed(5, holds());
+    setting.give(Input::Tick);
+    assert_eq!(setting.reconciler.devices.id(DEV), Some(&"dm:UUID-2".into()));
+}
+
+#[test]
+fn a_probe_that_overtakes_the_event_of_a_format_does_not_take_it_from_its_formatter() {
+    for result in [Ok(holds()), Err(crate::volume::probe::ProbeError::Deadline)] {
+        let mut setting = setting();
+        setting.probed(5, Finding::Blank);
+        setting.probed(5, Finding::Blank);
+        let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
+        let entry = HolderEntry { process, diskseq: 5, dev: DEV.to_kernel(), ..HolderEntry::default() };
+        setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+        setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, result }));
+        assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
+        assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
+    }
+}
+
+#[test]
+fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop_it() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    attach_partition(setting.sysfs.path());
+    setting.give(Input::Changed { name: "dm-0p1".into() });
+    for _ in 0..2 {
+        setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(Finding::Blank) }));
+    }
+    let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
+    let entry = HolderEntry { process, diskseq: 5, dev: PART.to_kernel(), ..HolderEntry::default() };
+    setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+    setting.probed(5, holds());
+    assert_eq!(setting.state(), State::Blank, "half of a format is none");
+    assert_eq!(setting.rule_of(PART).state, State::Formatting as u32, "its formatter goes on");
 }

@@ -28,6 +28,10 @@ fn event(text: &str) -> HistoryEvent {
     }
 }
 
+fn wanted(limit: u32, volume: Option<&str>) -> Wanted {
+    Wanted { limit, volume: volume.map(str::to_owned), ..Wanted::default() }
+}
+
 #[test]
 fn what_is_put_is_there_after_a_reopen() {
     let directory = tempfile::tempdir().expect("directory");
@@ -37,7 +41,7 @@ fn what_is_put_is_there_after_a_reopen() {
     drop(store);
     let (store, _) = SqliteStore::open(directory.path(), 2).expect("reopen");
     assert_eq!(store.get(&record().id).expect("get"), Some(record()));
-    let history = store.history(0, 10, None).expect("history");
+    let history = store.history(&wanted(10, None)).expect("history");
     assert_eq!((history.len(), history[0].text.as_str()), (1, "one"));
 }
 
@@ -98,8 +102,62 @@ fn the_history_is_bounded_and_the_newest_is_kept() {
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
     let many: Vec<_> = (0..MAX_HISTORY + 10).map(|i| event(&i.to_string())).collect();
     store.tell(&many).expect("tell");
-    let all = store.history(0, u32::MAX, None).expect("history");
+    let all = store.history(&wanted(u32::MAX, None)).expect("history");
     assert_eq!(i64::try_from(all.len()), Ok(MAX_HISTORY));
     assert_eq!(all.last().map(|event| event.text.as_str()), Some("20009"));
-    assert_eq!(store.history(0, 2, Some("nobody")).expect("history"), []);
+    assert_eq!(store.history(&wanted(2, Some("nobody"))).expect("history"), []);
+}
+
+#[test]
+fn history_begins_where_it_is_wanted_from() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    for at in [10, 20, 30] {
+        let event = HistoryEvent {
+            id: 0,
+            at,
+            volume: "a".into(),
+            kind: "k".into(),
+            text: String::new(),
+            refusal: None,
+        };
+        store.tell(&[event]).expect("told");
+    }
+    let since = |since| Wanted { limit: 10, since, ..Wanted::default() };
+    let times =
+        |wanted| -> Vec<i64> { store.history(&wanted).expect("history").iter().map(|e| e.at).collect() };
+    assert_eq!(times(since(20)), [20, 30]);
+    assert_eq!(times(Wanted { after: 2, ..since(0) }), [30]);
+}
+
+#[test]
+fn a_forgotten_volume_keeps_its_history_and_nothing_else() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    let mut record = Record::new("dm:a".into(), "dm".into(), false, 1);
+    record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: vec![1] }];
+    store.put(&record, &[]).expect("stored");
+    let told = HistoryEvent {
+        id: 0,
+        at: 1,
+        volume: "dm:a".into(),
+        kind: "k".into(),
+        text: String::new(),
+        refusal: None,
+    };
+    store.forget(&record.id, &[told]).expect("forgotten");
+    assert_eq!(store.get(&record.id).expect("read"), None);
+    assert_eq!(store.history(&wanted(10, Some("dm:a"))).expect("history").len(), 1);
+}
+
+#[test]
+fn a_setting_outlives_the_store() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    assert_eq!(store.setting("mode").expect("read"), None);
+    store.set("mode", "x", &[]).expect("set");
+    store.set("mode", "y", &[]).expect("set");
+    drop(store);
+    let (store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    assert_eq!(store.setting("mode").expect("read").as_deref(), Some("y"));
 }

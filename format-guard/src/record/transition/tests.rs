@@ -17,6 +17,10 @@ fn formatter() -> Formatter {
     Formatter { pid: 7, started: 1, comm: "mkfs.ext4".into(), exe: None, cgroup: 1, at: 0 }
 }
 
+fn tool() -> Process {
+    Process { started: 2, tgid: 8, zero: 0 }
+}
+
 fn permit(expires: Seconds) -> Permit {
     Permit { reason: "test".into(), uid: 0, at: 0, expires }
 }
@@ -41,7 +45,7 @@ fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, 
 }
 
 fn attached() -> Event {
-    Event::Attached { boot: "boot-1".into(), records_lost: false }
+    Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false }
 }
 
 #[test]
@@ -155,26 +159,85 @@ fn a_permitted_format_that_failed_is_no_second_permit() {
 
 #[test]
 fn a_weak_volume_is_not_armed_in_a_later_boot() {
-    let mut weak = record();
-    weak.weak = true;
-    let (armed, _) = run(weak, [attached(), blank(), blank()]);
-    assert_eq!(armed.state, State::Blank);
-    let (later, _) = run(
-        armed,
-        [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank(), blank()],
-    );
+    let weakly =
+        |boot: &str| Event::Attached { boot: boot.into(), strength: Strength::Weak, records_lost: false };
+    let (armed, _) = run(record(), [weakly("boot-1"), blank(), blank()]);
+    assert_eq!((armed.state, armed.weak), (State::Blank, true));
+    let (later, _) = run(armed, [weakly("boot-2"), blank(), blank(), blank()]);
     assert_eq!(later.state, State::Unverified);
     assert!(later.cause.contains("weak"), "{}", later.cause);
-    let (restarted, _) =
-        run(later, [Event::Attached { boot: "boot-2".into(), records_lost: false }, blank(), blank()]);
+    let (restarted, _) = run(later, [weakly("boot-2"), blank(), blank()]);
     assert_eq!(restarted.state, State::Unverified, "a restart of the agent must not arm it");
+}
+
+#[test]
+fn a_volume_whose_identity_is_pending_is_never_armed() {
+    let pending = Event::Attached { boot: "boot-1".into(), strength: Strength::Pending, records_lost: false };
+    assert_eq!(run(record(), [pending, blank(), blank(), blank()]).0.state, State::Unverified);
+}
+
+#[test]
+fn memory_is_not_guarded() {
+    let memory = Event::Attached { boot: "boot-1".into(), strength: Strength::Memory, records_lost: false };
+    assert_eq!(run(record(), [memory, holds("swap", "a")]).0.state, State::Exempt);
+}
+
+fn overlaid(inside: bool) -> Event {
+    Event::Overlaid(Some(Overlay { by: "dm:other, which holds ext4".into(), inside }))
+}
+
+#[test]
+fn what_is_found_inside_of_another_format_is_no_format() {
+    let (inside, _) = run(record(), [attached(), overlaid(true), holds("ext4", "a")]);
+    assert_eq!(inside.state, State::Unverified);
+    assert_eq!(run(inside, [Event::Overlaid(None), holds("ext4", "a")]).0.state, State::Formatted);
+    assert_eq!(run(record(), [attached(), overlaid(false), holds("ext4", "a")]).0.state, State::Formatted);
+    let (recorded, _) = run(record(), [holds("ext4", "a"), overlaid(true), attached(), holds("ext4", "b")]);
+    assert_eq!(recorded.state, State::Formatted, "what was recorded is kept");
+}
+
+#[test]
+fn what_shares_its_bytes_with_a_format_is_not_armed_until_it_no_longer_does() {
+    let by = || overlaid(false);
+    let (overlaid, effects) = run(record(), [attached(), blank(), blank(), by()]);
+    assert_eq!(overlaid.state, State::Unverified);
+    assert!(overlaid.cause.contains("dm:other"), "{}", overlaid.cause);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Report(Report { kind: "overlaid", .. }))));
+    assert_eq!(run(overlaid.clone(), [blank(), blank(), blank()]).0.state, State::Unverified);
+    assert_eq!(run(overlaid, [Event::Overlaid(None), blank(), blank()]).0.state, State::Blank);
+}
+
+#[test]
+fn what_carries_a_format_is_formatted_and_reads_blank_without_a_discrepancy() {
+    let marks = vec![Mark { offset: 4096, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }];
+    let carries = Event::Carries { volume: "dm:upper".into(), marks: marks.clone() };
+    let (lower, _) = run(record(), [attached(), blank(), blank(), carries, blank(), blank()]);
+    assert_eq!((lower.state, &lower.discrepancy), (State::Formatted, &None));
+    assert_eq!(lower.marks, marks);
+    let (known, _) = run(lower, [holds("ext4", "a"), blank()]);
+    assert!(known.discrepancy.is_some(), "once a format was seen there, its absence is told");
+}
+
+#[test]
+fn an_exempt_volume_stays_exempt_until_an_operator_takes_it_back() {
+    let exempt = Event::Exempted { reason: "vm".into(), uid: 0 };
+    let (exempt, _) = run(record(), [holds("ext4", "a"), exempt, attached(), blank(), holds("xfs", "b")]);
+    assert_eq!(exempt.state, State::Exempt);
+    let found = vec![Found { name: "xfs".into(), uuid: None, label: None, magic_offset: Some(0) }];
+    let (back, _) = run(exempt, [Event::Adopted { found, marks: Vec::new(), uid: 0 }]);
+    assert_eq!(back.state, State::Formatted);
 }
 
 #[test]
 fn nothing_is_armed_after_the_records_were_lost() {
     let (record, _) = run(
         record(),
-        [Event::Attached { boot: "boot-1".into(), records_lost: true }, blank(), blank(), blank()],
+        [
+            Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: true },
+            blank(),
+            blank(),
+            blank(),
+        ],
     );
     assert_eq!(record.state, State::Unverified);
     assert_eq!(run(record, [holds("ext4", "a")]).0.state, State::Formatted);
@@ -185,8 +248,24 @@ fn a_new_uuid_is_learnt_after_a_relabelling_tool_only() {
     let (formatted, _) = run(record(), [holds("ext4", "a")]);
     let (changed, _) = run(formatted.clone(), [holds("ext4", "b")]);
     assert!(changed.discrepancy.is_some());
-    let (relabelled, _) = run(formatted, [Event::Relabelled, holds("ext4", "b")]);
+    let (relabelled, _) = run(formatted, [Event::Relabelled(tool()), holds("ext4", "b")]);
     assert_eq!(relabelled.content.and_then(|content| content.uuid).as_deref(), Some("b"));
+}
+
+#[test]
+fn a_probe_that_still_read_the_old_uuid_does_not_make_the_new_one_a_discrepancy() {
+    let events = [
+        holds("ext4", "a"),
+        Event::Relabelled(tool()),
+        holds("ext4", "a"),
+        Event::ToolEnded,
+        holds("ext4", "a"),
+    ];
+    let (record, _) = run(record(), events.into_iter().chain([holds("ext4", "b")]));
+    assert_eq!(record.discrepancy, None);
+    assert_eq!(record.content.as_ref().and_then(|content| content.uuid.as_deref()), Some("b"));
+    let (changed, _) = run(record, [holds("ext4", "c")]);
+    assert!(changed.discrepancy.is_some(), "one tool changes it once");
 }
 
 #[test]
@@ -197,7 +276,8 @@ fn what_a_new_logical_volume_reads_as_is_recorded_once_lvm_can_no_longer_wipe_it
     let new = at(&at(&volume, attached(), 1), holds("ext4", "old"), 1);
     assert_eq!(new.state, State::Unverified);
     assert!(next(&new, Event::Tick, 2).1.contains(&Effect::Probe));
-    let wiped = at(&at(&at(&at(&new, Event::OwnerWiped, 2), Event::ToolEnded, 2), blank(), 2), blank(), 2);
+    let wiped =
+        at(&at(&at(&at(&new, Event::OwnerWiped(tool()), 2), Event::ToolEnded, 2), blank(), 2), blank(), 2);
     assert_eq!(wiped.state, State::Blank);
     assert_eq!(at(&new, holds("ext4", "old"), 1 + SETTLING).state, State::Formatted);
     assert_eq!(at(&new, Event::Mounted, 2).state, State::Formatted);
@@ -211,14 +291,18 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into(), records_lost: false }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false }),
         2 => Just(Event::FormatBegan(formatter())),
         1 => Just(Event::FormatEnded(Some(0))),
         1 => Just(Event::FormatEnded(Some(256))),
         1 => Just(Event::FormatEnded(None)),
         1 => Just(Event::Mounted),
-        1 => Just(Event::Relabelled),
-        1 => Just(Event::OwnerWiped),
+        1 => any::<bool>().prop_map(overlaid),
+        1 => Just(Event::Overlaid(None)),
+        1 => Just(Event::Carries { volume: "dm:upper".into(), marks: Vec::new() }),
+        1 => any::<bool>().prop_map(|audit| Event::Audited { audit, reason: "test".into(), uid: 0 }),
+        1 => Just(Event::Relabelled(tool())),
+        1 => Just(Event::OwnerWiped(tool())),
         1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
     ]
@@ -250,6 +334,7 @@ proptest! {
                 Event::Probed(Ok(Finding::Blank)) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan(_) => clean = 0,
                 Event::FormatEnded(_) if before.state == State::Formatting => clean = 0,
+                Event::Overlaid(by) if before.overlaid != *by => clean = 0,
                 _ => {}
             }
             volume = next(&before, event, 10).0;
@@ -257,6 +342,7 @@ proptest! {
                 let failed_first = before.state == State::Formatting && before.ended.is_some_and(|status| status != 0);
                 prop_assert!(clean >= CLEAN_PASSES || failed_first, "{before:?}");
                 prop_assert!(!before.ever_formatted && !before.mounted, "{before:?}");
+                prop_assert!(before.held.is_none() && before.overlaid.is_none(), "{before:?}");
             }
         }
     }

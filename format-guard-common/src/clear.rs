@@ -1,0 +1,99 @@
+//! Where a volume in use has no check: what is asked first of every write to it.
+
+use crate::{Check, Rule, State, flag};
+
+/// Slots of the map `CLEAR`.
+pub const CLEAR_SLOTS: u32 = 4096;
+/// Stretches that are named at most.
+pub const MAX_GAPS: usize = 4;
+
+/// The slot of a device (kernel `dev_t`) in the maps `CLEAR` and `TAINTED`.
+#[inline(always)]
+#[must_use]
+pub const fn slot(dev: u32) -> u32 {
+    (dev ^ dev >> 17) & (CLEAR_SLOTS - 1)
+}
+
+/// A stretch of a device without a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Gap {
+    /// First byte.
+    pub start: u64,
+    /// First byte after it.
+    pub end: u64,
+}
+
+/// The longest stretches of a device in which [`decide`](crate::decide) allows every write: value of the map `CLEAR`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Clear {
+    /// Longest first; where fewer are in use the rest is empty.
+    pub gaps: [Gap; MAX_GAPS],
+    /// Kernel `dev_t`; zero: of no device.
+    pub dev: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
+}
+
+impl Clear {
+    /// Those of a rule. None but for a volume that holds a format and that no other lies on: of the others every write
+    /// may mean something. Nor where the rule for `unknown` devices has a check, should this rule be out of date.
+    #[must_use]
+    pub fn of(rule: &Rule, unknown: &Rule) -> Self {
+        if rule.state != State::Formatted as u32 || rule.flags & flag::STACKED != 0 {
+            return Self::default();
+        }
+        let checks = || rule.checks().iter().chain(unknown.checks());
+        let mut gaps = [Gap::default(); MAX_GAPS];
+        let mut start = 0;
+        loop {
+            // Over every check that begins before the end of those that were passed.
+            let over = |start: u64| checks().filter(|check| check.offset <= start).map(Check::end).max();
+            while let Some(end) = over(start).filter(|end| *end > start) {
+                start = end;
+            }
+            let next = checks().map(|check| check.offset).filter(|offset| *offset > start).min();
+            keep_longest(&mut gaps, Gap { start, end: next.unwrap_or(u64::MAX) });
+            match next {
+                Some(next) => start = next,
+                None => break,
+            }
+        }
+        gaps.sort_unstable_by_key(|gap| core::cmp::Reverse(gap.end - gap.start));
+        Self { gaps, dev: rule.dev, zero: 0 }
+    }
+
+    /// Whether a write lies in one of them. It passes whatever its bytes are, by any process but a known formatter or
+    /// eraser and one that was refused on the device before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn passes(&self, dev: u32, offset: u64, length: u64) -> bool {
+        let end = offset.saturating_add(length);
+        let mut i = 0;
+        while i < MAX_GAPS {
+            let gap = &self.gaps[i];
+            if gap.start <= offset && end <= gap.end {
+                return self.dev == dev;
+            }
+            i += 1;
+        }
+        false
+    }
+}
+
+/// Keeps a gap in the place of the shortest one, if it is longer.
+fn keep_longest(gaps: &mut [Gap; MAX_GAPS], gap: Gap) {
+    let length = |gap: &Gap| gap.end - gap.start;
+    if let Some(shortest) = gaps.iter_mut().min_by_key(|gap| length(gap))
+        && length(shortest) < length(&gap)
+    {
+        *shortest = gap;
+    }
+}
+
+#[cfg(feature = "aya")]
+// SAFETY: repr(C), integers only, no padding.
+unsafe impl aya::Pod for Clear {}
+
+const _: () = assert!(size_of::<Clear>() == 16 * MAX_GAPS + 8);

@@ -1,0 +1,357 @@
+//! What clients ask and operators say: looked up, checked, and carried to the transition function.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use format_guard_common::State;
+use tracing::warn;
+
+use super::{Question, Reconciler, Reply};
+use crate::{
+    agent::now,
+    api::{self, Failure, FailureKind},
+    config::{Config, Mode},
+    enforce::{Enforcer, rule},
+    record::{
+        Permit,
+        store::{HistoryEvent, Wanted},
+        transition::Event,
+    },
+    volume::{Dev, VolumeId, sysfs::Device},
+};
+
+/// Longest permit that is given, in seconds: a week.
+pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
+/// Longest reason that is kept, in bytes.
+const MAX_REASON: usize = 1000;
+/// Most lines of the history in one answer.
+const MAX_LINES: u32 = 20_000;
+/// Candidates that an ambiguous selector is answered with at most.
+const MAX_CANDIDATES: usize = 10;
+/// Name of the setting that holds an [`api::SetMode`].
+const MODE: &str = "mode";
+
+impl<E: Enforcer> Reconciler<E> {
+    pub(super) fn answer(&mut self, question: Question) -> Result<Reply, Failure> {
+        Ok(match question {
+            Question::Status => Reply::Status(Box::new(self.status()?)),
+            Question::Volumes => Reply::Volumes(self.volumes()?),
+            Question::Volume(selector) => {
+                let id = self.select(&selector)?;
+                Reply::Volume(Box::new(self.volume(&id)?))
+            }
+            Question::Device(selector) => {
+                let id = self.select(&selector)?;
+                Reply::Device(Box::new(self.device_of(&id)?.clone()))
+            }
+            Question::Adopt { volume, found, marks, uid } => {
+                let id = self.select(&volume)?;
+                self.device_of(&id)?;
+                self.apply(&id, Event::Adopted { found, marks, uid });
+                Reply::Volume(Box::new(self.volume(&id)?))
+            }
+            Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
+            Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
+            Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
+            Question::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
+            Question::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
+            Question::Events(query) => {
+                let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
+                let wanted = Wanted {
+                    after: query.after,
+                    limit: query.limit.min(MAX_LINES),
+                    volume: volume.map(|id| id.to_string()),
+                    since: query.since,
+                };
+                let events = self.store.history(&wanted).map_err(|error| failed(&error))?;
+                Reply::Events(api::Events { events })
+            }
+        })
+    }
+
+    fn status(&self) -> Result<api::Status, Failure> {
+        let counts = self.enforcer.counts();
+        let mut by_state: BTreeMap<State, u64> = BTreeMap::new();
+        for (id, state) in self.store.list().map_err(|error| failed(&error))? {
+            // What is present is known better than it is stored.
+            let state = self.records.get(&id).map_or(state, |record| record.state);
+            *by_state.entry(state).or_default() += 1;
+        }
+        Ok(api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tier: "lsm".to_owned(),
+            mode: self.mode(),
+            set_mode: self.set_mode.clone(),
+            proven: !self.parts.is_empty(),
+            degraded: self.world.degraded.clone(),
+            programs: self.parts.clone(),
+            devices: self.devices.count() as u64,
+            discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
+            volumes: by_state
+                .into_iter()
+                .map(|(state, count)| api::StateCount { state: state.name().to_owned(), count })
+                .collect(),
+            judged: counts.judged,
+            stale_rules: counts.stale,
+            lost_events: counts.lost_events,
+            full_maps: counts.full_maps,
+            repaired: self.repaired,
+        })
+    }
+
+    fn volumes(&self) -> Result<api::Volumes, Failure> {
+        let ids = self.store.list().map_err(|error| failed(&error))?;
+        let volumes = ids.into_iter().map(|(id, _)| self.volume(&id)).collect::<Result<_, _>>()?;
+        Ok(api::Volumes { volumes })
+    }
+
+    fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
+        let stored;
+        let record = if let Some(record) = self.records.get(id) {
+            record
+        } else {
+            stored = self
+                .store
+                .get(id)
+                .map_err(|error| failed(&error))?
+                .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("no volume {id} is known")))?;
+            &stored
+        };
+        let devices: Vec<&Device> = self.devices.of(id).collect();
+        Ok(api::Volume::of(record, &devices))
+    }
+
+    fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
+        self.devices.of(id).next().ok_or_else(|| {
+            Failure::new(FailureKind::NotFound, format!("volume {id} is not attached here: attach it first"))
+        })
+    }
+
+    /// The volume that a selector means.
+    fn select(&self, selector: &str) -> Result<VolumeId, Failure> {
+        if let Some(dev) = selector.strip_prefix("dev=").and_then(Dev::parse) {
+            return self.devices.id(dev).cloned().ok_or_else(|| {
+                Failure::new(
+                    FailureKind::NotFound,
+                    format!("device {dev} holds no volume that is known: see format-guard volume list"),
+                )
+            });
+        }
+        let ids = self.store.list().map_err(|error| failed(&error))?;
+        let mut matching: Vec<&VolumeId> = Vec::new();
+        for (id, _) in &ids {
+            if id.as_str() == selector {
+                return Ok(id.clone());
+            }
+            if !selector.is_empty() && id.as_str().starts_with(selector) {
+                matching.push(id);
+            }
+        }
+        match matching.as_slice() {
+            [one] => Ok((*one).clone()),
+            [] => Err(Failure::new(
+                FailureKind::NotFound,
+                format!("no volume begins with '{selector}': see format-guard volume list"),
+            )),
+            many => {
+                let mut names: Vec<&str> = many.iter().take(MAX_CANDIDATES).map(|id| id.as_str()).collect();
+                if many.len() > MAX_CANDIDATES {
+                    names.push("...");
+                }
+                Err(Failure::new(
+                    FailureKind::NotFound,
+                    format!("'{selector}' may be any of {}:\n  {}", many.len(), names.join("\n  ")),
+                ))
+            }
+        }
+    }
+
+    pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
+        let reason = reason_of(&request.reason, "a permit")?;
+        if !(1..=MAX_PERMIT).contains(&request.seconds) {
+            return Err(bad(format!(
+                "a permit lasts 1 to {MAX_PERMIT} seconds (a week), not {}",
+                request.seconds
+            )));
+        }
+        let id = self.select(&request.volume)?;
+        self.device_of(&id)?;
+        let state = self.records.get(&id).map(|record| record.state);
+        match state {
+            Some(State::Blank) => {
+                return Err(bad(format!("{id} is blank: a format may begin without a permit")));
+            }
+            Some(State::Exempt) => return Err(bad(format!("{id} is exempt: nothing is refused on it"))),
+            _ => {}
+        }
+        let at = now();
+        let permit = Permit { reason, uid, at, expires: at + request.seconds.cast_signed() };
+        self.apply(&id, Event::Permitted(permit));
+        let volume = self.volume(&id)?;
+        if volume.state != State::Permitted.name() {
+            return Err(Failure::new(FailureKind::Failed, format!("no permit: {}", volume.cause)));
+        }
+        Ok(volume)
+    }
+
+    fn exempt(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {
+        let reason = reason_of(&request.reason, "an exemption")?;
+        let id = self.select(&request.volume)?;
+        self.device_of(&id)?;
+        self.apply(&id, Event::Exempted { reason, uid });
+        let volume = self.volume(&id)?;
+        if volume.state != State::Exempt.name() {
+            return Err(Failure::new(FailureKind::Failed, format!("not exempted: {}", volume.cause)));
+        }
+        Ok(volume)
+    }
+
+    /// Deletes a record. Of a volume that is here and holds a format that would be a permit by another name.
+    fn forget(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
+        let reason = reason_of(&request.reason, "to forget a volume")?;
+        let id = self.select(&request.volume)?;
+        let device = self.devices.of(&id).next().cloned();
+        let record = self.records.get(&id);
+        if let (Some(device), Some(record)) = (&device, record)
+            && matches!(record.state, State::Formatted | State::Formatting | State::Permitted)
+        {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                format!(
+                    "{id} holds a format and is attached as {}: detach it first, or permit a re-format with \
+                     format-guard volume permit {id} --reason TEXT",
+                    device.name
+                ),
+            ));
+        }
+        let text = format!("forgotten by user {uid}: {reason}");
+        let told = HistoryEvent {
+            id: 0,
+            at: now(),
+            volume: id.to_string(),
+            kind: "forgotten".into(),
+            text,
+            refusal: None,
+        };
+        self.store.forget(&id, &[told]).map_err(|error| failed(&error))?;
+        self.told.send_modify(|count| *count += 1);
+        // What is attached is as if seen for the first time.
+        let paths: Vec<Device> = self.devices.of(&id).cloned().collect();
+        for device in &paths {
+            self.device_gone(device.dev);
+        }
+        for device in paths {
+            self.device_changed(device);
+        }
+        Ok(api::Done { text: format!("{id} is forgotten") })
+    }
+
+    fn untaint(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
+        let reason = reason_of(&request.reason, "to untaint")?;
+        let id = self.select(&request.volume)?;
+        self.device_of(&id)?;
+        let devices: Vec<u32> = self.devices.of(&id).map(|device| device.dev.to_kernel()).collect();
+        let mut count = 0;
+        for dev in devices {
+            count += self.enforcer.untaint(dev).map_err(|error| failed(&error))?;
+        }
+        let text = format!("{count} processes may write again, by user {uid}: {reason}");
+        self.tell(id.to_string(), "untainted", text);
+        Ok(api::Done { text: format!("{count} processes may write to {id} again") })
+    }
+
+    // Enforce or audit
+
+    /// What is in force.
+    fn mode(&self) -> Mode {
+        if self.audits() { Mode::Audit } else { Mode::Enforce }
+    }
+
+    pub(super) fn audits(&self) -> bool {
+        let chosen = self.set_mode.as_ref().map_or(self.world.mode, |set| set.mode);
+        self.world.forced_audit || chosen == Mode::Audit
+    }
+
+    /// What an operator set before a restart.
+    pub(super) fn take_up_mode(&mut self) -> Result<()> {
+        if let Some(text) = self.store.setting(MODE)? {
+            self.set_mode = Some(serde_json::from_str(&text).context("the stored mode cannot be read")?);
+        }
+        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
+        Ok(())
+    }
+
+    fn set_mode(&mut self, request: &api::ModeRequest, uid: u32) -> Result<api::Done, Failure> {
+        let reason = reason_of(&request.reason, "a change of mode")?;
+        if let Some(selector) = &request.volume {
+            let id = self.select(selector)?;
+            self.device_of(&id)?;
+            let audit = request.mode == Mode::Audit;
+            self.apply(&id, Event::Audited { audit, reason, uid });
+            return Ok(api::Done { text: format!("{id}: mode {}", request.mode.name()) });
+        }
+        if self.world.forced_audit && request.mode == Mode::Enforce {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                "the agent was started with --audit: start it without to enforce",
+            ));
+        }
+        let set = api::SetMode { mode: request.mode, reason: reason.clone(), uid, at: now() };
+        let value = serde_json::to_string(&set).map_err(|error| failed(&error))?;
+        let text = format!("mode {} by user {uid}: {reason}", set.mode.name());
+        warn!(mode = set.mode.name(), uid, "{text}");
+        let told = HistoryEvent {
+            id: 0,
+            at: set.at,
+            volume: String::new(),
+            kind: "mode".into(),
+            text,
+            refusal: None,
+        };
+        self.store.set(MODE, &value, &[told]).map_err(|error| failed(&error))?;
+        self.told.send_modify(|count| *count += 1);
+        self.set_mode = Some(set);
+        self.put_every_rule().map_err(|error| failed(&*error))?;
+        Ok(api::Done { text: format!("mode {}", request.mode.name()) })
+    }
+
+    fn put_every_rule(&mut self) -> Result<()> {
+        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
+        let devices: Vec<Dev> = self.devices.iter().map(|device| device.dev).collect();
+        for dev in devices {
+            self.put_rule(dev);
+        }
+        Ok(())
+    }
+
+    /// What of a sound configuration takes effect at run time.
+    pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
+        self.world.mode = config.mode;
+        self.world.sysfs = crate::volume::sysfs::Sysfs::host(config.longhorn_dir());
+        self.prober.set_deadline(config.deadline());
+        self.put_every_rule()?;
+        self.compare_with_sysfs()?;
+        self.tell(
+            String::new(),
+            "reloaded",
+            format!("the configuration was read again: mode {}", self.mode().name()),
+        );
+        Ok(())
+    }
+}
+
+fn bad(text: String) -> Failure {
+    Failure::new(FailureKind::BadRequest, text)
+}
+
+fn reason_of(reason: &str, what: &str) -> Result<String, Failure> {
+    let reason = reason.trim();
+    if reason.is_empty() || reason.len() > MAX_REASON {
+        return Err(bad(format!("{what} needs a reason of 1 to {MAX_REASON} bytes")));
+    }
+    Ok(reason.to_owned())
+}
+
+fn failed(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
+    Failure::new(FailureKind::Failed, error.to_string())
+}

@@ -1,0 +1,106 @@
+//! A refusal as people and machines are told of it: one log line and one event, from the kernel's own record.
+
+use format_guard_common::{Operation, Reason, event::KernelEvent};
+use tracing::warn;
+
+use super::{Reconciler, exe_of, text_of};
+use crate::{
+    agent::{container, now},
+    enforce::{Enforcer, canary},
+    record::{
+        Record,
+        store::{HistoryEvent, Refusal},
+    },
+    volume::Dev,
+};
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Tells of a refusal (`denied`), or of one that would have been (`would-deny`).
+    pub(super) fn refused(&mut self, event: &KernelEvent, kind: &str) {
+        let dev = Dev::from_kernel(event.dev);
+        let device = self.devices.get(dev);
+        let comm = text_of(&event.comm);
+        // Its refusal is the proof that it was made for.
+        if comm == canary::NAME && device.is_none() {
+            return;
+        }
+        let name_of =
+            |dev: Dev| self.devices.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
+        let name = name_of(dev);
+        let volume = device.map_or_else(String::new, |device| device.identity.id.to_string());
+        let record = device.and_then(|device| self.records.get(&device.identity.id));
+        let refusal = Refusal {
+            reason: Reason::from_raw(event.reason).map_or("unknown", Reason::name).to_owned(),
+            operation: Operation::from_raw(event.operation).map_or("unknown", Operation::name).to_owned(),
+            offset: event.offset,
+            length: event.length,
+            through: (event.through != 0).then(|| name_of(Dev::from_kernel(event.through))),
+            state: record.map_or("unknown", |record| record.state.name()).to_owned(),
+            cause: record.map_or_else(String::new, |record| record.cause.clone()),
+            since: record.map_or(0, |record| record.since),
+            permit: record.map(|record| format!("format-guard volume permit {} --reason TEXT", record.id)),
+            device: name,
+            pid: event.process.tgid,
+            exe: exe_of(event.process.tgid),
+            cgroup: event.cgroup,
+            container: container::of(event.process.tgid, event.cgroup),
+            comm,
+        };
+        let text = sentence(&refusal, record, kind);
+        warn!(
+            volume,
+            kind,
+            state = refusal.state,
+            since = refusal.since,
+            cause = refusal.cause,
+            reason = refusal.reason,
+            operation = refusal.operation,
+            device = refusal.device,
+            pid = refusal.pid,
+            comm = refusal.comm,
+            exe = refusal.exe.as_deref().unwrap_or("?"),
+            container = refusal.container.as_deref().unwrap_or("-"),
+            offset = refusal.offset,
+            length = refusal.length,
+            "{text}"
+        );
+        self.tell_event(HistoryEvent {
+            id: 0,
+            at: now(),
+            volume,
+            kind: kind.to_owned(),
+            text,
+            refusal: Some(refusal),
+        });
+    }
+}
+
+/// What happened, to what, why, and what would allow it.
+fn sentence(refusal: &Refusal, record: Option<&Record>, kind: &str) -> String {
+    let verb = if kind == "denied" { "was refused" } else { "would have been refused" };
+    let holds = record.map_or_else(|| "of which nothing is known".to_owned(), describe);
+    let what = match refusal.operation.as_str() {
+        "open" => "an open for writing".to_owned(),
+        "map" => "a shared writable mapping".to_owned(),
+        "unplaced-write" => "a write of unknown place".to_owned(),
+        "erase" => format!("an erasure of {} bytes at {}", refusal.length, refusal.offset),
+        _ => format!("a write of {} bytes at {}", refusal.length, refusal.offset),
+    };
+    let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));
+    let way_out = refusal
+        .permit
+        .as_ref()
+        .map_or_else(String::new, |permit| format!("; to allow one re-format: {permit}"));
+    format!(
+        "{} (pid {}) {verb} {what} on /dev/{}{through} ({holds}): {}{way_out}",
+        refusal.comm, refusal.pid, refusal.device, refusal.reason
+    )
+}
+
+/// What a volume holds, in a few words.
+fn describe(record: &Record) -> String {
+    match &record.content {
+        Some(content) => format!("{} {}", record.state.name(), content.name()),
+        None => record.state.name().to_owned(),
+    }
+}

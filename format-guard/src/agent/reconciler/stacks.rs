@@ -1,0 +1,171 @@
+//! What a volume's record means for those that share its bytes: their rules, and what else is known of them by it.
+
+use std::collections::BTreeSet;
+
+use format_guard_common::{State, event::HolderEntry};
+use tracing::error;
+
+use super::Reconciler;
+use crate::{
+    enforce::{
+        Enforcer,
+        rule::{self, Other, Subject, holds_format, shifted},
+    },
+    record::{Overlay, Record, transition::Event},
+    volume::{
+        Dev, VolumeId,
+        marks::Mark,
+        present::{Place, Related},
+    },
+};
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
+    pub(super) fn lead(&self, dev: Dev) -> (u32, u64) {
+        let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
+        let attachment = |lead: Dev| self.devices.get(lead).map_or(0, |device| device.diskseq);
+        // Whoever formats it is held where it began, until it is released.
+        let bottom = self.devices.lead(dev, &|_| false);
+        let began_there = self
+            .enforcer
+            .holder(bottom.to_kernel())
+            .is_some_and(|entry| entry.dev == dev.to_kernel() && entry.diskseq == attachment(bottom));
+        let lead = if began_there { bottom } else { self.devices.lead(dev, &apart) };
+        (lead.to_kernel(), attachment(lead))
+    }
+
+    /// Who formats this very device, by the kernel's own word.
+    pub(super) fn formatter_of(&self, dev: Dev) -> Option<HolderEntry> {
+        self.formatter_around(dev).filter(|entry| entry.dev == dev.to_kernel())
+    }
+
+    /// Who formats this device or one that shares its bytes, by the kernel's own word.
+    pub(super) fn formatter_around(&self, dev: Dev) -> Option<HolderEntry> {
+        let (lead, attachment) = self.lead(dev);
+        self.enforcer.holder(lead).filter(|entry| entry.diskseq == attachment)
+    }
+
+    /// Whether a volume that lies on a device, which holds nothing of its own yet, is formatted at this moment.
+    pub(super) fn is_being_formatted_from_above(&self, dev: Dev) -> bool {
+        self.record_at(dev).is_some_and(|record| matches!(record.state, State::Blank | State::Unverified))
+            && self.devices.related(dev).iter().any(|related| {
+                related.place == Place::Above
+                    && self.record_at(related.dev).is_some_and(|upper| upper.state == State::Formatting)
+            })
+    }
+
+    fn record_at(&self, dev: Dev) -> Option<&Record> {
+        self.records.get(self.devices.id(dev)?)
+    }
+
+    /// Puts the rule for one device.
+    pub(super) fn put_rule(&mut self, dev: Dev) {
+        let (Some(device), Some(record)) = (self.devices.get(dev), self.record_at(dev)) else { return };
+        let others = self.devices.related(dev).into_iter().filter_map(|related| {
+            let record = self.record_at(related.dev)?;
+            Some(Other { dev: related.dev.to_kernel(), record, place: related.place, shared: related.shared })
+        });
+        let subject = Subject {
+            dev: dev.to_kernel(),
+            diskseq: device.diskseq,
+            lead: self.lead(dev),
+            record,
+            others: others.collect(),
+        };
+        let (rule, windows) = rule::of(&subject, self.audits());
+        if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
+            error!("{error}");
+        }
+    }
+
+    /// Puts the rules of every device that shares bytes with this one.
+    pub(super) fn put_rules_around(&mut self, dev: Dev) {
+        for related in self.devices.related(dev) {
+            self.put_rule(related.dev);
+        }
+    }
+
+    /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
+    /// ever adds protection or takes back what it added, so there is an end to it.
+    pub(super) fn settle(&mut self, dev: Dev) {
+        let around = self.devices.related(dev);
+        let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
+        if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
+            return;
+        }
+        open.insert(dev);
+        while let Some(dev) = open.pop_first() {
+            let Some(id) = self.devices.id(dev).cloned() else { continue };
+            let related = self.devices.related(dev);
+            let carried = self.carried(&related);
+            let overlaid = self.overlaid(&related);
+            let mut changed = false;
+            if let Some((volume, marks)) = carried
+                && self
+                    .record_at(dev)
+                    .is_some_and(|record| matches!(record.state, State::Unverified | State::Blank))
+            {
+                changed |= self.step(&id, Event::Carries { volume: volume.to_string(), marks });
+            }
+            if self.record_at(dev).is_some_and(|record| record.overlaid != overlaid) {
+                changed |= self.step(&id, Event::Overlaid(overlaid));
+            }
+            if changed {
+                for other in related {
+                    self.put_rule(other.dev);
+                    open.insert(other.dev);
+                }
+            }
+        }
+    }
+
+    /// The volume that lies on a device and holds a format, with its marks as they lie on the device.
+    fn carried(&self, related: &[Related]) -> Option<(VolumeId, Vec<Mark>)> {
+        related.iter().filter(|related| related.place == Place::Above).find_map(|related| {
+            let record = self.record_at(related.dev).filter(|record| record.state == State::Formatted)?;
+            Some((record.id.clone(), shifted(&record.marks, &related.shared).collect()))
+        })
+    }
+
+    /// What a device reads as is the format of a volume that lies on it: the rest of the device is not its.
+    fn is_explained(&self, dev: Dev, record: &Record) -> bool {
+        let Some(content) = &record.content else { return false };
+        self.devices.related(dev).iter().filter(|related| related.place == Place::Above).any(|related| {
+            self.record_at(related.dev).is_some_and(|upper| {
+                upper.state == State::Formatted
+                    && upper
+                        .content
+                        .as_ref()
+                        .is_some_and(|above| above.types == content.types && above.uuid == content.uuid)
+            })
+        })
+    }
+
+    /// The volume below or beside a device whose format the device's own would destroy.
+    fn overlaid(&self, related: &[Related]) -> Option<Overlay> {
+        related.iter().find_map(|related| {
+            if related.place == Place::Above || related.shared.is_empty() {
+                return None;
+            }
+            let record = self.record_at(related.dev).filter(|record| holds_format(record))?;
+            let formatting = record.state == State::Formatting;
+            let marked = shifted(&record.marks, &related.shared).next().is_some();
+            let what = match &record.content {
+                _ if formatting => "is being formatted".to_owned(),
+                // What a container hands out is not its own, but its marks are.
+                Some(content) if content.is_container() && !marked => return None,
+                Some(content) => format!("holds {}", content.name()),
+                // Known by its mount, or by what lies on it, which may be this very device.
+                None if !record.mounted => return None,
+                None => "is mounted".to_owned(),
+            };
+            if related.place == Place::Below && !formatting && self.is_explained(related.dev, record) {
+                return None;
+            }
+            // Copies of a superblock lie all over a file system: only its first mark is where it begins.
+            let first = record.marks.get(..1).unwrap_or_default();
+            let begins = shifted(first, &related.shared).next().is_some();
+            Some(Overlay { by: format!("{}, which {what}", record.id), inside: formatting || !begins })
+        })
+    }
+}

@@ -1,0 +1,287 @@
+use std::{fs, os::unix::fs::symlink};
+
+use super::*;
+
+/// A sysfs tree of one disk at `device`, with these attributes (paths below the device).
+fn tree(device: &str, attributes: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let path = root.path().join("devices").join(device);
+    for (name, value) in [("dev", "8:0"), ("size", "2048"), ("diskseq", "5")].iter().chain(attributes) {
+        let file = path.join(name);
+        fs::create_dir_all(file.parent().expect("below the root")).expect("directory");
+        fs::write(file, format!("{value}\n")).expect("attribute");
+    }
+    let class = root.path().join("class/block");
+    fs::create_dir_all(&class).expect("directory");
+    symlink(&path, class.join(path.file_name().expect("name"))).expect("link");
+    root
+}
+
+fn identity(root: &Path, name: &str) -> Identity {
+    Sysfs::recorded(root).device(name).expect("device").identity
+}
+
+/// The identity of one disk with these attributes.
+fn of_disk(device: &str, attributes: &[(&str, &str)]) -> (String, Strength) {
+    let root = tree(device, attributes);
+    let name = device.rsplit('/').next().expect("a name");
+    let identity = identity(root.path(), name);
+    (identity.id.to_string(), identity.strength)
+}
+
+fn strong(id: &str) -> (String, Strength) {
+    (id.to_owned(), Strength::Strong)
+}
+
+fn weak(id: &str) -> (String, Strength) {
+    (id.to_owned(), Strength::Weak)
+}
+
+#[test]
+fn an_iscsi_volume_is_its_target_and_lun_not_its_wwid() {
+    let root = tree(
+        "platform/host0/session3/target0:0:0/0:0:0:1/block/sda",
+        &[("device/wwid", "t10.IET     00010001")],
+    );
+    let session = root.path().join("class/iscsi_session/session3");
+    fs::create_dir_all(&session).expect("directory");
+    fs::write(session.join("targetname"), "iqn.2019-10.io.longhorn:pvc-1\n").expect("attribute");
+    let identity = identity(root.path(), "sda");
+    assert_eq!(identity.id.as_str(), "iscsi:iqn.2019-10.io.longhorn:pvc-1,lun=1");
+    assert_eq!(identity.strength, Strength::Strong);
+}
+
+#[test]
+fn an_iscsi_disk_whose_session_cannot_be_seen_is_weak_whatever_its_wwid() {
+    for wwid in ["t10.IET     00010001", "naa.60000000000000000e00000000010001"] {
+        let (id, strength) =
+            of_disk("platform/host0/session3/target0:0:0/0:0:0:1/block/sda", &[("device/wwid", wwid)]);
+        assert_eq!(strength, Strength::Weak, "{id}");
+    }
+}
+
+#[test]
+fn a_partition_is_where_it_starts_on_its_disk() {
+    let root = tree("virtual/block/dm-3", &[("dm/name", "disk"), ("dm/uuid", "mpath-36001")]);
+    let disk = root.path().join("devices/virtual/block/dm-3");
+    let part = disk.join("dm-3p1");
+    fs::create_dir_all(&part).expect("directory");
+    for (name, value) in [("partition", "1"), ("start", "2048"), ("size", "100"), ("dev", "259:0")] {
+        fs::write(part.join(name), value).expect("attribute");
+    }
+    symlink(&part, root.path().join("class/block/dm-3p1")).expect("link");
+    let device = Sysfs::recorded(root.path()).device("dm-3p1").expect("device");
+    assert_eq!(device.identity.id.as_str(), "part:dm:mpath-36001#2048");
+    assert_eq!((device.diskseq, device.size), (5, 51200));
+    assert_eq!(device.below.len(), 1);
+    assert_eq!(device.below[0].extents[0].below, 1 << 20);
+}
+
+#[test]
+fn a_device_mapper_name_is_no_identity() {
+    let dm = |name, uuid| of_disk("virtual/block/dm-0", &[("dm/name", name), ("dm/uuid", uuid)]);
+    assert_eq!(dm("scratch", ""), weak("path:dm/scratch"));
+    assert_eq!(dm("data", "CRYPT-PLAIN-data"), weak("path:dm/CRYPT-PLAIN-data"));
+    assert_eq!(dm("vg-lv", "LVM-AbCd"), strong("dm:LVM-AbCd"));
+}
+
+#[test]
+fn a_luks_volume_opened_under_another_name_is_the_same() {
+    let dm = |uuid| of_disk("virtual/block/dm-0", &[("dm/name", "x"), ("dm/uuid", uuid)]);
+    let same = strong("dm:CRYPT-LUKS2-0123456789abcdef0123456789abcdef");
+    assert_eq!(dm("CRYPT-LUKS2-0123456789abcdef0123456789abcdef-data"), same);
+    assert_eq!(dm("CRYPT-LUKS2-0123456789abcdef0123456789abcdef-luks-pvc-1"), same);
+    assert_eq!(dm("CRYPT-LUKS2-short-name"), strong("dm:CRYPT-LUKS2-short-name"));
+}
+
+#[test]
+fn a_loop_device_is_the_file_behind_it() {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    let path = file.path().to_str().expect("utf-8");
+    let root = tree("virtual/block/loop0", &[("loop/backing_file", path), ("loop/offset", "4096")]);
+    let first = identity(root.path(), "loop0");
+    assert!(first.id.as_str().starts_with("loop:") && first.id.as_str().ends_with("+4096"), "{}", first.id);
+    let copy = tempfile::NamedTempFile::new().expect("file");
+    fs::rename(copy.path(), file.path()).expect("rename");
+    assert_ne!(first.id, identity(root.path(), "loop0").id);
+}
+
+#[test]
+fn a_loop_device_whose_file_cannot_be_seen_is_weak() {
+    assert_eq!(
+        of_disk("virtual/block/loop0", &[("loop/backing_file", "/nowhere/image (deleted)")]),
+        weak("path:loop//nowhere/image (deleted)")
+    );
+}
+
+#[test]
+fn nvme_takes_the_strongest_identifier_that_is_not_zero() {
+    let zeros = "00000000-0000-0000-0000-000000000000";
+    let nvme = |attributes: &[(&str, &str)]| of_disk("pci0000:00/nvme/nvme0/nvme0n1", attributes);
+    assert_eq!(
+        nvme(&[("uuid", "b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0"), ("nguid", "1"), ("wwid", "uuid.x")]),
+        strong("nvme:b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0")
+    );
+    assert_eq!(
+        nvme(&[("uuid", zeros), ("eui", "00 25 38 5a 61 b1 4a 1c")]),
+        strong("nvme:00 25 38 5a 61 b1 4a 1c")
+    );
+    assert_eq!(
+        nvme(&[("wwid", "nvme.1d0f-766f6c3031-416d617a6f6e-00000001")]),
+        strong("nvme:nvme.1d0f-766f6c3031-416d617a6f6e-00000001")
+    );
+    for constant in ["nvme.1ae0-6e766d655f636172642d7064-6e766d65-00000001", "nvme.1b36--51454d55-00000001"] {
+        assert_eq!(nvme(&[("wwid", constant)]).1, Strength::Weak, "{constant}");
+    }
+}
+
+#[test]
+fn scsi_takes_a_wwid_that_is_the_disks_own() {
+    let scsi = |wwid| of_disk("pci0000:00/host2/target2:0:0/2:0:0:0/block/sdc", &[("device/wwid", wwid)]);
+    assert_eq!(scsi("naa.5000c500a1b2c3d4"), strong("scsi:naa.5000c500a1b2c3d4"));
+    assert_eq!(scsi("eui.0025385a61b14a1c"), strong("scsi:eui.0025385a61b14a1c"));
+    assert_eq!(scsi("t10.ATA     ST4000   Z1Z0ABCD"), strong("scsi:t10.ATA ST4000 Z1Z0ABCD"));
+    for constant in [
+        "naa.0000000000000000",
+        "naa.60000000000000000e00000000010001",
+        "naa.33333330000007d0",
+        "t10.IET     00010001",
+        "t10.ATA     QEMU HARDDISK                           QM00001",
+        "",
+        "beaf11",
+    ] {
+        assert_eq!(scsi(constant).1, Strength::Weak, "{constant}");
+    }
+}
+
+#[test]
+fn rbd_takes_the_images_id_and_not_its_name() {
+    let rbd = |attributes: &[(&str, &str)]| {
+        let root = tree("rbd/0/block/rbd0", &[]);
+        for (name, value) in attributes {
+            fs::write(root.path().join("devices/rbd/0").join(name), value).expect("attribute");
+        }
+        let identity = identity(root.path(), "rbd0");
+        (identity.id.to_string(), identity.origin)
+    };
+    let attributes = [
+        ("pool", "kube"),
+        ("name", "csi-vol-1"),
+        ("image_id", "10226b8b4567"),
+        ("current_snap", "-"),
+        ("cluster_fsid", "c0ffee"),
+    ];
+    let (id, origin) = rbd(&attributes);
+    assert_eq!(id, "rbd:kube/10226b8b4567,cluster=c0ffee");
+    assert!(origin.contains("kube/csi-vol-1"), "{origin}");
+    assert_eq!(
+        rbd(&[("pool", "kube"), ("pool_ns", "a"), ("name", "x"), ("current_snap", "s1")]).0,
+        "rbd:kube/a/x@s1"
+    );
+}
+
+#[test]
+fn virtio_and_nbd_take_what_they_were_told() {
+    assert_eq!(of_disk("pci0000:00/virtio1/block/vda", &[("serial", "pvc-1")]), strong("virtio:pvc-1"));
+    assert_eq!(of_disk("virtual/block/nbd3", &[("backend", "export-7")]), strong("nbd:export-7"));
+    assert_eq!(of_disk("virtual/block/nbd3", &[]), weak("path:virtual/block/nbd3"));
+}
+
+#[test]
+fn an_array_is_its_uuid_and_nothing_before_that_is_known() {
+    let md = |attributes: &[(&str, &str)]| of_disk("virtual/block/md127", attributes);
+    let uuid = "3d5a9f6e:11112222:33334444:55556666";
+    assert_eq!(
+        md(&[("md/metadata_version", "1.2"), ("md/uuid", uuid)]),
+        strong("md:3d5a9f6e111122223333444455556666")
+    );
+    assert_eq!(md(&[("md/metadata_version", "1.2")]), ("path:virtual/block/md127".into(), Strength::Pending));
+    assert_eq!(md(&[("md/metadata_version", "none")]), weak("path:virtual/block/md127"));
+    let known = md_of_uuid("3d5a9f6e-1111-2222-3333-444455556666", "a member");
+    assert_eq!(known.id.as_str(), "md:3d5a9f6e111122223333444455556666");
+}
+
+#[test]
+fn memory_is_known_as_such() {
+    for name in ["zram0", "ram15"] {
+        assert_eq!(of_disk(&format!("virtual/block/{name}"), &[]).1, Strength::Memory, "{name}");
+    }
+    assert_eq!(of_disk("virtual/block/zramx", &[]).1, Strength::Weak);
+}
+
+#[test]
+fn a_device_that_offers_nothing_is_weak() {
+    assert_eq!(of_disk("pci0000:00/virtio1/block/vda", &[]), weak("path:pci0000:00/virtio1/block/vda"));
+}
+
+#[test]
+fn what_goes_into_an_id_is_bounded_and_printable() {
+    let serial = format!("a\u{7}b{}", "x".repeat(2000));
+    let (id, _) = of_disk("pci0000:00/virtio1/block/vda", &[("serial", &serial)]);
+    assert!(id.starts_with("virtio:abx") && id.len() <= "virtio:".len() + MAX_VALUE, "{} bytes", id.len());
+}
+
+/// A tree that the record-sysfs program of the scenario tests printed in a guest.
+fn replayed(text: &str) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("temporary directory");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let make_parent =
+            |path: &Path| fs::create_dir_all(path.parent().expect("below the root")).expect("directory");
+        if let Some((path, target)) = line.split_once(" -> ") {
+            let path = root.path().join(path);
+            make_parent(&path);
+            symlink(root.path().join(target), path).expect("link");
+        } else if let Some((path, value)) = line.split_once(" =") {
+            let path = root.path().join(path);
+            make_parent(&path);
+            fs::write(path, value.trim_start()).expect("attribute");
+        }
+    }
+    root
+}
+
+#[test]
+fn every_device_of_a_guest_is_known_by_its_own() {
+    for recorded in [
+        include_str!("../recorded/6.1.txt"),
+        include_str!("../recorded/6.12.txt"),
+        include_str!("../recorded/7.txt"),
+    ] {
+        let root = replayed(recorded);
+        let sysfs = Sysfs::recorded(root.path());
+        let devices = sysfs.devices().expect("devices");
+        let of = |name: &str| devices.iter().find(|device| device.name == name).expect(name);
+        let id = |name: &str| of(name).identity.id.to_string();
+        let strength = |name: &str| of(name).identity.strength;
+        assert_eq!(id("vda"), "virtio:disk0");
+        assert_eq!(id("sda"), "scsi:naa.5000c50000000001", "virtio-scsi");
+        // Linux takes no namespace identifier of qemu's controller (NVME_QUIRK_BOGUS_NID): its serial has to do.
+        assert_eq!(
+            id("nvme0n1"),
+            "nvme:nvme.1b36-666f726d61742d6775617264-51454d55204e564d65204374726c-00000001"
+        );
+        assert!(id("sdb").starts_with("iscsi:iqn.2019-10.io.longhorn:pvc-") && id("sdb").ends_with(",lun=1"));
+        assert_eq!(strength("sdc"), Strength::Weak, "scsi_debug counts its wwids");
+        assert!(id("dm-0").starts_with("dm:FGTEST-fg"), "{}", id("dm-0"));
+        assert!(id("md77").starts_with("md:") && id("md77").len() == "md:".len() + 32, "{}", id("md77"));
+        assert_eq!(strength("zram0"), Strength::Memory);
+        assert_eq!(strength("nbd0"), Strength::Weak, "nbd-client names no backend");
+        assert_eq!(strength("nullb0"), Strength::Weak);
+        assert_eq!(strength("loop0"), Strength::Weak, "its file was the guest's");
+        assert_eq!(id("loop3p1"), format!("part:{}#2048", id("loop3")));
+
+        let lies_on = |name: &str| -> Vec<(String, Vec<u64>)> {
+            let name_of =
+                |dev: Dev| devices.iter().find(|device| device.dev == dev).expect("present").name.clone();
+            let below = of(name).below.iter();
+            below.map(|below| (name_of(below.dev), below.extents.iter().map(|e| e.below).collect())).collect()
+        };
+        assert_eq!(lies_on("loop3p1"), [("loop3".to_owned(), vec![1 << 20])]);
+        assert_eq!(
+            lies_on("md77"),
+            [("loop1".to_owned(), vec![1 << 20]), ("loop2".to_owned(), vec![1 << 20])]
+        );
+        assert_eq!(lies_on("dm-0"), [("loop0".to_owned(), vec![])], "a tree has no table");
+        assert_eq!(lies_on("sda"), []);
+    }
+}

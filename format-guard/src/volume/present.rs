@@ -1,0 +1,403 @@
+//! The devices that are present now, and how they lie on one another.
+//!
+//! Two devices share bytes where both come down to the same bytes of the same device at the bottom. Devices with one
+//! volume id are paths to the same volume, and count as one bottom.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Dev, VolumeId, sysfs::Device};
+
+/// Layers that are followed at most: a loop in what sysfs says must not be one here.
+const MAX_DEPTH: usize = 16;
+
+/// A run of bytes that two devices share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// First byte on the device that is looked at.
+    pub ours: u64,
+    /// First byte on the other.
+    pub theirs: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// How another device lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The device that is looked at lies on it.
+    Below,
+    /// It lies on the device that is looked at.
+    Above,
+    /// Neither, but they share bytes of a third.
+    Beside,
+}
+
+/// A device that shares bytes with the one that is looked at, or that lies on or below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Related {
+    /// Which.
+    pub dev: Dev,
+    /// Where.
+    pub place: Place,
+    /// How many layers lie below it.
+    pub layer: usize,
+    /// The bytes that they share unchanged; none where a layer between transforms or scatters them.
+    pub shared: Vec<Shared>,
+}
+
+/// A run of bytes of a device, as bytes of the device at the bottom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    bottom: Dev,
+    start: u64,
+    length: u64,
+    below: u64,
+}
+
+/// The devices.
+#[derive(Debug, Default)]
+pub struct Present {
+    devices: BTreeMap<Dev, Device>,
+    paths: HashMap<VolumeId, BTreeSet<Dev>>,
+    above: HashMap<Dev, BTreeSet<Dev>>,
+}
+
+impl Present {
+    /// Adds a device, or replaces what is known of it.
+    pub fn insert(&mut self, device: Device) {
+        self.remove(device.dev);
+        self.paths.entry(device.identity.id.clone()).or_default().insert(device.dev);
+        for below in &device.below {
+            self.above.entry(below.dev).or_default().insert(device.dev);
+        }
+        self.devices.insert(device.dev, device);
+    }
+
+    /// Takes a device out.
+    pub fn remove(&mut self, dev: Dev) -> Option<Device> {
+        let device = self.devices.remove(&dev)?;
+        forget(&mut self.paths, &device.identity.id, dev);
+        for below in &device.below {
+            forget(&mut self.above, &below.dev, dev);
+        }
+        Some(device)
+    }
+
+    /// The device of this number.
+    #[must_use]
+    pub fn get(&self, dev: Dev) -> Option<&Device> {
+        self.devices.get(&dev)
+    }
+
+    /// Every device, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// The devices that hold a volume: more than one are paths to it.
+    pub fn of(&self, id: &VolumeId) -> impl Iterator<Item = &Device> {
+        self.paths.get(id).into_iter().flatten().filter_map(|dev| self.devices.get(dev))
+    }
+
+    /// The volume of the device of this number.
+    #[must_use]
+    pub fn id(&self, dev: Dev) -> Option<&VolumeId> {
+        Some(&self.devices.get(&dev)?.identity.id)
+    }
+
+    /// Every device that shares bytes with this one or lies on or below it, but no other path to its own volume; lower
+    /// layers first.
+    #[must_use]
+    pub fn related(&self, dev: Dev) -> Vec<Related> {
+        let Some(device) = self.devices.get(&dev) else { return Vec::new() };
+        let paths = self.paths.get(&device.identity.id);
+        let others = self.component(dev);
+        if others.len() <= 1 {
+            return Vec::new();
+        }
+        let ours = self.runs(dev, &|_| false);
+        let below = reach(dev, &|dev| self.below(dev));
+        let above = reach(dev, &|dev| self.above(dev));
+        let mut related: Vec<Related> = others
+            .into_iter()
+            .filter(|other| !paths.is_some_and(|paths| paths.contains(other)))
+            .filter_map(|other| {
+                let shared = shared(&ours, &self.runs(other, &|_| false));
+                let place = if below.contains(&other) {
+                    Place::Below
+                } else if above.contains(&other) {
+                    Place::Above
+                } else if shared.is_empty() {
+                    return None;
+                } else {
+                    Place::Beside
+                };
+                Some(Related { dev: other, place, layer: self.layer(other, MAX_DEPTH), shared })
+            })
+            .collect();
+        related.sort_by_key(|related| (related.layer, related.dev));
+        related
+    }
+
+    fn layer(&self, dev: Dev, depth: usize) -> usize {
+        if depth == 0 {
+            return 0;
+        }
+        self.below(dev).into_iter().map(|below| 1 + self.layer(below, depth - 1)).max().unwrap_or(0)
+    }
+
+    /// Of all devices with which this one shares bytes the one that speaks for them. What lies on a device that is
+    /// `apart` speaks for itself: an array, a volume group or a partition table hands out its bytes separately.
+    #[must_use]
+    pub fn lead(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Dev {
+        let runs = self.runs(dev, apart);
+        runs.iter().min_by_key(|run| (run.start, run.bottom)).map_or(dev, |run| run.bottom)
+    }
+
+    /// Everything that hangs together with a device, itself included.
+    fn component(&self, dev: Dev) -> BTreeSet<Dev> {
+        let mut found = BTreeSet::from([dev]);
+        let mut open = vec![dev];
+        while let Some(dev) = open.pop() {
+            let paths = self.id(dev).and_then(|id| self.paths.get(id)).into_iter().flatten().copied();
+            let next: Vec<Dev> = self.below(dev).into_iter().chain(self.above(dev)).chain(paths).collect();
+            open.extend(next.into_iter().filter(|dev| found.insert(*dev)));
+        }
+        found
+    }
+
+    fn below(&self, dev: Dev) -> Vec<Dev> {
+        let below = self.devices.get(&dev).map_or(&[][..], |device| &device.below);
+        below.iter().map(|below| below.dev).filter(|dev| self.devices.contains_key(dev)).collect()
+    }
+
+    /// The devices that lie on this one, with no other between.
+    #[must_use]
+    pub fn above(&self, dev: Dev) -> Vec<Dev> {
+        self.above.get(&dev).into_iter().flatten().copied().collect()
+    }
+
+    fn bottom(&self, dev: Dev) -> Dev {
+        let paths = self.id(dev).and_then(|id| self.paths.get(id));
+        paths.and_then(|paths| paths.first().copied()).unwrap_or(dev)
+    }
+
+    fn runs(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Vec<Run> {
+        self.runs_to(dev, apart, MAX_DEPTH)
+    }
+
+    fn runs_to(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<Run> {
+        let Some(device) = self.devices.get(&dev) else { return Vec::new() };
+        let mut runs = Vec::new();
+        for below in device.below.iter().filter(|below| depth > 0 && !apart(below.dev)) {
+            let lower = self.runs_to(below.dev, apart, depth - 1);
+            for extent in &below.extents {
+                for run in &lower {
+                    let start = extent.below.max(run.start);
+                    let end =
+                        extent.below.saturating_add(extent.length).min(run.start.saturating_add(run.length));
+                    if start < end {
+                        runs.push(Run {
+                            bottom: run.bottom,
+                            start: extent.start + (start - extent.below),
+                            length: end - start,
+                            below: run.below + (start - run.start),
+                        });
+                    }
+                }
+            }
+        }
+        if runs.is_empty() {
+            runs.push(Run { bottom: self.bottom(dev), start: 0, length: device.size, below: 0 });
+        }
+        runs
+    }
+}
+
+fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<Dev>>, key: &K, dev: Dev) {
+    if let Some(devs) = map.get_mut(key) {
+        devs.remove(&dev);
+        if devs.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// Everything that is reached from a device by `next`.
+fn reach(dev: Dev, next: &dyn Fn(Dev) -> Vec<Dev>) -> BTreeSet<Dev> {
+    let mut found = BTreeSet::new();
+    let mut open = next(dev);
+    while let Some(dev) = open.pop() {
+        if found.insert(dev) {
+            open.extend(next(dev));
+        }
+    }
+    found
+}
+
+fn shared(ours: &[Run], theirs: &[Run]) -> Vec<Shared> {
+    let mut all = Vec::new();
+    for our in ours {
+        for their in theirs.iter().filter(|their| their.bottom == our.bottom) {
+            let start = our.below.max(their.below);
+            let end = (our.below + our.length).min(their.below + their.length);
+            if start < end {
+                let shared = Shared {
+                    ours: our.start + (start - our.below),
+                    theirs: their.start + (start - their.below),
+                    length: end - start,
+                };
+                // Two legs of a mirror say the same twice.
+                if !all.contains(&shared) {
+                    all.push(shared);
+                }
+            }
+        }
+    }
+    all.sort_by_key(|shared| (shared.ours, shared.theirs));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::{
+        identity::Identity,
+        topology::{Below, Extent},
+    };
+
+    const MIB: u64 = 1 << 20;
+
+    /// In the order of the fields of `Extent` and `Shared`.
+    type Bytes = (u64, u64, u64);
+
+    fn dev(minor: u32) -> Dev {
+        Dev { major: 7, minor }
+    }
+
+    fn device(minor: u32, id: &str, size: u64, below: &[(u32, &[Bytes])]) -> Device {
+        Device {
+            name: format!("d{minor}"),
+            dev: dev(minor),
+            diskseq: 1,
+            size,
+            identity: Identity::strong("t", id, ""),
+            below: below
+                .iter()
+                .map(|(minor, extents)| Below {
+                    dev: dev(*minor),
+                    extents: extents
+                        .iter()
+                        .map(|(start, length, below)| Extent {
+                            start: *start,
+                            length: *length,
+                            below: *below,
+                        })
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+
+    fn present(devices: impl IntoIterator<Item = Device>) -> Present {
+        let mut present = Present::default();
+        devices.into_iter().for_each(|device| present.insert(device));
+        present
+    }
+
+    fn related(present: &Present, of: u32) -> Vec<(u32, Place, Vec<Bytes>)> {
+        present
+            .related(dev(of))
+            .into_iter()
+            .map(|related| {
+                let shared = related.shared.iter().map(|s| (s.ours, s.theirs, s.length)).collect();
+                (related.dev.minor, related.place, shared)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_partition_lies_on_its_disk_and_beside_nothing() {
+        let present = present([
+            device(1, "disk", 100 * MIB, &[]),
+            device(2, "p1", 10 * MIB, &[(1, &[(0, 10 * MIB, MIB)])]),
+            device(3, "p2", 10 * MIB, &[(1, &[(0, 10 * MIB, 11 * MIB)])]),
+        ]);
+        assert_eq!(
+            related(&present, 1),
+            [(2, Place::Above, vec![(MIB, 0, 10 * MIB)]), (3, Place::Above, vec![(11 * MIB, 0, 10 * MIB)])]
+        );
+        assert_eq!(related(&present, 2), [(1, Place::Below, vec![(0, MIB, 10 * MIB)])]);
+    }
+
+    #[test]
+    fn two_mappings_of_the_same_bytes_are_beside_each_other() {
+        let present = present([
+            device(1, "disk", 100 * MIB, &[]),
+            device(2, "a", 20 * MIB, &[(1, &[(0, 20 * MIB, 0)])]),
+            device(3, "b", 20 * MIB, &[(1, &[(0, 20 * MIB, 10 * MIB)])]),
+        ]);
+        assert_eq!(related(&present, 2)[1], (3, Place::Beside, vec![(10 * MIB, 0, 10 * MIB)]));
+    }
+
+    #[test]
+    fn layers_add_up() {
+        let present = present([
+            device(1, "disk", 100 * MIB, &[]),
+            device(2, "part", 50 * MIB, &[(1, &[(0, 50 * MIB, MIB)])]),
+            device(3, "lv", 8 * MIB, &[(2, &[(0, 4 * MIB, 8 * MIB), (4 * MIB, 4 * MIB, 2 * MIB)])]),
+        ]);
+        let lv = related(&present, 1).pop().expect("the logical volume");
+        assert_eq!(lv, (3, Place::Above, vec![(3 * MIB, 4 * MIB, 4 * MIB), (9 * MIB, 0, 4 * MIB)]));
+    }
+
+    #[test]
+    fn a_layer_that_transforms_shares_nothing_but_lies_there() {
+        let present = present([device(1, "luks", MIB, &[]), device(2, "crypt", MIB, &[(1, &[])])]);
+        assert_eq!(related(&present, 1), [(2, Place::Above, vec![])]);
+        assert_eq!(present.lead(dev(2), &|_| false), dev(2));
+    }
+
+    #[test]
+    fn paths_to_one_volume_are_one_bottom() {
+        let present = present([
+            device(1, "lun", MIB, &[]),
+            device(2, "lun", MIB, &[]),
+            device(3, "mpath", MIB, &[(1, &[(0, MIB, 0)]), (2, &[(0, MIB, 0)])]),
+        ]);
+        assert_eq!(related(&present, 2), [(3, Place::Above, vec![(0, 0, MIB)])]);
+        assert!([1, 2, 3].iter().all(|minor| present.lead(dev(*minor), &|_| false) == dev(1)));
+    }
+
+    #[test]
+    fn what_lies_on_a_device_apart_leads_itself() {
+        let present =
+            present([device(1, "pv", 100 * MIB, &[]), device(2, "lv", MIB, &[(1, &[(0, MIB, MIB)])])]);
+        assert_eq!(present.lead(dev(2), &|_| false), dev(1));
+        assert_eq!(present.lead(dev(2), &|lower| lower == dev(1)), dev(2));
+    }
+
+    #[test]
+    fn a_circle_ends() {
+        let present = present([
+            device(1, "a", MIB, &[(2, &[(0, MIB, 0)])]),
+            device(2, "b", MIB, &[(1, &[(0, MIB, 0)])]),
+        ]);
+        assert_eq!(present.related(dev(1)).len(), 1);
+    }
+
+    #[test]
+    fn what_is_removed_is_forgotten() {
+        let mut present =
+            present([device(1, "disk", MIB, &[]), device(2, "part", MIB, &[(1, &[(0, MIB, 0)])])]);
+        present.remove(dev(2));
+        assert!(present.related(dev(1)).is_empty());
+        assert_eq!(present.of(&"t:part".into()).count(), 0);
+    }
+}
