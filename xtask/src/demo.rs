@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     build::executable,
     command::{command, output},
-    guest::Guest,
+    guest::{Cpu, Guest},
     kernels::Kernel,
     setup,
 };
@@ -37,7 +37,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!("demo: this host's kernel cannot enforce: running in a guest with kernel {}", kernel.release);
     let words =
         ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
-    let guest =
-        Guest { kernel, command: words.to_vec(), disks: Vec::new(), timeout: Duration::from_mins(15) };
+    let guest = Guest {
+        kernel,
+        command: words.to_vec(),
+        disks: Vec::new(),
+        timeout: Duration::from_mins(15),
+        cpu: Cpu::Timed,
+    };
     Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

@@ -1,5 +1,6 @@
 //! The project's own tool: `cargo xtask COMMAND`. It sets up, builds, boots guests, demonstrates and tests.
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -29,6 +30,9 @@ enum Command {
     Vm(guest::Arguments),
     /// Show the main job on real block devices, here or in a guest
     Demo(demo::Arguments),
+    /// Print figures of what the guard costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Vm(arguments) => guest::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -31,6 +31,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("lvm2", "tests"),
     ("dmsetup", "tests"),
     ("mdadm", "tests"),
+    ("nbd-client", "tests"),
+    ("nbd-server", "tests"),
     ("parted", "tests"),
     ("tgt", "tests"),
     ("open-iscsi", "tests"),

@@ -6,12 +6,14 @@
 mod initramfs;
 
 use std::{
+    convert::Infallible,
     env,
     ffi::OsString,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
+    str::FromStr,
     thread,
     time::{Duration, Instant},
 };
@@ -38,9 +40,9 @@ pub(crate) struct Arguments {
     /// Seconds until the guest is ended
     #[arg(long, default_value_t = 600)]
     timeout: u64,
-    /// Disk image to attach as a virtio disk (may be repeated)
+    /// Disk image to attach, as [virtio:|scsi:|nvme:]FILE (may be repeated)
     #[arg(long)]
-    disk: Vec<PathBuf>,
+    disk: Vec<Disk>,
     /// Command to run, after --
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -61,6 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             command: arguments.command.clone(),
             disks: arguments.disk.clone(),
             timeout: Duration::from_secs(arguments.timeout),
+            cpu: Cpu::Timed,
         };
         let status = guest.run(&mut io::stdout())?;
         if status != 0 {
@@ -70,16 +73,84 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(result)
 }
 
+/// A raw image, and what it looks like in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// The image.
+    pub(crate) path: PathBuf,
+    /// The controller that it is behind.
+    pub(crate) bus: Bus,
+}
+
+/// Kinds of controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bus {
+    Virtio,
+    Scsi,
+    Nvme,
+}
+
+impl Disk {
+    /// A virtio disk.
+    pub(crate) fn virtio(path: PathBuf) -> Self {
+        Self { path, bus: Bus::Virtio }
+    }
+
+    /// The controller that is shared by all disks of a bus, and the disk itself. Each has an identity of its own,
+    /// made from its number among the guest's disks.
+    fn devices(&self, number: usize) -> (Option<&'static str>, String) {
+        match self.bus {
+            Bus::Virtio => (None, format!("virtio-blk-pci,drive=disk{number},serial=disk{number}")),
+            Bus::Scsi => (
+                Some("virtio-scsi-pci,id=scsi"),
+                format!(
+                    "scsi-hd,bus=scsi.0,drive=disk{number},wwn={:#x}",
+                    0x5000_c500_0000_0000_u64 + number as u64
+                ),
+            ),
+            Bus::Nvme => (
+                Some("nvme,id=nvme,serial=format-guard"),
+                format!("nvme-ns,bus=nvme,drive=disk{number},uuid=6f8d1d60-2f7e-4b59-9d3c-{number:012x}"),
+            ),
+        }
+    }
+}
+
+impl FromStr for Disk {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let (bus, path) = match text.split_once(':') {
+            Some(("virtio", path)) => (Bus::Virtio, path),
+            Some(("scsi", path)) => (Bus::Scsi, path),
+            Some(("nvme", path)) => (Bus::Nvme, path),
+            _ => (Bus::Virtio, text),
+        };
+        Ok(Self { path: path.into(), bus })
+    }
+}
+
 /// One boot.
 pub(crate) struct Guest {
     /// What it runs on.
     pub(crate) kernel: Kernel,
     /// What it runs.
     pub(crate) command: Vec<OsString>,
-    /// Raw images, attached as virtio disks in this order.
-    pub(crate) disks: Vec<PathBuf>,
+    /// Raw images, attached in this order.
+    pub(crate) disks: Vec<Disk>,
     /// When it is ended.
     pub(crate) timeout: Duration,
+    /// How it counts time.
+    pub(crate) cpu: Cpu,
+}
+
+/// How a guest counts time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cpu {
+    /// As the host does.
+    Timed,
+    /// One nanosecond an instruction: the same from run to run.
+    Counting,
 }
 
 impl Guest {
@@ -197,10 +268,21 @@ impl Guest {
             ));
             qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
         }
+        if self.cpu == Cpu::Counting {
+            qemu.args(["-icount", "shift=0"]);
+        }
+        let mut controllers = Vec::new();
         for (i, disk) in self.disks.iter().enumerate() {
-            qemu.arg("-drive")
-                .arg(format!("file={},format=raw,if=none,id=disk{i},cache=writethrough", disk.display()));
-            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{i},serial=disk{i}"));
+            qemu.arg("-drive").arg(format!(
+                "file={},format=raw,if=none,id=disk{i},cache=writethrough",
+                disk.path.display()
+            ));
+            let (controller, device) = disk.devices(i);
+            if let Some(controller) = controller.filter(|controller| !controllers.contains(controller)) {
+                controllers.push(controller);
+                qemu.arg("-device").arg(controller);
+            }
+            qemu.arg("-device").arg(device);
         }
         Ok(qemu)
     }

@@ -1,0 +1,57 @@
+//! `cargo xtask bench`: figures, each by a command of its own. They are no tests.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    build::executable,
+    guest::{Cpu, Guest},
+    kernels::{Kernel, keys},
+    setup,
+};
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Bench {
+    /// What the guard costs per system call, in guest instructions
+    Hook {
+        /// Kernel of the guest: 6.1, 6.12, 6.18, 7 or all
+        #[arg(long, default_value = "6.18")]
+        kernel: String,
+    },
+}
+
+/// `cargo xtask bench`
+pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
+    setup::ready()?;
+    match bench {
+        Bench::Hook { kernel } => hook(kernel),
+    }
+}
+
+fn hook(kernel: &str) -> Result<ExitCode> {
+    println!("bench: building");
+    let guard = executable("format-guard", "bin", "format-guard")?;
+    let bench = executable("format-guard-tests", "bin", "bench-hook")?;
+    let chosen = if kernel == "all" { keys() } else { vec![kernel] };
+    let mut result = ExitCode::SUCCESS;
+    for key in chosen {
+        let words = [
+            "env".into(),
+            format!("FORMAT_GUARD_BINARY={}", guard.display()).into(),
+            bench.clone().into_os_string(),
+        ];
+        let guest = Guest {
+            kernel: Kernel::get(key)?,
+            command: words.to_vec(),
+            disks: Vec::new(),
+            timeout: Duration::from_mins(20),
+            cpu: Cpu::Counting,
+        };
+        let status = guest.run(&mut std::io::stdout())?;
+        if status != 0 {
+            result = ExitCode::from(status);
+        }
+    }
+    Ok(result)
+}
