@@ -312,6 +312,123 @@ impl Drop for Mapped {
     }
 }
 
+/// A device mapper device of one linear target over another device.
+pub struct Linear {
+    name: String,
+    path: PathBuf,
+}
+
+impl Linear {
+    /// One of this name and uuid (none if it is empty) over `length` bytes of `below`, from `start` on.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn over(name: &str, uuid: &str, below: &Path, start: u64, length: u64) -> Result<Self> {
+        module("dm_mod")?;
+        let table = format!("0 {} linear {} {}", length / 512, below.display(), start / 512);
+        let uuid = if uuid.is_empty() { String::new() } else { format!("--uuid {uuid}") };
+        must_with(&format!("dmsetup create {name} {uuid}"), &table)?;
+        Ok(Self { name: name.to_owned(), path: Path::new("/dev/mapper").join(name) })
+    }
+
+    /// Lets every write take so long, and reads none.
+    ///
+    /// # Errors
+    /// When it cannot be slowed down.
+    pub fn slow_writes(&self, below: &Path, length: u64, delay: std::time::Duration) -> Result<()> {
+        self.slow_writes_at(below, 0, length, delay)
+    }
+
+    /// The same over the bytes of `below` from `start` on.
+    ///
+    /// # Errors
+    /// When it cannot be slowed down.
+    pub fn slow_writes_at(
+        &self,
+        below: &Path,
+        start: u64,
+        length: u64,
+        delay: std::time::Duration,
+    ) -> Result<()> {
+        module("dm_delay")?;
+        let (below, start, milliseconds) = (below.display(), start / 512, delay.as_millis());
+        self.reload(&format!("0 {} delay {below} {start} 0 {below} {start} {milliseconds}", length / 512))
+    }
+
+    /// Holds up every access until [`Linear::resume`].
+    ///
+    /// # Errors
+    /// When it cannot be suspended.
+    pub fn suspend(&self) -> Result<()> {
+        must(&format!("dmsetup suspend --nolockfs --noflush {}", self.name)).map(drop)
+    }
+
+    /// Lets every access go on.
+    ///
+    /// # Errors
+    /// When it cannot be resumed.
+    pub fn resume(&self) -> Result<()> {
+        must(&format!("dmsetup resume {}", self.name)).map(drop)
+    }
+
+    /// Takes another table.
+    ///
+    /// # Errors
+    /// When it cannot be swapped.
+    pub fn reload(&self, table: &str) -> Result<()> {
+        must(&format!("dmsetup suspend --noflush {}", self.name))?;
+        must_with(&format!("dmsetup reload {}", self.name), table)?;
+        self.resume()
+    }
+}
+
+impl Device for Linear {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Linear {
+    fn drop(&mut self) {
+        let _ = run(&format!("dmsetup resume {}", self.name));
+        let _ = run(&format!("dmsetup remove --force --retry {}", self.name));
+    }
+}
+
+/// A mirror (md raid1) of two devices.
+pub struct Mirror {
+    path: PathBuf,
+}
+
+impl Mirror {
+    /// A new one, with its superblock after the first 4 KiB of each member.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(members: [&Path; 2]) -> Result<Self> {
+        module("raid1")?;
+        let path = PathBuf::from(format!("/dev/md{}", 100 + number()));
+        let [first, second] = members.map(Path::display);
+        must(&format!(
+            "mdadm --create {} --run --assume-clean --level=1 --raid-devices=2 --metadata=1.2 {first} {second}",
+            path.display()
+        ))?;
+        Ok(Self { path })
+    }
+}
+
+impl Device for Mirror {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        let _ = run(&format!("mdadm --stop {}", self.path.display()));
+    }
+}
+
 /// An iSCSI volume on the loopback, served by tgt as a Longhorn volume is.
 pub struct Iscsi {
     target: u32,
@@ -343,6 +460,39 @@ impl Iscsi {
 
     fn serve(&self) -> Result<()> {
         serve_target(self.target, &self.iqn, self.image.path())
+    }
+
+    /// Takes its target away while the session goes on.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn stop_serving(&self) -> Result<()> {
+        must(&format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target)).map(drop)
+    }
+
+    /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids change sides.
+    ///
+    /// # Errors
+    /// When one cannot be remade.
+    pub fn swap_numbers(&mut self, other: &mut Self) -> Result<()> {
+        self.stop_serving()?;
+        other.stop_serving()?;
+        std::mem::swap(&mut self.target, &mut other.target);
+        self.serve()?;
+        other.serve()
+    }
+
+    /// A second session to the same target; the node of its disk.
+    ///
+    /// # Errors
+    /// When none appears.
+    pub fn second_path(&self) -> Result<PathBuf> {
+        let sessions = must("iscsiadm -m session")?;
+        // tcp: [1] 127.0.0.1:3260,1 IQN (non-flash)
+        let line = sessions.lines().find(|line| line.contains(&self.iqn)).context("no session")?;
+        let id = line.split(['[', ']']).nth(1).context("no number")?;
+        must(&format!("iscsiadm -m session -r {id} --op new"))?;
+        wait_for("the second path", || Ok(disks_of(&self.iqn)?.into_iter().find(|path| *path != self.path)))
     }
 
     /// Logs in and waits for the device.
@@ -395,18 +545,22 @@ pub fn serve_target(target: u32, iqn: &str, backing: &Path) -> Result<()> {
 pub fn log_in(iqn: &str) -> Result<PathBuf> {
     must("iscsiadm -m discovery -t st -p 127.0.0.1")?;
     must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --login"))?;
-    wait_for("the disk of the iSCSI session", || {
-        for entry in fs::read_dir("/sys/class/iscsi_session")?.flatten() {
-            let name = fs::read_to_string(entry.path().join("targetname")).unwrap_or_default();
-            if name.trim() != iqn {
-                continue;
-            }
-            if let Some(path) = disk_of(&entry.path().join("device"))? {
-                return Ok(Some(path));
-            }
+    wait_for("the disk of the iSCSI session", || Ok(disks_of(iqn)?.into_iter().next()))
+}
+
+/// The nodes of a target's LUN 1, one for each session.
+fn disks_of(iqn: &str) -> Result<Vec<PathBuf>> {
+    let mut disks = Vec::new();
+    for entry in fs::read_dir("/sys/class/iscsi_session")?.flatten() {
+        let name = fs::read_to_string(entry.path().join("targetname")).unwrap_or_default();
+        if name.trim() == iqn
+            && let Some(path) = disk_of(&entry.path().join("device"))?
+        {
+            disks.push(path);
         }
-        Ok(None)
-    })
+    }
+    disks.sort();
+    Ok(disks)
 }
 
 /// The node of the disk with LUN 1 below a session's directory.

@@ -4,12 +4,13 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{tool::Ran, wait_for};
+use crate::{schema, tool::Ran, wait_for};
 
 /// The program under test.
 ///
@@ -125,6 +126,40 @@ impl Guard {
         }
     }
 
+    /// Stops the agent as a service manager does; how long it took. Enforcement goes on.
+    ///
+    /// # Errors
+    /// When there is none, or it does not stop.
+    pub fn stop_agent(&mut self) -> Result<Duration> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        let start = Instant::now();
+        crate::tool::must(&format!("kill -TERM {}", agent.id()))?;
+        let status = wait_for("the agent to stop", || Ok(agent.try_wait()?))?;
+        ensure!(status.success(), "the agent stopped with {status}:\n{}", self.log());
+        Ok(start.elapsed())
+    }
+
+    /// Tells the agent to read its configuration again.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn hang_up(&self) -> Result<()> {
+        let agent = self.agent.as_ref().context("no agent runs")?;
+        crate::tool::must(&format!("kill -HUP {}", agent.id())).map(drop)
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("run/control.sock")
+    }
+
     /// What the agent has logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -136,7 +171,11 @@ impl Guard {
     /// # Errors
     /// When it cannot be started.
     pub fn ask(&self, line: &str) -> Result<Ran> {
-        crate::tool::run(&format!("{} --json", self.line(line)?))
+        let ran = crate::tool::run(&format!("{} --json", self.line(line)?))?;
+        if ran.status == 0 {
+            schema::hold(line, &ran.text)?;
+        }
+        Ok(ran)
     }
 
     /// Runs the command line as a person would.
@@ -148,11 +187,7 @@ impl Guard {
     }
 
     fn line(&self, line: &str) -> Result<String> {
-        Ok(format!(
-            "{} --socket {} {line}",
-            binary()?.display(),
-            self.root.join("run/control.sock").display()
-        ))
+        Ok(format!("{} --socket {} {line}", binary()?.display(), self.socket().display()))
     }
 
     /// The JSON that a command prints; it must succeed.

@@ -4,14 +4,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack,
-    device::{Device, Loop, log_in, serve_target, sha256},
+    device::{Device, Linear, Loop, log_in, serve_target, sha256},
     guard::Guard,
-    tool::{module, must, must_with},
+    tool::{command, module, must, must_with},
 };
 
 const STATE: &str = "/run/fg-state";
@@ -66,7 +67,30 @@ fn first_boot() -> Result<()> {
         known.push_str(&format!("{} {}\n", volume["id"].as_str().context("no id")?, sha256(&path)?));
     }
     fs::write(state.join("known"), known)?;
+    guard.wait_for_state(&weak()?, "blank")?;
+    // The power is cut in the middle of a format: this guest ends while mkfs stands still.
+    let below = Path::new("/dev/vdb");
+    let third = third()?;
+    guard.wait_for_state(third.path(), "blank")?;
+    third.slow_writes_at(below, 2 * SECTORS * 512, SECTORS * 512, Duration::from_secs(3))?;
+    let mkfs = command(&format!("mkfs.ext4 -F -q -E nodiscard {}", third.path().display())).spawn()?;
+    guard.wait_for_state(third.path(), "formatting")?;
+    must(&format!("kill -STOP {}", mkfs.id()))?;
+    ensure!(guard.volume(third.path())?["state"] == "formatting", "it ended before the power was cut");
+    std::mem::forget(third);
+    std::mem::forget(guard);
     must("sync").map(drop)
+}
+
+/// A device without an identity of its own, which reads as zeros.
+fn weak() -> Result<PathBuf> {
+    must("modprobe null_blk nr_devices=1 gb=1")?;
+    Ok(PathBuf::from("/dev/nullb0"))
+}
+
+/// The third part of the second disk.
+fn third() -> Result<Linear> {
+    Linear::over("fg-third", "FGTEST-third", Path::new("/dev/vdb"), 2 * SECTORS * 512, SECTORS * 512)
 }
 
 #[test]
@@ -86,5 +110,21 @@ fn second_boot() -> Result<()> {
         attack::all_refused(&guard, path)?;
         ensure!(line.ends_with(&sha256(path)?), "bytes changed on {}", path.display());
     }
-    Ok(())
+    // Blank as ever, but nobody knows that it is the same one.
+    let weak = weak()?;
+    let volume = guard.wait_for_volume(&weak, "held", |volume| {
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("its identity is weak"))
+    })?;
+    ensure!(volume["state"] == "unverified" && volume["weak"] == true, "{volume}");
+    attack::refused(&guard, &format!("mkfs.ext4 -F {}", weak.display()), "")?;
+    // What the cut left of a format is found out by probes alone, and then it goes on.
+    let third = third()?;
+    let volume = guard.wait_for_volume(third.path(), "resolved", |volume| {
+        matches!(volume["state"].as_str(), Some("blank" | "formatted"))
+    })?;
+    if volume["state"] == "blank" {
+        must(&format!("mkfs.ext4 -F -q {}", third.path().display()))?;
+        guard.wait_for_state(third.path(), "formatted")?;
+    }
+    attack::refused(&guard, &format!("mkfs.ext4 -F {}", third.path().display()), "").map(drop)
 }

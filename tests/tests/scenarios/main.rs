@@ -3,22 +3,27 @@
 //! Run as root in a guest: `cargo xtask test`.
 
 mod audit;
+mod command_line;
 mod everyday;
 mod formats_once;
+mod hanging;
+mod identity;
 mod incidents;
 mod life;
 mod permit;
 mod roads;
+mod stacks;
+mod states;
 mod without_guard;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use format_guard_tests::{guard::Guard, tool::must};
 
 /// Waits until a volume is armed, makes an ext4 on it, and waits until that is recorded.
 fn make_ext4(guard: &Guard, path: &Path) -> Result<()> {
     guard.wait_for_state(path, "blank")?;
-    must(&format!("mkfs.ext4 -F -m0 -q {}", path.display()))?;
+    must(&format!("mkfs.ext4 -F -m0 -q {}", path.display())).with_context(|| guard.log())?;
     guard.wait_for_state(path, "formatted").map(drop)
 }

@@ -1,0 +1,93 @@
+//! A device that hangs, fails or lags keeps nobody waiting but itself.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack::refused,
+    device::{Device, Iscsi, Linear, Loop, Mapped},
+    guard::Guard,
+    tool::module,
+};
+
+use crate::make_ext4;
+
+const MIB: u64 = 1 << 20;
+/// Probes have this long by default; whoever waits for one that hangs is held up longer than this.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Another device is armed, formatted and guarded, and the agent stops and starts, all of it in less time than one
+/// probe that hangs would take.
+fn nobody_else_waits(guard: &mut Guard) -> Result<()> {
+    let start = Instant::now();
+    let other = Loop::new(32)?;
+    make_ext4(guard, other.path())?;
+    refused(guard, &format!("mkfs.ext4 -F {}", other.path().display()), "")?;
+    ensure!(start.elapsed() < PROBE_DEADLINE, "another device waited for {:?}", start.elapsed());
+    let took = guard.stop_agent()?;
+    ensure!(took < PROBE_DEADLINE / 2, "the stop took {took:?}");
+    guard.start_agent()?;
+    guard.wait_for_state(other.path(), "formatted").map(drop)
+}
+
+/// Known to be there, and not verified.
+fn unverified(guard: &Guard, device: &impl Device) -> Result<()> {
+    guard.wait_for_state(device.path(), "unverified").map(drop)
+}
+
+#[test]
+fn a_suspended_device_holds_up_nobody() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let below = Loop::new(32)?;
+    let device = Linear::over("fg-suspended", "FGTEST-suspended", below.path(), 0, 32 * MIB)?;
+    guard.wait_for_state(device.path(), "blank")?;
+    device.suspend()?;
+    // What was armed is not trusted by the next agent.
+    let result = nobody_else_waits(&mut guard).and_then(|()| unverified(&guard, &device));
+    device.resume()?;
+    result?;
+    guard.wait_for_state(device.path(), "blank").map(drop)
+}
+
+#[test]
+fn a_device_that_lags_holds_up_nobody() -> Result<()> {
+    module("dm_delay")?;
+    let mut guard = Guard::start()?;
+    let below = Loop::new(32)?;
+    let device = Linear::over("fg-lagging", "FGTEST-lagging", below.path(), 0, 32 * MIB)?;
+    device.reload(&format!("0 {} delay {} 0 30000", 32 * MIB / 512, below.path().display()))?;
+    guard.stop_agent()?;
+    guard.start_agent()?;
+    unverified(&guard, &device)?;
+    nobody_else_waits(&mut guard)?;
+    device.reload(&format!("0 {} linear {} 0", 32 * MIB / 512, below.path().display()))
+}
+
+#[test]
+fn a_device_that_fails_holds_up_nobody() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let device = Mapped::failing(32)?;
+    unverified(&guard, &device)?;
+    nobody_else_waits(&mut guard)?;
+    let volume = guard.wait_for_volume(device.path(), "unverified by a read that failed", |volume| {
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("read failed"))
+    })?;
+    ensure!(volume["state"] == "unverified", "{volume}");
+    refused(&guard, &format!("mkfs.ext4 -F {}", device.path().display()), "").map(drop)
+}
+
+#[test]
+fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let volume = Iscsi::new(32)?;
+    make_ext4(&guard, volume.path())?;
+    let id = guard.volume(volume.path())?["id"].as_str().context("no id")?.to_owned();
+    volume.stop_serving()?;
+    nobody_else_waits(&mut guard)?;
+    // What was recorded is guarded though it cannot be read.
+    let known = guard.wait_for_state(volume.path(), "formatted")?;
+    ensure!(known["id"] == id.as_str(), "{known}");
+    let ran = format_guard_tests::tool::run(&format!("mkfs.ext4 -F {}", volume.path().display()))?;
+    ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! A volume is known by its own identity, whatever number, name or path it comes back under.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack::{self, LUKS_FORMAT, refused},
+    device::{Device, Image, Iscsi, Linear, Loop, Snapshot, sha256},
+    guard::Guard,
+    tool::{command, module, must, must_with},
+};
+
+use crate::make_ext4;
+
+const MIB: u64 = 1 << 20;
+
+fn id(guard: &Guard, path: &Path) -> Result<String> {
+    Ok(guard.volume(path)?["id"].as_str().context("no id")?.to_owned())
+}
+
+/// Two volumes, each with a file system of its own; their ids and sums.
+fn two_iscsi_volumes(guard: &Guard) -> Result<[(Iscsi, String, String); 2]> {
+    let make = || -> Result<(Iscsi, String, String)> {
+        let volume = Iscsi::new(32)?;
+        make_ext4(guard, volume.path())?;
+        let (id, sum) = (id(guard, volume.path())?, volume.sha256()?);
+        ensure!(id == format!("iscsi:{},lun=1", volume.iqn()), "{id}");
+        Ok((volume, id, sum))
+    };
+    Ok([make()?, make()?])
+}
+
+fn both_are_known_and_kept(guard: &Guard, volumes: &[(Iscsi, String, String); 2]) -> Result<()> {
+    for (volume, known, sum) in volumes {
+        let now = guard.wait_for_state(volume.path(), "formatted")?;
+        ensure!(now["id"] == known.as_str() && now["discrepancy"].is_null(), "{known} is {now}");
+        refused(guard, &format!("mkfs.ext4 -F {}", volume.path().display()), "")?;
+        refused(guard, &format!("{LUKS_FORMAT} {} -", volume.path().display()), "secret")?;
+        ensure!(volume.sha256()? == *sum, "bytes changed");
+    }
+    Ok(())
+}
+
+#[test]
+fn iscsi_volumes_that_come_back_in_the_other_order_are_known() -> Result<()> {
+    let guard = Guard::start()?;
+    let mut volumes = two_iscsi_volumes(&guard)?;
+    let before = volumes.each_ref().map(|(volume, _, _)| volume.path().to_owned());
+    for (volume, _, _) in &mut volumes {
+        volume.log_out()?;
+    }
+    for (volume, _, _) in volumes.iter_mut().rev() {
+        volume.log_in()?;
+    }
+    let after = volumes.each_ref().map(|(volume, _, _)| volume.path().to_owned());
+    ensure!(before != after, "the same names: the scenario shows nothing");
+    both_are_known_and_kept(&guard, &volumes)
+}
+
+#[test]
+fn iscsi_targets_remade_with_swapped_numbers_are_known_though_their_wwids_change_sides() -> Result<()> {
+    let guard = Guard::start()?;
+    let mut volumes = two_iscsi_volumes(&guard)?;
+    let wwid = |volume: &Iscsi| -> Result<String> {
+        let name = volume.path().file_name().context("no name")?;
+        Ok(std::fs::read_to_string(Path::new("/sys/class/block").join(name).join("device/wwid"))?)
+    };
+    let before = [wwid(&volumes[0].0)?, wwid(&volumes[1].0)?];
+    for (volume, _, _) in &mut volumes {
+        volume.log_out()?;
+    }
+    let [first, second] = &mut volumes;
+    first.0.swap_numbers(&mut second.0)?;
+    for (volume, _, _) in &mut volumes {
+        volume.log_in()?;
+    }
+    let after = [wwid(&volumes[0].0)?, wwid(&volumes[1].0)?];
+    ensure!(before[0] == after[1] && before[1] == after[0], "{before:?} became {after:?}: nothing is shown");
+    both_are_known_and_kept(&guard, &volumes)
+}
+
+/// Both paths are armed: of two formatters at the same moment one goes through.
+#[test]
+fn a_unit_with_two_paths_is_one_volume_and_formatted_once() -> Result<()> {
+    let guard = Guard::start()?;
+    let mut volume = Iscsi::new(32)?;
+    let second = volume.second_path()?;
+    let first = volume.path().to_owned();
+    guard.wait_for_state(&first, "blank")?;
+    let shown = guard.wait_for_state(&second, "blank")?;
+    ensure!(shown["devices"].as_array().is_some_and(|devices| devices.len() == 2), "{shown}");
+    let mut racers = Vec::new();
+    for path in [&first, &second] {
+        racers.push(command(&format!("mkfs.ext4 -F -q {}", path.display())).spawn()?);
+    }
+    let mut succeeded = 0;
+    for mut racer in racers {
+        succeeded += u32::from(racer.wait()?.success());
+    }
+    ensure!(succeeded == 1, "{succeeded} formatters succeeded");
+    guard.wait_for_state(&first, "formatted")?;
+    let sums = [sha256(&first)?, sha256(&second)?];
+    ensure!(sums[0] == sums[1], "the paths lead to different data");
+    for path in [&first, &second] {
+        refused(&guard, &format!("mkfs.xfs -f {}", path.display()), "")?;
+        refused(&guard, &format!("{} -F {}", attack::copy("mkfs.ext4")?, path.display()), "")?;
+        ensure!(sha256(path)? == sums[0], "bytes changed");
+    }
+    volume.log_out()
+}
+
+#[test]
+fn a_dm_name_that_comes_back_with_another_uuid_is_another_volume() -> Result<()> {
+    let guard = Guard::start()?;
+    let (first, second) = (Loop::new(32)?, Loop::new(32)?);
+    let name = "fg-reused";
+    let device = Linear::over(name, "FGTEST-reused-1", first.path(), 0, 32 * MIB)?;
+    make_ext4(&guard, device.path())?;
+    let known = id(&guard, device.path())?;
+    drop(device);
+    let other = Linear::over(name, "FGTEST-reused-2", second.path(), 0, 32 * MIB)?;
+    make_ext4(&guard, other.path())?;
+    ensure!(id(&guard, other.path())? != known);
+    drop(other);
+    let again = Linear::over("fg-renamed", "FGTEST-reused-1", first.path(), 0, 32 * MIB)?;
+    let volume = guard.wait_for_state(again.path(), "formatted")?;
+    ensure!(volume["id"] == known.as_str(), "{volume}");
+    ensure!(guard.events("denied")?.is_empty());
+    refused(&guard, &format!("mkfs.ext4 -F {}", again.path().display()), "").map(drop)
+}
+
+#[test]
+fn a_clone_with_the_same_file_system_uuid_is_a_volume_of_its_own() -> Result<()> {
+    let guard = Guard::start()?;
+    let original = Loop::new(32)?;
+    make_ext4(&guard, original.path())?;
+    let image = Image::new(32)?;
+    must(&format!("dd if={} of={} bs=1M conv=notrunc", original.path().display(), image.path().display()))?;
+    let clone = Loop::over(image.path())?;
+    let (one, other) = (guard.volume(original.path())?, guard.wait_for_state(clone.path(), "formatted")?);
+    ensure!(one["content"]["uuid"] == other["content"]["uuid"], "{one} {other}");
+    ensure!(one["id"] != other["id"], "{one} {other}");
+    for device in [&original, &clone] {
+        let before = Snapshot::of(device)?;
+        attack::all_refused(&guard, device.path())?;
+        before.unchanged(device)?;
+    }
+    // A permit for one is none for the other.
+    guard.json(&format!("volume permit {} --reason test", clone.path().display()))?;
+    refused(&guard, &format!("mkfs.ext4 -F {}", original.path().display()), "")?;
+    must(&format!("mkfs.ext4 -F -q {}", clone.path().display())).map(drop)
+}
+
+#[test]
+fn a_luks_volume_opened_under_another_name_is_known() -> Result<()> {
+    let guard = Guard::start()?;
+    module("dm_crypt")?;
+    let device = Loop::new(64)?;
+    let node = device.path().display();
+    guard.wait_for_state(device.path(), "blank")?;
+    must_with(&format!("{LUKS_FORMAT} {node} -"), "secret")?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    must_with(&format!("cryptsetup open --key-file - {node} fg-one"), "secret")?;
+    let one = Path::new("/dev/mapper/fg-one");
+    let made = make_ext4(&guard, one).and_then(|()| id(&guard, one));
+    must("cryptsetup close fg-one")?;
+    let known = made?;
+    must_with(&format!("cryptsetup open --key-file - {node} fg-other"), "secret")?;
+    let other = Path::new("/dev/mapper/fg-other");
+    let result = guard.wait_for_state(other, "formatted").and_then(|volume| {
+        ensure!(volume["id"] == known.as_str(), "{volume}");
+        refused(&guard, &format!("mkfs.ext4 -F {}", other.display()), "")
+    });
+    must("cryptsetup close fg-other")?;
+    result.map(drop)
+}
+
+#[test]
+fn a_weak_identity_is_shown_as_one_and_every_identity_says_where_it_came_from() -> Result<()> {
+    let guard = Guard::start()?;
+    let below = Loop::new(16)?;
+    let nameless = Linear::over("fg-nameless", "", below.path(), 0, 16 * MIB)?;
+    let volume = guard.wait_for_state(nameless.path(), "blank")?;
+    ensure!(volume["weak"] == true && volume["id"] == "path:dm/fg-nameless", "{volume}");
+    let shown = guard.say(&format!("volume show {}", nameless.path().display()))?;
+    ensure!(shown.text.contains("which has no uuid (weak)"), "{}", shown.text);
+    let strong = guard.wait_for_state(below.path(), "blank")?;
+    ensure!(strong["weak"] == false, "{strong}");
+    ensure!(
+        strong["origin"].as_str().is_some_and(|text| text.contains("inode and time of birth")),
+        "{strong}"
+    );
+    Ok(())
+}
+
+/// Swap on zram is made anew at each boot, at once, and by whoever resets it.
+#[test]
+fn memory_is_left_alone() -> Result<()> {
+    let guard = Guard::start()?;
+    module("zram")?;
+    let (node, sysfs) = (Path::new("/dev/zram0"), Path::new("/sys/block/zram0"));
+    guard.wait_for_state(node, "exempt")?;
+    for _ in 0..2 {
+        std::fs::write(sysfs.join("disksize"), "16M")?;
+        must("mkswap /dev/zram0")?;
+        must("swapon /dev/zram0")?;
+        must("swapoff /dev/zram0")?;
+        std::fs::write(sysfs.join("reset"), "1")?;
+    }
+    must("rmmod zram")?;
+    ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
