@@ -46,6 +46,12 @@ pub struct Status {
     pub full_maps: u64,
     /// Rules that a resync had to repair.
     pub repaired: u64,
+    /// How long the newest kernel event waited until it was taken up, in milliseconds.
+    #[serde(default)]
+    pub lag: u64,
+    /// Devices that are being probed at this moment, those that hang among them.
+    #[serde(default)]
+    pub probing: u64,
 }
 
 /// How many volumes are in a state.

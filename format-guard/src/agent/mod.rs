@@ -7,6 +7,7 @@ mod container;
 mod control;
 mod formatter_end;
 mod kernel_events;
+mod mappings;
 mod prober;
 mod ready;
 pub mod reconciler;

@@ -78,6 +78,12 @@ impl Prober {
         self.deadline.store(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Devices that are being probed, those that hang among them.
+    #[must_use]
+    pub fn under_way(&self) -> u64 {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
     /// Probes a device; the answer goes to the reconciler.
     pub fn ask(&self, device: &Device) {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,19 +7,20 @@ mod answers;
 mod refusals;
 mod stacks;
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, time::Duration};
 
 use anyhow::{Context, Result};
 use format_guard_common::{
     State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{
     formatter_end::Watcher,
-    now,
+    mappings, now,
     prober::{Answer, Prober},
 };
 use crate::{
@@ -40,6 +41,9 @@ use crate::{
     },
 };
 
+/// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
+/// node after the device, and no uevent tells of it.
+const NAMING: Seconds = 10;
 /// Ends of processes that are remembered until their pidfd tells, too.
 const MAX_ENDS: usize = 4096;
 
@@ -180,10 +184,14 @@ pub struct Reconciler<E> {
     told: watch::Sender<u64>,
     /// Records of the volumes that are present.
     records: HashMap<VolumeId, Record>,
+    /// Attachment and first sight of devices that a node may come to name.
+    nameless: HashMap<Dev, (u64, Seconds)>,
     /// Exit statuses that the kernel told, until the pidfd does.
     ends: HashMap<Process, u32>,
     parts: Vec<PartReport>,
     repaired: u64,
+    /// How long the newest kernel event waited.
+    lag: Duration,
 }
 
 impl<E: Enforcer> Reconciler<E> {
@@ -205,9 +213,11 @@ impl<E: Enforcer> Reconciler<E> {
             set_mode: None,
             told: watch::Sender::new(0),
             records: HashMap::new(),
+            nameless: HashMap::new(),
             ends: HashMap::new(),
             parts: Vec::new(),
             repaired: 0,
+            lag: Duration::ZERO,
         }
     }
 
@@ -241,6 +251,18 @@ impl<E: Enforcer> Reconciler<E> {
     pub fn proven(&mut self, parts: Vec<PartReport>) {
         self.parts = parts;
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
+        // Once new ones are judged: none is missed between.
+        for mapping in mappings::present() {
+            let Some(device) = self.devices.get(mapping.dev) else { continue };
+            let text = format!(
+                "{} (pid {}) has a shared writable mapping of /dev/{} that is older than this agent: what it stores there \
+                 is not judged; end it, or restart it under the guard",
+                mapping.comm, mapping.pid, device.name
+            );
+            let volume = device.identity.id.to_string();
+            warn!(volume, pid = mapping.pid, "{text}");
+            self.tell(volume, "mapped-before", text);
+        }
     }
 
     /// Works until every sender is gone, or the kernel's maps fail.
@@ -305,6 +327,7 @@ impl<E: Enforcer> Reconciler<E> {
         for dev in gone {
             self.device_gone(dev);
         }
+        self.nameless.retain(|dev, _| present.iter().any(|device| device.dev == *dev));
         for mut device in present {
             self.identify(&mut device);
             let known = self.devices.get(device.dev);
@@ -315,17 +338,31 @@ impl<E: Enforcer> Reconciler<E> {
         Ok(())
     }
 
-    /// An array goes by the UUID that its members' superblocks carry, once one of them was probed.
-    fn identify(&self, device: &mut Device) {
-        if device.identity.strength != Strength::Pending {
-            return;
-        }
-        let uuid = device.below.iter().find_map(|member| {
-            let content = self.records.get(self.devices.id(member.dev)?)?.content.as_ref()?;
-            content.types.iter().any(|name| name == "linux_raid_member").then(|| content.uuid.clone())?
-        });
-        if let Some(uuid) = uuid {
-            device.identity = identity::md_of_uuid(&uuid, "a member's superblock");
+    /// What sysfs alone does not tell: an array goes by the UUID that its members' superblocks carry, once one of them was
+    /// probed; and what a node may come to name goes by no other name meanwhile.
+    fn identify(&mut self, device: &mut Device) {
+        match device.identity.strength {
+            Strength::Pending if device.name.starts_with("md") => {
+                let uuid = device.below.iter().find_map(|member| {
+                    let content = self.records.get(self.devices.id(member.dev)?)?.content.as_ref()?;
+                    let member = content.types.iter().any(|name| name == "linux_raid_member");
+                    member.then(|| content.uuid.clone())?
+                });
+                if let Some(uuid) = uuid {
+                    device.identity = identity::md_of_uuid(&uuid, "a member's superblock");
+                }
+            }
+            Strength::Weak if self.world.sysfs.names_devices() => {
+                let at = now();
+                let seen = self.nameless.entry(device.dev).or_insert((device.diskseq, at));
+                if seen.0 != device.diskseq {
+                    *seen = (device.diskseq, at);
+                }
+                if at < seen.1 + NAMING {
+                    device.identity.strength = Strength::Pending;
+                }
+            }
+            Strength::Pending | Strength::Weak | Strength::Strong | Strength::Memory => {}
         }
     }
 
@@ -341,7 +378,11 @@ impl<E: Enforcer> Reconciler<E> {
             }
             return;
         }
-        let same = known.as_ref().is_some_and(|old| old.identity.id == id && old.diskseq == device.diskseq);
+        let same = known.as_ref().is_some_and(|old| {
+            old.identity.id == id
+                && old.identity.strength == device.identity.strength
+                && old.diskseq == device.diskseq
+        });
         // A better identity of the same medium must not take it out of the hands of who formats it.
         let formatting = known.as_ref().is_some_and(|old| {
             old.diskseq == device.diskseq
@@ -594,6 +635,7 @@ impl<E: Enforcer> Reconciler<E> {
     // What the kernel programs tell
 
     fn kernel_event(&mut self, event: &KernelEvent) {
+        self.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
         let dev = Dev::from_kernel(event.dev);
         match EventKind::from_raw(event.kind) {
             Some(EventKind::Denied) => self.refused(event, "denied"),
@@ -705,6 +747,12 @@ fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
         text: report.text.clone(),
         refusal: None,
     }
+}
+
+/// The clock of the kernel's events.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
 /// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.

@@ -70,13 +70,13 @@ pub(super) fn run(json: bool) -> Result<(), CommandError> {
 fn print(report: &Report) {
     for each in &report.requirements {
         let mark = if each.met { "ok     " } else { "MISSING" };
-        println!("{mark} {}: {}", each.name, wrap(&each.finding, 80, 8));
+        println!("{mark} {}", wrap(&format!("{}: {}", each.name, each.finding), 80, 8));
         if !each.met {
             println!("        {}", wrap(each.remedy, 80, 8));
         }
     }
     for part in report.programs.iter().filter(|part| !part.attached) {
-        println!("note    without {}: {}", part.program, wrap(&part.open, 80, 8));
+        println!("note    {}", wrap(&format!("without {}: {}", part.program, part.open), 80, 8));
     }
 }
 

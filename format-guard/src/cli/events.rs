@@ -84,7 +84,7 @@ fn print(event: &HistoryEvent) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let colour = match event.kind.as_str() {
         "denied" | "discrepancy" => Colour::Red,
-        "would-deny" | "unverified" | "overlaid" | "mode" => Colour::Yellow,
+        "would-deny" | "unverified" | "overlaid" | "mode" | "mapped-before" => Colour::Yellow,
         _ => Colour::None,
     };
     writeln!(out, "{} {}", utc(event.at), paint(&event.kind, colour))?;

@@ -32,12 +32,14 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     let volumes: Vec<String> =
         status.volumes.iter().map(|each| format!("{} {}", each.count, each.state)).collect();
     println!("volumes: {}", if volumes.is_empty() { "none".to_owned() } else { volumes.join(", ") });
-    println!(
+    let counts = format!(
         "kernel: {} requests judged, {} stale rules met, {} events lost, {} maps full, {} rules repaired",
         status.judged, status.stale_rules, status.lost_events, status.full_maps, status.repaired
     );
+    println!("{}", wrap(&counts, 80, 8));
+    println!("lag: {} ms at the newest kernel event, {} probes under way", status.lag, status.probing);
     for part in status.programs.iter().filter(|part| !part.attached) {
-        println!("left open without {}: {}", part.program, wrap(&part.open, 80, 4));
+        println!("{}", wrap(&format!("left open without {}: {}", part.program, part.open), 80, 4));
     }
     Ok(())
 }

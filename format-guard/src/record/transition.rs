@@ -317,13 +317,16 @@ impl Step {
             self.take(content, marks);
             return;
         };
-        if recorded.types == content.types && recorded.uuid == content.uuid {
+        if same_types(&recorded, &content) && recorded.uuid == content.uuid {
             if self.record.discrepancy.is_some() {
                 self.report("discrepancy-ended", "it reads as recorded again");
             }
-            // A label may change, and a structure that was damaged may be repaired.
+            // A label may change, and a structure be repaired or moved. One that is only missing may be so for the data
+            // path's sake.
+            let missing = marks.iter().all(|mark| self.record.marks.contains(mark));
+            let marks = if missing { self.record.marks.clone() } else { marks };
             self.take(content, marks);
-        } else if self.record.relabelled && recorded.types == content.types {
+        } else if self.record.relabelled && same_types(&recorded, &content) {
             let uuid = content.uuid.clone().unwrap_or_default();
             // Not sooner: a probe that was under way may still have read the old one.
             self.record.relabelled = false;
@@ -511,6 +514,15 @@ const WEAK: &str =
 const PENDING: &str = "its own identity is not known yet";
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
+
+/// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
+/// may add.
+fn same_types(one: &Content, other: &Content) -> bool {
+    fn family(name: &String) -> &str {
+        if matches!(name.as_str(), "ext2" | "ext3" | "ext4") { "ext" } else { name }
+    }
+    one.types.iter().map(family).eq(other.types.iter().map(family))
+}
 
 fn content_of(found: &[Found]) -> Content {
     Content {

@@ -74,7 +74,7 @@ fn of_layer(sysfs: &Sysfs, node: &Node, depth: usize) -> Identity {
     if depth == 0 {
         return by_place(node);
     }
-    partition(sysfs, node, depth)
+    let own = partition(sysfs, node, depth)
         .or_else(|| memory(node))
         .or_else(|| device_mapper(node))
         .or_else(|| md(node))
@@ -85,8 +85,8 @@ fn of_layer(sysfs: &Sysfs, node: &Node, depth: usize) -> Identity {
         .or_else(|| virtio(node))
         .or_else(|| nbd(node))
         .or_else(|| scsi(node))
-        .or_else(|| longhorn(sysfs, node))
-        .unwrap_or_else(|| by_place(node))
+        .unwrap_or_else(|| by_place(node));
+    if own.strength == Strength::Weak { longhorn(sysfs, node).unwrap_or(own) } else { own }
 }
 
 /// By start, not by PARTUUID: sysfs names the latter on new kernels only, and an upgrade must not lose a record.
@@ -319,7 +319,7 @@ fn scsi(node: &Node) -> Option<Identity> {
 }
 
 /// A node below the configured directory. It may be a stale one of an earlier device under this number, so it serves
-/// only where the device itself offers nothing, and only if it is the only one.
+/// only where the device itself offers nothing of its own, and only if it is the only one.
 fn longhorn(sysfs: &Sysfs, node: &Node) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
 

@@ -54,6 +54,13 @@ impl Sysfs {
         Self { root: root.to_owned(), live: false, longhorn: None, loops: Loops::default() }
     }
 
+    /// The same, where nodes below `longhorn` name volumes that have no identity of their own.
+    #[cfg(test)]
+    #[must_use]
+    pub fn naming(self, longhorn: &Path) -> Self {
+        Self { longhorn: Some(longhorn.to_owned()), ..self }
+    }
+
     pub(super) fn is_live(&self) -> bool {
         self.live
     }
@@ -64,6 +71,12 @@ impl Sysfs {
 
     pub(super) fn longhorn(&self) -> Option<&Path> {
         self.longhorn.as_deref()
+    }
+
+    /// Whether a node may yet come to name a device that has no identity of its own.
+    #[must_use]
+    pub fn names_devices(&self) -> bool {
+        self.longhorn.as_deref().is_some_and(Path::is_dir)
     }
 
     /// Every block device that holds, or could hold, a volume.

@@ -96,6 +96,8 @@ impl<E: Enforcer> Reconciler<E> {
             lost_events: counts.lost_events,
             full_maps: counts.full_maps,
             repaired: self.repaired,
+            lag: u64::try_from(self.lag.as_millis()).unwrap_or(u64::MAX),
+            probing: self.prober.under_way(),
         })
     }
 

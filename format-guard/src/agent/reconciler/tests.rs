@@ -569,3 +569,25 @@ fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop
     assert_eq!(setting.state(), State::Blank, "half of a format is none");
     assert_eq!(setting.rule_of(PART).state, State::Formatting as u32, "its formatter goes on");
 }
+
+/// The agent looks at a device without a uuid where nodes name devices, and none names this one yet.
+#[test]
+fn what_a_node_may_come_to_name_is_not_armed_meanwhile() {
+    let mut setting = setting();
+    let nodes = setting.sysfs.path().join("nodes");
+    fs::create_dir(&nodes).expect("directory");
+    fs::remove_file(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid")).expect("no uuid");
+    setting.reconciler.world.sysfs = Sysfs::recorded(setting.sysfs.path()).naming(&nodes);
+    setting.give(Input::Changed { name: "dm-0".into() });
+    let state = |setting: &Setting| setting.reconciler.records[&VolumeId::from("path:dm/x")].state;
+    for _ in 0..3 {
+        setting.probed(5, Finding::Blank);
+    }
+    assert_eq!(state(&setting), State::Unverified);
+    setting.reconciler.nameless.insert(DEV, (5, now() - NAMING));
+    setting.give(Input::Tick);
+    for _ in 0..2 {
+        setting.probed(5, Finding::Blank);
+    }
+    assert_eq!(state(&setting), State::Blank, "no node came");
+}

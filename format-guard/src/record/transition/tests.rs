@@ -128,6 +128,27 @@ fn a_recorded_volume_that_reads_blank_or_wrong_or_not_at_all_stays_formatted() {
 }
 
 #[test]
+fn a_journal_makes_no_other_file_system_of_it() {
+    let (formatted, _) = run(record(), [holds("ext2", "a"), holds("ext3", "a"), holds("ext4", "a")]);
+    assert_eq!(formatted.discrepancy, None);
+    assert_eq!(formatted.content.as_ref().map(Content::name), Some("ext4"));
+    assert!(run(formatted, [holds("exfat", "a")]).0.discrepancy.is_some());
+}
+
+#[test]
+fn a_mark_that_is_missing_is_kept_and_one_that_has_moved_is_followed() {
+    let mark = |offset| Mark { offset, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1, 2] };
+    let reads = |offsets: &[u64]| {
+        let found = vec![Found { name: "gpt".into(), uuid: None, label: None, magic_offset: None }];
+        Event::Probed(Ok(Finding::Holds { found, marks: offsets.iter().copied().map(mark).collect() }))
+    };
+    let (recorded, _) = run(record(), [reads(&[512, 9000])]);
+    let offsets = |record: &Record| record.marks.iter().map(|mark| mark.offset).collect::<Vec<_>>();
+    assert_eq!(offsets(&run(recorded.clone(), [reads(&[512])]).0), [512, 9000]);
+    assert_eq!(offsets(&run(recorded, [reads(&[512, 20_000])]).0), [512, 20_000]);
+}
+
+#[test]
 fn a_permit_is_for_one_format_and_expires() {
     let (formatted, _) = run(record(), [holds("ext4", "a")]);
     let (permitted, _) = run(formatted, [Event::Permitted(permit(20))]);
