@@ -1,9 +1,12 @@
-//! A guard of the test's own: its own state, socket and pins, beside whatever runs on the host.
+//! A guard with state, socket and pins of its own, beside whatever runs on the host: one that scenarios share, or one
+//! that a scenario may stop, kill and reconfigure.
 
 use std::{
     env, fs,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -28,9 +31,49 @@ pub struct Guard {
     pins: PathBuf,
     agent: Option<Child>,
     audit: bool,
+    /// Events up to this number are an earlier scenario's.
+    since: i64,
+}
+
+/// The guard that scenarios share while nobody uses it. Only one guard is there at a time: another one's refusals would
+/// be taken for its own.
+static SHARED: Mutex<Option<Guard>> = Mutex::new(None);
+
+/// The guard that scenarios share, in the hands of one. Loading the programs takes longer under emulation than most
+/// scenarios do.
+pub struct Shared(Option<Guard>);
+
+impl Deref for Shared {
+    type Target = Guard;
+
+    fn deref(&self) -> &Guard {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = self.0.take();
+    }
 }
 
 impl Guard {
+    /// The guard that scenarios share, proven to be in force. Its volumes are another scenario's devices, gone since; its
+    /// events are this scenario's.
+    ///
+    /// # Errors
+    /// As of [`Guard::start`].
+    pub fn shared() -> Result<Shared> {
+        let free = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut guard = match free {
+            Some(guard) if guard.json("status").is_ok_and(|status| status["mode"] == "enforce") => guard,
+            _ => Self::start()?,
+        };
+        let newest = guard.json("events --limit 1")?;
+        guard.since = newest["events"][0]["id"].as_i64().unwrap_or(0);
+        Ok(Shared(Some(guard)))
+    }
+
     /// A guard with a state directory of its own, proven to be in force.
     ///
     /// # Errors
@@ -57,6 +100,7 @@ impl Guard {
 
     /// Over this state directory, or a new one.
     fn make(state: Option<&Path>, audit: bool) -> Result<Self> {
+        drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
         let state = state.map_or_else(|| root.join("state"), Path::to_owned);
         // A bpf file system refuses a name with a dot.
@@ -69,7 +113,7 @@ impl Guard {
             pins.display()
         );
         fs::write(root.join("config.toml"), config)?;
-        let mut guard = Self { root, pins, agent: None, audit };
+        let mut guard = Self { root, pins, agent: None, audit, since: 0 };
         guard.start_agent()?;
         Ok(guard)
     }
@@ -146,6 +190,18 @@ impl Guard {
     pub fn hang_up(&self) -> Result<()> {
         let agent = self.agent.as_ref().context("no agent runs")?;
         crate::tool::must(&format!("kill -HUP {}", agent.id())).map(drop)
+    }
+
+    /// Adds a line to its configuration, and waits until that is in force.
+    ///
+    /// # Errors
+    /// When it does not come to be.
+    pub fn configure(&self, line: &str) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        fs::write(self.config(), format!("{text}{line}\n"))?;
+        let read = self.events("reloaded")?.len();
+        self.hang_up()?;
+        wait_for("the configuration to be read", || Ok((self.events("reloaded")?.len() > read).then_some(())))
     }
 
     /// Its configuration file.
@@ -257,14 +313,15 @@ impl Guard {
         Ok(newest.unwrap_or(0))
     }
 
-    /// Every event of this kind, oldest first.
+    /// Every event of this kind of this scenario, oldest first.
     ///
     /// # Errors
     /// When the agent does not answer.
     pub fn events(&self, kind: &str) -> Result<Vec<Value>> {
         let events = self.json("events --limit 10000")?;
         let events = events["events"].as_array().cloned().unwrap_or_default();
-        Ok(events.into_iter().filter(|event| event["kind"] == kind).collect())
+        let ours = |event: &Value| event["kind"] == kind && event["id"].as_i64() > Some(self.since);
+        Ok(events.into_iter().filter(ours).collect())
     }
 }
 

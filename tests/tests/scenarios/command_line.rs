@@ -173,7 +173,7 @@ fn a_refusal_names_everything_in_one_event_and_one_log_line() -> Result<()> {
 fn a_refused_process_may_write_again_once_it_is_untainted() -> Result<()> {
     use std::os::unix::fs::FileExt;
 
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(32)?;
     make_ext4(&guard, device.path())?;
     let file = fs::OpenOptions::new().write(true).open(device.path())?;
@@ -189,7 +189,7 @@ fn a_refused_process_may_write_again_once_it_is_untainted() -> Result<()> {
 
 #[test]
 fn what_is_attached_and_holds_a_format_is_not_forgotten() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(32)?;
     make_ext4(&guard, device.path())?;
     let id = guard.volume(device.path())?["id"].as_str().context("no id")?.to_owned();
@@ -283,7 +283,7 @@ fn ensured(guard: &Guard, node: &str, kind: &str, formatted: bool) -> Result<()>
 
 #[test]
 fn ensure_fs_formats_once_and_says_the_same_ever_after() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     for (kind, options) in
         [("ext4", "-- -q -m0"), ("xfs", "-- -q --unsupported"), ("btrfs", "-- -q -M"), ("vfat", "")]
     {
@@ -309,7 +309,7 @@ fn ensure_fs_formats_once_and_says_the_same_ever_after() -> Result<()> {
 
 #[test]
 fn ensure_fs_formats_once_for_all_who_call_it_at_the_same_time() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let line = format!(
         "{} --socket {} ensure-fs {} --type ext4 --json",
@@ -333,9 +333,9 @@ fn ensure_fs_formats_once_for_all_who_call_it_at_the_same_time() -> Result<()> {
 
 #[test]
 fn ensure_fs_goes_on_after_it_was_killed_half_way() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
-    let device = Linear::over("fg-slow", "FGTEST-slow", below.path(), 0, 64 << 20)?;
+    let device = Linear::over("fg-ensured", "FGTEST-ensured", below.path(), 0, 64 << 20)?;
     device.slow_writes(below.path(), 64 << 20, Duration::from_secs(3))?;
     let node = device.path().display().to_string();
     guard.wait_for_state(device.path(), "blank")?;
@@ -359,7 +359,7 @@ fn ensure_fs_goes_on_after_it_was_killed_half_way() -> Result<()> {
 
 #[test]
 fn ensure_fs_is_not_fooled_by_a_device_that_lies() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Mapped::new(64)?;
     let node = device.path().display().to_string();
     ensured(&guard, &node, "ext4", true)?;
@@ -379,7 +379,7 @@ fn ensure_fs_is_not_fooled_by_a_device_that_lies() -> Result<()> {
 
 #[test]
 fn ensure_fs_uses_a_permit() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     ensured(&guard, &node, "ext4", true)?;
@@ -393,7 +393,7 @@ fn ensure_fs_uses_a_permit() -> Result<()> {
 
 #[test]
 fn the_socket_answers_curl_and_refuses_what_it_does_not_know() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let curl = |path: &str| {
         run(&format!("curl -sS --unix-socket {} http://localhost{path}", guard.socket().display()))
     };

@@ -40,7 +40,7 @@ fn nothing_was_refused(guard: &Guard) -> Result<()> {
 
 #[test]
 fn ext4_is_checked_labelled_resized_and_mounted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let path = device.path();
     let node = path.display();
@@ -64,7 +64,7 @@ fn ext4_is_checked_labelled_resized_and_mounted() -> Result<()> {
 
 #[test]
 fn a_new_uuid_by_tune2fs_goes_through_whole_and_the_record_follows() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let path = device.path();
     let node = path.display();
@@ -80,7 +80,7 @@ fn a_new_uuid_by_tune2fs_goes_through_whole_and_the_record_follows() -> Result<(
 
 #[test]
 fn xfs_is_repaired_labelled_and_mounted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let path = device.path();
     let node = path.display();
@@ -97,7 +97,7 @@ fn xfs_is_repaired_labelled_and_mounted() -> Result<()> {
 
 #[test]
 fn luks_is_opened_gets_a_key_and_holds_a_file_system() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     module("dm_crypt")?;
     let device = Loop::new(64)?;
     let path = device.path();
@@ -122,7 +122,7 @@ fn luks_is_opened_gets_a_key_and_holds_a_file_system() -> Result<()> {
 
 #[test]
 fn lvm_makes_volumes_on_a_guarded_physical_volume() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(128)?;
     let path = device.path();
     guard.wait_for_state(path, "blank")?;
@@ -151,7 +151,7 @@ fn lvm_rounds(guard: &Guard) -> Result<()> {
 
 #[test]
 fn partitions_are_made_on_a_blank_disk_and_added_to_a_labelled_one() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let path = device.path();
     let node = path.display();
@@ -168,7 +168,7 @@ fn partitions_are_made_on_a_blank_disk_and_added_to_a_labelled_one() -> Result<(
 
 #[test]
 fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let path = device.path();
     let node = path.display();

@@ -19,7 +19,7 @@ const FILE_SYSTEMS: [(&str, &str); 3] = [
 const MIB: u64 = 64;
 
 fn once<D: Device>(make: impl Fn() -> Result<D>) -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     for (name, mkfs) in FILE_SYSTEMS {
         let device = make()?;
         let path = device.path();

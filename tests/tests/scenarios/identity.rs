@@ -1,13 +1,13 @@
 //! A volume is known by its own identity, whatever number, name or path it comes back under.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::{self, LUKS_FORMAT, refused},
-    device::{Device, Image, Iscsi, Linear, Loop, Snapshot, sha256},
+    device::{Device, Image, Iscsi, Linear, Loop, Snapshot, device_number, sha256},
     guard::Guard,
-    tool::{command, module, must, must_with},
+    tool::{command, module, must, must_with, run},
 };
 
 use crate::make_ext4;
@@ -43,7 +43,7 @@ fn both_are_known_and_kept(guard: &Guard, volumes: &[(Iscsi, String, String); 2]
 
 #[test]
 fn iscsi_volumes_that_come_back_in_the_other_order_are_known() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let mut volumes = two_iscsi_volumes(&guard)?;
     let before = volumes.each_ref().map(|(volume, _, _)| volume.path().to_owned());
     for (volume, _, _) in &mut volumes {
@@ -59,11 +59,11 @@ fn iscsi_volumes_that_come_back_in_the_other_order_are_known() -> Result<()> {
 
 #[test]
 fn iscsi_targets_remade_with_swapped_numbers_are_known_though_their_wwids_change_sides() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let mut volumes = two_iscsi_volumes(&guard)?;
     let wwid = |volume: &Iscsi| -> Result<String> {
         let name = volume.path().file_name().context("no name")?;
-        Ok(std::fs::read_to_string(Path::new("/sys/class/block").join(name).join("device/wwid"))?)
+        Ok(fs::read_to_string(Path::new("/sys/class/block").join(name).join("device/wwid"))?)
     };
     let before = [wwid(&volumes[0].0)?, wwid(&volumes[1].0)?];
     for (volume, _, _) in &mut volumes {
@@ -82,7 +82,7 @@ fn iscsi_targets_remade_with_swapped_numbers_are_known_though_their_wwids_change
 /// Both paths are armed: of two formatters at the same moment one goes through.
 #[test]
 fn a_unit_with_two_paths_is_one_volume_and_formatted_once() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let mut volume = Iscsi::new(32)?;
     let second = volume.second_path()?;
     let first = volume.path().to_owned();
@@ -111,7 +111,7 @@ fn a_unit_with_two_paths_is_one_volume_and_formatted_once() -> Result<()> {
 
 #[test]
 fn a_dm_name_that_comes_back_with_another_uuid_is_another_volume() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (first, second) = (Loop::new(32)?, Loop::new(32)?);
     let name = "fg-reused";
     let device = Linear::over(name, "FGTEST-reused-1", first.path(), 0, 32 * MIB)?;
@@ -131,7 +131,7 @@ fn a_dm_name_that_comes_back_with_another_uuid_is_another_volume() -> Result<()>
 
 #[test]
 fn a_clone_with_the_same_file_system_uuid_is_a_volume_of_its_own() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let original = Loop::new(32)?;
     make_ext4(&guard, original.path())?;
     let image = Image::new(32)?;
@@ -153,7 +153,7 @@ fn a_clone_with_the_same_file_system_uuid_is_a_volume_of_its_own() -> Result<()>
 
 #[test]
 fn a_luks_volume_opened_under_another_name_is_known() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     module("dm_crypt")?;
     let device = Loop::new(64)?;
     let node = device.path().display();
@@ -177,7 +177,7 @@ fn a_luks_volume_opened_under_another_name_is_known() -> Result<()> {
 
 #[test]
 fn a_weak_identity_is_shown_as_one_and_every_identity_says_where_it_came_from() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(16)?;
     let nameless = Linear::over("fg-nameless", "", below.path(), 0, 16 * MIB)?;
     let volume = guard.wait_for_state(nameless.path(), "blank")?;
@@ -196,18 +196,61 @@ fn a_weak_identity_is_shown_as_one_and_every_identity_says_where_it_came_from() 
 /// Swap on zram is made anew at each boot, at once, and by whoever resets it.
 #[test]
 fn memory_is_left_alone() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     module("zram")?;
     let (node, sysfs) = (Path::new("/dev/zram0"), Path::new("/sys/block/zram0"));
     guard.wait_for_state(node, "exempt")?;
     for _ in 0..2 {
-        std::fs::write(sysfs.join("disksize"), "16M")?;
+        fs::write(sysfs.join("disksize"), "16M")?;
         must("mkswap /dev/zram0")?;
         must("swapon /dev/zram0")?;
         must("swapoff /dev/zram0")?;
-        std::fs::write(sysfs.join("reset"), "1")?;
+        fs::write(sysfs.join("reset"), "1")?;
     }
     must("rmmod zram")?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
+
+/// Longhorn makes a device mapper device without a uuid, and later a node with the volume's name.
+#[test]
+fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -> Result<()> {
+    let nodes = Path::new("/dev/fg-longhorn");
+    fs::create_dir_all(nodes)?;
+    let guard = Guard::start()?;
+    guard.configure(&format!("longhorn_dir = '{}'", nodes.display()))?;
+    let name = |name: &str, path: &Path| -> Result<()> {
+        must(&format!("mknod {} b {}", nodes.join(name).display(), device_number(path)?.replace(':', " ")))
+            .map(drop)
+    };
+    let below = Loop::new(32)?;
+    let device = Linear::over("fg-pvc-1", "", below.path(), 0, 32 * MIB)?;
+    name("pvc-1", device.path())?;
+    make_ext4(&guard, device.path())?;
+    let volume = guard.volume(device.path())?;
+    ensure!(volume["id"] == "longhorn:pvc-1" && volume["weak"] == false, "{volume}");
+    let before = device.sha256()?;
+    drop(device);
+    fs::remove_file(nodes.join("pvc-1"))?;
+
+    // It is back, degraded, and reads as zeros; its node is not there yet.
+    let back = Linear::over("fg-pvc-1-again", "", below.path(), 0, 32 * MIB)?;
+    back.reload(&format!("0 {} zero", 32 * MIB / 512))?;
+    let refused_at_once = run(&format!("mkfs.ext4 -F {}", back.path().display()))?;
+    ensure!(refused_at_once.status != 0, "{refused_at_once:?}");
+    name("pvc-1", back.path())?;
+    let volume = guard.wait_for_state(back.path(), "formatted")?;
+    ensure!(volume["id"] == "longhorn:pvc-1", "{volume}");
+    refused(&guard, &format!("mkfs.ext4 -F {}", back.path().display()), "")?;
+    back.reload(&format!("0 {} linear {} 0", 32 * MIB / 512, below.path().display()))?;
+    guard.wait_for_volume(back.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;
+    ensure!(back.sha256()? == before, "bytes changed");
+
+    // A stale node of that number says nothing about a device with an identity of its own.
+    let other = Loop::new(32)?;
+    name("pvc-2", other.path())?;
+    let volume = guard.wait_for_state(other.path(), "blank")?;
+    ensure!(volume["id"].as_str().is_some_and(|id| id.starts_with("loop:")), "{volume}");
+    fs::remove_dir_all(nodes)?;
     Ok(())
 }

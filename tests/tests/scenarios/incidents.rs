@@ -46,7 +46,7 @@ fn whole(guard: &Guard, device: &impl Device, before: &str) -> Result<()> {
 /// S2: present and readable, but all zeros while the engine is degraded.
 #[test]
 fn s2_a_volume_that_reads_as_zeros_is_not_formatted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (device, before) = volume_with_data(&guard)?;
     device.read_zeros()?;
     ensure!(looks_blank_to_kubernetes(device.path())?, "the probe is not fooled: the scenario shows nothing");
@@ -63,7 +63,7 @@ fn s2_a_volume_that_reads_as_zeros_is_not_formatted() -> Result<()> {
 /// S2, with an engine that takes writes while it reads as zeros: what is refused does not arrive.
 #[test]
 fn s2_refusals_hold_where_the_engine_would_take_the_writes() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (device, before) = volume_with_data(&guard)?;
     // Nothing that the probe reads counts: the same attacks on the healthy volume.
     attack::all_refused(&guard, device.path())?;
@@ -73,7 +73,7 @@ fn s2_refusals_hold_where_the_engine_would_take_the_writes() -> Result<()> {
 /// S3: EIO from the data path; mkfs is tried again and again.
 #[test]
 fn s3_a_volume_that_fails_is_not_formatted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (device, before) = volume_with_data(&guard)?;
     device.fail()?;
     ensure!(looks_blank_to_kubernetes(device.path())?, "the probe is not fooled: the scenario shows nothing");
@@ -99,7 +99,7 @@ fn s3_a_volume_that_fails_is_not_formatted() -> Result<()> {
 /// whatever number.
 #[test]
 fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let mut device = Iscsi::new(64)?;
     make_ext4(&guard, device.path())?;
     write_at(device.path(), 20 << 20, b"precious")?;
@@ -126,7 +126,7 @@ fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()>
 /// S4: not readable at the probe, readable later: what cannot be verified is not blank, and heals by itself.
 #[test]
 fn s4_a_volume_that_fails_at_first_sight_takes_no_format_until_it_reads() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Mapped::failing(64)?;
     guard.wait_for_volume(device.path(), "unverified for its error", |volume| {
         volume["state"] == "unverified"

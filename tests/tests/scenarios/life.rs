@@ -30,7 +30,7 @@ fn refusals_go_on_when_the_agent_is_killed_and_when_it_is_back() -> Result<()> {
 
 #[test]
 fn a_volume_is_known_again_under_another_number() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     let before = device.sha256()?;
@@ -50,7 +50,7 @@ fn a_volume_is_known_again_under_another_number() -> Result<()> {
 
 #[test]
 fn another_volume_under_an_old_number_is_not_held_up() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     let (node, number) = (device.path().to_owned(), device_number(device.path())?);
@@ -90,7 +90,7 @@ fn an_armed_rule_does_not_let_a_formatter_at_another_volume_under_its_number() -
 
 #[test]
 fn a_dm_volume_is_known_again_when_it_is_made_again() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let mut device = Mapped::new(64)?;
     make_ext4(&guard, device.path())?;
     let before = device.sha256()?;

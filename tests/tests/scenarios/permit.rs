@@ -12,7 +12,7 @@ use crate::make_ext4;
 
 #[test]
 fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     make_ext4(&guard, device.path())?;
@@ -30,7 +30,7 @@ fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
 
 #[test]
 fn a_permit_serves_a_program_that_is_no_known_formatter() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     make_ext4(&guard, device.path())?;
@@ -43,7 +43,7 @@ fn a_permit_serves_a_program_that_is_no_known_formatter() -> Result<()> {
 
 #[test]
 fn a_permit_expires_unused() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     make_ext4(&guard, device.path())?;
@@ -58,7 +58,7 @@ fn a_permit_expires_unused() -> Result<()> {
 
 #[test]
 fn a_permit_needs_a_reason_and_a_volume_that_needs_it() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     guard.wait_for_state(device.path(), "blank")?;
@@ -78,7 +78,7 @@ fn a_permit_needs_a_reason_and_a_volume_that_needs_it() -> Result<()> {
 
 #[test]
 fn adopt_takes_what_is_there_and_refuses_what_reads_blank() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     let node = device.path().display().to_string();
     guard.wait_for_state(device.path(), "blank")?;

@@ -314,7 +314,7 @@ fn in_child(road: Road, path: &Path) -> Result<i32> {
 
 #[test]
 fn no_road_reaches_the_superblock() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     let before = device.sha256()?;
@@ -335,7 +335,7 @@ fn no_road_reaches_the_superblock() -> Result<()> {
 
 #[test]
 fn a_descriptor_opened_before_the_format_is_refused_after_it() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     guard.wait_for_state(device.path(), "blank")?;
     let early = writer(device.path())?;
@@ -349,7 +349,7 @@ fn a_descriptor_opened_before_the_format_is_refused_after_it() -> Result<()> {
 
 #[test]
 fn writes_beyond_the_marks_and_of_the_same_bytes_pass() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     let file = writer(device.path())?;
@@ -368,5 +368,27 @@ fn writes_beyond_the_marks_and_of_the_same_bytes_pass() -> Result<()> {
     file.sync_all()?;
     must(&format!("blkid -p {}", device.path().display()))?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
+
+/// Stores into it pass no hook: nothing else can be done about it.
+#[test]
+fn a_mapping_that_is_older_than_the_agent_is_told() -> Result<()> {
+    let device = Loop::new(16)?;
+    let file = writer(device.path())?;
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping of one page; it is unmapped below and used by nobody else.
+    let page =
+        unsafe { libc::mmap(ptr::null_mut(), 4096, rights, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    ensure!(page != libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    let guard = Guard::start()?;
+    // SAFETY: the mapping made above.
+    unsafe { libc::munmap(page, 4096) };
+    let told = guard.events("mapped-before")?;
+    let words = [format!("(pid {})", std::process::id()), device.path().display().to_string()];
+    let ours = told.iter().filter(|event| {
+        event["text"].as_str().is_some_and(|text| words.iter().all(|word| text.contains(word)))
+    });
+    ensure!(ours.count() == 1, "{told:#?}");
     Ok(())
 }

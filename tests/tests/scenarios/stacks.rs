@@ -73,7 +73,7 @@ fn remove_partitions(disk: &Loop) -> Result<()> {
 
 #[test]
 fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (disk, one) = partitioned(&guard)?;
     let node = disk.path().display();
     let before = Snapshot::of(&disk)?;
@@ -109,7 +109,7 @@ fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
 
 #[test]
 fn a_partition_that_outlived_its_table_does_not_hold_up_what_took_its_place() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (disk, _) = partitioned(&guard)?;
     let node = disk.path().to_owned();
     disk.detach()?;
@@ -132,7 +132,7 @@ fn a_partition_that_outlived_its_table_does_not_hold_up_what_took_its_place() ->
 
 #[test]
 fn a_layer_over_a_part_of_a_formatted_volume_is_not_blank() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;
@@ -153,7 +153,7 @@ fn a_layer_over_a_part_of_a_formatted_volume_is_not_blank() -> Result<()> {
 
 #[test]
 fn a_layer_over_the_whole_of_a_formatted_volume_is_that_format() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;
@@ -168,7 +168,7 @@ fn a_layer_over_the_whole_of_a_formatted_volume_is_that_format() -> Result<()> {
 
 #[test]
 fn what_lies_below_a_formatted_volume_is_not_blank_not_even_without_it() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
     let layer = Linear::over("fg-upper", "FGTEST-upper", below.path(), 16 * MIB, 32 * MIB)?;
     guard.wait_for_state(below.path(), "blank")?;
@@ -193,7 +193,7 @@ fn what_lies_below_a_formatted_volume_is_not_blank_not_even_without_it() -> Resu
 
 #[test]
 fn the_members_of_a_mirror_keep_what_the_array_holds() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let members = [Loop::new(64)?, Loop::new(64)?];
     for member in &members {
         guard.wait_for_state(member.path(), "blank")?;
@@ -222,7 +222,7 @@ fn the_members_of_a_mirror_keep_what_the_array_holds() -> Result<()> {
 /// A writer is there before the layer is, and before the agent has seen it: magics are kept even then.
 #[test]
 fn a_layer_made_while_a_writer_waits_for_it_lets_nothing_through() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;

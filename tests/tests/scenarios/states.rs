@@ -25,7 +25,7 @@ fn slow_format(guard: &Guard, path: &Path) -> Result<Child> {
 
 #[test]
 fn a_first_format_killed_half_way_may_be_tried_again() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let below = Loop::new(64)?;
     let device = Linear::over("fg-slow", "FGTEST-slow", below.path(), 0, 64 * MIB)?;
     device.slow_writes(below.path(), 64 * MIB, Duration::from_secs(3))?;
@@ -44,7 +44,7 @@ fn a_first_format_killed_half_way_may_be_tried_again() -> Result<()> {
 /// A formatter that copies a file system, mounts it, and fails after all: what was mounted may hold data.
 #[test]
 fn a_first_format_that_failed_and_was_mounted_is_kept() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let image = Image::new(32)?;
     must(&format!("mkfs.ext4 -F -q {}", image.path().display()))?;
     let device = Loop::new(32)?;
@@ -73,7 +73,7 @@ fn a_first_format_that_failed_and_was_mounted_is_kept() -> Result<()> {
 
 #[test]
 fn a_volume_that_reads_as_something_else_is_reported_and_kept() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let (own, other) = (Loop::new(64)?, Loop::new(64)?);
     let device = Linear::over("fg-swapped", "FGTEST-swapped", own.path(), 0, 64 * MIB)?;
     make_ext4(&guard, device.path())?;
@@ -100,7 +100,7 @@ fn a_volume_that_reads_as_something_else_is_reported_and_kept() -> Result<()> {
 
 #[test]
 fn an_exempt_volume_is_left_alone_until_it_is_adopted() -> Result<()> {
-    let guard = Guard::start()?;
+    let guard = Guard::shared()?;
     let device = Loop::new(32)?;
     let node = device.path().display().to_string();
     make_ext4(&guard, device.path())?;
