@@ -1,6 +1,6 @@
-//! Where a volume in use has no check: what is asked first of every write to it.
+//! Where a device has no check: what is asked first of every write to it.
 
-use crate::{Check, Rule, State, flag};
+use crate::{Check, Rule, flag};
 
 /// Slots of the map `CLEAR`.
 pub const CLEAR_SLOTS: u32 = 4096;
@@ -37,11 +37,12 @@ pub struct Clear {
 }
 
 impl Clear {
-    /// Those of a rule. None but for a volume that holds a format and that no other lies on: of the others every write
-    /// may mean something. Nor where the rule for `unknown` devices has a check, should this rule be out of date.
+    /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on
+    /// the device, which have rules of their own; nor where the rule for `unknown` devices has a check, should this rule
+    /// be out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
-        if rule.state != State::Formatted as u32 || rule.flags & flag::STACKED != 0 {
+        if rule.flags & flag::STACKED != 0 {
             return Self::default();
         }
         let checks = || rule.checks().iter().chain(unknown.checks());

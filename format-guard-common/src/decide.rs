@@ -1,7 +1,7 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Caller, Check, CheckKind, Content, Holder, MAX_CHECKS, Operation, Reason, Request, Rule, State, Verdict,
+    Caller, Check, CheckKind, Content, Holder, Operation, Reason, Request, Rule, State, Verdict, each::each,
     flag, opaque, program::Class,
 };
 
@@ -167,7 +167,7 @@ const START: u64 = 1024;
 #[inline(always)]
 fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     let erase = matches!(request.operation, Operation::Erase);
-    let mut touch = if erase && request.offset < START && request.length > 0 { Touch::START } else { 0 };
+    let touch = if erase && request.offset < START && request.length > 0 { Touch::START } else { 0 };
     let end = request.offset.saturating_add(request.length);
     if !matches!(request.operation, Operation::Write | Operation::Erase)
         || request.offset >= rule.high
@@ -175,43 +175,46 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     {
         return Touch(touch);
     }
-    let unknown = rule.diskseq;
-    let count = rule.count;
-    let erase = u64::from(erase);
-    let mut i = 0;
-    while i < MAX_CHECKS {
-        if i as u32 >= count {
-            break;
-        }
-        let check = &rule.checks[i];
-        i += 1;
-        let (from, to) = (opaque(request.offset, unknown), opaque(end, unknown));
-        let (place, place_end) = (opaque(check.offset, unknown), opaque(check.end(), unknown));
-        let start = if from > place { from } else { place };
-        let stop = if to < place_end { to } else { place_end };
-        let mut bits = 0;
-        if start < stop {
-            let (start, stop) = (opaque(start, unknown), opaque(stop, unknown));
-            bits = if opaque(erase, unknown) != 0 {
-                match check.kind {
-                    FOREIGN => Touch::FOREIGN,
-                    UUID => Touch::UUID,
-                    _ => Touch::MAGIC,
-                }
-            } else {
-                let bits = changed(check, start, stop - start, request.offset, content);
-                if stop - start == request.length && bits != Touch::FOREIGN {
-                    bits | Touch::WIPE
-                } else {
-                    bits
-                }
-            };
-        }
-        // One way back to the head: with a `continue` above, LLVM makes two nested loops of this, and the verifier
-        // follows every split of the checks between them.
-        touch = opaque(touch | bits, unknown);
+    let mut walk = Walk { rule, content, offset: request.offset, end, erase: u64::from(erase), touch };
+    each(rule.count, &mut walk, look::<C>);
+    Touch(walk.touch)
+}
+
+/// A request on its way along the checks.
+struct Walk<'a, C> {
+    rule: &'a Rule,
+    content: &'a C,
+    offset: u64,
+    end: u64,
+    /// One for an erasure, zero for a write.
+    erase: u64,
+    touch: u64,
+}
+
+/// Looks at one check.
+extern "C" fn look<C: Content>(number: u32, walk: *mut Walk<'_, C>) -> i64 {
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let walk = unsafe { &mut *walk };
+    let Some(check) = walk.rule.checks.get(number as usize) else { return 1 };
+    let start = if walk.offset > check.offset { walk.offset } else { check.offset };
+    let stop = if walk.end < check.end() { walk.end } else { check.end() };
+    if start >= stop {
+        return 0;
     }
-    Touch(touch)
+    let bits = if walk.erase != 0 {
+        match check.kind {
+            FOREIGN => Touch::FOREIGN,
+            UUID => Touch::UUID,
+            _ => Touch::MAGIC,
+        }
+    } else {
+        let bits = changed(check, start, stop - start, walk.offset, walk.content);
+        let wipe = stop - start == walk.end - walk.offset && bits != Touch::FOREIGN;
+        if wipe { bits | Touch::WIPE } else { bits }
+    };
+    // What was found is unknown to the verifier: else it follows each of the bits apart.
+    walk.touch = opaque(walk.touch | bits, walk.rule.diskseq);
+    0
 }
 
 const FOREIGN: u32 = CheckKind::Foreign as u32;

@@ -8,6 +8,7 @@
 
 pub mod clear;
 mod decide;
+mod each;
 pub mod event;
 pub mod format;
 mod opaque;

@@ -1,6 +1,8 @@
 //! Volumes that lie on a device: what is written there through the device below is judged as if it were written to
 //! the volume itself.
 
+use crate::opaque;
+
 /// Windows that one device has at most. What lies behind them is the last one's, and that one is nobody's.
 pub const MAX_WINDOWS: usize = 64;
 
@@ -83,6 +85,8 @@ impl Windows {
             if probe < count && self.windows[probe & LAST].start <= offset {
                 found = probe;
             }
+            // Else the verifier follows each of the windows apart through all that comes after.
+            found = opaque(found as u64, u64::from(self.count)) as usize;
             step /= 2;
         }
         let window = &self.windows[found & LAST];

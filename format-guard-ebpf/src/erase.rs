@@ -44,11 +44,11 @@ fn asked(ctx: &LsmContext) -> Option<(*const u8, u32, u64)> {
 }
 
 #[inline(always)]
-fn judge(ctx: &LsmContext, file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
+fn judge(file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
     let Some(target) = gate::opened(file, dev) else { return 0 };
     let request = Request { operation: Operation::Erase, offset: range[0], length: range[1] };
     let (target, request) = gate::placed(target, request);
-    gate::judge_write(ctx, &target, request, &NoContent)
+    gate::judge_write(&target, request, &NoContent)
 }
 
 #[lsm(hook = "file_ioctl", sleepable)]
@@ -57,7 +57,7 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
     let mut range = [0_u64; 2];
     // SAFETY: 16 bytes of stack; the helper checks the user address.
     let failed = unsafe { bpf_copy_from_user(range.as_mut_ptr().cast(), 16, argument as *const _) } != 0;
-    judge(&ctx, file, dev, if failed { WHOLE } else { range })
+    judge(file, dev, if failed { WHOLE } else { range })
 }
 
 #[lsm(hook = "file_ioctl_compat")]
@@ -65,7 +65,7 @@ pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
     let Some((file, dev, argument)) = asked(&ctx) else { return 0 };
     // SAFETY: the helper checks the user address.
     let range = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) }.unwrap_or(WHOLE);
-    judge(&ctx, file, dev, range)
+    judge(file, dev, range)
 }
 
 #[lsm(hook = "uring_cmd")]
@@ -82,5 +82,5 @@ pub(crate) fn uring_cmd(ctx: LsmContext) -> i32 {
     if dev == 0 {
         return 0;
     }
-    judge(&ctx, file, dev, [probed(sqe, SQE_ADDR), probed(sqe, SQE_ADDR3)])
+    judge(file, dev, [probed(sqe, SQE_ADDR), probed(sqe, SQE_ADDR3)])
 }

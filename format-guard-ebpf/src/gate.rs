@@ -1,7 +1,6 @@
 //! Carries a request to `decide()` and carries out the verdict: the only place that refuses.
 
-use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
-use aya_log_ebpf::debug;
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
     Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, Verdict,
     clear::slot,
@@ -126,18 +125,13 @@ impl Caller for Target<'_> {
 
 /// Judges a request that has no range; the hook's return value.
 #[inline(always)]
-pub(crate) fn judge<C: EbpfContext>(ctx: &C, target: &Target<'_>, operation: Operation) -> i32 {
-    judge_write(ctx, target, Request { operation, offset: 0, length: 0 }, &NoContent)
+pub(crate) fn judge(target: &Target<'_>, operation: Operation) -> i32 {
+    judge_write(target, Request { operation, offset: 0, length: 0 }, &NoContent)
 }
 
 /// Judges a request with the bytes that it carries; the hook's return value.
 #[inline(always)]
-pub(crate) fn judge_write<C: EbpfContext, B: Content>(
-    ctx: &C,
-    target: &Target<'_>,
-    request: Request,
-    content: &B,
-) -> i32 {
+pub(crate) fn judge_write<B: Content>(target: &Target<'_>, request: Request, content: &B) -> i32 {
     count(Counter::Judged);
     let (kind, reason) = match decide(target.rule, &request, target, content) {
         Verdict::Allow => return 0,
@@ -150,7 +144,6 @@ pub(crate) fn judge_write<C: EbpfContext, B: Content>(
     // Every verdict meets here: what follows is verified once, not for each of them.
     let unknown = target.rule.diskseq;
     carry_out(
-        ctx,
         target,
         &request,
         opaque(kind as u64, unknown) as u32,
@@ -158,15 +151,10 @@ pub(crate) fn judge_write<C: EbpfContext, B: Content>(
     )
 }
 
-/// Does what a verdict other than Allow asks for; the hook's return value.
-#[inline(always)]
-fn carry_out<C: EbpfContext>(
-    ctx: &C,
-    target: &Target<'_>,
-    request: &Request,
-    mut kind: u32,
-    mut reason: u32,
-) -> i32 {
+/// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records that it
+/// fills would not fit into one stack with what a write is looked at by.
+#[inline(never)]
+fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
     if kind == EventKind::FormatBegan as u32 && !begin(target, process) {
@@ -185,7 +173,6 @@ fn carry_out<C: EbpfContext>(
         if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
             count(Counter::FullMaps);
         }
-        debug!(ctx, "refused on {}: reason {} at {}+{}", target.dev, reason, request.offset, request.length);
     }
     send(&KernelEvent {
         kind,

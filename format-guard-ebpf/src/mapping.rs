@@ -17,13 +17,13 @@ const MAP_SHARED_VALIDATE: u64 = 3;
 const VM_SHARED: u64 = 8;
 
 #[inline(always)]
-fn judge(ctx: &LsmContext, file: *const u8) -> i32 {
+fn judge(file: *const u8) -> i32 {
     let dev = block_device_probed(file);
     if dev == 0 {
         return 0;
     }
     let Some(target) = gate::opened(file, dev) else { return 0 };
-    gate::judge(ctx, &target, Operation::Map)
+    gate::judge(&target, Operation::Map)
 }
 
 #[lsm(hook = "mmap_file", sleepable)]
@@ -40,7 +40,7 @@ pub(crate) fn mmap_file(ctx: LsmContext) -> i32 {
     {
         return 0;
     }
-    judge(&ctx, file)
+    judge(file)
 }
 
 #[lsm(hook = "file_mprotect")]
@@ -56,5 +56,5 @@ pub(crate) fn file_mprotect(ctx: LsmContext) -> i32 {
         return 0;
     }
     let file: u64 = probed(vma, VMA_VM_FILE.load());
-    judge(&ctx, file as *const u8)
+    judge(file as *const u8)
 }

@@ -31,7 +31,7 @@ pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(16384, BPF_F_N
 /// Not zero where a process was refused on a device of that slot (`clear::slot`): the others need no look-up.
 #[map]
 pub(crate) static TAINTED: Array<u32> = Array::pinned(CLEAR_SLOTS, 0);
-/// Where volumes in use have no check, by `clear::slot`. The agent writes them.
+/// Where devices have no check, by `clear::slot`. The agent writes them.
 #[map]
 pub(crate) static CLEAR: Array<Clear> = Array::pinned(CLEAR_SLOTS, 0);
 /// Not zero where a known program has that slot (`program::name_slot`). The agent writes it once.

@@ -23,5 +23,5 @@ pub(crate) fn file_open(ctx: LsmContext) -> i32 {
         return 0;
     }
     let Some(target) = gate::opening(dev) else { return 0 };
-    gate::judge(&ctx, &target, Operation::Open)
+    gate::judge(&target, Operation::Open)
 }

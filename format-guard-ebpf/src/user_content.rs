@@ -1,76 +1,63 @@
-//! The bytes of a write, in the caller's memory.
+//! The bytes of a write, in the caller's memory. Nothing of it is kept on the stack, which is short of room: the iovecs
+//! are read again for every check that lies under the write.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use format_guard_common::{Content, opaque};
 
-/// Iovecs that are looked into. More of them over a mark are refused: each costs the verifier a branchless step per
-/// check.
-pub(crate) const MAX_IOVECS: usize = 4;
+/// Iovecs that are looked into; more of them over a mark are refused.
+pub(crate) const MAX_IOVECS: u64 = 4;
+/// Bytes of a `struct iovec`.
+const IOVEC: u64 = 16;
 
 /// Where the bytes are.
 #[derive(Clone, Copy)]
 pub(crate) enum Source {
     /// In one piece at `address`.
     Bytes,
-    /// In `struct iovec`s, see [`Segments`].
+    /// In `struct iovec`s at `address`.
     Vector,
     /// Nowhere that can be read.
     Unknown,
 }
 
-/// The caller's iovecs: user address, start within the write, length of each.
-pub(crate) struct Segments {
-    each: [[u64; 3]; MAX_IOVECS],
-    /// Bytes in all of them.
-    pub(crate) total: u64,
+/// Base and length of one of the caller's iovecs; of one that cannot be read, zeros.
+#[inline(always)]
+fn iovec(address: u64, number: u64) -> [u64; 2] {
+    let mut iovec = [0_u64; 2];
+    let place = address.wrapping_add(number * IOVEC);
+    // SAFETY: 16 bytes of stack; the helper checks the user address and zeroes on failure.
+    let _ = unsafe { bpf_probe_read_user(iovec.as_mut_ptr().cast(), IOVEC as u32, place as *const _) };
+    [iovec[0], iovec[1] & 0x7fff_ffff]
 }
 
-impl Segments {
-    /// No iovecs; `unknown` comes from a map value, so that the verifier takes nothing for known.
-    #[inline(always)]
-    pub(crate) fn none(unknown: u64) -> Self {
-        Self { each: [[unknown; 3]; MAX_IOVECS], total: 0 }
+/// Bytes in `count` iovecs (at most [`MAX_IOVECS`]) at a user address, without a branch: the verifier sees one path.
+#[inline(always)]
+pub(crate) fn total(address: u64, count: u64) -> u64 {
+    let mut total = 0;
+    for number in 0..MAX_IOVECS {
+        total += iovec(address, number)[1] & used(number, count);
     }
+    total
+}
 
-    /// Reads `count` iovecs (at most [`MAX_IOVECS`]) at a user address, without a branch: the verifier sees one path.
-    #[inline(always)]
-    pub(crate) fn load(&mut self, address: u64, count: u64) {
-        let count = count & 0xffff;
-        let mut total = 0;
-        for (i, segment) in self.each.iter_mut().enumerate() {
-            let mut iovec = [0_u64; 2];
-            // SAFETY: 16 bytes of stack; the helper checks the user address and zeroes on failure.
-            let _ = unsafe {
-                bpf_probe_read_user(iovec.as_mut_ptr().cast(), 16, (address + i as u64 * 16) as *const _)
-            };
-            let used = 0_u64.wrapping_sub(hidden(below(i as u64, count)));
-            let length = (iovec[1] & 0x7fff_ffff) & used;
-            *segment = [iovec[0], total, length];
-            total += length;
-        }
-        self.total = total;
-    }
+/// All ones for an iovec that is one of `count`, else zero.
+#[inline(always)]
+fn used(number: u64, count: u64) -> u64 {
+    0_u64.wrapping_sub(hidden(below(number, count & 0xffff)))
+}
 
-    /// Makes the verifier forget what it knows of each value.
-    #[inline(always)]
-    pub(crate) fn forget(&mut self, unknown: u64) {
-        for segment in &mut self.each {
-            for value in segment {
-                *value = opaque(*value, unknown);
-            }
-        }
+/// User address of the `length` bytes at `at`, zero where they do not lie in one iovec.
+#[inline(always)]
+fn find(address: u64, count: u64, at: u64, length: u64) -> u64 {
+    let (mut found, mut start) = (0, 0);
+    for number in 0..MAX_IOVECS {
+        let [base, size] = iovec(address, number);
+        let end = start + (size & used(number, count));
+        let outside = hidden(below(at, start) | below(end, at + length));
+        found |= base.wrapping_add(at.wrapping_sub(start)) & outside.wrapping_sub(1);
+        start = end;
     }
-
-    /// User address of the `length` bytes at `at`, zero where they do not lie in one segment.
-    #[inline(always)]
-    fn find(&self, at: u64, length: u64) -> u64 {
-        let mut address = 0;
-        for [base, start, size] in self.each {
-            let outside = hidden(below(at, start) | below(start + size, at + length));
-            address |= base.wrapping_add(at.wrapping_sub(start)) & outside.wrapping_sub(1);
-        }
-        address
-    }
+    found
 }
 
 /// 1 where `a < b`, else 0, for values below 2^63.
@@ -101,39 +88,36 @@ fn bounded(mut length: u64) -> u64 {
     length
 }
 
-/// The bytes of one write. Without a branch on where they lie: each would be a path through every check.
-pub(crate) struct UserContent<'a> {
-    /// All ones for [`Source::Bytes`], else zero.
-    bytes: u64,
-    /// All ones for [`Source::Vector`], else zero.
-    vector: u64,
+/// The bytes of one write.
+pub(crate) struct UserContent {
     address: u64,
-    segments: &'a Segments,
+    /// Iovecs at `address`; zero: the bytes themselves lie there.
+    iovecs: u64,
 }
 
-impl<'a> UserContent<'a> {
-    /// The bytes at `address`, or in `segments`; `unknown` comes from a map value.
+impl UserContent {
+    /// The bytes at `address`, or in `count` iovecs there; `unknown` comes from a map value.
     #[inline(always)]
-    pub(crate) fn new(source: Source, address: u64, segments: &'a Segments, unknown: u64) -> Self {
-        let (bytes, vector) = match source {
-            Source::Bytes => (u64::MAX, 0),
-            Source::Vector => (0, u64::MAX),
+    pub(crate) fn new(source: Source, address: u64, count: u64, unknown: u64) -> Self {
+        let (address, iovecs) = match source {
+            Source::Bytes => (address, 0),
+            Source::Vector => (address, count),
             Source::Unknown => (0, 0),
         };
-        Self {
-            bytes: opaque(bytes, unknown),
-            vector: opaque(vector, unknown),
-            address: opaque(address, unknown),
-            segments,
-        }
+        Self { address: opaque(address, unknown), iovecs: opaque(iovecs, unknown) }
     }
 }
 
-impl Content for UserContent<'_> {
+impl Content for UserContent {
     #[inline(always)]
     fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
-        let address =
-            self.address.wrapping_add(at) & self.bytes | self.segments.find(at, length) & self.vector;
+        let address = if self.address == 0 {
+            0
+        } else if self.iovecs == 0 {
+            self.address.wrapping_add(at)
+        } else {
+            find(self.address, self.iovecs, at, length)
+        };
         if address == 0 {
             return None;
         }

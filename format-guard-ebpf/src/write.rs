@@ -20,7 +20,7 @@ use crate::{
     gate,
     kernel::{FILE_F_POS, TASK_FLAGS, TASK_THREAD_STATUS, block_device, field},
     maps::{STASHED, STASHES},
-    user_content::{MAX_IOVECS, Segments, Source, UserContent},
+    user_content::{MAX_IOVECS, Source, UserContent, total},
 };
 
 const MAY_WRITE: i32 = 2;
@@ -186,25 +186,23 @@ fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
             None => return 0,
         },
     };
-    judge(&ctx, target, write)
+    judge(target, write)
 }
 
 #[inline(always)]
-fn judge(ctx: &LsmContext, target: gate::Target<'_>, write: Write) -> i32 {
+fn judge(target: gate::Target<'_>, write: Write) -> i32 {
     let unknown = target.rule.diskseq;
-    let mut segments = Segments::none(unknown);
-    let (mut count, mut source) = (write.count, write.source);
+    let (mut count, mut source, mut iovecs) = (write.count, write.source, 0);
     if matches!(source, Source::Vector) {
-        if count > MAX_IOVECS as u64 {
+        if count > MAX_IOVECS {
             (count, source) = (UNBOUNDED, Source::Unknown);
         } else {
-            segments.load(write.address, count);
-            count = segments.total;
+            iovecs = count;
+            count = total(write.address, iovecs);
         }
     }
     // All roads above meet here; without this the verifier follows each of them through every check.
-    segments.forget(unknown);
-    let content = UserContent::new(source, write.address, &segments, unknown);
+    let content = UserContent::new(source, write.address, iovecs, unknown);
     let operation = match opaque(write.operation as u64, unknown) {
         2 => Operation::Write,
         4 => Operation::Erase,
@@ -213,5 +211,5 @@ fn judge(ctx: &LsmContext, target: gate::Target<'_>, write: Write) -> i32 {
     let request =
         Request { operation, offset: opaque(write.offset, unknown), length: opaque(count, unknown) };
     let (target, request) = gate::placed(target, request);
-    gate::judge_write(ctx, &target, request, &content)
+    gate::judge_write(&target, request, &content)
 }

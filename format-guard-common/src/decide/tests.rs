@@ -5,6 +5,7 @@ use std::{vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::MAX_CHECKS;
 use crate::{NoContent, clear::Clear, format::FORMATS};
 
 /// The bytes of a write, all of them readable.

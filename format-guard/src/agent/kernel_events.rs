@@ -38,17 +38,6 @@ fn parse(bytes: &[u8]) -> Option<KernelEvent> {
     Some(unsafe { bytes.as_ptr().cast::<KernelEvent>().read_unaligned() })
 }
 
-/// Passes the kernel programs' debug messages on to the log.
-pub(super) async fn debug(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> Result<()> {
-    // SAFETY: its one descriptor stays open as long as it lives.
-    let mut logger = unsafe { AsyncFd::register(logger) }?;
-    loop {
-        let mut ready = logger.readable_mut().await?;
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -79,7 +79,6 @@ pub async fn run(start: Start) -> Result<()> {
         degraded.push(text);
     }
     let mut enforcer = LsmEnforcer::load(&config.pin_dir, start.audit || config.mode == Mode::Audit)?;
-    let logger = enforcer.logger();
     let kernel_events = enforcer.events()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
@@ -124,9 +123,6 @@ pub async fn run(start: Start) -> Result<()> {
     tasks.spawn(ticks(intervals, inputs.clone()));
     tasks.spawn(reloads(start, interval, inputs.clone()));
     tasks.spawn(control::run(socket, control::Agent { inputs, prober, told }));
-    if let Some(logger) = logger {
-        tasks.spawn(kernel_events::debug(logger));
-    }
     tasks.spawn_blocking(move || reconciler.run(receiver));
 
     let mut terminate = unix::signal(unix::SignalKind::terminate())?;

@@ -208,13 +208,6 @@ impl LsmEnforcer {
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
-        // Compiled out by the verifier unless somebody listens for it.
-        let debug_level: u8 = if log::log_enabled!(target: "format_guard_ebpf", log::Level::Debug) {
-            log::Level::Debug as u8
-        } else {
-            0
-        };
-        loader.override_global(aya_log::LEVEL, &debug_level, false);
         let mut ebpf = loader.load(OBJECT)?;
         let rules = take(&mut ebpf, "RULES", HashMap::try_from)?;
         let windows = take(&mut ebpf, "WINDOWS", HashMap::try_from)?;
@@ -241,11 +234,6 @@ impl LsmEnforcer {
             Self { ebpf, pins, rules, windows, clear, unknown, taints, holders, counters, types, btf };
         enforcer.put_unknown(&rule::unknown(audit))?;
         Ok(enforcer)
-    }
-
-    /// The debug messages of the kernel programs; must be taken before [`Self::attach`] and kept.
-    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
     }
 
     /// The ring buffer of `KernelEvent`s.

@@ -518,10 +518,11 @@ const RECORDS_LOST: &str = "the database was damaged and set aside; permit a for
 /// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
 /// may add.
 fn same_types(one: &Content, other: &Content) -> bool {
-    fn family(name: &String) -> &str {
-        if matches!(name.as_str(), "ext2" | "ext3" | "ext4") { "ext" } else { name }
+    fn families(content: &Content) -> impl Iterator<Item = &str> {
+        let family = |name| if matches!(name, "ext2" | "ext3" | "ext4") { "ext" } else { name };
+        content.types.iter().map(String::as_str).map(family)
     }
-    one.types.iter().map(family).eq(other.types.iter().map(family))
+    families(one).eq(families(other))
 }
 
 fn content_of(found: &[Found]) -> Content {

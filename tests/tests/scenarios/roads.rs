@@ -378,8 +378,7 @@ fn a_mapping_that_is_older_than_the_agent_is_told() -> Result<()> {
     let file = writer(device.path())?;
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping of one page; it is unmapped below and used by nobody else.
-    let page =
-        unsafe { libc::mmap(ptr::null_mut(), 4096, rights, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let page = unsafe { libc::mmap(ptr::null_mut(), 4096, rights, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     ensure!(page != libc::MAP_FAILED, "{}", io::Error::last_os_error());
     let guard = Guard::start()?;
     // SAFETY: the mapping made above.
