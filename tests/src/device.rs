@@ -45,12 +45,7 @@ pub trait Device {
 /// # Errors
 /// When it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    /// _IO(0x12, 97), include/uapi/linux/fs.h: write back and drop the page cache.
-    const BLKFLSBUF: libc::Ioctl = 0x1261;
-    let mut file = File::open(path).with_context(|| path.display().to_string())?;
-    // SAFETY: an ioctl without an argument on an open descriptor.
-    let flushed = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF, 0) };
-    ensure!(flushed == 0, "cannot flush {}", path.display());
+    let mut file = flush(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -61,6 +56,20 @@ pub fn sha256(path: &Path) -> Result<String> {
         hash.update(&buffer[..length]);
     }
     Ok(format!("{:x}", hash.finalize()))
+}
+
+/// Writes back what is in the page cache of a device and drops it; the device, to be read.
+///
+/// # Errors
+/// When it cannot be flushed.
+pub fn flush(path: &Path) -> Result<File> {
+    /// _IO(0x12, 97), include/uapi/linux/fs.h
+    const BLKFLSBUF: libc::Ioctl = 0x1261;
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    // SAFETY: an ioctl without an argument on an open descriptor.
+    let flushed = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF, 0) };
+    ensure!(flushed == 0, "cannot flush {}", path.display());
+    Ok(file)
 }
 
 /// A device as it was: its sha256, and a copy to say where bytes have changed.

@@ -3,7 +3,9 @@
 
 use std::{
     env, fs,
+    io::{Read, Write},
     ops::Deref,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -13,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{schema, tool::Ran, wait_for};
+use crate::{device::device_number, schema, tool::Ran, wait_for};
 
 /// The program under test.
 ///
@@ -69,7 +71,7 @@ impl Guard {
             Some(guard) if guard.json("status").is_ok_and(|status| status["mode"] == "enforce") => guard,
             _ => Self::start()?,
         };
-        let newest = guard.json("events --limit 1")?;
+        let newest = guard.fetch("/v1/events?limit=1")?;
         guard.since = newest["events"][0]["id"].as_i64().unwrap_or(0);
         Ok(Shared(Some(guard)))
     }
@@ -256,7 +258,28 @@ impl Guard {
         serde_json::from_str(&ran.text).with_context(|| ran.text)
     }
 
-    /// What is known of the volume in a device.
+    /// What the agent answers to a question, without the command line between: what is asked over and over.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    fn fetch(&self, path: &str) -> Result<Value> {
+        let mut stream = UnixStream::connect(self.socket()).context("no agent answers")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: format-guard\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        serde_json::from_str(body).with_context(|| answer.clone())
+    }
+
+    /// What the agent shows of the volume in a device, or its failure to.
+    ///
+    /// # Errors
+    /// When there is no such device, or no agent.
+    pub fn shown(&self, device: &Path) -> Result<Value> {
+        self.fetch(&format!("/v1/volume?volume=dev%3D{}", device_number(device)?.replace(':', "%3A")))
+    }
+
+    /// What is known of the volume in a device, by the command line.
     ///
     /// # Errors
     /// When nothing is.
@@ -282,16 +305,15 @@ impl Guard {
         what: &str,
         wanted: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
-        let mut last = String::new();
+        let mut last = Value::Null;
         wait_for(&format!("{} to be {what}", device.display()), || {
-            let ran = self.ask(&format!("volume show {}", device.display()))?;
-            last.clone_from(&ran.text);
-            // Not known yet, or gone for a moment.
-            if ran.status != 0 {
+            // It may be gone for a moment.
+            if !device.exists() {
                 return Ok(None);
             }
-            let volume: Value = serde_json::from_str(&ran.text)?;
-            Ok(wanted(&volume).then_some(volume))
+            last = self.shown(device)?;
+            // A failure has no state: nothing is known of it yet.
+            Ok((last["state"].is_string() && wanted(&last)).then(|| last.clone()))
         })
         .with_context(|| format!("{last}\n{}", self.log()))
     }
@@ -302,7 +324,7 @@ impl Guard {
     /// When the agent does not answer.
     pub fn newest_refusal(&self) -> Result<i64> {
         // A formatter's few other events come after the refusal of the one before it.
-        let events = self.json("events --limit 10")?;
+        let events = self.fetch("/v1/events?limit=10")?;
         let newest = events["events"].as_array().and_then(|events| {
             events
                 .iter()
@@ -318,7 +340,7 @@ impl Guard {
     /// # Errors
     /// When the agent does not answer.
     pub fn events(&self, kind: &str) -> Result<Vec<Value>> {
-        let events = self.json("events --limit 10000")?;
+        let events = self.fetch("/v1/events?limit=10000")?;
         let events = events["events"].as_array().cloned().unwrap_or_default();
         let ours = |event: &Value| event["kind"] == kind && event["id"].as_i64() > Some(self.since);
         Ok(events.into_iter().filter(ours).collect())

@@ -7,6 +7,7 @@
 pub mod attack;
 pub mod device;
 pub mod guard;
+pub mod matrix;
 mod schema;
 pub mod tool;
 

@@ -54,9 +54,17 @@ fn lvm_directory() -> &'static str {
 /// # Errors
 /// When it cannot be started.
 pub fn run_with(line: &str, input: &str) -> Result<Ran> {
+    run_command(command(line), line, input)
+}
+
+/// Runs a command that is known by this line, with this standard input.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_command(mut command: Command, line: &str, input: &str) -> Result<Ran> {
     use std::{io::Write, os::unix::process::ExitStatusExt};
 
-    let mut child = command(line)
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod guest;
 mod kernels;
+mod matrix;
 mod packages;
 mod setup;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     /// Print figures of what the guard costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Hold every kind of volume against every tool, and everyday work
+    Matrix(matrix::Arguments),
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Vm(arguments) => guest::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Matrix(arguments) => matrix::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

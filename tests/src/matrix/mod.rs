@@ -1,0 +1,126 @@
+//! Two tables that are tests: what must be refused on every kind of volume, and what must go on as without the guard.
+//!
+//! A row is one entry of a table in code. What a kernel or host does not have is "not tried", never "held".
+
+mod destructive;
+mod everyday;
+mod volume;
+
+pub use destructive::run as run_destructive;
+pub use everyday::run as run_everyday;
+
+use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::tool::{Ran, command, run_command};
+
+/// How long one tool may take; one that hangs is a finding of its own.
+const TIME_LIMIT: &str = "timeout --kill-after=5 90";
+
+/// What came of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is as it must be.
+    Held,
+    /// It was refused, but bytes beside the marks had changed before.
+    Partly,
+    /// It is not as it must be.
+    Failed,
+    /// The tool, or something that it needs, is not there; or it did not try.
+    NotTried,
+}
+
+impl Outcome {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Partly => "partly",
+            Self::Failed => "failed",
+            Self::NotTried => "not tried",
+        }
+    }
+}
+
+/// One row that was run.
+#[derive(Debug)]
+pub struct Row {
+    table: &'static str,
+    volume: String,
+    name: String,
+    outcome: Outcome,
+    /// Bytes that are not what they were.
+    changed: u64,
+    note: String,
+}
+
+impl Row {
+    /// It is not as it must be.
+    #[must_use]
+    pub const fn failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed)
+    }
+
+    /// Prints it as one line of JSON, for whoever collects them.
+    pub fn print(&self) {
+        println!(
+            "{}",
+            json!({
+                "table": self.table,
+                "volume": self.volume,
+                "name": self.name,
+                "outcome": self.outcome.name(),
+                "changed": self.changed,
+                "note": self.note,
+            })
+        );
+    }
+}
+
+/// Whether a program is there.
+fn has(program: &str) -> bool {
+    Command::new("which").arg(program).output().is_ok_and(|output| output.status.success())
+}
+
+/// Runs a line for the shell, within the time limit.
+fn shell(line: &str) -> Result<Ran> {
+    let mut shell = command(TIME_LIMIT);
+    shell.args(["sh", "-c", line]);
+    run_command(shell, line, "")
+}
+
+/// The bytes in which two files of one size differ: how many, and from where to where. Holes are zeros.
+fn difference(one: &Path, other: &Path) -> Result<(u64, String)> {
+    let open = |path: &Path| File::open(path).with_context(|| path.display().to_string());
+    let (one, other) = (open(one)?, open(other)?);
+    let (mut a, mut b) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
+    let (mut changed, mut first, mut last) = (0, None, 0);
+    let mut at = 0;
+    while let Some(start) = [next_data(&one, at)?, next_data(&other, at)?].into_iter().flatten().min() {
+        let start = start / CHUNK * CHUNK;
+        let length = one.read_at(&mut a, start)?;
+        ensure!(other.read_at(&mut b, start)? == length, "two sizes");
+        if a[..length] != b[..length] {
+            for (i, _) in a[..length].iter().zip(&b).enumerate().filter(|(_, (a, b))| a != b) {
+                changed += 1;
+                first.get_or_insert(start + i as u64);
+                last = start + i as u64;
+            }
+        }
+        at = start + CHUNK;
+    }
+    let place = first.map_or_else(String::new, |first| format!("in {first}..={last}"));
+    Ok((changed, place))
+}
+
+const CHUNK: u64 = 64 << 10;
+
+/// The first byte of a file, at or after this one, that is not in a hole.
+fn next_data(file: &File, at: u64) -> Result<Option<u64>> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

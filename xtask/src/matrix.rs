@@ -1,0 +1,168 @@
+//! `cargo xtask matrix`: what must be refused and what must go on, on every kind of volume, as tables in `docs/matrix`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{
+    build::executable,
+    command::workspace,
+    guest::{Cpu, Guest},
+    kernels::{Kernel, keys},
+    setup,
+};
+
+/// When one table on one kernel is ended.
+const TIMEOUT: Duration = Duration::from_mins(40);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernel: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12]
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// Only one table: destructive or everyday
+    #[arg(long)]
+    table: Option<String>,
+    /// Only these kinds of volumes; nothing is written to docs/
+    kinds: Vec<String>,
+}
+
+/// `cargo xtask matrix`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ready()?;
+    println!("matrix: building");
+    let guard = executable("format-guard", "bin", "format-guard")?;
+    let matrix = executable("format-guard-tests", "bin", "matrix")?;
+    let kernels: Vec<&str> = match arguments.kernel.as_slice() {
+        [] => vec!["6.12"],
+        [all] if all == "all" => keys(),
+        some => some.iter().map(String::as_str).collect(),
+    };
+    let tables: Vec<&str> =
+        arguments.table.as_deref().map_or(vec!["destructive", "everyday"], |table| vec![table]);
+    let mut held = true;
+    for key in kernels {
+        let kernel = Kernel::get(key)?;
+        for table in &tables {
+            let start = Instant::now();
+            println!("matrix: {table} on {} ({})", key, kernel.release);
+            let mut words = vec![
+                "env".into(),
+                format!("FORMAT_GUARD_BINARY={}", guard.display()).into(),
+                matrix.clone().into_os_string(),
+                (*table).into(),
+            ];
+            words.extend(arguments.kinds.iter().map(Into::into));
+            let guest = Guest {
+                kernel: kernel.clone(),
+                command: words,
+                disks: Vec::new(),
+                timeout: TIMEOUT,
+                cpu: Cpu::Timed,
+            };
+            let mut output = Vec::new();
+            let status = guest.run(&mut output)?;
+            let text = String::from_utf8_lossy(&output);
+            let rows: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let page = page(table, &kernel.release, &rows);
+            print!("{page}");
+            if status != 0 {
+                held = false;
+                for line in text.lines().filter(|line| !line.starts_with('{')) {
+                    println!("{line}");
+                }
+            }
+            println!("matrix: {table} on {key}: {} rows in {} s", rows.len(), start.elapsed().as_secs());
+            if arguments.kinds.is_empty() && !rows.is_empty() {
+                let directory = workspace().join("docs/matrix");
+                fs::create_dir_all(&directory)?;
+                let path = directory.join(format!("{table}-{key}.md"));
+                fs::write(&path, page).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be said of
+/// those that are not simply held.
+fn page(table: &str, kernel: &str, rows: &[Value]) -> String {
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or("").to_owned();
+    let count = |outcome: &str| rows.iter().filter(|row| text(row, "outcome") == outcome).count();
+    let tried = rows.len() - count("not tried");
+    let mut page = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(page, "# {table}, kernel {kernel}\n");
+    let _ = writeln!(
+        page,
+        "{} of {tried} rows held, {} refused after bytes beside the marks had changed, {} failed; {} not tried.\n",
+        count("held"),
+        count("partly"),
+        count("failed"),
+        count("not tried")
+    );
+    let mut volumes: Vec<String> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut cells: BTreeMap<(String, String), &Value> = BTreeMap::new();
+    for row in rows {
+        let (volume, name) = (text(row, "volume"), text(row, "name"));
+        if !volumes.contains(&volume) {
+            volumes.push(volume.clone());
+        }
+        if !names.contains(&name) {
+            names.push(name.clone());
+        }
+        cells.insert((name, volume), row);
+    }
+    if table == "destructive" {
+        let _ = writeln!(page, "| | {} |", volumes.join(" | "));
+        let _ = writeln!(page, "|---|{}", "---|".repeat(volumes.len()));
+        for name in &names {
+            let cells: Vec<String> = volumes
+                .iter()
+                .map(|volume| match cells.get(&(name.clone(), volume.clone())) {
+                    None => String::new(),
+                    Some(row) => match text(row, "outcome").as_str() {
+                        "held" => "held".to_owned(),
+                        "not tried" => "-".to_owned(),
+                        other => format!("{other} {}", row["changed"]),
+                    },
+                })
+                .collect();
+            let _ = writeln!(page, "| {name} | {} |", cells.join(" | "));
+        }
+    } else {
+        let _ = writeln!(page, "| volume | work | |\n|---|---|---|");
+        for row in rows {
+            let _ = writeln!(
+                page,
+                "| {} | {} | {} |",
+                text(row, "volume"),
+                text(row, "name"),
+                text(row, "outcome")
+            );
+        }
+    }
+    let noted: Vec<&Value> = rows.iter().filter(|row| !text(row, "note").is_empty()).collect();
+    if !noted.is_empty() {
+        let _ = writeln!(page, "\nNotes:\n");
+        for row in noted {
+            let note = text(row, "note").replace('\n', " ");
+            let _ = writeln!(
+                page,
+                "* {}, {}: {}: {note}",
+                text(row, "volume"),
+                text(row, "name"),
+                text(row, "outcome")
+            );
+        }
+    }
+    page
+}
