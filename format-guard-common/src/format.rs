@@ -31,8 +31,8 @@ pub struct Format {
     pub magics: &'static [Magic],
     /// Its UUID, where it has one.
     pub uuid: Option<Place>,
-    /// Shares its first sector with boot code and other formats of that kind (FAT, NTFS, MBR, GPT's protective
-    /// MBR): their magics are not foreign to each other.
+    /// Its first sector is a boot sector and ends as an MBR's does (FAT, NTFS, exFAT, GPT's protective MBR): that magic is
+    /// not foreign to it.
     pub boot_sector: bool,
 }
 
@@ -70,12 +70,50 @@ pub const FORMATS: &[Format] = &[
         None,
     ),
     format(&["ceph_bluestore"], &[magic(0, b"bluestore block ")], None),
+    // No shorter magics in the first sectors than these: a random GUID of a partition table must not be one.
+    format(
+        &["bcachefs"],
+        &[magic(4120, b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef")],
+        None,
+    ),
+    format(&["ocfs2"], &[magic(8192, b"OCFSV2")], None),
+    format(&["gfs2"], &[magic(65536, b"\x01\x16\x19\x70")], None),
+    format(&["jfs"], &[magic(32768, b"JFS1")], None),
+    format(&["reiserfs"], &[magic(65588, b"ReIsEr")], None),
+    format(&["udf"], &[magic(32769, b"BEA01")], None),
+    format(&["iso9660"], &[magic(32769, b"CD001")], None),
+    format(&["apfs"], &[magic(32, b"NXSB")], None),
+    format(&["squashfs"], &[magic(0, b"hsqs")], None),
+    format(&["erofs"], &[magic(1024, b"\xe2\xe1\xf5\xe0")], None),
+    format(&["cramfs"], &[magic(0, b"\x45\x3d\xcd\x28")], None),
+    format(&["bfs"], &[magic(0, b"\xce\xfa\xad\x1b")], None),
     boot(&["vfat"], &[magic(82, b"FAT32   "), magic(54, b"FAT16   "), magic(54, b"FAT12   ")], None),
     boot(&["ntfs"], &[magic(3, b"NTFS    ")], uuid(72, 8)),
+    boot(&["BitLocker"], &[magic(3, b"-FVE-FS-")], None),
     boot(&["exfat"], &[magic(3, b"EXFAT   ")], uuid(100, 4)),
     boot(&["gpt"], &[magic(512, b"EFI PART")], uuid(568, 16)),
-    boot(&["dos"], &[magic(510, b"\x55\xaa")], uuid(440, 4)),
+    boot(&[MBR], &[magic(510, b"\x55\xaa")], uuid(440, 4)),
 ];
+
+/// The magics that formats keep at the end of a device of `size` bytes, with libblkid's name of each. Some tools write
+/// them before anything else.
+#[must_use]
+pub fn at_end(size: u64) -> [(&'static str, Magic); 3] {
+    const SECTOR: u64 = 512;
+    const MD: &[u8] = b"\xfc\x4e\x2b\xa9";
+    let sectors = size / SECTOR;
+    // The last sector (UEFI specification 2.10, 5.3.2); include/uapi/linux/raid/md_p.h (MD_NEW_SIZE_SECTORS) and
+    // drivers/md/md.c (super_1_load). What does not fit lies behind every device.
+    let place = |sector: Option<u64>| sector.map_or(u64::MAX - SECTOR, |sector| sector * SECTOR);
+    [
+        ("gpt", magic(place(sectors.checked_sub(1)), b"EFI PART")),
+        ("linux_raid_member", magic(place((sectors & !127).checked_sub(128)), MD)),
+        ("linux_raid_member", magic(place(sectors.checked_sub(16).map(|sector| sector & !7)), MD)),
+    ]
+}
+
+/// libblkid's name of the partition table whose magic every boot sector carries.
+pub const MBR: &str = "dos";
 
 /// The known format of this libblkid name.
 #[must_use]
@@ -98,6 +136,15 @@ mod tests {
             }
             assert!(format.uuid.is_none_or(|place| place.length as usize <= MAX_CHECK_BYTES));
         }
-        assert!(count + 10 <= MAX_CHECKS, "{count} foreign magics");
+        assert!(count + at_end(0).len() + 12 <= MAX_CHECKS, "{count} foreign magics");
+    }
+
+    #[test]
+    fn the_ends_of_devices_are_where_their_formats_have_them() {
+        let ends = |size| at_end(size).map(|(_, magic)| magic.offset);
+        // 64 MiB, and a size that is no multiple of 64 KiB.
+        assert_eq!(ends(64 << 20), [67_108_352, 67_043_328, 67_100_672]);
+        assert_eq!(ends(1_000_000_000), [999_999_488, 999_882_752, 999_989_248]);
+        assert!(ends(4096)[1] > 1 << 60, "too small for it");
     }
 }

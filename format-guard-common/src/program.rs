@@ -23,6 +23,8 @@ impl Class {
     /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the guard
     /// does not know yet which format it holds: holding it up there would be an outage.
     pub const MAINTAINER: Self = Self(16);
+    /// An operator's word: may write to strict volumes. No more than that.
+    pub const TRUSTED: Self = Self(32);
 
     /// Whether any bit of `other` is in this set.
     #[inline(always)]

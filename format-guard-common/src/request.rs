@@ -129,11 +129,13 @@ pub enum Reason {
     Unplaced = 10,
     /// The write or erasure goes over the border of a volume that lies on the device.
     Across = 11,
+    /// The volume is strict, and the program is none of those that are trusted.
+    Strict = 12,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Tainted,
         Self::Formatter,
         Self::Unverified,
@@ -145,6 +147,7 @@ impl Reason {
         Self::Mapping,
         Self::Unplaced,
         Self::Across,
+        Self::Strict,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -162,6 +165,7 @@ impl Reason {
             Self::Mapping => "mapping",
             Self::Unplaced => "unplaced",
             Self::Across => "across-volumes",
+            Self::Strict => "strict",
         }
     }
 

@@ -2,9 +2,8 @@
 
 use core::fmt;
 
-/// Checks that one rule holds at most: bounded by what the verifier accepts for `file_permission` (see
-/// [`crate::opaque`]); the known formats need 20 and the richest volume has 10 marks.
-pub const MAX_CHECKS: usize = 32;
+/// Checks that one rule holds at most: the known formats need 36 and the richest volume has 12 marks.
+pub const MAX_CHECKS: usize = 64;
 /// Bytes that one check compares at most.
 pub const MAX_CHECK_BYTES: usize = 16;
 
@@ -57,6 +56,8 @@ pub mod flag {
     pub const AUDIT: u32 = 1;
     /// Other volumes lie on the device: where, the map `WINDOWS` says.
     pub const STACKED: u32 = 2;
+    /// Nobody but known programs opens the volume for writing while it holds a format.
+    pub const STRICT: u32 = 4;
 }
 
 /// What a check guards.

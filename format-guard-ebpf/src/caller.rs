@@ -27,7 +27,7 @@ pub(crate) fn name() -> [u64; 2] {
 /// What the caller's name is known as.
 #[inline(always)]
 pub(crate) fn class() -> Class {
-    // SAFETY: the agent fills the map once and never removes an entry.
+    // SAFETY: copied at once; the agent changes an entry at its start only.
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
 }
 

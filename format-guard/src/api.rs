@@ -67,6 +67,7 @@ pub struct StateCount {
 /// One volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of its own in the JSON")]
 pub struct Volume {
     /// Its id.
     pub id: String,
@@ -89,6 +90,9 @@ pub struct Volume {
     /// Its refusals are told and not carried out.
     #[serde(default)]
     pub audit: bool,
+    /// While it holds a format nobody but known programs may write to it.
+    #[serde(default)]
+    pub strict: bool,
     /// Who formats it, or formatted it last.
     pub formatter: Option<Formatter>,
     /// The permit in force.
@@ -116,6 +120,7 @@ impl Volume {
             marks: record.marks.clone(),
             mounted: record.mounted,
             audit: record.audit,
+            strict: record.strict,
             formatter: record.formatter.clone(),
             permit: record.permit.clone(),
             discrepancy: record.discrepancy.clone(),
@@ -155,7 +160,7 @@ pub struct ReasonRequest {
 /// `POST /v1/mode`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModeRequest {
-    /// Enforce or audit.
+    /// Enforce, audit, or (of a volume) strict.
     pub mode: Mode,
     /// Why; must not be empty.
     pub reason: String,

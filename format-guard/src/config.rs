@@ -16,6 +16,9 @@ pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Names that [`Config::trusted`] has at most.
+const MAX_TRUSTED: usize = 64;
+
 /// What the guard does with a verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -26,6 +29,8 @@ pub enum Mode {
     Enforce,
     /// Nothing is refused, every would-be refusal is told.
     Audit,
+    /// Of a volume: while it holds a format nobody but known programs may write to it.
+    Strict,
 }
 
 impl Mode {
@@ -35,6 +40,7 @@ impl Mode {
         match self {
             Self::Enforce => "enforce",
             Self::Audit => "audit",
+            Self::Strict => "strict",
         }
     }
 }
@@ -51,6 +57,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("pin_dir", "The kernel objects that outlive the agent, on a bpf file system. Needs a restart."),
     ("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
     ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
+    (
+        "trusted",
+        "Programs that may write to strict volumes besides those that are known to maintain them, by the name that the \
+         kernel knows them by (its first 15 bytes count). Needs a restart.",
+    ),
     (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
@@ -74,6 +85,8 @@ pub struct Config {
     pub probe_deadline: u64,
     /// How often the world is compared with the records, in seconds.
     pub resync_interval: u64,
+    /// Programs that may write to strict volumes.
+    pub trusted: Vec<String>,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
 }
@@ -87,6 +100,7 @@ impl Default for Config {
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
             resync_interval: 5,
+            trusted: ["cryptsetup", "dmsetup", "losetup", "mdadm", "mount"].map(str::to_owned).to_vec(),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -145,6 +159,19 @@ impl Config {
                 return Err(format!("{key} is {value}: it must be between 1 and 3600 seconds"));
             }
         }
+        if config.mode == Mode::Strict {
+            return Err(
+                "mode is strict, which is a mode of single volumes: set it with format-guard mode strict \
+                        --volume VOLUME --reason TEXT"
+                    .to_owned(),
+            );
+        }
+        if config.trusted.len() > MAX_TRUSTED {
+            return Err(format!("trusted has {} names: at most {MAX_TRUSTED}", config.trusted.len()));
+        }
+        if let Some(name) = config.trusted.iter().find(|name| name.is_empty() || name.contains('/')) {
+            return Err(format!("trusted has '{name}': write a program's name, without its directory"));
+        }
         for (key, path) in
             [("state_dir", &config.state_dir), ("run_dir", &config.run_dir), ("pin_dir", &config.pin_dir)]
         {
@@ -162,6 +189,7 @@ impl Config {
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
+            ("trusted", self.trusted != new.trusted),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -278,6 +306,9 @@ mod tests {
             "mode = 1",
             "mode = 'off'",
             "probe_deadline = -1",
+            "mode = 'strict'",
+            "trusted = ['/usr/bin/qemu']",
+            "trusted = ['']",
             "state_dir = 'state'",
             "mode = 'audit'\nmode = 'audit'",
         ] {

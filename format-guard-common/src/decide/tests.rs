@@ -337,12 +337,13 @@ proptest! {
     #[test]
     fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
         marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
-        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, stacked in any::<bool>(), magic in any::<bool>(),
+        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..8, magic in any::<bool>(),
     ) {
         let unknown = with_state(State::Unverified);
         let mut rule = Rule::new(7, 77, State::Formatted);
         rule.state = state;
-        rule.flags = if stacked { flag::STACKED } else { 0 };
+        // In audit a strict volume's rule would say no and let it through.
+        rule.flags = flags & !flag::AUDIT;
         for (offset, length) in marks {
             let kind = if magic { CheckKind::Magic } else { CheckKind::Uuid };
             let _ = rule.push(Check::new(offset, &vec![0xee; length], kind).expect("fits"));
@@ -370,4 +371,32 @@ fn the_longest_stretches_without_a_check_are_clear() {
     for (offset, length) in [(0, 1), (1079, 2), (1087, 1), (1087, 4096), ((8 << 20) - 1, 2), (0, u64::MAX)] {
         assert!(!is_clear(offset, length), "{offset}+{length}");
     }
+}
+
+#[test]
+fn a_strict_volume_takes_writes_of_known_programs_only() {
+    let (_, mut rule) = formatted();
+    rule.flags = flag::STRICT;
+    for operation in [Operation::Open, Operation::Write, Operation::Erase, Operation::Map] {
+        assert_eq!(by(Class::UNKNOWN, &rule, operation), Verdict::Deny(Reason::Strict));
+    }
+    for class in [Class::MAINTAINER, Class::RELABELLER, Class::OWNER, Class::TRUSTED] {
+        assert_eq!(by(class, &rule, Operation::Open), Verdict::Allow);
+    }
+    assert_eq!(
+        by(Class::TRUSTED.with(Class::FORMATTER), &rule, Operation::Open),
+        Verdict::Deny(Reason::Formatter)
+    );
+    for state in [State::Blank, State::Unverified, State::Exempt] {
+        let mut other = with_state(state);
+        other.flags = flag::STRICT;
+        assert_eq!(by(Class::UNKNOWN, &other, Operation::Open), Verdict::Allow, "{state:?}");
+    }
+}
+
+#[test]
+fn trust_is_no_leave_to_touch_a_mark() {
+    let (_, rule) = formatted();
+    assert_eq!(by(Class::TRUSTED, &rule, Operation::Erase), Verdict::Deny(Reason::Discard));
+    assert_eq!(by(Class::TRUSTED, &rule, Operation::Map), Verdict::Deny(Reason::Mapping));
 }

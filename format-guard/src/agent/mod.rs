@@ -78,7 +78,8 @@ pub async fn run(start: Start) -> Result<()> {
         warn!("{text}");
         degraded.push(text);
     }
-    let mut enforcer = LsmEnforcer::load(&config.pin_dir, start.audit || config.mode == Mode::Audit)?;
+    let mut enforcer =
+        LsmEnforcer::load(&config.pin_dir, start.audit || config.mode == Mode::Audit, &config.trusted)?;
     let kernel_events = enforcer.events()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;

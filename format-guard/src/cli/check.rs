@@ -140,7 +140,7 @@ fn is_bpf_fs(path: &Path) -> bool {
 fn trial() -> Result<Vec<PartReport>, String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
-    let tried = LsmEnforcer::load(path, true).and_then(|mut enforcer| enforcer.attach());
+    let tried = LsmEnforcer::load(path, true, &[]).and_then(|mut enforcer| enforcer.attach());
     if let Err(error) = fs::remove_dir_all(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

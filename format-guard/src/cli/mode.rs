@@ -14,7 +14,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Carry refusals out (enforce), or only tell them (audit) [default: show the mode]
+    /// Carry refusals out (enforce), only tell them (audit), or let known programs alone write (strict, of a volume)
+    /// [default: show the mode]
     #[arg(value_enum, requires = "reason")]
     mode: Option<Mode>,
     /// Why; kept with the history
@@ -41,7 +42,11 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         if arguments.json {
             return print_json(&volume);
         }
-        let mode = if volume.audit { Mode::Audit } else { status.mode };
+        let mode = match (status.mode, volume.audit, volume.strict) {
+            (_, true, _) => Mode::Audit,
+            (Mode::Enforce, _, true) => Mode::Strict,
+            (mode, ..) => mode,
+        };
         println!("{}", mode.name());
         return Ok(());
     }

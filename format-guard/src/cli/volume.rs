@@ -183,6 +183,9 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     if volume.audit {
         line("audit", "its refusals are told and not carried out");
     }
+    if volume.strict {
+        line("strict", "while it holds a format, known programs alone may write to it");
+    }
     line("mounted", if volume.mounted { "yes" } else { "not since it was formatted" });
     line(
         "devices",
@@ -217,6 +220,7 @@ mod tests {
             marks: Vec::new(),
             mounted: false,
             audit: false,
+            strict: false,
             formatter: None,
             permit: None,
             discrepancy: Some("it reads blank".into()),

@@ -4,6 +4,7 @@
 //! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -195,7 +196,7 @@ pub struct LsmEnforcer {
 impl LsmEnforcer {
     /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
     /// an earlier agent attached stays in force.
-    pub fn load(pin_root: &Path, audit: bool) -> Result<Self, LoadError> {
+    pub fn load(pin_root: &Path, audit: bool, trusted: &[String]) -> Result<Self, LoadError> {
         let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
         let offsets = types.offsets()?;
         let pins =
@@ -218,16 +219,22 @@ impl LsmEnforcer {
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
 
         let mut programs: HashMap<_, [u8; 16], u32> = borrow(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
-        let canary = program::Program { name: canary::NAME, class: program::Class::FORMATTER };
-        for known in program::PROGRAMS.iter().chain([&canary]) {
+        let known = known_programs(trusted);
+        let earlier: Vec<[u8; 16]> = programs.keys().filter_map(Result::ok).collect();
+        // What an earlier agent trusted, and this one does not.
+        for comm in earlier.iter().filter(|comm| !known.contains_key(*comm)) {
+            absent_is_done(programs.remove(comm))
+                .map_err(|source| LoadError::Map { name: "PROGRAMS", source })?;
+        }
+        for (comm, class) in &known {
             programs
-                .insert(program::comm(known.name), known.class.0, 0)
+                .insert(*comm, class.0, 0)
                 .map_err(|source| LoadError::Map { name: "PROGRAMS", source })?;
         }
         let mut names: Array<_, u32> = borrow(&mut ebpf, "NAMES", Array::try_from)?;
-        for known in program::PROGRAMS.iter().chain([&canary]) {
+        for comm in known.keys() {
             names
-                .set(program::name_slot(words(program::comm(known.name))), 1, 0)
+                .set(program::name_slot(words(*comm)), 1, 0)
                 .map_err(|source| LoadError::Map { name: "NAMES", source })?;
         }
         let mut enforcer =
@@ -357,6 +364,19 @@ fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink
             tracepoint.take_link(id)?.into()
         }
     })
+}
+
+/// What every program is known as, the operator's trust included. Trust adds to what a program is and takes nothing
+/// away: a formatter stays one.
+fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::Class> {
+    let trusted = trusted.iter().map(|name| (program::comm(name), program::Class::TRUSTED));
+    let tables = program::PROGRAMS.iter().map(|known| (program::comm(known.name), known.class));
+    let mut known = BTreeMap::from([(program::comm(canary::NAME), program::Class::FORMATTER)]);
+    for (comm, class) in tables.chain(trusted) {
+        let entry = known.entry(comm).or_default();
+        *entry = entry.with(class);
+    }
+    known
 }
 
 /// A name as the kernel programs load it.

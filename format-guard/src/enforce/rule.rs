@@ -3,7 +3,7 @@
 
 use format_guard_common::{
     Check, CheckKind, MAX_WINDOWS, Rule, State, Window, Windows, flag,
-    format::{FORMATS, Format, by_name},
+    format::{FORMATS, Format, MBR, at_end, by_name},
 };
 
 use crate::{
@@ -20,6 +20,8 @@ pub struct Subject<'a> {
     pub dev: u32,
     /// The attachment.
     pub diskseq: u64,
+    /// Its size in bytes.
+    pub size: u64,
     /// Kernel `dev_t` and attachment of the device that speaks for all that share its bytes.
     pub lead: (u32, u64),
     /// Its volume.
@@ -100,8 +102,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     // A blank volume, or one that may be re-formatted, begins anew by any format's magic.
     let own = if state == State::Formatted { own } else { Vec::new() };
     push_foreign(&mut rule, &own);
+    push_ends(&mut rule, &own, subject.size);
     if audit || record.audit {
         rule.flags |= flag::AUDIT;
+    }
+    if record.strict {
+        rule.flags |= flag::STRICT;
     }
     // Whoever may format a device may format what lies on it.
     let windows = match state {
@@ -190,7 +196,7 @@ fn cut(old: Window, by: &Window) -> impl Iterator<Item = Window> + use<> {
 fn push_foreign(rule: &mut Rule, own: &[&Format]) {
     let boot = own.iter().any(|format| format.boot_sector);
     for format in FORMATS {
-        let related = own.iter().any(|own| own.names == format.names) || boot && format.boot_sector;
+        let related = own.iter().any(|own| own.names == format.names) || boot && format.names.contains(&MBR);
         if related {
             continue;
         }
@@ -199,6 +205,17 @@ fn push_foreign(rule: &mut Rule, own: &[&Format]) {
                 // Room is a property of the tables (format.rs) and of the bound on marks (marks.rs).
                 let _ = rule.push(check);
             }
+        }
+    }
+}
+
+/// What other formats keep at the end of the device: sfdisk and mdadm write it before all else.
+fn push_ends(rule: &mut Rule, own: &[&Format], size: u64) {
+    for (name, magic) in at_end(size) {
+        let related = own.iter().any(|own| own.names.contains(&name));
+        if !related && let Some(check) = Check::new(magic.offset, magic.bytes, CheckKind::Foreign) {
+            // There is room, as in `push_foreign`.
+            let _ = rule.push(check);
         }
     }
 }
@@ -226,7 +243,7 @@ mod tests {
     }
 
     fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
-        Subject { dev: 7, diskseq: 9, lead: (7, 9), record, others }
+        Subject { dev: 7, diskseq: 9, size: 64 << 20, lead: (7, 9), record, others }
     }
 
     fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {
@@ -236,7 +253,7 @@ mod tests {
     #[test]
     fn marks_and_every_foreign_magic_fit_together() {
         let unknown = unknown(false);
-        assert!(unknown.count as usize + MAX_MARKS <= MAX_CHECKS, "{}", unknown.count);
+        assert!(unknown.count as usize + at_end(0).len() + MAX_MARKS <= MAX_CHECKS, "{}", unknown.count);
     }
 
     #[test]

@@ -149,6 +149,8 @@ pub struct Record {
     pub first_seen: Seconds,
     /// Its refusals are told and not carried out.
     pub audit: bool,
+    /// While it holds a format nobody but known programs may write to it.
+    pub strict: bool,
     /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`); of a weak identity, first.
     pub boot: String,
 
@@ -188,6 +190,7 @@ impl Record {
             discrepancy: None,
             first_seen: now,
             audit: false,
+            strict: false,
             boot: String::new(),
             held: None,
             overlaid: None,

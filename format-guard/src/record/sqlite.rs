@@ -72,6 +72,9 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX events_by_time ON events (at);
 ",
+    "
+    ALTER TABLE volumes ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// The embedded store.
@@ -226,6 +229,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.discrepancy = row.get("discrepancy")?;
     record.boot = row.get("boot")?;
     record.audit = row.get("audit")?;
+    record.strict = row.get("strict")?;
     Ok(Raw {
         state: row.get("state")?,
         content: row.get("content")?,
@@ -291,11 +295,11 @@ impl Store for SqliteStore {
         transaction
             .prepare_cached(
                 "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-                 discrepancy, first_seen, boot, ever_formatted, audit) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+                 discrepancy, first_seen, boot, ever_formatted, audit, strict) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
                  ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
                  content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-                 ever_formatted = ?13, audit = ?14",
+                 ever_formatted = ?13, audit = ?14, strict = ?15",
             )?
             .execute(params![
                 volume,
@@ -312,6 +316,7 @@ impl Store for SqliteStore {
                 record.boot,
                 record.ever_formatted,
                 record.audit,
+                record.strict,
             ])?;
         transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
         for mark in &record.marks {

@@ -7,10 +7,13 @@
 use format_guard_common::{State, event::Process};
 
 use super::{Content, Formatter, Overlay, Permit, Record, Seconds};
-use crate::volume::{
-    identity::Strength,
-    marks::{Found, MAX_MARKS, Mark},
-    probe::{Finding, ProbeError},
+use crate::{
+    config::Mode,
+    volume::{
+        identity::Strength,
+        marks::{Found, MAX_MARKS, Mark},
+        probe::{Finding, ProbeError},
+    },
 };
 
 /// Clean probes in a row that arm a blank volume.
@@ -61,10 +64,10 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
-    /// An operator's word on whether its refusals are carried out.
-    Audited {
-        /// They are told only.
-        audit: bool,
+    /// An operator's word on what is refused on it, and whether that is carried out.
+    ModeChosen {
+        /// What is in force on it from now on.
+        mode: Mode,
         /// Why.
         reason: String,
         /// The operator's user id.
@@ -123,7 +126,7 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::Overlaid(by) => step.overlaid(by),
         Event::Carries { volume, marks } => step.carries(&volume, marks),
         Event::Exempted { reason, uid } => step.exempted(&reason, uid),
-        Event::Audited { audit, reason, uid } => step.audited(audit, &reason, uid),
+        Event::ModeChosen { mode, reason, uid } => step.mode_chosen(mode, &reason, uid),
         Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
@@ -467,10 +470,10 @@ impl Step {
         self.report("exempted", cause);
     }
 
-    fn audited(&mut self, audit: bool, reason: &str, uid: u32) {
-        self.record.audit = audit;
-        let mode = if audit { "told only" } else { "carried out" };
-        self.report("mode", format!("its refusals are {mode}, by user {uid}: {reason}"));
+    fn mode_chosen(&mut self, mode: Mode, reason: &str, uid: u32) {
+        self.record.audit = mode == Mode::Audit;
+        self.record.strict = mode == Mode::Strict;
+        self.report("mode", format!("its mode is {}, by user {uid}: {reason}", mode.name()));
     }
 
     fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, uid: u32) {

@@ -88,10 +88,12 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
         match format.name.as_str() {
             "xfs" => marks.xfs(),
             "ext2" | "ext3" | "ext4" => marks.ext_backup(),
-            "vfat" => marks.fat_backup(),
+            "vfat" => marks.fat(),
+            "ntfs" => marks.ntfs_backup(size),
+            "exfat" => marks.keep(EXFAT_BACKUP, b"EXFAT   ", MarkKind::Magic),
             "btrfs" => marks.keep(BTRFS_MIRROR, b"_BHRfS_M", MarkKind::Magic),
             "crypto_LUKS" => marks.luks2_second(),
-            "gpt" => marks.gpt_backup(size),
+            "gpt" => marks.gpt(size),
             _ => {}
         }
     }
@@ -100,6 +102,9 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
 
 /// Magic of the second superblock: 64 MiB + 64 (fs/btrfs/disk-io.h, `btrfs_sb_offset`).
 const BTRFS_MIRROR: u64 = (64 << 20) + 64;
+
+/// The backup boot region begins at sector 12 (exFAT file system specification, 2.1); sgdisk -Z reaches it.
+const EXFAT_BACKUP: u64 = 12 * 512 + 3;
 
 struct Marks<'a> {
     device: &'a dyn ReadAt,
@@ -179,12 +184,24 @@ impl Marks<'_> {
         }
     }
 
-    /// mkfs.ext4 without discard writes over the backup boot sector first. Its number is at byte 50 of the first.
-    fn fat_backup(&mut self) {
-        let Some(number) = self.read(50, 2) else { return };
-        let sector = u64::from(u16::from_le_bytes([number[0], number[1]]));
-        if (1..32).contains(&sector) {
-            self.keep(sector * 512 + 82, b"FAT32   ", MarkKind::Magic);
+    /// mkfs.ext4 without discard writes over the backup boot sector first, sgdisk -Z over `FSInfo`. Their numbers are at
+    /// bytes 50 and 48 of the first sector (FAT specification 1.03).
+    fn fat(&mut self) {
+        let Some(numbers) = self.read(48, 4) else { return };
+        let sector = |at: usize| u64::from(u16::from_le_bytes([numbers[at], numbers[at + 1]])) * 512;
+        let (info, backup) = (sector(0), sector(2));
+        if (512..32 * 512).contains(&info) {
+            self.keep(info, b"RRaA", MarkKind::Magic);
+        }
+        if (512..32 * 512).contains(&backup) {
+            self.keep(backup + 82, b"FAT32   ", MarkKind::Magic);
+        }
+    }
+
+    /// The backup boot sector, the last of the device; sgdisk -Z and sfdisk begin there.
+    fn ntfs_backup(&mut self, size: u64) {
+        if let Some(last) = size.checked_sub(512) {
+            self.keep(last + 3, b"NTFS    ", MarkKind::Magic);
         }
     }
 
@@ -197,7 +214,9 @@ impl Marks<'_> {
         }
     }
 
-    fn gpt_backup(&mut self, size: u64) {
+    /// The backup header, and the protective MBR's type of partition, over which mkfs.vfat and mkfs.udf begin.
+    fn gpt(&mut self, size: u64) {
+        self.keep(450, &[0xee], MarkKind::Magic);
         if let Some(last) = size.checked_sub(512) {
             self.keep(last, b"EFI PART", MarkKind::Magic);
         }

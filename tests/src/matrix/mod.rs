@@ -43,6 +43,26 @@ impl Outcome {
     }
 }
 
+/// Which volumes are to be looked at.
+#[derive(Debug)]
+pub struct Selection {
+    /// This part of them, from zero.
+    pub part: usize,
+    /// Of so many parts.
+    pub parts: usize,
+    /// Kinds by name; none are all.
+    pub kinds: Vec<String>,
+}
+
+impl Selection {
+    /// Whether the kind of this name is one of them; kinds are dealt out to the parts by their `place`.
+    fn has(&self, name: &str, place: usize) -> bool {
+        let named = self.kinds.iter().position(|kind| kind == name);
+        let place = if self.kinds.is_empty() { Some(place) } else { named };
+        place.is_some_and(|place| place % self.parts == self.part)
+    }
+}
+
 /// One row that was run.
 #[derive(Debug)]
 pub struct Row {

@@ -118,3 +118,39 @@ fn an_exempt_volume_is_left_alone_until_it_is_adopted() -> Result<()> {
     ensure!(cause == "adopted by user 0", "{cause}");
     Ok(())
 }
+
+#[test]
+fn a_strict_volume_is_written_to_by_known_programs_alone() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let device = Loop::new(32)?;
+    let node = device.path().display().to_string();
+    make_ext4(&guard, device.path())?;
+    // What is nobody's mark anybody may write, until it is strict.
+    let data = format!("dd if=/dev/urandom of={node} bs=4k count=1 seek=5000 conv=notrunc,fsync");
+    must(&data)?;
+    let everywhere = guard.say("mode strict --reason test")?;
+    ensure!(everywhere.status == 2 && everywhere.text.contains("--volume"), "{everywhere:?}");
+    guard.json(&format!("mode strict --volume {node} --reason test"))?;
+    let before = device.sha256()?;
+    for _ in 0..2 {
+        ensure!(guard.say(&format!("mode --volume {node}"))?.text.trim() == "strict");
+        refused(&guard, &data, "")?;
+        let events = guard.events("denied")?;
+        ensure!(events.last().is_some_and(|event| event["refusal"]["reason"] == "strict"), "{events:#?}");
+        ensure!(device.sha256()? == before, "bytes changed");
+        // It is the volume's, not the agent's.
+        guard.kill_agent()?;
+        guard.start_agent()?;
+        guard.wait_for_state(device.path(), "formatted")?;
+    }
+    let refusals = guard.events("denied")?.len();
+    must(&format!("e2fsck -fy {node}"))?;
+    must(&format!("tune2fs -L data {node}"))?;
+    fs::create_dir_all("/run/fg-strict")?;
+    must(&format!("mount {node} /run/fg-strict"))?;
+    must("umount /run/fg-strict")?;
+    guard.json(&format!("mode enforce --volume {node} --reason over"))?;
+    must(&data)?;
+    ensure!(guard.events("denied")?.len() == refusals, "{:#?}", guard.events("denied")?);
+    Ok(())
+}

@@ -288,9 +288,11 @@ impl<E: Enforcer> Reconciler<E> {
         if let Some(selector) = &request.volume {
             let id = self.select(selector)?;
             self.device_of(&id)?;
-            let audit = request.mode == Mode::Audit;
-            self.apply(&id, Event::Audited { audit, reason, uid });
+            self.apply(&id, Event::ModeChosen { mode: request.mode, reason, uid });
             return Ok(api::Done { text: format!("{id}: mode {}", request.mode.name()) });
+        }
+        if request.mode == Mode::Strict {
+            return Err(bad("strict is a mode of single volumes: name one with --volume".to_owned()));
         }
         if self.world.forced_audit && request.mode == Mode::Enforce {
             return Err(Failure::new(

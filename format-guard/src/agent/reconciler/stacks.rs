@@ -68,6 +68,7 @@ impl<E: Enforcer> Reconciler<E> {
         let subject = Subject {
             dev: dev.to_kernel(),
             diskseq: device.diskseq,
+            size: device.size,
             lead: self.lead(dev),
             record,
             others: others.collect(),

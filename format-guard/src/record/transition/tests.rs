@@ -321,7 +321,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(overlaid),
         1 => Just(Event::Overlaid(None)),
         1 => Just(Event::Carries { volume: "dm:upper".into(), marks: Vec::new() }),
-        1 => any::<bool>().prop_map(|audit| Event::Audited { audit, reason: "test".into(), uid: 0 }),
+        1 => prop_oneof![Just(Mode::Enforce), Just(Mode::Audit), Just(Mode::Strict)]
+            .prop_map(|mode| Event::ModeChosen { mode, reason: "test".into(), uid: 0 }),
         1 => Just(Event::Relabelled(tool())),
         1 => Just(Event::OwnerWiped(tool())),
         1 => Just(Event::ToolEnded),
