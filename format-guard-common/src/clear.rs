@@ -28,12 +28,13 @@ pub struct Gap {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Clear {
-    /// Longest first; where fewer are in use the rest is empty.
-    pub gaps: [Gap; MAX_GAPS],
-    /// Kernel `dev_t`; zero: of no device.
+    /// Kernel `dev_t`; zero: of no device. Written before the gaps and read after them: one that is being taken away
+    /// passes nothing.
     pub dev: u32,
     /// Always zero; keeps the layout free of padding.
     pub zero: u32,
+    /// Longest first; where fewer are in use the rest is empty.
+    pub gaps: [Gap; MAX_GAPS],
 }
 
 impl Clear {
@@ -69,13 +70,14 @@ impl Clear {
     /// eraser and one that was refused on the device before.
     #[inline(always)]
     #[must_use]
-    pub const fn passes(&self, dev: u32, offset: u64, length: u64) -> bool {
+    pub fn passes(&self, dev: u32, offset: u64, length: u64) -> bool {
         let end = offset.saturating_add(length);
         let mut i = 0;
         while i < MAX_GAPS {
             let gap = &self.gaps[i];
             if gap.start <= offset && end <= gap.end {
-                return self.dev == dev;
+                // SAFETY: a field of ours; volatile, so that it is read here and not before.
+                return unsafe { core::ptr::read_volatile(&raw const self.dev) } == dev;
             }
             i += 1;
         }

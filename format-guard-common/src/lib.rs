@@ -20,5 +20,5 @@ mod windows;
 pub use decide::decide;
 pub use opaque::opaque;
 pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
-pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, Rule, RuleError, State, flag};
+pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, MAX_RULES, Rule, RuleError, State, flag};
 pub use windows::{MAX_WINDOWS, Placement, Window, Windows};

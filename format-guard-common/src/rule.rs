@@ -4,6 +4,8 @@ use core::fmt;
 
 /// Checks that one rule holds at most: the known formats need 36 and the richest volume has 12 marks.
 pub const MAX_CHECKS: usize = 64;
+/// Devices that have a rule at most: slots of the map `RULES`.
+pub const MAX_RULES: u32 = 8192;
 /// Bytes that one check compares at most.
 pub const MAX_CHECK_BYTES: usize = 16;
 
@@ -118,7 +120,7 @@ pub struct Rule {
     pub low: u64,
     /// The envelope of the checks: nothing of interest lies at or after this byte.
     pub high: u64,
-    /// Kernel `dev_t` (`MAJOR << 20 | MINOR`): the map's key again, to notice an element that was reused.
+    /// Kernel `dev_t` (`MAJOR << 20 | MINOR`): a slot that was another device's is told by it.
     pub dev: u32,
     /// A [`State`].
     pub state: u32,

@@ -28,8 +28,8 @@ pub struct Window {
 pub struct Windows {
     /// Windows in use.
     pub count: u32,
-    /// Always zero; keeps the layout free of padding.
-    pub zero: u32,
+    /// Kernel `dev_t` of the device: the map's key again, to notice an element that was reused.
+    pub dev: u32,
     /// By their start; none overlaps another.
     pub windows: [Window; MAX_WINDOWS],
 }
@@ -56,7 +56,7 @@ impl Windows {
     pub const fn new() -> Self {
         Self {
             count: 0,
-            zero: 0,
+            dev: 0,
             windows: [Window { start: 0, end: 0, offset: 0, dev: 0, zero: 0 }; MAX_WINDOWS],
         }
     }

@@ -13,33 +13,40 @@ use format_guard_common::{
 use crate::{
     caller,
     kernel::diskseq,
-    maps::{CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, RULES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
+    maps::{self, CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
 };
 
 const EPERM: i32 = 1;
 
 /// A block device and the rule that is in force for it.
+#[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) dev: u32,
-    /// The attachment: the medium's own where it is known, the rule's otherwise.
-    pub(crate) diskseq: u64,
     /// The device below it through which it was reached; else zero.
     pub(crate) through: u32,
+    /// The attachment: the medium's own where it is known, the rule's otherwise.
+    pub(crate) diskseq: u64,
     pub(crate) rule: &'a Rule,
+}
+
+/// A field of a map value as it is now.
+#[inline(always)]
+fn read<T: Copy>(field: &T) -> T {
+    // SAFETY: a reference; volatile, so that it is read at this place in the program.
+    unsafe { core::ptr::read_volatile(field) }
 }
 
 /// The rule for an opened device: only if it was made for this very medium, else the one for unknown devices.
 #[inline(always)]
 pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
-    let seq = diskseq(file);
-    // SAFETY: a rule is copied nowhere and judged at once; `dev` in it tells an element that was reused.
-    if let Some(rule) = unsafe { RULES.get(dev) } {
-        if rule.diskseq == seq && rule.dev == dev {
-            return Some(Target { dev, diskseq: seq, through: 0, rule });
+    let diskseq = diskseq(file);
+    if let Some(rule) = maps::rule(dev) {
+        if rule.diskseq == diskseq {
+            return Some(Target { dev, through: 0, diskseq, rule });
         }
         count(Counter::Stale);
     }
-    Some(Target { dev, diskseq: seq, through: 0, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(0)? })
 }
 
 /// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
@@ -54,13 +61,19 @@ pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
 /// The rule for a device that is being opened, of which only the number is known.
 #[inline(always)]
 pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
-    // SAFETY: as in `opened`.
-    if let Some(rule) = unsafe { RULES.get(dev) }
-        && rule.dev == dev
-    {
-        return Some(Target { dev, diskseq: rule.diskseq, through: 0, rule });
+    if let Some(rule) = maps::rule(dev) {
+        return Some(Target { dev, through: 0, diskseq: rule.diskseq, rule });
     }
-    Some(Target { dev, diskseq: 0, through: 0, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(0)? })
+}
+
+/// Where a range of a device lies; `None` where the windows were replaced while they were looked at.
+#[inline(always)]
+fn place(dev: u32, request: &Request) -> Option<Placement> {
+    // SAFETY: what was read counts only if it still is this device's afterwards.
+    let Some(windows) = (unsafe { WINDOWS.get(dev) }) else { return Some(Placement::Own) };
+    let placement = windows.place(request.offset, request.length);
+    (read(&windows.dev) == dev).then_some(placement)
 }
 
 /// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's rule. The
@@ -72,18 +85,14 @@ pub(crate) fn placed(target: Target<'_>, mut request: Request) -> (Target<'_>, R
     {
         return (target, request);
     }
-    // SAFETY: judged at once; a torn entry misplaces a request under a rule of the same stack.
-    let Some(windows) = (unsafe { WINDOWS.get(target.dev) }) else { return (target, request) };
-    match windows.place(request.offset, request.length) {
+    let placement = place(target.dev, &request).or_else(|| place(target.dev, &request));
+    match placement.unwrap_or(Placement::Across) {
         Placement::Own => {}
         Placement::Across => request.operation = Operation::Across,
         Placement::In { dev, offset } => {
-            // SAFETY: as in `opened`.
-            if let Some(rule) = unsafe { RULES.get(dev) }
-                && rule.dev == dev
-            {
+            if let Some(rule) = maps::rule(dev) {
                 request.offset = offset;
-                return (Target { dev, diskseq: rule.diskseq, through: target.dev, rule }, request);
+                return (Target { dev, through: target.dev, diskseq: rule.diskseq, rule }, request);
             }
             request.operation = Operation::Across;
         }

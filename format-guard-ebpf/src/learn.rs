@@ -14,7 +14,7 @@ use crate::{
         BDEV_BD_DEV, BDEV_BD_DISK, DISK_DISKSEQ, SIGNAL_LIVE, SUPER_S_BDEV, TASK_EXIT_CODE, TASK_SIGNAL,
         TASK_TGID, field, probed,
     },
-    maps::{FORMATTERS, HOLDERS, RULES},
+    maps::{self, FORMATTERS, HOLDERS, SLOTS},
 };
 
 // int sb_kern_mount(const struct super_block *sb): after a mount by mount(2) or fsmount succeeded.
@@ -30,8 +30,7 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
     if dev == 0 {
         return 0;
     }
-    // SAFETY: only the leading device is read.
-    let lead = unsafe { RULES.get(dev) }.map_or(dev, |rule| rule.lead);
+    let lead = maps::rule(dev).map_or(dev, |rule| rule.lead);
     if let Some(entry) = HOLDERS.get_ptr_mut(lead) {
         // SAFETY: one aligned store into a map value; the agent only removes entries.
         unsafe { (*entry).mounted = 1 };
@@ -59,12 +58,11 @@ pub(crate) fn bdev_free_security(ctx: LsmContext) -> i32 {
     let dev: u32 = probed(bdev, BDEV_BD_DEV.load());
     let disk: u64 = probed(bdev, BDEV_BD_DISK.load());
     let diskseq: u64 = probed(disk as *const u8, DISK_DISKSEQ.load());
-    // SAFETY: only its diskseq is read.
-    let Some(rule) = (unsafe { RULES.get(dev) }) else { return 0 };
+    let Some(rule) = maps::rule(dev) else { return 0 };
     if diskseq == 0 || rule.diskseq != diskseq {
         return 0;
     }
-    let _ = RULES.remove(dev);
+    let _ = SLOTS.remove(dev);
     send(&KernelEvent {
         kind: EventKind::Gone as u32,
         dev,

@@ -6,15 +6,20 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use format_guard_common::{
-    Rule, Windows,
+    MAX_RULES, Rule, Windows,
     clear::{CLEAR_SLOTS, Clear},
-    event::{COUNTERS as SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
     program::NAME_SLOTS,
 };
 
-/// Rules by kernel `dev_t`. The agent writes them.
+/// Slots in `RULES` by kernel `dev_t`. The agent writes them; a device keeps its slot as long as it is there.
 #[map]
-pub(crate) static RULES: HashMap<u32, Rule> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(MAX_RULES, BPF_F_NO_PREALLOC);
+/// Rules, by slot. The agent writes them. Not by `dev_t`: a hash map's element that is replaced is reused at once for
+/// another key (kernel/bpf/memalloc.c), under the hands of a program that reads it, which then judges by another
+/// device's rule. A slot is written in place, and is another device's only after all others have been.
+#[map]
+pub(crate) static RULES: Array<Rule> = Array::pinned(MAX_RULES, 0);
 /// The rule for a device without one, in slot 0. The agent writes it once.
 #[map]
 pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(1, 0);
@@ -48,7 +53,7 @@ pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_
 pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// The counters of `event::Counter`.
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(SLOTS, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTER_SLOTS, 0);
 /// Writes that `io_uring` or aio is about to make, by `pid_tgid`.
 #[map]
 pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);
@@ -56,6 +61,14 @@ pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries
 /// In slot 0: entries in `STASHES`, or more, where some were thrown out; never fewer.
 #[map]
 pub(crate) static STASHED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The rule of a device.
+#[inline(always)]
+pub(crate) fn rule<'a>(dev: u32) -> Option<&'a Rule> {
+    // SAFETY: copied at once; of a device that goes this moment it may be another's slot, which `dev` tells.
+    let slot = unsafe { SLOTS.get(dev) }.copied()?;
+    RULES.get(slot).filter(|rule| rule.dev == dev)
+}
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -616,6 +616,22 @@ fn start_daemons() -> Result<()> {
     wait_for("iscsid", || Ok((run("iscsiadm -m session")?.status != 20).then_some(())))
 }
 
+/// Takes the partitions of a disk away, which would outlive a loop device's file. One that is open stays: a probe opens
+/// it for a moment, as udev's does.
+///
+/// # Errors
+/// When one stays for good.
+pub fn remove_partitions(disk: &Path) -> Result<()> {
+    let name = disk.file_name().context("no name")?.to_string_lossy().into_owned();
+    wait_for("the partitions to go", || {
+        run(&format!("partx -d {}", disk.display()))?;
+        let left = fs::read_dir(format!("/sys/block/{name}"))?
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(&name));
+        Ok((!left).then_some(()))
+    })
+}
+
 /// Writes `bytes` at an offset of a device and syncs them, without any tool between.
 ///
 /// # Errors

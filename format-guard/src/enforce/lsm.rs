@@ -4,7 +4,7 @@
 //! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,7 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError, links::FdLink},
 };
 use format_guard_common::{
-    Rule, State, Windows,
+    MAX_RULES, Rule, State, Windows,
     clear::{self, Clear},
     event::{Counter, HolderEntry, Taint, TaintKey},
     program,
@@ -182,7 +182,10 @@ pub struct PartReport {
 pub struct LsmEnforcer {
     ebpf: Ebpf,
     pins: Pins,
-    rules: HashMap<MapData, u32, Rule>,
+    rules: Array<MapData, Rule>,
+    /// The slot in `rules` of each device that has one, as it is in the kernel.
+    slots: HashMap<MapData, u32, u32>,
+    taken: Slots,
     windows: HashMap<MapData, u32, Windows>,
     clear: Array<MapData, Clear>,
     unknown: Array<MapData, Rule>,
@@ -210,7 +213,9 @@ impl LsmEnforcer {
             loader.override_global(global, offset, true);
         }
         let mut ebpf = loader.load(OBJECT)?;
-        let rules = take(&mut ebpf, "RULES", HashMap::try_from)?;
+        let rules = take(&mut ebpf, "RULES", Array::try_from)?;
+        let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
+        let taken = Slots::new(slots.iter().filter_map(Result::ok));
         let windows = take(&mut ebpf, "WINDOWS", HashMap::try_from)?;
         let clear = take(&mut ebpf, "CLEAR", Array::try_from)?;
         let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
@@ -237,8 +242,21 @@ impl LsmEnforcer {
                 .set(program::name_slot(words(*comm)), 1, 0)
                 .map_err(|source| LoadError::Map { name: "NAMES", source })?;
         }
-        let mut enforcer =
-            Self { ebpf, pins, rules, windows, clear, unknown, taints, holders, counters, types, btf };
+        let mut enforcer = Self {
+            ebpf,
+            pins,
+            rules,
+            slots,
+            taken,
+            windows,
+            clear,
+            unknown,
+            taints,
+            holders,
+            counters,
+            types,
+            btf,
+        };
         enforcer.put_unknown(&rule::unknown(audit))?;
         Ok(enforcer)
     }
@@ -306,6 +324,20 @@ impl LsmEnforcer {
         let proof = node.prove();
         self.remove_rule(dev)?;
         Ok(proof?)
+    }
+
+    /// Writes a rule into its device's slot: the rule first, so that a slot that is found holds it.
+    fn put(&mut self, rule: &Rule) -> Result<(), MapError> {
+        let slot = self.taken.of(rule.dev).ok_or_else(|| MapError {
+            what: "put the rule",
+            dev: rule.dev,
+            reason: format!("{MAX_RULES} devices have one, and there is no room for more"),
+        })?;
+        self.rules.set(slot, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        if self.slots.get(&rule.dev, 0).ok() != Some(slot) {
+            self.slots.insert(rule.dev, slot, 0).map_err(map_error("put the rule", rule.dev))?;
+        }
+        Ok(())
     }
 
     /// Says where writes to a device pass; nowhere, while its slot is another device's.
@@ -379,6 +411,43 @@ fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::Class> {
     known
 }
 
+/// Which slot of the map of rules is whose. A kernel program may still read a slot that has just become free, so the
+/// next one taken is always the one that has been free the longest.
+#[derive(Debug, Default)]
+struct Slots {
+    of: BTreeMap<u32, u32>,
+    taken: BTreeSet<u32>,
+    next: u32,
+}
+
+impl Slots {
+    /// Those that an earlier agent has taken, by device.
+    fn new(taken: impl Iterator<Item = (u32, u32)>) -> Self {
+        let of: BTreeMap<u32, u32> = taken.collect();
+        let taken: BTreeSet<u32> = of.values().copied().collect();
+        let next = taken.last().map_or(0, |last| (last + 1) % MAX_RULES);
+        Self { of, taken, next }
+    }
+
+    /// The slot of a device, taken now if it has none; `None` where all are taken.
+    fn of(&mut self, dev: u32) -> Option<u32> {
+        if let Some(slot) = self.of.get(&dev) {
+            return Some(*slot);
+        }
+        let slot = (self.next..MAX_RULES).chain(0..self.next).find(|slot| !self.taken.contains(slot))?;
+        self.next = (slot + 1) % MAX_RULES;
+        self.of.insert(dev, slot);
+        self.taken.insert(slot);
+        Some(slot)
+    }
+
+    fn release(&mut self, dev: u32) {
+        if let Some(slot) = self.of.remove(&dev) {
+            self.taken.remove(&slot);
+        }
+    }
+}
+
 /// A name as the kernel programs load it.
 fn words(comm: [u8; 16]) -> [u64; 2] {
     let [low, high] = [0, 8].map(|at| std::array::from_fn(|i| comm[at + i]));
@@ -437,10 +506,11 @@ impl Enforcer for LsmEnforcer {
     /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         if windows.count > 0 {
+            let windows = Windows { dev: rule.dev, ..*windows };
             self.windows.insert(rule.dev, windows, 0).map_err(map_error("put the windows", rule.dev))?;
         }
         self.put_clear(rule.dev, &Clear::default())?;
-        self.rules.insert(rule.dev, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        self.put(rule)?;
         self.put_clear(rule.dev, &Clear::of(rule, &rule::unknown(false)))?;
         if windows.count == 0 {
             absent_is_done(self.windows.remove(&rule.dev))
@@ -455,12 +525,13 @@ impl Enforcer for LsmEnforcer {
 
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
         self.put_clear(dev, &Clear::default())?;
-        absent_is_done(self.rules.remove(&dev)).map_err(map_error("remove the rule", dev))?;
+        absent_is_done(self.slots.remove(&dev)).map_err(map_error("remove the rule", dev))?;
+        self.taken.release(dev);
         absent_is_done(self.windows.remove(&dev)).map_err(map_error("remove the windows", dev))
     }
 
     fn ruled(&self) -> Vec<u32> {
-        self.rules.keys().filter_map(Result::ok).collect()
+        self.slots.keys().filter_map(Result::ok).collect()
     }
 
     fn holder(&self, lead: u32) -> Option<HolderEntry> {
@@ -493,5 +564,28 @@ impl Enforcer for LsmEnforcer {
             lost_events: sum(Counter::LostEvents),
             full_maps: sum(Counter::FullMaps),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_a_devices_own_and_comes_to_another_last_of_all() {
+        let mut slots = Slots::new([(7, 3)].into_iter());
+        assert_eq!((slots.of(7), slots.of(8), slots.of(7)), (Some(3), Some(4), Some(3)));
+        slots.release(7);
+        slots.release(9);
+        let others: Vec<u32> = (100..100 + MAX_RULES - 2).filter_map(|dev| slots.of(dev)).collect();
+        assert!(others.len() == MAX_RULES as usize - 2 && !others.contains(&3) && !others.contains(&4));
+        assert_eq!((slots.of(9), slots.of(10)), (Some(3), None));
+    }
+
+    #[test]
+    fn trust_adds_to_what_a_program_is() {
+        let known = known_programs(&["qemu-system-x86_64".to_owned(), "mkfs.ext4".to_owned()]);
+        assert_eq!(known[&program::comm("qemu-system-x86")], program::Class::TRUSTED);
+        assert!(known[&program::comm("mkfs.ext4")].is(program::Class::FORMATTER));
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Result, ensure};
 use format_guard_tests::{
     attack::LUKS_FORMAT,
-    device::{Device, Loop},
+    device::{Device, Loop, remove_partitions},
     guard::Guard,
     tool::{module, must, must_with},
 };
@@ -162,8 +162,8 @@ fn partitions_are_made_on_a_blank_disk_and_added_to_a_labelled_one() -> Result<(
     ensure!(volume["content"]["types"][0] == "gpt", "{volume}");
     must(&format!("parted -s {node} mkpart two ext4 32MiB 60MiB"))?;
     nothing_was_refused(&guard)?;
-    // They would outlive the loop device's file; what comes of that has a scenario of its own.
-    must(&format!("partx -d {node}")).map(drop)
+    // What comes of partitions that outlive their disk has a scenario of its own.
+    remove_partitions(device.path())
 }
 
 #[test]

@@ -239,8 +239,9 @@ fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -
     let refused_at_once = run(&format!("mkfs.ext4 -F {}", back.path().display()))?;
     ensure!(refused_at_once.status != 0, "{refused_at_once:?}");
     name("pvc-1", back.path())?;
-    let volume = guard.wait_for_state(back.path(), "formatted")?;
-    ensure!(volume["id"] == "longhorn:pvc-1", "{volume}");
+    guard.wait_for_volume(back.path(), "known by its node", |volume| {
+        volume["id"] == "longhorn:pvc-1" && volume["state"] == "formatted"
+    })?;
     refused(&guard, &format!("mkfs.ext4 -F {}", back.path().display()), "")?;
     back.reload(&format!("0 {} linear {} 0", 32 * MIB / 512, below.path().display()))?;
     guard.wait_for_volume(back.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;

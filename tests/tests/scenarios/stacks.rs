@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::{self, refused},
-    device::{Device, Linear, Loop, Mirror, Snapshot, write_at},
+    device::{Device, Linear, Loop, Mirror, Snapshot, remove_partitions, write_at},
     guard::Guard,
     tool::{must, run},
     wait_for,
@@ -66,11 +66,6 @@ fn partitioned(guard: &Guard) -> Result<(Loop, PathBuf)> {
     Ok((disk, one))
 }
 
-fn remove_partitions(disk: &Loop) -> Result<()> {
-    // They would outlive the loop device's file.
-    must(&format!("partx -d {}", disk.path().display())).map(drop)
-}
-
 #[test]
 fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
     let guard = Guard::shared()?;
@@ -104,7 +99,7 @@ fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
     // The other partition is still blank, and takes its format.
     make_ext4(&guard, &PathBuf::from(format!("{node}p2")))?;
     ensure!(guard.events("denied")?.len() == refusals, "{:#?}", guard.events("denied")?);
-    remove_partitions(&disk)
+    remove_partitions(disk.path())
 }
 
 #[test]
@@ -127,7 +122,7 @@ fn a_partition_that_outlived_its_table_does_not_hold_up_what_took_its_place() ->
     guard.wait_for_state(other.path(), "formatted")?;
     must(&format!("xfs_repair -L {}", node.display()))?;
     ensure!(guard.events("denied")?.len() == refusals, "{:#?}", guard.events("denied")?);
-    remove_partitions(&other)
+    remove_partitions(other.path())
 }
 
 #[test]
