@@ -39,8 +39,8 @@ pub struct Clear {
 
 impl Clear {
     /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on
-    /// the device, which have rules of their own, and of a strict volume; nor where the rule for `unknown` devices has a check, should this rule
-    /// be out of date.
+    /// the device, which have rules of their own, and of a strict volume; nor where the rule for `unknown` devices has a
+    /// check, should this rule be out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
         if rule.flags & (flag::STACKED | flag::STRICT) != 0 {

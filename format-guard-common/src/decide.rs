@@ -35,7 +35,9 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER));
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
-        FORMATTED if rule.flags & flag::STRICT != 0 && class.0 == 0 => Verdict::Deny(Reason::Strict),
+        FORMATTED if rule.flags & flag::STRICT != 0 && class == Class::UNKNOWN => {
+            Verdict::Deny(Reason::Strict)
+        }
         FORMATTED => keep(operation, touch, class),
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,

@@ -160,11 +160,8 @@ impl Config {
             }
         }
         if config.mode == Mode::Strict {
-            return Err(
-                "mode is strict, which is a mode of single volumes: set it with format-guard mode strict \
-                        --volume VOLUME --reason TEXT"
-                    .to_owned(),
-            );
+            let way = "format-guard mode strict --volume VOLUME --reason TEXT";
+            return Err(format!("mode is strict, which is a mode of single volumes: set it with {way}"));
         }
         if config.trusted.len() > MAX_TRUSTED {
             return Err(format!("trusted has {} names: at most {MAX_TRUSTED}", config.trusted.len()));

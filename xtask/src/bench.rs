@@ -1,13 +1,13 @@
 //! `cargo xtask bench`: figures, each by a command of its own. They are no tests.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, slice, time::Duration};
 
 use anyhow::Result;
 
 use crate::{
     build::executable,
-    guest::{Cpu, Guest},
-    kernels::{Kernel, keys},
+    guest::{Cpu, Guest, against},
+    kernels::{Kernel, chosen},
     setup,
 };
 
@@ -29,21 +29,15 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     }
 }
 
-fn hook(kernel: &str) -> Result<ExitCode> {
+fn hook(kernel: &String) -> Result<ExitCode> {
     println!("bench: building");
     let guard = executable("format-guard", "bin", "format-guard")?;
     let bench = executable("format-guard-tests", "bin", "bench-hook")?;
-    let chosen = if kernel == "all" { keys() } else { vec![kernel] };
     let mut result = ExitCode::SUCCESS;
-    for key in chosen {
-        let words = [
-            "env".into(),
-            format!("FORMAT_GUARD_BINARY={}", guard.display()).into(),
-            bench.clone().into_os_string(),
-        ];
+    for key in chosen(slice::from_ref(kernel), &[]) {
         let guest = Guest {
             kernel: Kernel::get(key)?,
-            command: words.to_vec(),
+            command: against(&guard, &bench, []),
             disks: Vec::new(),
             timeout: Duration::from_mins(20),
             cpu: Cpu::Counting,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     build::executable,
     command::{command, output},
-    guest::{Cpu, Guest},
+    guest::{Cpu, Guest, against},
     kernels::Kernel,
     setup,
 };
@@ -35,11 +35,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let kernel = Kernel::get(&arguments.kernel)?;
     println!("demo: this host's kernel cannot enforce: running in a guest with kernel {}", kernel.release);
-    let words =
-        ["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), demo.into_os_string()];
     let guest = Guest {
         kernel,
-        command: words.to_vec(),
+        command: against(&guard, &demo, []),
         disks: Vec::new(),
         timeout: Duration::from_mins(15),
         cpu: Cpu::Timed,

@@ -14,6 +14,15 @@ use crate::{
     packages::{Archive, cache},
 };
 
+/// The kernels that a command line names: `all` is every one, none are the `default`.
+pub(crate) fn chosen<'a>(named: &'a [String], default: &[&'a str]) -> Vec<&'a str> {
+    match named {
+        [] => default.to_vec(),
+        [all] if all == "all" => keys(),
+        some => some.iter().map(String::as_str).collect(),
+    }
+}
+
 /// A kernel that guests can run, and where Debian has it.
 struct Source {
     key: &'static str,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt::Write,
     fs,
     process::ExitCode,
@@ -15,8 +16,8 @@ use serde_json::Value;
 use crate::{
     build::executable,
     command::workspace,
-    guest::{Cpu, Guest},
-    kernels::{Kernel, keys},
+    guest::{Cpu, GUESTS, Guest, against},
+    kernels::{Kernel, chosen},
     setup,
 };
 
@@ -35,61 +36,28 @@ pub(crate) struct Arguments {
     kinds: Vec<String>,
 }
 
-/// Guests that run at the same time, each with a part of the volumes: each keeps one core busy.
-const GUESTS: usize = 2;
-
 /// `cargo xtask matrix`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
     println!("matrix: building");
     let guard = executable("format-guard", "bin", "format-guard")?;
     let matrix = executable("format-guard-tests", "bin", "matrix")?;
-    let kernels: Vec<&str> = match arguments.kernel.as_slice() {
-        [] => vec!["6.12"],
-        [all] if all == "all" => keys(),
-        some => some.iter().map(String::as_str).collect(),
-    };
     let tables: Vec<&str> =
         arguments.table.as_deref().map_or(vec!["destructive", "everyday"], |table| vec![table]);
     let mut held = true;
-    for key in kernels {
+    for key in chosen(&arguments.kernel, &["6.12"]) {
         let kernel = Kernel::get(key)?;
         for table in &tables {
             let start = Instant::now();
             println!("matrix: {table} on {key} ({})", kernel.release);
-            let part = |part: usize| -> Result<(u8, String)> {
-                let mut words = vec![
-                    "env".into(),
-                    format!("FORMAT_GUARD_BINARY={}", guard.display()).into(),
-                    matrix.clone().into_os_string(),
-                    (*table).into(),
-                    format!("{part}/{GUESTS}").into(),
-                ];
-                words.extend(arguments.kinds.iter().map(Into::into));
-                let guest = Guest {
-                    kernel: kernel.clone(),
-                    command: words,
-                    disks: Vec::new(),
-                    timeout: TIMEOUT,
-                    cpu: Cpu::Timed,
-                };
-                let mut output = Vec::new();
-                let status = guest.run(&mut output)?;
-                Ok((status, String::from_utf8_lossy(&output).into_owned()))
-            };
-            let parts = thread::scope(|scope| -> Result<Vec<_>> {
-                let part = &part;
-                let workers: Vec<_> = (0..GUESTS).map(|i| scope.spawn(move || part(i))).collect();
-                workers
-                    .into_iter()
-                    .map(|worker| worker.join().unwrap_or_else(|_| bail!("a worker broke")))
-                    .collect()
+            let (whole, text) = in_guests(&kernel, |part| {
+                let words = [(*table).into(), format!("{part}/{GUESTS}").into()];
+                against(&guard, &matrix, words.into_iter().chain(arguments.kinds.iter().map(Into::into)))
             })?;
-            let text: String = parts.iter().map(|(_, text)| text.as_str()).collect();
             let rows: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
             let page = page(table, &kernel.release, &rows);
             print!("{page}");
-            if parts.iter().any(|(status, _)| *status != 0) {
+            if !whole {
                 held = false;
                 text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
             }
@@ -103,6 +71,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the command of each part in a guest of its own, all at the same time: whether all succeeded, and what they
+/// printed.
+fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -> Result<(bool, String)> {
+    let part = |part| -> Result<(u8, Vec<u8>)> {
+        let guest = Guest {
+            kernel: kernel.clone(),
+            command: command(part),
+            disks: Vec::new(),
+            timeout: TIMEOUT,
+            cpu: Cpu::Timed,
+        };
+        let mut output = Vec::new();
+        let status = guest.run(&mut output)?;
+        Ok((status, output))
+    };
+    thread::scope(|scope| {
+        let part = &part;
+        let workers: Vec<_> = (0..GUESTS).map(|i| scope.spawn(move || part(i))).collect();
+        let (mut whole, mut text) = (true, String::new());
+        for worker in workers {
+            let (status, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;
+            whole &= status == 0;
+            text.push_str(&String::from_utf8_lossy(&output));
+        }
+        Ok((whole, text))
+    })
 }
 
 /// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be said of

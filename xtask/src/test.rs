@@ -15,13 +15,11 @@ use anyhow::{Context, Result, bail};
 use crate::{
     build::executable,
     command::{command, output, workspace},
-    guest::{Cpu, Disk, Guest, sparse_image},
-    kernels::{Kernel, keys},
+    guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
+    kernels::{Kernel, chosen},
     setup,
 };
 
-/// Guests that run at the same time: each keeps one core busy.
-const GUESTS: usize = 2;
 /// When one boot is ended.
 const TIMEOUT: Duration = Duration::from_mins(25);
 /// Kernels that the scenarios are held on by default.
@@ -53,12 +51,8 @@ struct Outcome {
 /// `cargo xtask test`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
-    let chosen: Vec<&str> = match arguments.kernel.as_slice() {
-        [] => KERNELS.to_vec(),
-        [all] if all == "all" => keys(),
-        some => some.iter().map(String::as_str).collect(),
-    };
-    let kernels = chosen.into_iter().map(Kernel::get).collect::<Result<Vec<_>>>()?;
+    let kernels =
+        chosen(&arguments.kernel, &KERNELS).into_iter().map(Kernel::get).collect::<Result<Vec<_>>>()?;
     let mut outcomes = Vec::new();
     if arguments.filter.is_none() {
         outcomes.push(host()?);
@@ -187,13 +181,9 @@ fn in_guests(boots: Vec<Boot>, guard: &Path) -> Result<Vec<Outcome>> {
 fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     println!("test: {} started ({})", boot.name, boot.kernel.release);
     let start = Instant::now();
-    let mut words =
-        vec![OsString::from("env"), OsString::from(format!("FORMAT_GUARD_BINARY={}", guard.display()))];
-    words.push(boot.executable.clone().into_os_string());
-    words.extend(boot.arguments.iter().cloned());
     let guest = Guest {
         kernel: boot.kernel.clone(),
-        command: words,
+        command: against(guard, &boot.executable, boot.arguments.iter().cloned()),
         disks: boot.disks.clone(),
         timeout: TIMEOUT,
         cpu: Cpu::Timed,

@@ -14,6 +14,7 @@ use format_guard_common::{
     State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     api::{self, Failure},
     config::{Config, Mode},
-    enforce::{Enforcer, lsm::PartReport, since_boot},
+    enforce::{Enforcer, lsm::PartReport},
     record::{
         Formatter, Record, Seconds,
         store::{HistoryEvent, Store},
@@ -746,6 +747,12 @@ fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
         text: report.text.clone(),
         refusal: None,
     }
+}
+
+/// The clock of the kernel's events.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
 /// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.

@@ -334,6 +334,7 @@ impl LsmEnforcer {
             reason: format!("{MAX_RULES} devices have one, and there is no room for more"),
         })?;
         self.rules.set(slot, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        // The kernel takes it away by itself with the device (`bdev_free_security`).
         if self.slots.get(&rule.dev, 0).ok() != Some(slot) {
             self.slots.insert(rule.dev, slot, 0).map_err(map_error("put the rule", rule.dev))?;
         }

@@ -8,10 +8,7 @@ pub mod offsets;
 pub mod pins;
 pub mod rule;
 
-use std::time::Duration;
-
 use format_guard_common::{Rule, Windows, event::HolderEntry};
-use rustix::time::{ClockId, clock_gettime};
 
 /// An error of a kernel map.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +55,4 @@ pub trait Enforcer {
     fn untaint(&mut self, dev: u32) -> Result<u64, MapError>;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
-}
-
-/// The clock of the kernel's events.
-#[must_use]
-pub fn since_boot() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }

@@ -89,7 +89,8 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
             "xfs" => marks.xfs(),
             "ext2" | "ext3" | "ext4" => marks.ext_backup(),
             "vfat" => marks.fat(),
-            "ntfs" => marks.ntfs_backup(size),
+            // The backup boot sector: sgdisk -Z and sfdisk begin there.
+            "ntfs" => marks.keep_in_last_sector(size, 3, b"NTFS    "),
             "exfat" => marks.keep(EXFAT_BACKUP, b"EXFAT   ", MarkKind::Magic),
             "btrfs" => marks.keep(BTRFS_MIRROR, b"_BHRfS_M", MarkKind::Magic),
             "crypto_LUKS" => marks.luks2_second(),
@@ -198,10 +199,10 @@ impl Marks<'_> {
         }
     }
 
-    /// The backup boot sector, the last of the device; sgdisk -Z and sfdisk begin there.
-    fn ntfs_backup(&mut self, size: u64) {
+    /// A magic so many bytes into the last sector of the device.
+    fn keep_in_last_sector(&mut self, size: u64, at: u64, magic: &[u8]) {
         if let Some(last) = size.checked_sub(512) {
-            self.keep(last + 3, b"NTFS    ", MarkKind::Magic);
+            self.keep(last + at, magic, MarkKind::Magic);
         }
     }
 
@@ -217,9 +218,7 @@ impl Marks<'_> {
     /// The backup header, and the protective MBR's type of partition, over which mkfs.vfat and mkfs.udf begin.
     fn gpt(&mut self, size: u64) {
         self.keep(450, &[0xee], MarkKind::Magic);
-        if let Some(last) = size.checked_sub(512) {
-            self.keep(last, b"EFI PART", MarkKind::Magic);
-        }
+        self.keep_in_last_sector(size, 0, b"EFI PART");
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
+    slice,
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -22,7 +23,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{command, find, quote},
-    kernels::{Kernel, keys},
+    kernels::{Kernel, chosen},
     packages::cache,
     setup,
 };
@@ -51,7 +52,7 @@ pub(crate) struct Arguments {
 /// `cargo xtask vm`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
-    let keys = if arguments.kernel == "all" { keys() } else { vec![arguments.kernel.as_str()] };
+    let keys = chosen(slice::from_ref(&arguments.kernel), &[]);
     let mut result = ExitCode::SUCCESS;
     for key in &keys {
         let kernel = Kernel::get(key)?;
@@ -128,6 +129,21 @@ impl FromStr for Disk {
         };
         Ok(Self { path: path.into(), bus })
     }
+}
+
+/// Guests that run at the same time at most: each keeps one core busy.
+pub(crate) const GUESTS: usize = 2;
+
+/// The command that runs a program of the tests against this guard.
+pub(crate) fn against(
+    guard: &Path,
+    program: &Path,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Vec<OsString> {
+    let mut words: Vec<OsString> =
+        vec!["env".into(), format!("FORMAT_GUARD_BINARY={}", guard.display()).into(), program.into()];
+    words.extend(arguments);
+    words
 }
 
 /// One boot.
