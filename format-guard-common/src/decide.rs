@@ -28,6 +28,10 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
     if rule.state == EXEMPT {
         return Verdict::Allow;
     }
+    // What it writes where is not known here, and on a blank volume nobody would notice a format made by it.
+    if matches!(operation, Operation::Passthrough) {
+        return Verdict::Deny(Reason::Passthrough);
+    }
     if caller.tainted() {
         return Verdict::Deny(Reason::Tainted);
     }
@@ -66,7 +70,7 @@ fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
-        Operation::Across => Verdict::Deny(Reason::Across),
+        Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
         Operation::Erase if touch.has(Touch::MARKS | Touch::START) => Verdict::Deny(Reason::Discard),
         Operation::Erase => Verdict::Allow,
         Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
@@ -91,7 +95,7 @@ fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
 fn first(operation: Operation, touch: Touch) -> Verdict {
     let begins = match operation {
         Operation::Open | Operation::Unplaced | Operation::Map => false,
-        Operation::Across => true,
+        Operation::Across | Operation::Passthrough => true,
         Operation::Write => touch.has(Touch::ANY),
         Operation::Erase => touch.has(Touch::MARKS),
     };
@@ -106,7 +110,7 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
     let refused = match operation {
         Operation::Open => false,
         Operation::Map | Operation::Unplaced => mounted,
-        Operation::Across => true,
+        Operation::Across | Operation::Passthrough => true,
         Operation::Erase => touch.has(Touch::ANY),
         Operation::Write => {
             touch.has(Touch::MARKS)
@@ -123,7 +127,7 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
 fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
     let refused = match operation {
         Operation::Open | Operation::Map | Operation::Unplaced => false,
-        Operation::Across => true,
+        Operation::Across | Operation::Passthrough => true,
         // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
         Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,
         Operation::Write if touch.has(Touch::WIPE) && class.is(Class::OWNER) => return Verdict::OwnerWipe,

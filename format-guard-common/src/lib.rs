@@ -12,6 +12,7 @@ mod each;
 pub mod event;
 pub mod format;
 mod opaque;
+pub mod passthrough;
 pub mod program;
 mod request;
 mod rule;

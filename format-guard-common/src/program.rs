@@ -64,7 +64,7 @@ const fn maintainer(name: &'static str) -> Program {
 ///
 /// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
 /// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
-/// leaves the header whole). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk`, `mdadm` do everyday work, too, and
+/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases_key_slots`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk`, `mdadm` do everyday work, too, and
 /// are judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
@@ -145,6 +145,33 @@ pub const PROGRAMS: &[Program] = &[
     maintainer("swapon"),
 ];
 
+/// `cryptsetup` as two words, as the kernel keeps it.
+pub const CRYPTSETUP: [u64; 2] = [word(*b"cryptset"), word(*b"up\0\0\0\0\0\0")];
+
+/// Bytes of a program's arguments that are looked at.
+pub const ARGUMENTS: usize = 128;
+
+const fn word(bytes: [u8; 8]) -> u64 {
+    u64::from_ne_bytes(bytes)
+}
+
+/// Whether cryptsetup with these arguments (each ends with a NUL) destroys every key slot: `erase`, also written
+/// `luksErase` (cryptsetup 2.6, src/cryptsetup.c). To the disk that is a change of key slots like any other, and without
+/// them the data are lost.
+#[inline(always)]
+#[must_use]
+pub fn erases_key_slots(arguments: &[u8; ARGUMENTS]) -> bool {
+    const ERASE: u64 = word(*b"\0erase\0\0");
+    const LUKS_ERASE: u64 = word(*b"\0luksEra");
+    let (mut last, mut found) = (0_u64, false);
+    for byte in arguments {
+        // The last eight bytes, as they lie in memory.
+        last = last >> 8 | u64::from(*byte) << 56;
+        found |= last >> 8 == ERASE || last == LUKS_ERASE;
+    }
+    found
+}
+
 /// Slots of the map `NAMES`.
 pub const NAME_SLOTS: u32 = 4096;
 
@@ -179,6 +206,30 @@ mod tests {
                 assert_ne!(comm(a.name), comm(b.name), "{}", a.name);
             }
         }
+    }
+
+    #[test]
+    fn erase_is_told_by_its_argument() {
+        let erases = |line: &str| {
+            let mut arguments = [0; ARGUMENTS];
+            for (to, from) in arguments.iter_mut().zip(line.bytes()) {
+                *to = if from == b' ' { 0 } else { from };
+            }
+            erases_key_slots(&arguments)
+        };
+        for line in [
+            "cryptsetup erase /dev/sda ",
+            "cryptsetup -q luksErase /dev/sda ",
+            "x --header y erase /dev/sda ",
+        ] {
+            assert!(erases(line), "{line}");
+        }
+        for line in
+            ["luksOpen /dev/mapper/erase x ", "x luksKillSlot /dev/sda 1 ", "x open /dev/erased x ", ""]
+        {
+            assert!(!erases(line), "{line}");
+        }
+        assert_eq!(CRYPTSETUP.map(u64::to_ne_bytes).as_flattened(), comm("cryptsetup"));
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub enum Operation {
     Map = 5,
     /// A write or erasure over the border of a volume that lies on the device.
     Across = 6,
+    /// A command that may write, past the block layer (`SG_IO`, `NVMe` passthrough), where the configuration refuses them.
+    /// `offset` is the kernel `dev_t` of the character device that it goes to, or zero; `length` its number
+    /// ([`crate::passthrough::Command::code`]).
+    Passthrough = 7,
 }
 
 impl Operation {
@@ -31,6 +35,7 @@ impl Operation {
             Self::Erase => "erase",
             Self::Map => "map",
             Self::Across => "write-across",
+            Self::Passthrough => "passthrough",
         }
     }
 
@@ -44,6 +49,7 @@ impl Operation {
             4 => Self::Erase,
             5 => Self::Map,
             6 => Self::Across,
+            7 => Self::Passthrough,
             _ => return None,
         })
     }
@@ -131,11 +137,13 @@ pub enum Reason {
     Across = 11,
     /// The volume is strict, and the program is none of those that are trusted.
     Strict = 12,
+    /// A command past the block layer.
+    Passthrough = 13,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Tainted,
         Self::Formatter,
         Self::Unverified,
@@ -148,6 +156,7 @@ impl Reason {
         Self::Unplaced,
         Self::Across,
         Self::Strict,
+        Self::Passthrough,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -166,6 +175,7 @@ impl Reason {
             Self::Unplaced => "unplaced",
             Self::Across => "across-volumes",
             Self::Strict => "strict",
+            Self::Passthrough => "passthrough",
         }
     }
 

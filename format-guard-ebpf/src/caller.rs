@@ -2,12 +2,15 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid,
-    generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf},
+    generated::{bpf_copy_from_user, bpf_get_current_cgroup_id, bpf_get_current_task_btf},
 };
-use format_guard_common::{event::Process, program::Class};
+use format_guard_common::{
+    event::Process,
+    program::{ARGUMENTS, CRYPTSETUP, Class, erases_key_slots},
+};
 
 use crate::{
-    kernel::{TASK_COMM, TASK_GROUP_LEADER, TASK_START_BOOTTIME, field},
+    kernel::{MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field},
     maps::PROGRAMS,
 };
 
@@ -29,6 +32,25 @@ pub(crate) fn name() -> [u64; 2] {
 pub(crate) fn class() -> Class {
     // SAFETY: copied at once; the agent changes an entry at its start only.
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
+}
+
+/// What the caller is known as by its arguments; only for programs whose purpose these tell, and only where the program may
+/// wait for its memory.
+#[inline(always)]
+pub(crate) fn class_by_arguments() -> Class {
+    if name() != CRYPTSETUP {
+        return Class::UNKNOWN;
+    }
+    let mut arguments = [0_u8; ARGUMENTS];
+    // SAFETY: BTF pointers of the running task, and as many bytes of stack; the helper checks the user address.
+    unsafe {
+        let mm: *const u8 = field(bpf_get_current_task_btf() as *const u8, &TASK_MM);
+        let (start, end): (u64, u64) = (field(mm, &MM_ARG_START), field(mm, &MM_ARG_END));
+        let length = end.wrapping_sub(start);
+        let length = if length > ARGUMENTS as u64 { ARGUMENTS as u64 } else { length };
+        bpf_copy_from_user(arguments.as_mut_ptr().cast(), length as u32, start as *const _);
+    }
+    if erases_key_slots(&arguments) { Class::ERASER } else { Class::UNKNOWN }
 }
 
 /// Thread group id of the caller, in the initial pid namespace.

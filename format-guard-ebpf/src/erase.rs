@@ -1,7 +1,11 @@
-//! Discards and zero-outs: by ioctl, by a 32-bit caller's ioctl, and by `io_uring`.
+//! Ioctls, those of 32-bit callers, and commands of `io_uring`: discards and zero-outs are judged here, commands past the
+//! block layer by `passthrough`.
 
 use aya_ebpf::{
-    helpers::{bpf_probe_read_user, generated::bpf_copy_from_user},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_copy_from_user, bpf_probe_read_user as probe_read_user},
+    },
     macros::lsm,
     programs::LsmContext,
 };
@@ -10,6 +14,7 @@ use format_guard_common::{NoContent, Operation, Request};
 use crate::{
     gate,
     kernel::{URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, probed},
+    passthrough::{self, Memory},
 };
 
 // include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2].
@@ -43,17 +48,41 @@ fn asked(ctx: &LsmContext) -> Option<(*const u8, u32, u64)> {
     Some((file, dev, ctx.arg(2)))
 }
 
+/// The caller's memory, brought in where it is not there.
+struct Faulting;
+
+impl Memory for Faulting {
+    #[inline(always)]
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        // SAFETY: as many bytes of stack; the helper checks the user address.
+        unsafe { bpf_copy_from_user(into.as_mut_ptr().cast(), into.len() as u32, address as *const _) == 0 }
+    }
+}
+
+/// The caller's memory as far as it is there: this program may not wait.
+struct Resident;
+
+impl Memory for Resident {
+    #[inline(always)]
+    fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        // SAFETY: as many bytes of stack; the helper checks the user address.
+        unsafe { probe_read_user(into.as_mut_ptr().cast(), into.len() as u32, address as *const _) == 0 }
+    }
+}
+
 #[inline(always)]
 fn judge(file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
     let Some(target) = gate::opened(file, dev) else { return 0 };
     let request = Request { operation: Operation::Erase, offset: range[0], length: range[1] };
     let (target, request) = gate::placed(target, request);
-    gate::judge_write(&target, request, &NoContent)
+    gate::judge(&target, request, &NoContent)
 }
 
 #[lsm(hook = "file_ioctl", sleepable)]
 pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
-    let Some((file, dev, argument)) = asked(&ctx) else { return 0 };
+    let Some((file, dev, argument)) = asked(&ctx) else {
+        return passthrough::by_ioctl(&ctx, &Faulting, false);
+    };
     let mut range = [0_u64; 2];
     // SAFETY: 16 bytes of stack; the helper checks the user address.
     let failed = unsafe { bpf_copy_from_user(range.as_mut_ptr().cast(), 16, argument as *const _) } != 0;
@@ -62,7 +91,9 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "file_ioctl_compat")]
 pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
-    let Some((file, dev, argument)) = asked(&ctx) else { return 0 };
+    let Some((file, dev, argument)) = asked(&ctx) else {
+        return passthrough::by_ioctl(&ctx, &Resident, true);
+    };
     // SAFETY: the helper checks the user address.
     let range = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) }.unwrap_or(WHOLE);
     judge(file, dev, range)
@@ -76,7 +107,7 @@ pub(crate) fn uring_cmd(ctx: LsmContext) -> i32 {
         (field(command, &URING_CMD_FILE), field(command, &URING_CMD_OP), field(command, &URING_CMD_SQE))
     };
     if operation != BLOCK_URING_CMD_DISCARD {
-        return 0;
+        return passthrough::by_ring(file, operation, sqe);
     }
     let dev = block_device_probed(file);
     if dev == 0 {

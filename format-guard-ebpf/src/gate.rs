@@ -132,17 +132,52 @@ impl Caller for Target<'_> {
     }
 }
 
-/// Judges a request that has no range; the hook's return value.
+/// A caller who is known by its arguments, too.
+struct WithArguments<'a> {
+    target: &'a Target<'a>,
+    arguments: Class,
+}
+
+impl Caller for WithArguments<'_> {
+    #[inline(always)]
+    fn class(&self) -> Class {
+        self.target.class().with(self.arguments)
+    }
+
+    #[inline(always)]
+    fn tainted(&self) -> bool {
+        self.target.tainted()
+    }
+
+    #[inline(always)]
+    fn holder(&self) -> Holder {
+        self.target.holder()
+    }
+}
+
+/// Judges an open of a caller whose arguments are known as this; the hook's return value.
 #[inline(always)]
-pub(crate) fn judge(target: &Target<'_>, operation: Operation) -> i32 {
-    judge_write(target, Request { operation, offset: 0, length: 0 }, &NoContent)
+pub(crate) fn judge_open(target: &Target<'_>, arguments: Class) -> i32 {
+    let request = Request { operation: Operation::Open, offset: 0, length: 0 };
+    judge_by(target, &WithArguments { target, arguments }, request, &NoContent)
+}
+
+/// Judges a mapping; the hook's return value.
+#[inline(always)]
+pub(crate) fn judge_map(target: &Target<'_>) -> i32 {
+    judge(target, Request { operation: Operation::Map, offset: 0, length: 0 }, &NoContent)
 }
 
 /// Judges a request with the bytes that it carries; the hook's return value.
 #[inline(always)]
-pub(crate) fn judge_write<B: Content>(target: &Target<'_>, request: Request, content: &B) -> i32 {
+pub(crate) fn judge<B: Content>(target: &Target<'_>, request: Request, content: &B) -> i32 {
+    judge_by(target, target, request, content)
+}
+
+#[inline(always)]
+fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Request, content: &B) -> i32 {
     count(Counter::Judged);
-    let (kind, reason) = match decide(target.rule, &request, target, content) {
+    let (kind, reason) = match decide(target.rule, &request, caller, content) {
         Verdict::Allow => return 0,
         Verdict::Begin => (EventKind::FormatBegan, 0),
         Verdict::Relabel => (EventKind::Relabelled, 0),

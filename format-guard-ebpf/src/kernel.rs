@@ -18,11 +18,12 @@ offsets! {
     URING_CMD_FILE, URING_CMD_SQE, URING_CMD_OP,
     BDEV_INODE_VFS_INODE, BDEV_BD_DISK, BDEV_BD_DEV, DISK_DISKSEQ, SUPER_S_BDEV,
     TASK_FLAGS, TASK_COMM, TASK_TGID, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_EXIT_CODE, TASK_SIGNAL, SIGNAL_LIVE,
-    TASK_THREAD_STATUS, VMA_VM_FILE, VMA_VM_FLAGS,
+    TASK_THREAD_STATUS, TASK_MM, MM_ARG_START, MM_ARG_END, VMA_VM_FILE, VMA_VM_FLAGS,
 }
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFBLK: u16 = 0o060_000;
+const S_IFCHR: u16 = 0o020_000;
 
 /// A field read directly through a BTF pointer.
 ///
@@ -59,9 +60,20 @@ pub(crate) fn block_device(file: *const u8) -> u32 {
 /// The same for a `file` that the verifier does not know as a BTF pointer.
 #[inline(always)]
 pub(crate) fn block_device_probed(file: *const u8) -> u32 {
+    device_probed(file, S_IFBLK)
+}
+
+/// Kernel `dev_t` of the character device that `file` is a node of; zero for all other files.
+#[inline(always)]
+pub(crate) fn character_device(file: *const u8) -> u32 {
+    device_probed(file, S_IFCHR)
+}
+
+#[inline(always)]
+fn device_probed(file: *const u8, kind: u16) -> u32 {
     let inode = probed::<u64>(file, FILE_F_INODE.load()) as *const u8;
     let mode: u16 = probed(inode, INODE_I_MODE.load());
-    if mode & S_IFMT != S_IFBLK {
+    if mode & S_IFMT != kind {
         return 0;
     }
     probed(inode, INODE_I_RDEV.load())

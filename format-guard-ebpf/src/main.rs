@@ -20,6 +20,7 @@ mod learn;
 mod mapping;
 mod maps;
 mod open;
+mod passthrough;
 mod stash;
 mod user_content;
 mod write;

@@ -1,7 +1,6 @@
 //! Shared writable mappings of a block device: stores into them pass no hook, so they are judged when made.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
-use format_guard_common::Operation;
 
 use crate::{
     gate,
@@ -23,7 +22,7 @@ fn judge(file: *const u8) -> i32 {
         return 0;
     }
     let Some(target) = gate::opened(file, dev) else { return 0 };
-    gate::judge(&target, Operation::Map)
+    gate::judge_map(&target)
 }
 
 #[lsm(hook = "mmap_file", sleepable)]

@@ -1,10 +1,9 @@
 //! `file_open`: every open of a block device node for writing, in any namespace; not the kernel's own opens.
 
 use aya_ebpf::{macros::lsm, programs::LsmContext};
-use format_guard_common::Operation;
 
 use crate::{
-    gate,
+    caller, gate,
     kernel::{FILE_F_MODE, block_device, field},
 };
 
@@ -23,5 +22,5 @@ pub(crate) fn file_open(ctx: LsmContext) -> i32 {
         return 0;
     }
     let Some(target) = gate::opening(dev) else { return 0 };
-    gate::judge(&target, Operation::Open)
+    gate::judge_open(&target, caller::class_by_arguments())
 }

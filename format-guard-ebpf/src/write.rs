@@ -20,6 +20,7 @@ use crate::{
     gate,
     kernel::{FILE_F_POS, TASK_FLAGS, TASK_THREAD_STATUS, block_device, field},
     maps::{STASHED, STASHES},
+    passthrough,
     user_content::{MAX_IOVECS, Source, UserContent, total},
 };
 
@@ -161,7 +162,7 @@ pub(crate) fn file_permission(ctx: LsmContext) -> i32 {
     let file: *const u8 = ctx.arg(0);
     let dev = block_device(file);
     if dev == 0 {
-        return 0;
+        return passthrough::by_write(&ctx);
     }
     to_device(ctx.as_ptr(), dev)
 }
@@ -214,5 +215,5 @@ fn judge(target: gate::Target<'_>, write: Write) -> i32 {
     let request =
         Request { operation, offset: opaque(write.offset, unknown), length: opaque(count, unknown) };
     let (target, request) = gate::placed(target, request);
-    gate::judge_write(&target, request, &content)
+    gate::judge(&target, request, &content)
 }

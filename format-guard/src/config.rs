@@ -45,6 +45,17 @@ impl Mode {
     }
 }
 
+/// What becomes of commands that may write past the block layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Passthrough {
+    /// They go on, and nobody looks at them.
+    #[default]
+    Allow,
+    /// They are refused.
+    Refuse,
+}
+
 /// Every key, in the order of the file, with what people are told of it.
 pub const KEYS: &[(&str, &str)] = &[
     (
@@ -61,6 +72,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "trusted",
         "Programs that may write to strict volumes besides those that are known to maintain them, by the name that the \
          kernel knows them by (its first 15 bytes count). Needs a restart.",
+    ),
+    (
+        "passthrough",
+        "\"allow\" or \"refuse\" commands that may write past the block layer: SG_IO on any device that takes it, NVMe \
+         passthrough. Commands that are known to read only are never refused. Needs a restart.",
     ),
     (
         "longhorn_dir",
@@ -87,6 +103,8 @@ pub struct Config {
     pub resync_interval: u64,
     /// Programs that may write to strict volumes.
     pub trusted: Vec<String>,
+    /// Whether `SG_IO` and `NVMe` passthrough may write.
+    pub passthrough: Passthrough,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
 }
@@ -101,6 +119,7 @@ impl Default for Config {
             probe_deadline: 10,
             resync_interval: 5,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mdadm", "mount"].map(str::to_owned).to_vec(),
+            passthrough: Passthrough::Allow,
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -187,6 +206,7 @@ impl Config {
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
             ("trusted", self.trusted != new.trusted),
+            ("passthrough", self.passthrough != new.passthrough),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -306,6 +326,7 @@ mod tests {
             "mode = 'strict'",
             "trusted = ['/usr/bin/qemu']",
             "trusted = ['']",
+            "passthrough = true",
             "state_dir = 'state'",
             "mode = 'audit'\nmode = 'audit'",
         ] {

@@ -178,6 +178,12 @@ impl Loop {
         Ok(Self { path: node.to_owned(), image: None })
     }
 
+    /// The file behind it, where that is its own.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.image.as_ref().map(Image::path)
+    }
+
     /// Detaches it; the file stays.
     ///
     /// # Errors

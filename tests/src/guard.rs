@@ -279,6 +279,18 @@ impl Guard {
         self.fetch(&format!("/v1/volume?volume=dev%3D{}", device_number(device)?.replace(':', "%3A")))
     }
 
+    /// What the agent shows of the volume of this id, or its failure to.
+    ///
+    /// # Errors
+    /// When there is no agent.
+    pub fn shown_id(&self, id: &str) -> Result<Value> {
+        // The characters of ids that mean something in a query.
+        let id = ["%", "&", "+", "#", "=", " "].iter().fold(id.to_owned(), |id, character| {
+            id.replace(character, &format!("%{:02X}", character.as_bytes()[0]))
+        });
+        self.fetch(&format!("/v1/volume?volume={id}"))
+    }
+
     /// What is known of the volume in a device, by the command line.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod attack;
 pub mod device;
 pub mod guard;
 pub mod matrix;
+pub mod road;
 mod schema;
 pub mod tool;
 

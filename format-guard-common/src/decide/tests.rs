@@ -400,3 +400,13 @@ fn trust_is_no_leave_to_touch_a_mark() {
     assert_eq!(by(Class::TRUSTED, &rule, Operation::Erase), Verdict::Deny(Reason::Discard));
     assert_eq!(by(Class::TRUSTED, &rule, Operation::Map), Verdict::Deny(Reason::Mapping));
 }
+
+#[test]
+fn a_command_past_the_block_layer_is_refused_in_every_state_but_exempt() {
+    for state in State::ALL {
+        let wanted = if state == State::Exempt { Verdict::Allow } else { Verdict::Deny(Reason::Passthrough) };
+        for class in [Class::UNKNOWN, Class::MAINTAINER, Class::FORMATTER, Class::TRUSTED] {
+            assert_eq!(by(class, &with_state(state), Operation::Passthrough), wanted, "{state:?}");
+        }
+    }
+}

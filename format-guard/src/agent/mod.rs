@@ -79,7 +79,7 @@ pub async fn run(start: Start) -> Result<()> {
         degraded.push(text);
     }
     let mut enforcer =
-        LsmEnforcer::load(&config.pin_dir, start.audit || config.mode == Mode::Audit, &config.trusted)?;
+        LsmEnforcer::load(&config.pin_dir, &config, start.audit || config.mode == Mode::Audit)?;
     let kernel_events = enforcer.events()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;

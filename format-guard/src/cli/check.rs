@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use serde::Serialize;
 
 use super::{CommandError, format::wrap, print_json};
+use crate::config::Config;
 use crate::enforce::{
     lsm::{LsmEnforcer, PartReport},
     offsets::KERNEL_BTF,
@@ -140,7 +141,7 @@ fn is_bpf_fs(path: &Path) -> bool {
 fn trial() -> Result<Vec<PartReport>, String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
-    let tried = LsmEnforcer::load(path, true, &[]).and_then(|mut enforcer| enforcer.attach());
+    let tried = LsmEnforcer::load(path, &Config::default(), true).and_then(|mut enforcer| enforcer.attach());
     if let Err(error) = fs::remove_dir_all(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -27,6 +27,7 @@ use super::{
     pins::Pins,
     rule,
 };
+use crate::config::{Config, Passthrough};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));
 
@@ -199,7 +200,7 @@ pub struct LsmEnforcer {
 impl LsmEnforcer {
     /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
     /// an earlier agent attached stays in force.
-    pub fn load(pin_root: &Path, audit: bool, trusted: &[String]) -> Result<Self, LoadError> {
+    pub fn load(pin_root: &Path, config: &Config, audit: bool) -> Result<Self, LoadError> {
         let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
         let offsets = types.offsets()?;
         let pins =
@@ -212,6 +213,8 @@ impl LsmEnforcer {
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
+        let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
+        loader.override_global("REFUSE_PASSTHROUGH", &refuse_passthrough, true);
         let mut ebpf = loader.load(OBJECT)?;
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
@@ -224,7 +227,7 @@ impl LsmEnforcer {
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
 
         let mut programs: HashMap<_, [u8; 16], u32> = borrow(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
-        let known = known_programs(trusted);
+        let known = known_programs(&config.trusted);
         let earlier: Vec<[u8; 16]> = programs.keys().filter_map(Result::ok).collect();
         // What an earlier agent trusted, and this one does not.
         for comm in earlier.iter().filter(|comm| !known.contains_key(*comm)) {

@@ -1,18 +1,25 @@
-//! What must be refused: every tool whose purpose or mistake destroys a volume, by its name and as a copy under another.
+//! What must be refused on every kind of volume: tools whose purpose or mistake destroys it, by their names and as copies
+//! under another; every road to a mark by system calls; and the same through a device that lies over or under it.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{
     Outcome, Row, Selection, difference, has, shell,
-    volume::{Copy, Golden, KINDS},
+    volume::{Copy, Golden, HEAD, KINDS, MIB},
 };
 use crate::{
     attack,
     device::{Device, flush},
     guard::Guard,
+    road::{Aim, GARBAGE, ROADS, Road, in_child},
+    tool::{must, run as run_tool},
 };
 
 /// A tool, as it is called. `$N` is the node; `$P` the program, by its name or as a copy.
@@ -40,8 +47,16 @@ const fn by_name(mut tool: Tool) -> Tool {
     tool
 }
 
-const LUKS: &str = "printf secret | $P luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
-                    --key-file - --type";
+/// luksFormat of a type.
+macro_rules! luks_format {
+    ($type:literal) => {
+        concat!(
+            "printf secret | $P luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file - --type ",
+            $type,
+            " $N"
+        )
+    };
+}
 
 /// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another.
 const TOOLS: &[Tool] = &[
@@ -65,15 +80,15 @@ const TOOLS: &[Tool] = &[
     tool("blkdiscard", "blkdiscard", "$P -f $N"),
     tool("blkdiscard -s", "blkdiscard", "$P -f -s $N"),
     tool("blkdiscard -z", "blkdiscard", "$P -f -z $N"),
-    Tool { name: "luksFormat luks1", program: "cryptsetup", line: LUKS, on: &[], copied: Some(LUKS) },
-    Tool { name: "luksFormat luks2", program: "cryptsetup", line: LUKS, on: &[], copied: Some(LUKS) },
+    tool("luksFormat luks1", "cryptsetup", luks_format!("luks1")),
+    tool("luksFormat luks2", "cryptsetup", luks_format!("luks2")),
     on(&["luks1", "luks2"], tool("cryptsetup erase", "cryptsetup", "$P erase --batch-mode $N")),
     Tool {
         name: "pvcreate -ff",
         program: "pvcreate",
         line: "$P -ff -y $N",
         on: &[],
-        copied: Some("bash -c 'exec -a pvcreate $LVM -ff -y $N'"),
+        copied: Some("bash -c 'exec -a pvcreate $P -ff -y $N'"),
     },
     on(&["lvm"], by_name(tool("pvremove -ff", "pvremove", "$P -ff -y $N"))),
     tool(
@@ -124,6 +139,177 @@ const TOOLS: &[Tool] = &[
     )),
 ];
 
+/// Roads of `programs/raw.c`: system calls of its own making, of a 64-bit and of a 32-bit process.
+const RAW_ROADS: &[&str] = &[
+    "write",
+    "pwrite",
+    "writev",
+    "pwritev",
+    "pwritev2",
+    "sendfile",
+    "punch",
+    "zero-range",
+    "BLKDISCARD",
+    "BLKSECDISCARD",
+    "BLKZEROOUT",
+    "mmap",
+    "mprotect",
+];
+
+/// Lines that bring a caller into another place. `$R` is the device's number.
+const CALLERS: &[(&str, &str)] = &[
+    (
+        "dd in namespaces with their own /dev",
+        "unshare --mount --pid --fork --net --ipc --uts --cgroup sh -c 'mount -t tmpfs dev /dev && mknod /dev/volume b $R \
+         && dd if=/proc/self/exe of=/dev/volume bs=4096 seek=$S count=1 conv=notrunc,fsync'",
+    ),
+    (
+        "mkfs.ext4 in namespaces with their own /dev",
+        "unshare --mount --pid --fork --net --ipc --uts --cgroup sh -c 'mount -t tmpfs dev /dev && mknod /dev/volume b $R \
+         && mkfs.ext4 -F -q /dev/volume'",
+    ),
+];
+
+/// A device made over the volume: lines that make it and print its node, and that take it away.
+struct Layer {
+    name: &'static str,
+    up: &'static str,
+    down: &'static str,
+}
+
+const fn layer(name: &'static str, up: &'static str, down: &'static str) -> Layer {
+    Layer { name, up, down }
+}
+
+const LAYERS: &[Layer] = &[
+    layer(
+        "dm-linear",
+        "echo 0 $SECTORS linear $N 0 | dmsetup create fgover && echo /dev/mapper/fgover",
+        "dmsetup remove --retry fgover",
+    ),
+    layer(
+        "dm-snapshot's origin",
+        "echo 0 $SECTORS snapshot-origin $N | dmsetup create fgover && echo /dev/mapper/fgover",
+        "dmsetup remove --retry fgover",
+    ),
+    layer(
+        "dm-snapshot",
+        "truncate -s 8M /var/tmp/fg-cow && cow=$(losetup --show -f /var/tmp/fg-cow) &&\
+         echo 0 $SECTORS snapshot $N $cow N 8 | dmsetup create fgover && echo /dev/mapper/fgover",
+        "dmsetup remove --retry fgover; losetup -j /var/tmp/fg-cow | cut -d: -f1 | xargs losetup -d",
+    ),
+    layer("loop", "losetup --show -f $N", "losetup -d $U"),
+    layer(
+        "md",
+        "modprobe raid1 && mdadm --build /dev/md91 --force --assume-clean --level=1 --raid-devices=1 $N >/dev/null 2>&1 \
+         && echo /dev/md91",
+        "mdadm --stop /dev/md91",
+    ),
+    layer("a partition", "addpart $N 1 0 $SECTORS && echo ${N}p1", "delpart $N 1"),
+];
+
+/// What is attacked instead of a partition that is the volume, and begins [`HEAD`] bytes into its disk: lines for the disk
+/// `$N` that print the node, the byte of it at which the volume begins, and lines that take it away.
+struct Under {
+    name: &'static str,
+    up: &'static str,
+    start: u64,
+    down: &'static str,
+}
+
+const UNDER: &[Under] = &[
+    Under { name: "the whole disk", up: "echo $N", start: HEAD, down: "true" },
+    Under {
+        name: "a loop device over the disk",
+        up: "losetup --show -f $N",
+        start: HEAD,
+        down: "losetup -d $U",
+    },
+    Under {
+        name: "its partition, moved",
+        up: "delpart $N 1 && addpart $N 1 2040 131072 && echo ${N}p1",
+        start: 4096,
+        down: "delpart $N 1",
+    },
+    Under {
+        name: "a partition made over it",
+        up: "delpart $N 1 && addpart $N 2 1024 131072 && echo ${N}p2",
+        start: 512 << 10,
+        down: "delpart $N 2",
+    },
+];
+
+/// One try.
+enum Attack {
+    /// A line for the shell; `$N` is the node, `$O` the byte and `$S` the number of the page that a mark lies in.
+    Line(String),
+    Road(Road),
+    /// By a descriptor that was there before.
+    Early(File),
+}
+
+/// What is tried on a device over or under the volume.
+fn through() -> Vec<(String, Attack)> {
+    let road = |name: &str| ROADS.iter().find(|(road, _)| *road == name).map(|(_, road)| Attack::Road(*road));
+    let mut attacks: Vec<(String, Attack)> =
+        ["pwrite", "BLKDISCARD"].iter().filter_map(|name| Some(((*name).to_owned(), road(name)?))).collect();
+    for (name, line) in [
+        ("dd zeros", "dd if=/dev/zero of=$N bs=1M count=8 conv=notrunc,fsync"),
+        ("mkfs.ext4", "mkfs.ext4 -F -q $N"),
+    ] {
+        attacks.push((name.to_owned(), Attack::Line(line.to_owned())));
+    }
+    attacks
+}
+
+/// What is tried on the device of a volume of this kind; `image` is a volume of another. `None` where the tool is not
+/// there.
+fn attacks(kind: &str, image: &Path) -> Result<Vec<(String, Option<Attack>)>> {
+    let image = image.display().to_string();
+    let mut attacks = Vec::new();
+    for tool in TOOLS.iter().filter(|tool| tool.on.is_empty() || tool.on.contains(&kind)) {
+        let there = has(tool.program);
+        let mut push = |name: String, line: &str, program: String| {
+            let line = line.replace("$P", &program).replace("$I", &image);
+            attacks.push((name, there.then_some(Attack::Line(line))));
+        };
+        push(tool.name.to_owned(), tool.line, tool.program.to_owned());
+        if let Some(line) = tool.copied {
+            let program = if there { attack::copy(tool.program)? } else { String::new() };
+            push(format!("{}, copied", tool.name), line, program);
+        }
+    }
+    for (name, line) in CALLERS {
+        attacks.push(((*name).to_owned(), Some(Attack::Line((*line).to_owned()))));
+    }
+    for (name, road) in ROADS {
+        attacks.push(((*name).to_owned(), Some(Attack::Road(*road))));
+    }
+    for bits in ["64", "32"] {
+        let program = raw(bits)?;
+        for road in RAW_ROADS {
+            let line = program.as_ref().map(|program| Attack::Line(format!("{program} {road} $N $O")));
+            attacks.push((format!("static {bits}-bit {road}"), line));
+        }
+    }
+    Ok(attacks)
+}
+
+/// `programs/raw.c` for a word of so many bits; `None` where the compiler cannot.
+fn raw(bits: &str) -> Result<Option<String>> {
+    let program = format!("/var/tmp/fg-raw{bits}");
+    if !Path::new(&program).exists() {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/raw.c");
+        let built = run_tool(&format!(
+            "cc -m{bits} -O1 -nostdlib -static -ffreestanding -fno-stack-protector -fno-pie -no-pie -o {program} {source}"
+        ))?;
+        if built.status != 0 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(program))
+}
+
 /// Runs every row, and hands each to `done` as it is there.
 pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     // Before there is a guard.
@@ -131,36 +317,103 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     let chosen = KINDS.iter().enumerate().filter(|(i, kind)| only.has(kind.name, *i));
     for (_, kind) in chosen {
         if let Some(made) = Golden::make(kind).with_context(|| format!("volume {}", kind.name))? {
-            golden.push(made);
+            golden.push((made.in_partition()?, made));
         } else {
             done(row(kind.name, "(volume)", Outcome::NotTried, 0, "its tools are not there".into()));
         }
     }
     let image = Golden::make(&KINDS[0])?.context("no ext4")?;
     let guard = Guard::start()?;
-    for golden in &golden {
-        let mut copy = known(&guard, golden)?;
-        for tool in TOOLS.iter().filter(|tool| tool.on.is_empty() || tool.on.contains(&golden.kind.name)) {
-            for copied in [false, true] {
-                let Some(line) = line(tool, copied)? else { continue };
-                let name = if copied { format!("{}, copied", tool.name) } else { tool.name.to_owned() };
-                if !has(tool.program) {
-                    done(row(golden.kind.name, &name, Outcome::NotTried, 0, "it is not there".into()));
-                    continue;
-                }
-                let line = line.replace("$I", &image.path().display().to_string());
-                let mut result = attack(&guard, golden, &copy, &name, &line)?;
-                if result.changed > 0 {
-                    copy = known(&guard, golden)?;
-                    guard.json(&format!("mode strict --volume {} --reason matrix", copy.path().display()))?;
-                    let strict = attack(&guard, golden, &copy, &name, &line)?;
-                    let changed = strict.changed;
-                    result.note = format!("{}; under strict policy {changed} bytes", result.note);
-                    copy = known(&guard, golden)?;
-                }
-                done(result);
+    for (in_partition, golden) in &golden {
+        let kind = golden.kind.name;
+        let mut volume = Volume::new(&guard, golden)?;
+        for (name, attack) in attacks(kind, image.path())? {
+            let Some(attack) = attack else {
+                done(row(kind, &name, Outcome::NotTried, 0, "it is not there".into()));
+                continue;
+            };
+            let mut result = volume.attack(&name, &attack, &volume.on_itself())?;
+            if result.changed > 0 {
+                volume = Volume::new(&guard, golden)?;
+                guard.json(&format!(
+                    "mode strict --volume {} --reason matrix",
+                    volume.copy.path().display()
+                ))?;
+                let strict = volume.attack(&name, &attack, &volume.on_itself())?;
+                let changed = strict.changed;
+                result.note = format!("{}; under strict policy {changed} bytes", result.note);
+                volume = Volume::new(&guard, golden)?;
             }
+            done(result);
         }
+        done(opened_before(&guard, golden)?);
+        for layer in LAYERS {
+            volume = through_layer(&guard, golden, volume, layer, done)?;
+        }
+        for under in UNDER {
+            through_disk(&guard, in_partition, under, done)?;
+        }
+    }
+    Ok(())
+}
+
+/// The descriptor is older than the medium, and so than the rule.
+fn opened_before(guard: &Guard, golden: &Golden) -> Result<Row> {
+    let free = must("losetup --find")?;
+    let node = Path::new(free.trim());
+    let early = File::options().read(true).write(true).open(node).context("a free loop device")?;
+    let volume = Volume::of(guard, golden.copy_at(node)?, golden)?;
+    let attack = Attack::Early(early);
+    volume.attack("a descriptor opened before", &attack, &volume.on_itself())
+}
+
+/// What is tried on a device over the volume: at once, before the guard can have looked at it, and later.
+fn through_layer<'a>(
+    guard: &'a Guard,
+    golden: &'a Golden,
+    mut volume: Volume<'a>,
+    layer: &Layer,
+    done: &mut dyn FnMut(Row),
+) -> Result<Volume<'a>> {
+    for (name, attack) in through() {
+        let name = format!("{}: {name}", layer.name);
+        let sectors = MIB * 2048;
+        let made =
+            shell(&volume.fill(&layer.up.replace("$SECTORS", &sectors.to_string()), volume.copy.path()))?;
+        if made.status != 0 {
+            done(row(golden.kind.name, &name, Outcome::NotTried, 0, made.message().to_owned()));
+            continue;
+        }
+        let over = PathBuf::from(made.message());
+        let result = volume.attack(&name, &attack, &At { node: &over, start: 0 });
+        let down =
+            shell(&volume.fill(&layer.down.replace("$U", &over.display().to_string()), volume.copy.path()))?;
+        ensure!(down.status == 0, "{name}: {down:?}");
+        let result = result?;
+        if result.changed > 0 {
+            volume = Volume::new(guard, golden)?;
+        }
+        done(result);
+    }
+    Ok(volume)
+}
+
+/// What is tried on the disk below a volume that is a partition of it, or on another partition.
+fn through_disk(guard: &Guard, golden: &Golden, under: &Under, done: &mut dyn FnMut(Row)) -> Result<()> {
+    for (name, attack) in through() {
+        let volume = Volume::new(guard, golden)?;
+        let name = format!("{}: {name}", under.name);
+        let made = shell(&volume.fill(under.up, volume.copy.path()))?;
+        if made.status != 0 {
+            done(row(golden.kind.name, &name, Outcome::NotTried, 0, made.message().to_owned()));
+            continue;
+        }
+        let node = PathBuf::from(made.message());
+        let result = volume.attack(&name, &attack, &At { node: &node, start: under.start });
+        let down =
+            shell(&volume.fill(&under.down.replace("$U", &node.display().to_string()), volume.copy.path()))?;
+        ensure!(down.status == 0, "{name}: {down:?}");
+        done(result?);
     }
     Ok(())
 }
@@ -169,63 +422,102 @@ fn row(volume: &str, name: &str, outcome: Outcome, changed: u64, note: String) -
     Row { table: "destructive", volume: volume.to_owned(), name: name.to_owned(), outcome, changed, note }
 }
 
-/// The line of a tool by its name, or of its copy.
-fn line(tool: &Tool, copied: bool) -> Result<Option<String>> {
-    let Some(line) = (if copied { tool.copied } else { Some(tool.line) }) else { return Ok(None) };
-    if !has(tool.program) {
-        return Ok(Some(line.to_owned()));
-    }
-    let program = if copied { attack::copy(tool.program)? } else { tool.program.to_owned() };
-    let kind = tool.name.rsplit(' ').next().unwrap_or("");
-    let line = if line == LUKS { format!("{LUKS} {kind} $N") } else { line.to_owned() };
-    let line = if line.contains("$LVM") { line.replace("$LVM", &attack::copy("lvm")?) } else { line };
-    Ok(Some(line.replace("$P", &program)))
+/// The device that is attacked, and the byte of it at which the volume begins.
+struct At<'a> {
+    node: &'a Path,
+    start: u64,
 }
 
 /// A copy of a volume that the guard knows.
-fn known(guard: &Guard, golden: &Golden) -> Result<Copy> {
-    let copy = golden.copy()?;
-    guard.wait_for_state(copy.path(), "formatted").with_context(|| golden.kind.name)?;
-    Ok(copy)
+struct Volume<'a> {
+    guard: &'a Guard,
+    golden: &'a Golden,
+    copy: Copy,
+    /// What the guard knows of it.
+    known: Value,
+    /// Its first magic mark: first byte and length.
+    mark: (u64, u64),
 }
 
-fn attack(guard: &Guard, golden: &Golden, copy: &Copy, name: &str, line: &str) -> Result<Row> {
-    let before = guard.newest_refusal()?;
-    let volume = guard.shown(copy.path())?;
-    let ran = shell(&line.replace("$N", &copy.path().display().to_string()))?;
-    if Path::new("/sys/block/md91").exists() {
-        // An array that was made after all must not hold on to the device.
-        let _ = shell("mdadm --stop /dev/md91");
+impl<'a> Volume<'a> {
+    fn new(guard: &'a Guard, golden: &'a Golden) -> Result<Self> {
+        Self::of(guard, golden.copy()?, golden)
     }
-    flush(copy.path())?;
-    let (changed, place) = difference(golden.path(), copy.file())?;
-    let refused = guard.newest_refusal()? > before;
-    let after = guard.shown(copy.path())?;
-    ensure!(after["id"] == volume["id"], "{name}: another volume");
-    let true_record = after["state"] == "formatted" && after["content"] == volume["content"];
-    let marks = marks_are_there(copy.path(), &volume)?;
-    let said = ran.message().to_owned();
-    let (outcome, note) = match (refused, changed) {
-        (_, 0) if !true_record => (Outcome::Failed, format!("the record is {}", after["state"])),
-        (true, 0) => (Outcome::Held, String::new()),
-        (false, 0) if ran.status != 0 => (Outcome::NotTried, format!("it gave up by itself: {said}")),
-        (false, 0) => (Outcome::NotTried, "it changed nothing by itself".to_owned()),
-        (true, _) if marks && true_record => (Outcome::Partly, place),
-        _ => (Outcome::Failed, format!("{place}; marks {}", if marks { "intact" } else { "LOST" })),
-    };
-    Ok(row(golden.kind.name, name, outcome, changed, note))
-}
 
-/// Every recorded mark reads as it was.
-fn marks_are_there(path: &Path, volume: &Value) -> Result<bool> {
-    let file = File::open(path)?;
-    for mark in volume["marks"].as_array().context("no marks")? {
-        let wanted: Vec<u8> = serde_json::from_value(mark["bytes"].clone())?;
-        let mut there = vec![0; wanted.len()];
-        file.read_exact_at(&mut there, mark["offset"].as_u64().context("no offset")?)?;
-        if there != wanted {
-            return Ok(false);
+    fn of(guard: &'a Guard, copy: Copy, golden: &'a Golden) -> Result<Self> {
+        let known = guard.wait_for_state(copy.volume(), "formatted").with_context(|| golden.kind.name)?;
+        let marks = known["marks"].as_array().context("no marks")?;
+        let magic = marks.iter().find(|mark| mark["kind"] == "magic").context("no magic")?;
+        let length = magic["bytes"].as_array().context("no bytes")?.len() as u64;
+        let mark = (magic["offset"].as_u64().context("no offset")?, length);
+        Ok(Self { guard, golden, copy, known, mark })
+    }
+
+    fn on_itself(&self) -> At<'_> {
+        At { node: self.copy.volume(), start: 0 }
+    }
+
+    /// A line with what it says of a device.
+    fn fill(&self, line: &str, node: &Path) -> String {
+        let offset = self.mark.0 / 4096 * 4096;
+        line.replace("$N", &node.display().to_string())
+            .replace("$O", &offset.to_string())
+            .replace("$S", &(offset / 4096).to_string())
+    }
+
+    /// One try, and what came of it.
+    fn attack(&self, name: &str, attack: &Attack, at: &At<'_>) -> Result<Row> {
+        let before = self.guard.newest_refusal()?;
+        let (failed, said) = match attack {
+            Attack::Line(line) => {
+                let number = fs::metadata(at.node)?.rdev();
+                let number = format!("{} {}", libc::major(number), libc::minor(number));
+                let ran = shell(&self.fill(line, at.node).replace("$R", &number))?;
+                (ran.status != 0, ran.message().to_owned())
+            }
+            Attack::Road(road) => {
+                let aim = Aim { path: at.node, offset: at.start + self.mark.0, length: self.mark.1 };
+                let result = in_child(|| road(&aim))?.wait()?;
+                (result.is_err(), result.map_or_else(|error| error.to_string(), |()| String::new()))
+            }
+            Attack::Early(file) => {
+                let result = in_child(|| file.write_all_at(&GARBAGE, self.mark.0))?.wait()?;
+                (result.is_err(), result.map_or_else(|error| error.to_string(), |()| String::new()))
+            }
+        };
+        if Path::new("/sys/block/md91").exists() && at.node != Path::new("/dev/md91") {
+            // An array that was made after all must not hold on to the device.
+            let _ = shell("mdadm --stop /dev/md91");
         }
+        flush(self.copy.path())?;
+        let (changed, place) = difference(self.golden.path(), self.copy.file())?;
+        let refused = self.guard.newest_refusal()? > before;
+        let after = self.guard.shown_id(self.known["id"].as_str().context("no id")?)?;
+        let true_record = after["state"] == "formatted" && after["content"] == self.known["content"];
+        let marks = self.marks_are_there()?;
+        let (outcome, note) = match (refused, changed) {
+            (_, 0) if !true_record => (Outcome::Failed, format!("the record is {}", after["state"])),
+            (true, 0) => (Outcome::Held, String::new()),
+            (false, 0) if failed => (Outcome::NotTried, format!("it gave up by itself: {said}")),
+            (false, 0) => (Outcome::NotTried, "it changed nothing by itself".to_owned()),
+            (true, _) if marks && true_record => (Outcome::Partly, place),
+            _ => (Outcome::Failed, format!("{place}; marks {}", if marks { "intact" } else { "LOST" })),
+        };
+        Ok(row(self.golden.kind.name, name, outcome, changed, note))
     }
-    Ok(true)
+
+    /// Every recorded mark reads as it was.
+    fn marks_are_there(&self) -> Result<bool> {
+        let file = File::open(self.copy.file())?;
+        for mark in self.known["marks"].as_array().context("no marks")? {
+            let wanted: Vec<u8> = serde_json::from_value(mark["bytes"].clone())?;
+            let mut there = vec![0; wanted.len()];
+            let offset = mark["offset"].as_u64().context("no offset")?;
+            file.read_exact_at(&mut there, self.golden.start + offset)?;
+            if there != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }

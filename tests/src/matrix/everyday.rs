@@ -1,11 +1,12 @@
 //! What must go on as without the guard: the same work on two copies of a volume, one without a guard and one with it.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::{
-    Outcome, Row, Selection, shell,
+    Outcome, Row, Selection, shell_with,
     volume::{Golden, KINDS, Kind, MIB, key_file, point},
 };
 use crate::{
@@ -13,8 +14,8 @@ use crate::{
     guard::Guard,
 };
 
-/// A piece of work. `$N` is the node, `$M` a directory to mount on, `$K` the key file of the LUKS volumes. Each line is
-/// one step: its exit status must be the same.
+/// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is blank, `$M` a
+/// directory to mount on, `$K` the key file of the LUKS volumes. Each line is one step: its exit status must be the same.
 struct Work {
     /// The kind of volume; a blank one where it is empty.
     on: &'static str,
@@ -22,14 +23,45 @@ struct Work {
     steps: &'static [&'static str],
     /// The state that its record must come to have.
     state: &'static str,
+    /// Its last step cannot be told from destruction: it is refused, and the event says how it is permitted.
+    refused: bool,
 }
 
 const fn work(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
-    Work { on, name, steps, state: "formatted" }
+    Work { on, name, steps, state: "formatted", refused: false }
 }
 
-/// A probe opens a device for a moment, as udev's does, and what is open stays.
-const GONE: &str = "for i in $(seq 50); do partx -d $N && exit 0; sleep 0.1; done; exit 1";
+const fn refused(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
+    Work { on, name, steps, state: "formatted", refused: true }
+}
+
+/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what is open
+/// stays; and what has just appeared may not be formatted before it is verified.
+macro_rules! until {
+    ($line:expr) => {
+        concat!("for i in $(seq 100); do ", $line, " && exit 0; sleep 0.1; done; exit 1")
+    };
+}
+
+/// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats what blkid finds
+/// nothing on, checks it, and mounts it.
+macro_rules! stage {
+    ($type:literal, $options:literal) => {
+        concat!(
+            "blkid -p -s TYPE -s PTTYPE -o export $N; case $? in 2) mkfs.",
+            $type,
+            " ",
+            $options,
+            " $N || exit 1;; 0) ;; *) exit 1;; esac; fsck -a $N; [ $? -le 1 ] && mount -t ",
+            $type,
+            " -o defaults $N $M"
+        )
+    };
+}
+
+/// Takes what is in the file behind the device to be what was there before it was unmounted.
+const CRASHED: &str =
+    "dd if=/var/tmp/fg-crashed of=$F bs=1M conv=notrunc,sparse,fsync && blockdev --flushbufs $N";
 
 const WORK: &[Work] = &[
     work(
@@ -56,12 +88,34 @@ const WORK: &[Work] = &[
         &[
             "mount $N $M",
             "cp /etc/passwd $M/y",
-            "debugfs -w -R 'ssv state 0' $N; umount $M",
+            "sync; cp $F /var/tmp/fg-crashed",
+            "umount $M",
+            CRASHED,
             "e2fsck -fy $N",
             "e2fsck -fn $N",
         ],
     ),
+    work(
+        "ext4",
+        "e2fsck -b on a damaged superblock",
+        &[
+            "dd if=/dev/zero of=$F bs=1024 seek=1 count=1 conv=notrunc,fsync && blockdev --flushbufs $N",
+            "e2fsck -fn $N",
+            "e2fsck -fy -b 8193 -B 1024 $N",
+            "e2fsck -fn $N",
+        ],
+    ),
     work("ext4", "e2fsck -E discard", &["e2fsck -fy -E discard $N"]),
+    work(
+        "",
+        "e2fsck -E discard on a large volume",
+        &[
+            "truncate -s 3G $F && losetup -c $N",
+            until!("mkfs.ext4 -F -q $N"),
+            "e2fsck -fy -E discard $N",
+            "e2fsck -fn $N",
+        ],
+    ),
     work(
         "ext4",
         "tune2fs -L, -O, -c",
@@ -84,9 +138,43 @@ const WORK: &[Work] = &[
     ),
     work("ext4", "e2label", &["e2label $N data", "e2fsck -fn $N"]),
     work("ext4", "resize2fs", &["e2fsck -fy $N", "resize2fs $N 40M", "resize2fs $N", "e2fsck -fn $N"]),
+    work(
+        "ext4",
+        "fio beyond the marks",
+        &[
+            "fio --name=x --filename=$N --offset=9M --size=1M --rw=randwrite --bs=4k --ioengine=psync --end_fsync=1",
+            "fio --name=x --filename=$N --offset=9M --size=1M --rw=randwrite --bs=4k --ioengine=libaio --direct=1 --iodepth=8",
+            "fio --name=x --filename=$N --offset=9M --size=1M --rw=randwrite --bs=4k --ioengine=io_uring --direct=1 --iodepth=8",
+        ],
+    ),
+    work(
+        "ext4",
+        "a virtual machine's writes beyond the marks",
+        &[
+            "qemu-io -f raw -t none -i threads -c 'write -P 1 9M 64k' -c 'discard 10M 64k' -c flush $N",
+            "qemu-io -f raw -t none -i native -c 'write -P 2 9M 64k' -c 'write -z 10M 64k' -c flush $N",
+            "qemu-io -f raw -t none -i io_uring -c 'write -P 3 9M 64k' -c flush $N",
+        ],
+    ),
+    work("ext4", "the same bytes", &["dd if=$N of=$N bs=4096 conv=notrunc,fsync"]),
     work("ext4", "debugfs -w", &["debugfs -w -R 'mkdir d' $N", "e2fsck -fn $N"]),
     work("xfs", "mount, write, umount", &["mount $N $M", "cp /etc/passwd $M/x", "fstrim $M", "umount $M"]),
     work("xfs", "xfs_repair", &["xfs_repair $N", "xfs_repair -L $N", "xfs_repair -n $N"]),
+    work(
+        "xfs",
+        "xfs_repair of a log to replay",
+        &[
+            "mount $N $M",
+            "cp /etc/passwd $M/y; sync; cp /etc/passwd $M/z; sync $M/z",
+            "cp $F /var/tmp/fg-crashed",
+            "umount $M",
+            CRASHED,
+            "xfs_repair $N",
+            "xfs_repair -L $N",
+            "xfs_repair -n $N",
+        ],
+    ),
+    work("xfs", "the same bytes", &["dd if=$N of=$N bs=4096 conv=notrunc,fsync"]),
     work("xfs", "xfs_admin -L", &["xfs_admin -L data $N", "xfs_repair -n $N"]),
     work("xfs", "xfs_admin -U", &["xfs_admin -U generate $N", "xfs_repair -n $N"]),
     work("xfs", "xfs_growfs", &["mount $N $M", "xfs_growfs $M", "umount $M"]),
@@ -95,6 +183,17 @@ const WORK: &[Work] = &[
     work("btrfs", "check --repair", &["btrfs check --repair --force $N", "btrfs check $N"]),
     work("btrfs", "filesystem label", &["btrfs filesystem label $N data", "btrfs check $N"]),
     work("btrfs", "filesystem resize", &["mount $N $M", "btrfs filesystem resize max $M", "umount $M"]),
+    work(
+        "btrfs",
+        "a second device",
+        &[
+            "mount $N $M",
+            "btrfs device add $B $M",
+            "btrfs device remove $B $M",
+            "umount $M",
+            "btrfs check $N",
+        ],
+    ),
     work("btrfs", "btrfstune -u", &["btrfstune -f -u $N", "btrfs check $N"]),
     work("f2fs", "mount, write, umount", &["mount $N $M", "cp /etc/passwd $M/x", "umount $M"]),
     work("f2fs", "fsck.f2fs, resize.f2fs", &["fsck.f2fs -f $N", "resize.f2fs $N", "fsck.f2fs --dry-run $N"]),
@@ -158,6 +257,61 @@ const WORK: &[Work] = &[
             "vgchange -an fgmatrix",
         ],
     ),
+    work(
+        "lvm",
+        "a snapshot, merged",
+        &[
+            "vgchange -ay fgmatrix",
+            "lvcreate -y -L 8M -n one fgmatrix",
+            until!("mkfs.ext4 -F -q /dev/fgmatrix/one"),
+            "lvcreate -s -L 4M -n snap fgmatrix/one",
+            "mount /dev/fgmatrix/one $M && cp /etc/passwd $M/x && umount $M",
+            "lvconvert --merge fgmatrix/snap",
+            until!("e2fsck -fn /dev/fgmatrix/one"),
+            until!("vgchange -an fgmatrix"),
+        ],
+    ),
+    work(
+        "lvm",
+        "vgextend, pvmove, vgreduce",
+        &[
+            "vgchange -ay fgmatrix",
+            "lvcreate -y -L 8M -n one fgmatrix",
+            "vgextend -y fgmatrix $B",
+            "pvmove -i 1 $N $B",
+            "pvmove -i 1 $B $N",
+            "vgreduce fgmatrix $B",
+            "lvremove -y fgmatrix/one",
+        ],
+    ),
+    work(
+        "lvm",
+        "lvcreate where a file system was",
+        &[
+            "vgchange -ay fgmatrix",
+            "lvcreate -y -L 24M -n one fgmatrix",
+            until!("mkfs.ext4 -F -q /dev/fgmatrix/one"),
+            "lvremove -y fgmatrix/one",
+            "lvcreate -y -Wy -L 24M -n two fgmatrix",
+            until!("mkfs.ext4 -F -q /dev/fgmatrix/two"),
+            "e2fsck -fn /dev/fgmatrix/two",
+            until!("vgchange -an fgmatrix"),
+        ],
+    ),
+    work(
+        "md-1.2",
+        "grow, add, fail, remove",
+        &[
+            "mdadm --assemble --run /dev/md92 $N",
+            "mdadm --grow /dev/md92 --raid-devices=2 --force",
+            "mdadm /dev/md92 --add $B",
+            "mdadm --wait /dev/md92; mdadm --detail /dev/md92 | grep 'active sync.*'$B",
+            "mdadm /dev/md92 --fail $B",
+            until!("mdadm /dev/md92 --remove $B"),
+            "mdadm --grow /dev/md92 --raid-devices=1 --force",
+            until!("mdadm --stop /dev/md92"),
+        ],
+    ),
     work("md-1.2", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-1.0", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-0.90", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
@@ -174,7 +328,52 @@ const WORK: &[Work] = &[
     work(
         "gpt",
         "parted adds and deletes",
-        &["parted -s $N rm 2", "parted -s $N mkpart two 30MiB 40MiB", GONE],
+        &["parted -s $N rm 2", "parted -s $N mkpart two 30MiB 40MiB", until!("partx -d $N")],
+    ),
+    work(
+        "gpt",
+        "growpart",
+        &[
+            "sfdisk -q --no-reread --no-tell-kernel --delete $N 2",
+            "growpart --update off $N 1",
+            "sgdisk -v $N",
+        ],
+    ),
+    work(
+        "gpt",
+        "a partition beside one with a file system",
+        &[
+            "sgdisk -d 2 $N && partx -a $N",
+            until!("mkfs.ext4 -F -q ${N}p1"),
+            "echo ',10M' | sfdisk -q --no-reread --no-tell-kernel --append $N",
+            "parted -s $N mkpart three 40MiB 50MiB",
+            "mount ${N}p1 $M && cp /etc/passwd $M/x && umount $M",
+            until!("partx -d $N"),
+        ],
+    ),
+    work(
+        "gpt",
+        "mkfs on a partition made anew elsewhere",
+        &[
+            "partx -a $N",
+            until!("mkfs.ext4 -F -q ${N}p1"),
+            until!("partx -d $N"),
+            "sgdisk -d 1 -n 1:10M:+8M $N && partx -a $N",
+            until!("mkfs.xfs -f -q --unsupported ${N}p2"),
+            until!("partx -d $N"),
+        ],
+    ),
+    refused(
+        "gpt",
+        "mkfs on a partition made anew where a file system was",
+        &[
+            "partx -a $N",
+            until!("mkfs.ext4 -F -q ${N}p1"),
+            until!("partx -d $N"),
+            "sgdisk -d 1 -n 1:2048:+10M $N && partx -a --nr 1 $N",
+            until!("blkid -p ${N}p1"),
+            "mkfs.ext4 -F -q ${N}p1",
+        ],
     ),
     work(
         "mbr",
@@ -184,7 +383,25 @@ const WORK: &[Work] = &[
             "echo ',10M' | sfdisk -q --no-reread --no-tell-kernel --append $N",
         ],
     ),
-    work("mbr", "boot code before the table", &["dd if=/bin/true of=$N bs=440 count=1 conv=notrunc,fsync"]),
+    work(
+        "mbr",
+        "boot code before the table and behind it",
+        &[
+            "dd if=/bin/true of=$N bs=440 count=1 conv=notrunc,fsync",
+            "dd if=/bin/ls of=$N bs=512 seek=1 count=62 conv=notrunc,fsync",
+            "sfdisk --verify --no-reread $N",
+        ],
+    ),
+    refused("ext4", "another format", &["mkfs.ext4 -F -q $N"]),
+    refused("ext4", "badblocks -n", &["badblocks -n -f -b 1024 $N 16"]),
+    refused("ext4", "a shared writable mapping", &["python3 -c \"$MAP\" $N"]),
+    refused("ext4", "the same bytes, from pages that are not resident", &["python3 -c \"$ABSENT\" $N"]),
+    refused("ext4", "the same bytes, in many iovecs", &["python3 -c \"$PIECES\" $N"]),
+    refused(
+        "luks2",
+        "luksUUID",
+        &["cryptsetup luksUUID --batch-mode --uuid 11111111-2222-3333-4444-555555555555 $N"],
+    ),
     work("", "mkfs.ext2", &["mkfs.ext2 -F -q $N"]),
     work("", "mkfs.ext3", &["mkfs.ext3 -F -q $N"]),
     work("", "mkfs.ext4", &["mkfs.ext4 -F -q $N"]),
@@ -197,6 +414,29 @@ const WORK: &[Work] = &[
     work("", "mkfs.nilfs2", &["mkfs.nilfs2 -f -q -B 256 $N"]),
     work("", "mkfs.minix", &["mkfs.minix $N"]),
     work("", "mkfs.udf", &["mkfs.udf $N"]),
+    work("", "mkfs.bfs", &["mkfs.bfs $N"]),
+    work("", "mkfs.cramfs", &["mkfs.cramfs /etc/apt $N"]),
+    work("", "make-bcache", &["make-bcache -B $N"]),
+    work(
+        "",
+        "staged twice, ext4",
+        &[
+            stage!("ext4", "-F -m0"),
+            "cp /etc/passwd $M/x && umount $M",
+            stage!("ext4", "-F -m0"),
+            "cmp /etc/passwd $M/x && umount $M",
+        ],
+    ),
+    work(
+        "",
+        "staged twice, xfs",
+        &[
+            stage!("xfs", "-f -q --unsupported"),
+            "cp /etc/passwd $M/x && umount $M",
+            stage!("xfs", "-f -q --unsupported"),
+            "cmp /etc/passwd $M/x && umount $M",
+        ],
+    ),
     work("", "mkswap", &["mkswap $N"]),
     work(
         "",
@@ -218,19 +458,66 @@ const WORK: &[Work] = &[
         name: "zeros, and a format after them",
         steps: &["dd if=/dev/zero of=$N bs=1M count=4 conv=notrunc,fsync", "wipefs -a $N"],
         state: "blank",
+        refused: false,
     },
 ];
 
-/// The exit status of each step, on a copy of a volume.
-fn statuses(work: &Work, path: &Path) -> Result<Vec<(i32, String)>> {
-    let environment = format!("N={} M={} K={}", path.display(), point().display(), key_file()?.display());
-    work.steps
-        .iter()
-        .map(|step| {
-            let ran = shell(&format!("export {environment}; {step}"))?;
+/// Programs for `python3 -c`, which writes what is on a device over itself. By a name that no shell knows: they hold quotes.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("MAP", "import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)[0:4] = b'none'"),
+    (
+        "ABSENT",
+        "import mmap, os, sys; d = os.open(sys.argv[1], os.O_RDWR); f = os.open('/var/tmp/fg-page', os.O_RDWR | os.O_CREAT); \
+         os.pwrite(f, os.pread(d, 4096, 0), 0); os.pwrite(d, mmap.mmap(f, 4096), 0)",
+    ),
+    (
+        "PIECES",
+        "import os, sys; d = os.open(sys.argv[1], os.O_RDWR); b = os.pread(d, 4096, 0); \
+         os.pwritev(d, [b[i : i + 100] for i in range(0, 4096, 100)], 0)",
+    ),
+];
+
+/// What a piece of work is done on.
+struct Place {
+    device: Box<dyn Device>,
+    file: PathBuf,
+    /// Another volume, which is blank.
+    other: Option<Loop>,
+}
+
+impl Place {
+    /// A copy of the volume that the work is done on, or a blank one; `None` where there is no such volume.
+    fn new(work: &Work, golden: &[Golden]) -> Result<Option<Self>> {
+        let other = work.steps.iter().any(|step| step.contains("$B")).then(|| Loop::new(MIB)).transpose()?;
+        if work.on.is_empty() {
+            let device = Loop::new(MIB)?;
+            let file = device.file().context("no file")?.to_owned();
+            return Ok(Some(Self { device: Box::new(device), file, other }));
+        }
+        let Some(golden) = golden.iter().find(|golden| golden.kind.name == work.on) else { return Ok(None) };
+        let copy = golden.copy()?;
+        let file = copy.file().to_owned();
+        Ok(Some(Self { device: Box::new(copy), file, other }))
+    }
+
+    /// Runs the steps: exit status and message of each.
+    fn run(&self, steps: &[&str]) -> Result<Vec<(i32, String)>> {
+        let mut variables = vec![
+            ("N", self.device.path().display().to_string()),
+            ("F", self.file.display().to_string()),
+            ("M", point().display().to_string()),
+            ("K", key_file()?.display().to_string()),
+        ];
+        if let Some(other) = &self.other {
+            variables.push(("B", other.path().display().to_string()));
+        }
+        variables.extend(PROGRAMS.iter().map(|(name, text)| (*name, (*text).to_owned())));
+        let step = |step: &&str| -> Result<(i32, String)> {
+            let ran = shell_with(step, &variables)?;
             Ok((ran.status, ran.message().to_owned()))
-        })
-        .collect()
+        };
+        steps.iter().map(step).collect()
+    }
 }
 
 /// Runs every row, and hands each to `done` as it is there.
@@ -248,71 +535,84 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     // Before there is a guard.
     let mut without = Vec::new();
     for work in &rows {
-        without.push(on_a_copy(work, &golden, None)?);
+        let place = Place::new(work, &golden)?;
+        without.push(place.map(|place| place.run(work.steps)).transpose()?);
     }
     let guard = Guard::start()?;
     for (work, without) in rows.iter().zip(without) {
-        let row = |outcome, note| Row {
-            table: "everyday",
-            volume: if work.on.is_empty() { "blank".to_owned() } else { work.on.to_owned() },
-            name: work.name.to_owned(),
-            outcome,
-            changed: 0,
-            note,
+        let (outcome, note) = match without {
+            None => (Outcome::NotTried, "its tools are not there".to_owned()),
+            Some(without) => with_guard(&guard, work, &golden, &without)?,
         };
-        let Some(without) = without else {
-            done(row(Outcome::NotTried, "its tools are not there".to_owned()));
-            continue;
-        };
-        // 127: the shell finds no such program.
-        if let Some((i, (_, said))) = without.iter().enumerate().find(|(_, (status, _))| *status == 127) {
-            done(row(Outcome::NotTried, format!("{}: {said}", work.steps[i])));
-            continue;
-        }
-        let before = guard.events("denied")?.len();
-        let with = on_a_copy(work, &golden, Some(&guard))?.unwrap_or_default();
-        let denied = guard.events("denied")?.split_off(before);
-        let differs = without.iter().zip(&with).position(|(without, with)| without.0 != with.0);
-        done(if let Some(i) = differs {
-            let note = format!(
-                "{}: {} without, {} with the guard ({})",
-                work.steps[i], without[i].0, with[i].0, with[i].1
-            );
-            row(Outcome::Failed, note)
-        } else if let Some(event) = denied.first() {
-            row(Outcome::Failed, format!("refused all the same: {}", event["text"]))
-        } else {
-            let failing = without.iter().position(|(status, _)| *status != 0);
-            let note = failing.map_or_else(String::new, |i| {
-                format!("{}: {} with and without: {}", work.steps[i], without[i].0, without[i].1)
-            });
-            row(Outcome::Held, note)
-        });
+        let volume = if work.on.is_empty() { "blank" } else { work.on }.to_owned();
+        done(Row { table: "everyday", volume, name: work.name.to_owned(), outcome, changed: 0, note });
     }
     Ok(())
 }
 
-fn on_a_copy(work: &Work, golden: &[Golden], guard: Option<&Guard>) -> Result<Option<Vec<(i32, String)>>> {
-    let (copy, blank);
-    let device: &dyn Device = if work.on.is_empty() {
-        blank = Loop::new(MIB)?;
-        &blank
-    } else {
-        let Some(golden) = golden.iter().find(|golden| golden.kind.name == work.on) else { return Ok(None) };
-        copy = golden.copy()?;
-        &copy
+/// Does the work again under the guard: what came of it, given what came of each step without it.
+fn with_guard(
+    guard: &Guard,
+    work: &Work,
+    golden: &[Golden],
+    without: &[(i32, String)],
+) -> Result<(Outcome, String)> {
+    // 127: the shell finds no such program.
+    if let Some((i, (_, said))) = without.iter().enumerate().find(|(_, (status, _))| *status == 127) {
+        return Ok((Outcome::NotTried, format!("{}: {said}", work.steps[i])));
+    }
+    if work.refused && without.iter().any(|(status, _)| *status != 0) {
+        return Ok((Outcome::NotTried, format!("it fails without the guard, too: {without:?}")));
+    }
+    let place = Place::new(work, golden)?.context("no volume")?;
+    let device = place.device.path();
+    guard.wait_for_state(device, if work.on.is_empty() { "blank" } else { "formatted" })?;
+    if let Some(other) = &place.other {
+        guard.wait_for_state(other.path(), "blank")?;
+    }
+    let before = guard.events("denied")?.len();
+    let with = place.run(work.steps)?;
+    let denied = guard.events("denied")?.split_off(before);
+    guard
+        .wait_for_volume(device, work.state, |volume| {
+            volume["state"] == work.state && volume["discrepancy"].is_null()
+        })
+        .with_context(|| format!("{} on {}", work.name, work.on))?;
+    let last = work.steps.len() - 1;
+    let differs = without.iter().zip(&with).position(|(without, with)| without.0 != with.0);
+    if work.refused {
+        let told = denied
+            .iter()
+            .find(|event| event["text"].as_str().is_some_and(|text| text.contains("volume permit")));
+        // Some do not tell that they failed.
+        return Ok(match (differs, told) {
+            (_, Some(event)) if differs.is_none_or(|i| i == last) => {
+                (Outcome::Held, format!("refused, and told: {}", event["text"].as_str().unwrap_or_default()))
+            }
+            _ => (Outcome::Failed, format!("step {differs:?} differs; {denied:?}")),
+        });
+    }
+    if let Some(i) = differs {
+        let ((before, _), (after, said)) = (&without[i], &with[i]);
+        let refusals: Vec<&str> = denied.iter().filter_map(|event| event["text"].as_str()).collect();
+        let note = format!(
+            "{}: {before} without, {after} with the guard ({said}); {}",
+            work.steps[i],
+            refusals.join("; ")
+        );
+        return Ok((Outcome::Failed, note));
+    }
+    // What was tried again until it was verified has been refused before that, and gave up nothing.
+    let tried_again = |event: &Value| {
+        event["refusal"]["reason"] == "unverified"
+            && work.steps.iter().any(|step| step.starts_with("for i in"))
     };
-    if let Some(guard) = guard {
-        let state = if work.on.is_empty() { "blank" } else { "formatted" };
-        guard.wait_for_state(device.path(), state)?;
+    if let Some(event) = denied.iter().find(|event| !tried_again(event)) {
+        return Ok((Outcome::Failed, format!("refused all the same: {}", event["text"])));
     }
-    let statuses = statuses(work, device.path())?;
-    if let Some(guard) = guard {
-        guard
-            .wait_for_volume(device.path(), work.state, |volume| {
-                volume["state"] == work.state && volume["discrepancy"].is_null()
-            })
-            .with_context(|| format!("{} on {}", work.name, work.on))?;
-    }
-    Ok(Some(statuses))
+    let failing = without.iter().position(|(status, _)| *status != 0);
+    let note = failing.map_or_else(String::new, |i| {
+        format!("{}: {} with and without: {}", work.steps[i], without[i].0, without[i].1)
+    });
+    Ok((Outcome::Held, note))
 }

@@ -105,8 +105,13 @@ fn has(program: &str) -> bool {
 
 /// Runs a line for the shell, within the time limit.
 fn shell(line: &str) -> Result<Ran> {
+    shell_with(line, &[])
+}
+
+/// Runs a line for the shell with these variables, within the time limit.
+fn shell_with(line: &str, variables: &[(&str, String)]) -> Result<Ran> {
     let mut shell = command(TIME_LIMIT);
-    shell.args(["sh", "-c", line]);
+    shell.args(["sh", "-c", line]).envs(variables.iter().map(|(name, value)| (name, value)));
     run_command(shell, line, "")
 }
 

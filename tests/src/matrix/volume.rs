@@ -5,17 +5,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{has, shell};
 use crate::{
     attack::LUKS_FORMAT,
     device::{Device, Image, Loop},
-    tool::{must, run},
+    tool::{must, must_with, run},
 };
 
 /// Size of every volume.
 pub(super) const MIB: u64 = 64;
+/// Bytes of a disk before a volume that is a partition of it.
+pub(super) const HEAD: u64 = 1 << 20;
 
 /// A kind of volume.
 pub(super) struct Kind {
@@ -63,6 +65,8 @@ pub(super) const KINDS: &[Kind] = &[
 pub(super) struct Golden {
     pub(super) kind: &'static Kind,
     image: Image,
+    /// First byte of the volume: not zero where it is a partition.
+    pub(super) start: u64,
 }
 
 impl Golden {
@@ -81,12 +85,12 @@ impl Golden {
             must("modprobe raid1")?;
         }
         let made = shell(&line)?;
-        anyhow::ensure!(made.status == 0, "{} cannot be made: {made:?}", kind.name);
+        ensure!(made.status == 0, "{} cannot be made: {made:?}", kind.name);
         if let Some(mount) = kind.mount {
             put_data(device.path(), mount);
         }
         device.detach()?;
-        Ok(Some(Self { kind, image }))
+        Ok(Some(Self { kind, image, start: 0 }))
     }
 
     /// The file.
@@ -94,17 +98,39 @@ impl Golden {
         self.image.path()
     }
 
+    /// The same volume as the one partition of a disk.
+    pub(super) fn in_partition(&self) -> Result<Self> {
+        let image = Image::new(MIB + 2)?;
+        let (from, to) = (self.path().display(), image.path().display());
+        must_with(&format!("sfdisk -q {to}"), &format!("label: gpt\n{},{}\n", HEAD / 512, MIB * 2048))?;
+        must(&format!("dd if={from} of={to} bs={HEAD} seek=1 conv=notrunc,sparse"))?;
+        Ok(Self { kind: self.kind, image, start: HEAD })
+    }
+
     /// A device of its own with the same bytes.
     pub(super) fn copy(&self) -> Result<Copy> {
+        let free = must("losetup --find")?;
+        self.copy_at(Path::new(free.trim()))
+    }
+
+    /// The same at this node of a free loop device.
+    pub(super) fn copy_at(&self, node: &Path) -> Result<Copy> {
         let image = Image::new(0)?;
         must(&format!("cp --sparse=always {} {}", self.path().display(), image.path().display()))?;
-        let device = Loop::over(image.path())?;
-        Ok(Copy { device, image })
+        let device = Loop::at(node, image.path())?;
+        let partition = if self.start > 0 {
+            must(&format!("addpart {} 1 {} {}", node.display(), self.start / 512, MIB * 2048))?;
+            Some(PathBuf::from(format!("{}p1", node.display())))
+        } else {
+            None
+        };
+        Ok(Copy { partition, device, image })
     }
 }
 
 /// A device that may be destroyed.
 pub(super) struct Copy {
+    partition: Option<PathBuf>,
     device: Loop,
     image: Image,
 }
@@ -114,11 +140,25 @@ impl Copy {
     pub(super) fn file(&self) -> &Path {
         self.image.path()
     }
+
+    /// The node of the volume, which is the device or its partition.
+    pub(super) fn volume(&self) -> &Path {
+        self.partition.as_deref().unwrap_or_else(|| self.path())
+    }
 }
 
 impl Device for Copy {
     fn path(&self) -> &Path {
         self.device.path()
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // A loop device with partitions stays.
+        if self.partition.as_ref().is_some_and(|partition| partition.exists()) {
+            let _ = run(&format!("delpart {} 1", self.path().display()));
+        }
     }
 }
 

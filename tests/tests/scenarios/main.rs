@@ -10,6 +10,7 @@ mod hanging;
 mod identity;
 mod incidents;
 mod life;
+mod passthrough;
 mod permit;
 mod roads;
 mod stacks;

@@ -1,6 +1,8 @@
 //! A refusal as people and machines are told of it: one log line and one event, from the kernel's own record.
 
-use format_guard_common::{Operation, Reason, event::KernelEvent};
+use std::fs;
+
+use format_guard_common::{Operation, Reason, event::KernelEvent, passthrough::Command};
 use tracing::warn;
 
 use super::{Reconciler, exe_of, text_of};
@@ -26,7 +28,13 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let name_of =
             |dev: Dev| self.devices.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
-        let name = name_of(dev);
+        let passthrough = Operation::from_raw(event.operation) == Some(Operation::Passthrough);
+        // One that goes to a character device: which volume that is was not asked.
+        let name = if passthrough && dev.to_kernel() == 0 {
+            character_device(Dev::from_kernel(event.offset as u32))
+        } else {
+            name_of(dev)
+        };
         let volume = device.map_or_else(String::new, |device| device.identity.id.to_string());
         let record = device.and_then(|device| self.records.get(&device.identity.id));
         let refusal = Refusal {
@@ -38,7 +46,7 @@ impl<E: Enforcer> Reconciler<E> {
             state: record.map_or("unknown", |record| record.state.name()).to_owned(),
             cause: record.map_or_else(String::new, |record| record.cause.clone()),
             since: record.map_or(0, |record| record.since),
-            permit: record.map(|record| format!("format-guard volume permit {} --reason TEXT", record.id)),
+            permit: record.filter(|_| !passthrough).map(permit),
             device: name,
             pid: event.process.tgid,
             exe: exe_of(event.process.tgid),
@@ -84,17 +92,37 @@ fn sentence(refusal: &Refusal, record: Option<&Record>, kind: &str) -> String {
         "map" => "a shared writable mapping".to_owned(),
         "unplaced-write" => "a write of unknown place".to_owned(),
         "erase" => format!("an erasure of {} bytes at {}", refusal.length, refusal.offset),
+        "passthrough" => {
+            let (kind, opcode) = Command::of_code(refusal.length);
+            format!("{kind} command {opcode:#04x} past the block layer")
+        }
         _ => format!("a write of {} bytes at {}", refusal.length, refusal.offset),
     };
     let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));
-    let way_out = refusal
-        .permit
-        .as_ref()
-        .map_or_else(String::new, |permit| format!("; to allow one re-format: {permit}"));
+    let way_out = match &refusal.permit {
+        Some(permit) => format!("; to allow one re-format: {permit}"),
+        None if refusal.operation == "passthrough" => {
+            "; to allow them: passthrough = \"allow\" in the configuration, or format-guard volume exempt"
+                .to_owned()
+        }
+        None => String::new(),
+    };
     format!(
         "{} (pid {}) {verb} {what} on /dev/{}{through} ({holds}): {}{way_out}",
         refusal.comm, refusal.pid, refusal.device, refusal.reason
     )
+}
+
+/// The command that allows one re-format.
+fn permit(record: &Record) -> String {
+    format!("format-guard volume permit {} --reason TEXT", record.id)
+}
+
+/// Name of a character device, or its number.
+fn character_device(dev: Dev) -> String {
+    let link = fs::read_link(format!("/sys/dev/char/{dev}")).ok();
+    let name = link.as_deref().and_then(|path| path.file_name());
+    name.map_or_else(|| dev.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// What a volume holds, in a few words.
