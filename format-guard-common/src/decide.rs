@@ -59,6 +59,13 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
         },
         // Unverified, and whatever a damaged rule may say.
         _ if destroyer => Verdict::Deny(Reason::Unverified),
+        // Where the marks of the volume below lie on it, the agent will have found out in a moment.
+        _ if rule.flags & flag::LAYER != 0
+            && class == Class::UNKNOWN
+            && !matches!(operation, Operation::Open) =>
+        {
+            Verdict::Deny(Reason::Unverified)
+        }
         _ => unverified(operation, touch, class),
     }
 }

@@ -23,7 +23,7 @@ impl Class {
     /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the guard
     /// does not know yet which format it holds: holding it up there would be an outage.
     pub const MAINTAINER: Self = Self(16);
-    /// An operator's word: may write to strict volumes. No more than that.
+    /// May write to strict volumes, by these tables or by an operator's word. No more than that.
     pub const TRUSTED: Self = Self(32);
 
     /// Whether any bit of `other` is in this set.
@@ -64,8 +64,8 @@ const fn maintainer(name: &'static str) -> Program {
 ///
 /// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
 /// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
-/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases_key_slots`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk`, `mdadm` do everyday work, too, and
-/// are judged by what they write.
+/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases_key_slots`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are
+/// judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
     formatter("mkfs"),
@@ -143,6 +143,11 @@ pub const PROGRAMS: &[Program] = &[
     maintainer("pvresize"),
     maintainer("pvchange"),
     maintainer("swapon"),
+    // They keep the superblocks of arrays, whose members nobody else writes to.
+    Program { name: "mdadm", class: Class::TRUSTED },
+    Program { name: "mdmon", class: Class::TRUSTED },
+    // Puts boot code on every member of a mirror that a BIOS starts from.
+    Program { name: "grub-bios-setup", class: Class::TRUSTED },
 ];
 
 /// `cryptsetup` as two words, as the kernel keeps it.

@@ -60,6 +60,8 @@ pub mod flag {
     pub const STACKED: u32 = 2;
     /// Nobody but known programs opens the volume for writing while it holds a format.
     pub const STRICT: u32 = 4;
+    /// Of a device without a rule of its own yet: it lies over a volume that holds a format.
+    pub const LAYER: u32 = 8;
 }
 
 /// What a check guards.

@@ -14,6 +14,7 @@ use format_guard_common::{NoContent, Operation, Request};
 use crate::{
     gate,
     kernel::{URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, probed},
+    layer,
     passthrough::{self, Memory},
 };
 
@@ -80,6 +81,7 @@ fn judge(file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
 
 #[lsm(hook = "file_ioctl", sleepable)]
 pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
+    layer::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Faulting, false);
     };
@@ -91,6 +93,7 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "file_ioctl_compat")]
 pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
+    layer::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Resident, true);
     };

@@ -13,6 +13,7 @@ use format_guard_common::{
 use crate::{
     caller,
     kernel::diskseq,
+    layer,
     maps::{self, CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
 };
 
@@ -46,7 +47,7 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
         }
         count(Counter::Stale);
     }
-    Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(layer::of_unknown(file, dev))? })
 }
 
 /// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
@@ -209,13 +210,9 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
         if reason == Reason::Tainted as u32 {
             return -EPERM;
         }
-        let taint = Taint { started: process.started, diskseq: target.diskseq };
-        if let Some(tainted) = TAINTED.get_ptr_mut(slot(target.dev)) {
-            // SAFETY: one aligned store into a map value.
-            unsafe { *tainted = 1 };
-        }
-        if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
-            count(Counter::FullMaps);
+        // Of a layer that the agent will know in a moment nobody is cut off.
+        if target.rule.flags & flag::LAYER == 0 {
+            taint(target, process);
         }
     }
     send(&KernelEvent {
@@ -235,6 +232,19 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
         comm: caller::comm(),
     });
     if kind == DENIED { -EPERM } else { 0 }
+}
+
+/// Cuts the caller off from the device.
+#[inline(always)]
+fn taint(target: &Target<'_>, process: Process) {
+    if let Some(tainted) = TAINTED.get_ptr_mut(slot(target.dev)) {
+        // SAFETY: one aligned store into a map value.
+        unsafe { *tainted = 1 };
+    }
+    let taint = Taint { started: process.started, diskseq: target.diskseq };
+    if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
+        count(Counter::FullMaps);
+    }
 }
 
 /// Makes the caller the one process that formats the device; false when another was faster.

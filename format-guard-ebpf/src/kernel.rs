@@ -16,7 +16,8 @@ offsets! {
     FILE_F_INODE, FILE_F_MODE, FILE_F_POS, FILE_F_MAPPING, MAPPING_HOST, INODE_I_MODE, INODE_I_RDEV,
     KIOCB_KI_POS, KIOCB_KI_FILP, IO_RW_ADDR, IO_RW_LEN, IO_KIOCB_OPCODE,
     URING_CMD_FILE, URING_CMD_SQE, URING_CMD_OP,
-    BDEV_INODE_VFS_INODE, BDEV_BD_DISK, BDEV_BD_DEV, DISK_DISKSEQ, SUPER_S_BDEV,
+    BDEV_INODE_VFS_INODE, BDEV_BD_DISK, BDEV_BD_DEV, DISK_DISKSEQ, DISK_MAJOR,
+    DISK_FIRST_MINOR, TASK_FILES, FILES_FDT, FDTABLE_FD, FDTABLE_MAX_FDS, SUPER_S_BDEV,
     TASK_FLAGS, TASK_COMM, TASK_TGID, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_EXIT_CODE, TASK_SIGNAL, SIGNAL_LIVE,
     TASK_THREAD_STATUS, TASK_MM, MM_ARG_START, MM_ARG_END, VMA_VM_FILE, VMA_VM_FLAGS,
 }
@@ -79,13 +80,18 @@ fn device_probed(file: *const u8, kind: u16) -> u32 {
     probed(inode, INODE_I_RDEV.load())
 }
 
-/// `diskseq` of the medium behind an opened block device file.
+/// The `struct gendisk` of an opened block device file.
 #[inline(always)]
-pub(crate) fn diskseq(file: *const u8) -> u64 {
+pub(crate) fn disk(file: *const u8) -> *const u8 {
     let mapping = probed::<u64>(file, FILE_F_MAPPING.load()) as *const u8;
     let host = probed::<u64>(mapping, MAPPING_HOST.load()) as *const u8;
     // struct bdev_inode { struct block_device bdev; struct inode vfs_inode; } (block/bdev.c)
     let bdev = host.wrapping_sub(BDEV_INODE_VFS_INODE.load() as usize);
-    let disk = probed::<u64>(bdev, BDEV_BD_DISK.load()) as *const u8;
-    probed(disk, DISK_DISKSEQ.load())
+    probed::<u64>(bdev, BDEV_BD_DISK.load()) as *const u8
+}
+
+/// `diskseq` of the medium behind an opened block device file.
+#[inline(always)]
+pub(crate) fn diskseq(file: *const u8) -> u64 {
+    probed(disk(file), DISK_DISKSEQ.load())
 }

@@ -16,6 +16,7 @@ mod caller;
 mod erase;
 mod gate;
 mod kernel;
+mod layer;
 mod learn;
 mod mapping;
 mod maps;

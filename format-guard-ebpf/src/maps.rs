@@ -20,9 +20,12 @@ pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(MAX_RULES, BPF_F_NO
 /// device's rule. A slot is written in place, and is another device's only after all others have been.
 #[map]
 pub(crate) static RULES: Array<Rule> = Array::pinned(MAX_RULES, 0);
-/// The rule for a device without one, in slot 0. The agent writes it once.
+/// The rules for devices without one (`layer::of_unknown`). The agent writes them.
 #[map]
-pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(1, 0);
+pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(2, 0);
+/// Devices that were made over a volume that holds a format, by kernel `dev_t`: of interest until they have a rule.
+#[map]
+pub(crate) static LAYERS: LruHashMap<u32, u32> = LruHashMap::pinned(1024, 0);
 /// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
 #[map]
 pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);

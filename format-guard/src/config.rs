@@ -118,7 +118,7 @@ impl Default for Config {
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
             resync_interval: 5,
-            trusted: ["cryptsetup", "dmsetup", "losetup", "mdadm", "mount"].map(str::to_owned).to_vec(),
+            trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }

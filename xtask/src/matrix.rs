@@ -112,7 +112,7 @@ fn page(table: &str, kernel: &str, rows: &[Value]) -> String {
     let _ = writeln!(page, "# {table}, kernel {kernel}\n");
     let _ = writeln!(
         page,
-        "{} of {tried} rows held, {} refused after bytes beside the marks had changed, {} failed; {} not tried.\n",
+        "{} of {tried} rows held, {} kept the marks alone, {} failed; {} not tried.\n",
         count("held"),
         count("partly"),
         count("failed"),

@@ -410,3 +410,18 @@ fn a_command_past_the_block_layer_is_refused_in_every_state_but_exempt() {
         }
     }
 }
+
+#[test]
+fn a_new_layer_over_a_format_takes_writes_of_known_programs_only() {
+    let mut rule = with_state(State::Unverified);
+    rule.flags = flag::LAYER;
+    for operation in [Operation::Write, Operation::Erase, Operation::Map, Operation::Unplaced] {
+        assert_eq!(by(Class::UNKNOWN, &rule, operation), Verdict::Deny(Reason::Unverified));
+    }
+    assert_eq!(by(Class::UNKNOWN, &rule, Operation::Open), Verdict::Allow);
+    for class in [Class::TRUSTED, Class::OWNER, Class::MAINTAINER] {
+        let verdict = by(class, &rule, Operation::Map);
+        assert_eq!(verdict, by(class, &with_state(State::Unverified), Operation::Map), "{class:?}");
+    }
+    assert_eq!(by(Class::FORMATTER, &rule, Operation::Open), Verdict::Deny(Reason::Unverified));
+}

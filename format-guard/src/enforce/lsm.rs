@@ -18,7 +18,7 @@ use format_guard_common::{
     MAX_RULES, Rule, State, Windows,
     clear::{self, Clear},
     event::{Counter, HolderEntry, Taint, TaintKey},
-    program,
+    flag, program,
 };
 
 use super::{
@@ -75,6 +75,11 @@ const PARTS: &[Part] = &[
         program: "bdev_free_security",
         place: Place::Lsm("bdev_free_security"),
         without: Some("the rule of a device that is gone is dropped by its uevent only (before kernel 6.12)"),
+    },
+    Part {
+        program: "bd_link_disk_holder",
+        place: Place::Enter("bd_link_disk_holder"),
+        without: Some("a device mapper or md device over a volume takes writes until its rule is there"),
     },
     Part {
         program: "enter_io_write",
@@ -524,7 +529,12 @@ impl Enforcer for LsmEnforcer {
     }
 
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
-        self.unknown.set(0, rule, 0).map_err(map_error("put the rule for unknown devices", 0))
+        let over_a_format = Rule { flags: rule.flags | flag::LAYER, ..*rule };
+        for (place, rule) in [rule, &over_a_format].into_iter().enumerate() {
+            let put = self.unknown.set(place as u32, rule, 0);
+            put.map_err(map_error("put the rule for unknown devices", 0))?;
+        }
+        Ok(())
     }
 
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {

@@ -7,7 +7,7 @@ use format_guard_common::{
 };
 
 use crate::{
-    record::Record,
+    record::{Content, Record},
     volume::{
         marks::{MAX_MARKS, Mark},
         present::{Place, Shared},
@@ -106,7 +106,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if audit || record.audit {
         rule.flags |= flag::AUDIT;
     }
-    if record.strict {
+    if record.strict || record.content.as_ref().is_some_and(is_member) {
         rule.flags |= flag::STRICT;
     }
     // Whoever may format a device may format what lies on it.
@@ -118,6 +118,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         rule.flags |= flag::STACKED;
     }
     (rule, windows)
+}
+
+/// A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools write
+/// there. What reads it for something else begins with the data.
+fn is_member(content: &Content) -> bool {
+    content.types.iter().any(|name| name == "linux_raid_member")
 }
 
 /// Its own marks first; while nothing else is known of it, also those of what it maps.
@@ -225,10 +231,7 @@ mod tests {
     use format_guard_common::{MAX_CHECKS, Placement};
 
     use super::*;
-    use crate::{
-        record::{Content, Overlay},
-        volume::marks::MarkKind,
-    };
+    use crate::{record::Overlay, volume::marks::MarkKind};
 
     const MIB: u64 = 1 << 20;
 

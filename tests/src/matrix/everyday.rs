@@ -35,14 +35,6 @@ const fn refused(on: &'static str, name: &'static str, steps: &'static [&'static
     Work { on, name, steps, state: "formatted", refused: true }
 }
 
-/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what is open
-/// stays; and what has just appeared may not be formatted before it is verified.
-macro_rules! until {
-    ($line:expr) => {
-        concat!("for i in $(seq 100); do ", $line, " && exit 0; sleep 0.1; done; exit 1")
-    };
-}
-
 /// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats what blkid finds
 /// nothing on, checks it, and mounts it.
 macro_rules! stage {

@@ -2,6 +2,14 @@
 //!
 //! A row is one entry of a table in code. What a kernel or host does not have is "not tried", never "held".
 
+/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what is open
+/// stays; and what has just appeared may not be formatted before it is verified.
+macro_rules! until {
+    ($line:expr) => {
+        concat!("for i in $(seq 100); do ", $line, " && exit 0; sleep 0.1; done; exit 1")
+    };
+}
+
 mod destructive;
 mod everyday;
 mod volume;
@@ -24,7 +32,7 @@ const TIME_LIMIT: &str = "timeout --kill-after=5 90";
 pub enum Outcome {
     /// It is as it must be.
     Held,
-    /// It was refused, but bytes beside the marks had changed before.
+    /// The marks are intact and the record is true, but bytes beside the marks had changed before it was refused, if it was.
     Partly,
     /// It is not as it must be.
     Failed,

@@ -157,7 +157,7 @@ impl Drop for Copy {
     fn drop(&mut self) {
         // A loop device with partitions stays.
         if self.partition.as_ref().is_some_and(|partition| partition.exists()) {
-            let _ = run(&format!("delpart {} 1", self.path().display()));
+            let _ = shell(&format!("N={}; {}", self.path().display(), until!("delpart $N 1")));
         }
     }
 }
