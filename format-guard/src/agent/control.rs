@@ -272,7 +272,7 @@ async fn adopt(
     let volume = body(selector)?.volume;
     let device = agent.device(&volume).await?;
     match agent.prober.once(&device).await {
-        Ok(Finding::Holds { found, marks }) => {
+        Ok(Finding::Holds { found, marks, .. }) => {
             agent.ask(Question::Adopt { volume, found, marks, uid: peer.uid() }).await
         }
         Ok(Finding::Blank) => Err(Failure::new(

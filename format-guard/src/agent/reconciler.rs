@@ -6,6 +6,7 @@
 mod answers;
 mod refusals;
 mod stacks;
+mod vacated;
 
 use std::{collections::HashMap, fs, time::Duration};
 
@@ -17,6 +18,8 @@ use format_guard_common::{
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
+
+use vacated::Vacated;
 
 use super::{
     formatter_end::Watcher,
@@ -188,6 +191,8 @@ pub struct Reconciler<E> {
     nameless: HashMap<Dev, (u64, Seconds)>,
     /// Exit statuses that the kernel told, until the pidfd does.
     ends: HashMap<Process, u32>,
+    /// Partitions that were dropped and not deleted.
+    vacated: Vec<Vacated>,
     parts: Vec<PartReport>,
     repaired: u64,
     /// How long the newest kernel event waited.
@@ -215,6 +220,7 @@ impl<E: Enforcer> Reconciler<E> {
             records: HashMap::new(),
             nameless: HashMap::new(),
             ends: HashMap::new(),
+            vacated: Vec::new(),
             parts: Vec::new(),
             repaired: 0,
             lag: Duration::ZERO,
@@ -434,6 +440,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         info!(device = device.name, volume = %id, "attached");
         let (boot, strength) = (self.world.boot.clone(), device.identity.strength);
+        self.occupy(None, Some(&id));
         self.devices.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
@@ -467,6 +474,8 @@ impl<E: Enforcer> Reconciler<E> {
         let lead = self.lead(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         let Some(device) = self.devices.remove(dev) else { return };
+        self.occupy(Some(dev), None);
+        self.vacate(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
         let held = self.enforcer.holder(lead.0).is_some_and(|entry| entry.dev == dev.to_kernel());
         let released = if held { self.enforcer.release_holder(lead.0) } else { Ok(()) };
@@ -498,6 +507,9 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         };
         let id = device.identity.id.clone();
+        if let Ok(finding) = &answer.result {
+            self.compare_with_table(answer.dev, finding);
+        }
         // The kernel may have let a formatter through whose event is still under way, here or on what lies above: what was
         // read is half of its work.
         if let Some(entry) = self.formatter_around(answer.dev) {

@@ -115,7 +115,7 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
     match event {
         Event::Attached { boot, strength, records_lost } => step.attached(boot, strength, records_lost),
         Event::Probed(Ok(Finding::Blank)) => step.blank(),
-        Event::Probed(Ok(Finding::Holds { found, marks })) => step.holds(&found, marks),
+        Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
         Event::FormatBegan(formatter) => step.format_began(formatter),
         Event::FormatEnded(status) => step.format_ended(status),

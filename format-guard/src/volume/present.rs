@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Dev, VolumeId, sysfs::Device};
+use super::{Dev, VolumeId, sysfs::Device, topology::Extent};
 
 /// Layers that are followed at most: a loop in what sysfs says must not be one here.
 const MAX_DEPTH: usize = 16;
@@ -143,6 +143,25 @@ impl Present {
             .collect();
         related.sort_by_key(|related| (related.layer, related.dev));
         related
+    }
+
+    /// The bytes that a device shares with a region of another one that it lies on, or that it is.
+    #[must_use]
+    pub fn shared_with(&self, dev: Dev, below: Dev, region: &Extent) -> Vec<Shared> {
+        if dev != below && !reach(dev, &|dev| self.below(dev)).contains(&below) {
+            return Vec::new();
+        }
+        let inside = self.runs(below, &|_| false).into_iter().filter_map(|run| {
+            let start = region.below.max(run.start);
+            let end = region.below.saturating_add(region.length).min(run.start + run.length);
+            (start < end).then(|| Run {
+                bottom: run.bottom,
+                start: start - region.below,
+                length: end - start,
+                below: run.below + (start - run.start),
+            })
+        });
+        shared(&self.runs(dev, &|_| false), &inside.collect::<Vec<_>>())
     }
 
     fn layer(&self, dev: Dev, depth: usize) -> usize {
@@ -344,6 +363,23 @@ mod tests {
             device(3, "b", 20 * MIB, &[(1, &[(0, 20 * MIB, 10 * MIB)])]),
         ]);
         assert_eq!(related(&present, 2)[1], (3, Place::Beside, vec![(10 * MIB, 0, 10 * MIB)]));
+    }
+
+    #[test]
+    fn a_region_of_a_disk_is_shared_with_what_lies_there_and_with_the_disk() {
+        let present = present([
+            device(1, "disk", 100 * MIB, &[]),
+            device(2, "p1", 10 * MIB, &[(1, &[(0, 10 * MIB, 4 * MIB)])]),
+            device(3, "other", 100 * MIB, &[]),
+        ]);
+        let region = Extent { start: 0, length: 8 * MIB, below: 2 * MIB };
+        let shared = |minor| -> Vec<Bytes> {
+            let shared = present.shared_with(dev(minor), dev(1), &region);
+            shared.iter().map(|shared| (shared.ours, shared.theirs, shared.length)).collect()
+        };
+        assert_eq!(shared(1), [(2 * MIB, 0, 8 * MIB)]);
+        assert_eq!(shared(2), [(0, 2 * MIB, 6 * MIB)]);
+        assert_eq!(shared(3), []);
     }
 
     #[test]

@@ -32,6 +32,10 @@ const TAIL: u64 = 1 << 20;
 const ALIGN: usize = 4096;
 /// Signatures that one device is searched for at most.
 const MAX_FOUND: usize = 16;
+/// Partition tables whose partitions are read, by libblkid's names.
+const TABLES: [&str; 2] = ["gpt", "dos"];
+/// Partitions of one table that are read at most: those of the usual GPT.
+const MAX_PARTITIONS: i32 = 128;
 /// Longest label or UUID that is kept, in bytes.
 const MAX_TEXT: usize = 256;
 
@@ -46,6 +50,9 @@ pub enum Finding {
         found: Vec<Found>,
         /// The bytes that identify them.
         marks: Vec<Mark>,
+        /// First sector (of 512 bytes) of each partition that the partition table names, where there is one that can be
+        /// read.
+        partitions: Option<Vec<u64>>,
     },
 }
 
@@ -79,12 +86,12 @@ pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
     let head = device.read(0, HEAD.min(size))?;
     let tail_start = size.saturating_sub(TAIL) / ALIGN as u64 * ALIGN as u64;
     let tail = device.read(tail_start, size - tail_start)?;
-    let found = search(&head, tail_start, &tail, size)?;
+    let (found, partitions) = search(&head, tail_start, &tail, size)?;
     if found.is_empty() {
         return Ok(Finding::Blank);
     }
     let marks = marks::derive(&found, size, &device);
-    Ok(Finding::Holds { found, marks })
+    Ok(Finding::Holds { found, marks, partitions })
 }
 
 /// Opens the node of a device by its kernel name, after making sure that it is that device's.
@@ -179,10 +186,28 @@ impl Drop for Aligned {
 }
 
 /// Runs libblkid over a sparse copy of the device.
-fn search(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> Result<Vec<Found>, ProbeError> {
+fn search(
+    head: &[u8],
+    tail_start: u64,
+    tail: &[u8],
+    size: u64,
+) -> Result<(Vec<Found>, Option<Vec<u64>>), ProbeError> {
     let copy =
         sparse_copy(head, tail_start, tail, size).map_err(|error| ProbeError::Library(error.to_string()))?;
-    found_by_libblkid(&copy).map_err(|error| ProbeError::Library(error.to_string()))
+    let found = found_by_libblkid(&copy).map_err(|error| ProbeError::Library(error.to_string()))?;
+    let table = found.iter().any(|found| TABLES.contains(&found.name.as_str()));
+    let partitions = if table { partitions_by_libblkid(&copy).ok() } else { None };
+    Ok((found, partitions))
+}
+
+/// Logical partitions are described in the middle of the disk, which the copy lacks.
+fn partitions_by_libblkid(copy: &File) -> Result<Vec<u64>, BlkidErr> {
+    let mut probe = BlkidProbe::new()?;
+    probe.set_device(copy.as_raw_fd(), 0, 0)?;
+    probe.enable_partitions(true)?;
+    let mut list = probe.get_partitions()?;
+    let count = list.number_of_partitions()?.min(MAX_PARTITIONS);
+    (0..count).map(|index| Ok(list.get_partition(index)?.get_start().as_ref().unsigned_abs())).collect()
 }
 
 fn sparse_copy(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> io::Result<File> {

@@ -226,6 +226,7 @@ impl<E: Enforcer> Reconciler<E> {
                 ),
             ));
         }
+        self.occupy(None, Some(&id));
         let text = format!("forgotten by user {uid}: {reason}");
         let told = HistoryEvent {
             id: 0,

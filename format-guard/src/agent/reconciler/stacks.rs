@@ -65,13 +65,14 @@ impl<E: Enforcer> Reconciler<E> {
             let record = self.record_at(related.dev)?;
             Some(Other { dev: related.dev.to_kernel(), record, place: related.place, shared: related.shared })
         });
+        let others = others.chain(self.vacated_on(dev)).collect();
         let subject = Subject {
             dev: dev.to_kernel(),
             diskseq: device.diskseq,
             size: device.size,
             lead: self.lead(dev),
             record,
-            others: others.collect(),
+            others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
@@ -99,7 +100,7 @@ impl<E: Enforcer> Reconciler<E> {
             let Some(id) = self.devices.id(dev).cloned() else { continue };
             let related = self.devices.related(dev);
             let carried = self.carried(&related);
-            let overlaid = self.overlaid(&related);
+            let overlaid = self.overlaid(&related).or_else(|| self.over_vacated(dev));
             let mut changed = false;
             if let Some((volume, marks)) = carried
                 && self

@@ -224,6 +224,7 @@ fn holds() -> Finding {
     Finding::Holds {
         found: vec![Found { name: "ext4".into(), uuid: None, label: None, magic_offset: Some(1080) }],
         marks: vec![Mark { offset: 1080, kind: MarkKind::Magic, bytes: vec![0x53, 0xef] }],
+        partitions: None,
     }
 }
 

@@ -10,6 +10,7 @@ fn found(name: &str, uuid: &str) -> Finding {
     Finding::Holds {
         found: vec![Found { name: name.into(), uuid: Some(uuid.into()), label: None, magic_offset: Some(0) }],
         marks: vec![Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }],
+        partitions: None,
     }
 }
 
@@ -140,7 +141,11 @@ fn a_mark_that_is_missing_is_kept_and_one_that_has_moved_is_followed() {
     let mark = |offset| Mark { offset, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1, 2] };
     let reads = |offsets: &[u64]| {
         let found = vec![Found { name: "gpt".into(), uuid: None, label: None, magic_offset: None }];
-        Event::Probed(Ok(Finding::Holds { found, marks: offsets.iter().copied().map(mark).collect() }))
+        Event::Probed(Ok(Finding::Holds {
+            found,
+            marks: offsets.iter().copied().map(mark).collect(),
+            partitions: None,
+        }))
     };
     let (recorded, _) = run(record(), [reads(&[512, 9000])]);
     let offsets = |record: &Record| record.marks.iter().map(|mark| mark.offset).collect::<Vec<_>>();

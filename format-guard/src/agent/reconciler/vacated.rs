@@ -1,0 +1,101 @@
+//! Partitions that the kernel has dropped while their disk's table still names them: their bytes stay guarded, as nobody has
+//! deleted them. Dropping one (partx -d, a table that is read again) takes no more than an ioctl, and so does making another
+//! in its place.
+
+use tracing::info;
+
+use super::Reconciler;
+use crate::{
+    enforce::{
+        Enforcer,
+        rule::{Other, holds_format, shifted},
+    },
+    record::{Overlay, Record},
+    volume::{
+        Dev, VolumeId,
+        present::Place,
+        probe::Finding,
+        sysfs::Device,
+        topology::{Extent, SECTOR},
+    },
+};
+
+/// A partition without a device.
+pub(super) struct Vacated {
+    disk: Dev,
+    /// Where it lies on its disk.
+    region: Extent,
+    record: Record,
+}
+
+impl Vacated {
+    /// Whether a table that names partitions at these sectors names it.
+    fn is_named(&self, partitions: &[u64]) -> bool {
+        partitions.contains(&(self.region.below / SECTOR))
+    }
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Keeps in mind a partition that is gone. Whether its disk's table still names it, a probe of the disk tells.
+    pub(super) fn vacate(&mut self, device: &Device) {
+        let Some(record) = self.records.get(&device.identity.id) else { return };
+        let [below] = device.below.as_slice() else { return };
+        let [region] = below.extents.as_slice() else { return };
+        let is_partition = device.identity.id.as_str().starts_with("part:");
+        if is_partition
+            && holds_format(record)
+            && let Some(disk) = self.devices.get(below.dev)
+        {
+            self.prober.ask(disk);
+            self.vacated.push(Vacated { disk: below.dev, region: *region, record: record.clone() });
+        }
+    }
+
+    /// Forgets vacated partitions: those of a disk that is gone, one that is there again, one that an operator forgets.
+    pub(super) fn occupy(&mut self, disk: Option<Dev>, id: Option<&VolumeId>) {
+        self.vacated.retain(|vacated| Some(vacated.disk) != disk && Some(&vacated.record.id) != id);
+    }
+
+    /// Forgets those that the table of a disk does not name any more. One that cannot be read names all of them.
+    pub(super) fn compare_with_table(&mut self, disk: Dev, finding: &Finding) {
+        let Finding::Holds { partitions: Some(partitions), .. } = finding else { return };
+        let before = self.vacated.len();
+        self.vacated.retain(|vacated| vacated.disk != disk || vacated.is_named(partitions));
+        if self.vacated.len() < before {
+            info!("disk {disk}: its table does not name a partition any more that was dropped");
+            self.put_rule(disk);
+            for dev in self.devices.above(disk) {
+                self.put_rule(dev);
+                self.settle(dev);
+            }
+        }
+    }
+
+    /// The vacated partitions that share bytes with a device, for its rule.
+    pub(super) fn vacated_on(&self, dev: Dev) -> Vec<Other<'_>> {
+        let mut others = Vec::new();
+        for Vacated { disk, region, record } in &self.vacated {
+            let shared = self.devices.shared_with(dev, *disk, region);
+            if !shared.is_empty() {
+                others.push(Other { dev: dev.to_kernel(), record, place: Place::Beside, shared });
+            }
+        }
+        others
+    }
+
+    /// The vacated partition whose format a device's own would destroy.
+    pub(super) fn over_vacated(&self, dev: Dev) -> Option<Overlay> {
+        // The disk itself hands them out.
+        if self.vacated.iter().any(|vacated| vacated.disk == dev) {
+            return None;
+        }
+        self.vacated_on(dev).first().map(|other| {
+            let first = other.record.marks.get(..1).unwrap_or_default();
+            let begins = shifted(first, &other.shared).next().is_some();
+            let content = other.record.content.as_ref().map_or("a format", |content| content.name());
+            let id = &other.record.id;
+            let by = format!("{id}, a partition that its disk's table still names, which holds {content}");
+            Overlay { by, inside: !begins }
+        })
+    }
+}
