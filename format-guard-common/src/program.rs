@@ -64,7 +64,7 @@ const fn maintainer(name: &'static str) -> Program {
 ///
 /// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
 /// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
-/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases_key_slots`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are
+/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are
 /// judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
@@ -150,8 +150,9 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "grub-bios-setup", class: Class::TRUSTED },
 ];
 
-/// `cryptsetup` as two words, as the kernel keeps it.
-pub const CRYPTSETUP: [u64; 2] = [word(*b"cryptset"), word(*b"up\0\0\0\0\0\0")];
+/// `cryptsetup` and `sgdisk` as two words, as the kernel keeps names.
+const CRYPTSETUP: [u64; 2] = [word(*b"cryptset"), word(*b"up\0\0\0\0\0\0")];
+const SGDISK: [u64; 2] = [word(*b"sgdisk\0\0"), 0];
 
 /// Bytes of a program's arguments that are looked at.
 pub const ARGUMENTS: usize = 128;
@@ -160,21 +161,34 @@ const fn word(bytes: [u8; 8]) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// Whether cryptsetup with these arguments (each ends with a NUL) destroys every key slot: `erase`, also written
-/// `luksErase` (cryptsetup 2.6, src/cryptsetup.c). To the disk that is a change of key slots like any other, and without
-/// them the data are lost.
+/// Whether what a program of this name does is told by its arguments.
 #[inline(always)]
 #[must_use]
-pub fn erases_key_slots(arguments: &[u8; ARGUMENTS]) -> bool {
+pub fn is_told_by_arguments(comm: [u64; 2]) -> bool {
+    comm == CRYPTSETUP || comm == SGDISK
+}
+
+/// Whether a program with these arguments (each ends with a NUL) is there to erase, though others run it every day.
+///
+/// `cryptsetup erase`, also written `luksErase` (cryptsetup 2.6, src/cryptsetup.c), destroys every key slot: to the disk a
+/// change of key slots like any other, and without them the data are lost. `sgdisk -Z` and `-z` (gptfdisk 1.0.9, gptcl.cc)
+/// overwrite what is no partition table of theirs, the first key slot of a LUKS1 volume for one, before they reach a magic.
+#[inline(always)]
+#[must_use]
+pub fn erases(comm: [u64; 2], arguments: &[u8; ARGUMENTS]) -> bool {
     const ERASE: u64 = word(*b"\0erase\0\0");
     const LUKS_ERASE: u64 = word(*b"\0luksEra");
-    let (mut last, mut found) = (0_u64, false);
+    const ZAP: u64 = word(*b"\0--zap\0\0");
+    const ZAP_ALL: u64 = word(*b"\0-Z\0\0\0\0\0");
+    const ZAP_ONE: u64 = word(*b"\0-z\0\0\0\0\0");
+    let (mut last, mut keys, mut tables) = (0_u64, false, false);
     for byte in arguments {
-        // The last eight bytes, as they lie in memory.
+        // The last eight bytes, as they lie in memory; shifted, the last seven, six or four.
         last = last >> 8 | u64::from(*byte) << 56;
-        found |= last >> 8 == ERASE || last == LUKS_ERASE;
+        keys |= last >> 8 == ERASE || last == LUKS_ERASE;
+        tables |= last >> 16 == ZAP || last >> 32 == ZAP_ALL || last >> 32 == ZAP_ONE;
     }
-    found
+    comm == CRYPTSETUP && keys || comm == SGDISK && tables
 }
 
 /// Slots of the map `NAMES`.
@@ -214,27 +228,36 @@ mod tests {
     }
 
     #[test]
-    fn erase_is_told_by_its_argument() {
-        let erases = |line: &str| {
+    fn what_erases_is_told_by_its_arguments() {
+        let erases = |comm, line: &str| {
             let mut arguments = [0; ARGUMENTS];
             for (to, from) in arguments.iter_mut().zip(line.bytes()) {
                 *to = if from == b' ' { 0 } else { from };
             }
-            erases_key_slots(&arguments)
+            super::erases(comm, &arguments)
         };
         for line in [
             "cryptsetup erase /dev/sda ",
             "cryptsetup -q luksErase /dev/sda ",
             "x --header y erase /dev/sda ",
         ] {
-            assert!(erases(line), "{line}");
+            assert!(erases(CRYPTSETUP, line) && !erases(SGDISK, line), "{line}");
         }
         for line in
             ["luksOpen /dev/mapper/erase x ", "x luksKillSlot /dev/sda 1 ", "x open /dev/erased x ", ""]
         {
-            assert!(!erases(line), "{line}");
+            assert!(!erases(CRYPTSETUP, line), "{line}");
+        }
+        for line in
+            ["sgdisk -Z /dev/sda ", "sgdisk --zap-all /dev/sda ", "sgdisk --zap /dev/sda ", "sgdisk -o -z x "]
+        {
+            assert!(erases(SGDISK, line) && !erases(CRYPTSETUP, line), "{line}");
+        }
+        for line in ["sgdisk -n 1:0:0 /dev/sda ", "sgdisk -p /dev/-Z ", ""] {
+            assert!(!erases(SGDISK, line), "{line}");
         }
         assert_eq!(CRYPTSETUP.map(u64::to_ne_bytes).as_flattened(), comm("cryptsetup"));
+        assert_eq!(SGDISK.map(u64::to_ne_bytes).as_flattened(), comm("sgdisk"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{
 };
 use format_guard_common::{
     event::Process,
-    program::{ARGUMENTS, CRYPTSETUP, Class, erases_key_slots},
+    program::{ARGUMENTS, Class, erases, is_told_by_arguments},
 };
 
 use crate::{
@@ -38,7 +38,8 @@ pub(crate) fn class() -> Class {
 /// wait for its memory.
 #[inline(always)]
 pub(crate) fn class_by_arguments() -> Class {
-    if name() != CRYPTSETUP {
+    let name = name();
+    if !is_told_by_arguments(name) {
         return Class::UNKNOWN;
     }
     let mut arguments = [0_u8; ARGUMENTS];
@@ -50,7 +51,7 @@ pub(crate) fn class_by_arguments() -> Class {
         let length = if length > ARGUMENTS as u64 { ARGUMENTS as u64 } else { length };
         bpf_copy_from_user(arguments.as_mut_ptr().cast(), length as u32, start as *const _);
     }
-    if erases_key_slots(&arguments) { Class::ERASER } else { Class::UNKNOWN }
+    if erases(name, &arguments) { Class::ERASER } else { Class::UNKNOWN }
 }
 
 /// Thread group id of the caller, in the initial pid namespace.

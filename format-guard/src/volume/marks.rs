@@ -107,6 +107,9 @@ const BTRFS_MIRROR: u64 = (64 << 20) + 64;
 /// The backup boot region begins at sector 12 (exFAT file system specification, 2.1); sgdisk -Z reaches it.
 const EXFAT_BACKUP: u64 = 12 * 512 + 3;
 
+/// The disk's GUID in either header (UEFI specification 2.10, table 5.5).
+const GPT_GUID: u64 = 56;
+
 struct Marks<'a> {
     device: &'a dyn ReadAt,
     marks: Vec<Mark>,
@@ -219,6 +222,13 @@ impl Marks<'_> {
     fn gpt(&mut self, size: u64) {
         self.keep(450, &[0xee], MarkKind::Magic);
         self.keep_in_last_sector(size, 0, b"EFI PART");
+        // sfdisk writes the backup first: a new label ends there, with the first table as it was.
+        if let Some(guid) = size.checked_sub(512).map(|last| last + GPT_GUID)
+            && let Some(bytes) = self.read(guid, 16)
+            && self.marks.iter().any(|mark| mark.kind == MarkKind::Uuid && mark.bytes == bytes)
+        {
+            self.push(guid, bytes, MarkKind::Uuid);
+        }
     }
 }
 

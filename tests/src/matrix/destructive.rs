@@ -5,6 +5,8 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -170,18 +172,21 @@ const CALLERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// A device made over the volume: lines that make it and print its node, and that take it away.
-struct Layer {
+/// A device that is attacked instead of the volume's own: lines for that one, `$N`, that make it and print its node, the
+/// byte of it at which the volume begins, and lines that take it (`$U`) away.
+struct Other {
     name: &'static str,
     up: &'static str,
+    start: u64,
     down: &'static str,
 }
 
-const fn layer(name: &'static str, up: &'static str, down: &'static str) -> Layer {
-    Layer { name, up, down }
+const fn layer(name: &'static str, up: &'static str, down: &'static str) -> Other {
+    Other { name, up, start: 0, down }
 }
 
-const LAYERS: &[Layer] = &[
+/// Over the volume.
+const LAYERS: &[Other] = &[
     layer(
         "dm-linear",
         "echo 0 $SECTORS linear $N 0 | dmsetup create fgover && echo /dev/mapper/fgover",
@@ -208,36 +213,31 @@ const LAYERS: &[Layer] = &[
     layer("a partition", "addpart $N 1 0 $SECTORS && echo $Np1", until!("delpart $N 1")),
 ];
 
-/// What is attacked instead of a partition that is the volume, and begins [`HEAD`] bytes into its disk: lines for the disk
-/// `$N` that print the node, the byte of it at which the volume begins, and lines that take it away.
-struct Under {
-    name: &'static str,
-    up: &'static str,
-    start: u64,
-    down: &'static str,
-}
-
-const UNDER: &[Under] = &[
-    Under { name: "the whole disk", up: "echo $N", start: HEAD, down: "true" },
-    Under {
+/// Below and beside a volume that is a partition and begins [`HEAD`] bytes into its disk, `$N`.
+const DISKS: &[Other] = &[
+    Other { name: "the whole disk", up: "echo $N", start: HEAD, down: "true" },
+    Other {
         name: "a loop device over the disk",
         up: "losetup --show -f $N",
         start: HEAD,
         down: "losetup -d $U",
     },
-    Under {
+    Other {
         name: "its partition, moved",
         up: concat!("(", until!("delpart $N 1"), ") && addpart $N 1 2040 131072 && echo $Np1"),
         start: 4096,
         down: until!("delpart $N 1"),
     },
-    Under {
+    Other {
         name: "a partition made over it",
-        up: concat!("(", until!("delpart $N 1"), ") && addpart $N 2 1024 131072 && echo $Np2"),
+        up: "addpart $N 2 1024 131072 && echo $Np2",
         start: 512 << 10,
         down: until!("delpart $N 2"),
     },
 ];
+
+/// How long the event of a refusal may take.
+const EVENT: Duration = Duration::from_secs(1);
 
 /// One try.
 enum Attack {
@@ -352,11 +352,12 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
             done(result);
         }
         done(opened_before(&guard, golden)?);
-        for layer in LAYERS {
-            volume = through_layer(&guard, golden, volume, layer, done)?;
+        for other in LAYERS {
+            volume = through_other(&guard, golden, volume, other, done)?;
         }
-        for under in UNDER {
-            through_disk(&guard, in_partition, under, done)?;
+        volume = Volume::new(&guard, in_partition)?;
+        for other in DISKS {
+            volume = through_other(&guard, in_partition, volume, other, done)?;
         }
     }
     Ok(())
@@ -372,55 +373,42 @@ fn opened_before(guard: &Guard, golden: &Golden) -> Result<Row> {
     volume.attack("a descriptor opened before", &attack, &volume.on_itself())
 }
 
-/// What is tried on a device over the volume: at once, before the guard can have looked at it, and later.
-fn through_layer<'a>(
+/// What is tried on a device that is made over or beside the volume: the first at once, before the guard can have looked at
+/// it, the others later. Where one got through, the others are tried on another copy.
+fn through_other<'a>(
     guard: &'a Guard,
     golden: &'a Golden,
     mut volume: Volume<'a>,
-    layer: &Layer,
+    other: &Other,
     done: &mut dyn FnMut(Row),
 ) -> Result<Volume<'a>> {
-    for (name, attack) in through() {
-        let name = format!("{}: {name}", layer.name);
-        let sectors = MIB * 2048;
-        let made =
-            shell(&volume.fill(&layer.up.replace("$SECTORS", &sectors.to_string()), volume.copy.path()))?;
-        if made.status != 0 {
-            done(row(golden.kind.name, &name, Outcome::NotTried, 0, made.message().to_owned()));
-            continue;
+    let mut attacks = through().into_iter().peekable();
+    while attacks.peek().is_some() {
+        let sectors = (MIB * 2048).to_string();
+        let made = shell(&volume.fill(&other.up.replace("$SECTORS", &sectors), volume.copy.path()))?;
+        let node = PathBuf::from(made.message());
+        let mut changed = 0;
+        for (name, attack) in attacks.by_ref() {
+            let name = format!("{}: {name}", other.name);
+            let row = if made.status == 0 {
+                volume.attack(&name, &attack, &At { node: &node, start: other.start })?
+            } else {
+                row(golden.kind.name, &name, Outcome::NotTried, 0, made.message().to_owned())
+            };
+            changed = row.changed;
+            done(row);
+            if changed > 0 {
+                break;
+            }
         }
-        let over = PathBuf::from(made.message());
-        let result = volume.attack(&name, &attack, &At { node: &over, start: 0 });
-        let down =
-            shell(&volume.fill(&layer.down.replace("$U", &over.display().to_string()), volume.copy.path()))?;
-        ensure!(down.status == 0, "{name}: {down:?}");
-        let result = result?;
-        if result.changed > 0 {
+        let down = other.down.replace("$U", &node.display().to_string());
+        let down = shell(&volume.fill(&down, volume.copy.path()))?;
+        ensure!(made.status != 0 || down.status == 0, "{}: {down:?}", other.name);
+        if changed > 0 {
             volume = Volume::new(guard, golden)?;
         }
-        done(result);
     }
     Ok(volume)
-}
-
-/// What is tried on the disk below a volume that is a partition of it, or on another partition.
-fn through_disk(guard: &Guard, golden: &Golden, under: &Under, done: &mut dyn FnMut(Row)) -> Result<()> {
-    for (name, attack) in through() {
-        let volume = Volume::new(guard, golden)?;
-        let name = format!("{}: {name}", under.name);
-        let made = shell(&volume.fill(under.up, volume.copy.path()))?;
-        if made.status != 0 {
-            done(row(golden.kind.name, &name, Outcome::NotTried, 0, made.message().to_owned()));
-            continue;
-        }
-        let node = PathBuf::from(made.message());
-        let result = volume.attack(&name, &attack, &At { node: &node, start: under.start });
-        let down =
-            shell(&volume.fill(&under.down.replace("$U", &node.display().to_string()), volume.copy.path()))?;
-        ensure!(down.status == 0, "{name}: {down:?}");
-        done(result?);
-    }
-    Ok(())
 }
 
 fn row(volume: &str, name: &str, outcome: Outcome, changed: u64, note: String) -> Row {
@@ -496,7 +484,7 @@ impl<'a> Volume<'a> {
         }
         flush(self.copy.path())?;
         let (changed, place) = difference(self.golden.path(), self.copy.file())?;
-        let refused = self.guard.newest_refusal()? > before;
+        let refused = self.was_refused(before, failed)?;
         let after = self.guard.shown_id(self.known["id"].as_str().context("no id")?)?;
         let true_record = after["state"] == "formatted" && after["content"] == self.known["content"];
         let marks = self.marks_are_there()?;
@@ -512,6 +500,18 @@ impl<'a> Volume<'a> {
             _ => (Outcome::Failed, format!("{place}; marks {}", if marks { "intact" } else { "LOST" })),
         };
         Ok(row(self.golden.kind.name, name, outcome, changed, note))
+    }
+
+    /// Whether there was a refusal after this one. The event of one that failed may still be under way.
+    fn was_refused(&self, before: i64, failed: bool) -> Result<bool> {
+        let deadline = Instant::now() + if failed { EVENT } else { Duration::ZERO };
+        loop {
+            let refused = self.guard.newest_refusal()? > before;
+            if refused || Instant::now() >= deadline {
+                return Ok(refused);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Every recorded mark reads as it was.
