@@ -405,7 +405,9 @@ fn uring_discard(aim: &Aim) -> io::Result<()> {
 fn swapon(aim: &Aim) -> io::Result<()> {
     let path = std::ffi::CString::new(aim.path.as_os_str().as_encoded_bytes())?;
     // SAFETY: a path.
-    done(unsafe { libc::swapon(path.as_ptr(), 0) } as isize)
+    done(unsafe { libc::swapon(path.as_ptr(), 0) } as isize)?;
+    // SAFETY: the same.
+    done(unsafe { libc::swapoff(path.as_ptr()) } as isize)
 }
 
 /// A descriptor for reading, opened anew for writing.

@@ -2,7 +2,9 @@
 
 use std::{
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -57,22 +59,40 @@ pub fn run_with(line: &str, input: &str) -> Result<Ran> {
     run_command(command(line), line, input)
 }
 
-/// Runs a command that is known by this line, with this standard input.
+/// How long one tool may take; one that hangs is a finding of its own.
+const TIME_LIMIT: Duration = Duration::from_mins(2);
+
+/// Runs a command that is known by this line, with this standard input, and kills it, with what it has started, when it
+/// takes too long.
 ///
 /// # Errors
 /// When it cannot be started.
 pub fn run_command(mut command: Command, line: &str, input: &str) -> Result<Ran> {
-    use std::{io::Write, os::unix::process::ExitStatusExt};
+    use std::{
+        io::Write,
+        os::unix::process::{CommandExt, ExitStatusExt},
+    };
 
     let mut child = command
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {line}"))?;
+    let group = rustix::process::Pid::from_child(&child);
+    let (done, waiting) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        if waiting.recv_timeout(TIME_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    });
     // A tool that was refused at once does not read its input.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
+    drop(done);
+    // A process of one thread again: some of the tests fork.
+    let _ = watchdog.join();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));

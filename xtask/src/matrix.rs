@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fmt::Write,
     fs,
+    path::Path,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -48,20 +49,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     for key in chosen(&arguments.kernel, &["6.12"]) {
         let kernel = Kernel::get(key)?;
         for table in &tables {
-            let start = Instant::now();
-            println!("matrix: {table} on {key} ({})", kernel.release);
-            let (whole, text) = in_guests(&kernel, |part| {
-                let words = [(*table).into(), format!("{part}/{GUESTS}").into()];
-                against(&guard, &matrix, words.into_iter().chain(arguments.kinds.iter().map(Into::into)))
-            })?;
-            let rows: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let programs = [guard.as_path(), matrix.as_path()];
+            let (whole, rows) = hold(&kernel, table, programs, Turn::WHOLE, &arguments.kinds)?;
             let page = page(table, &kernel.release, &rows);
             print!("{page}");
-            if !whole {
-                held = false;
-                text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
-            }
-            println!("matrix: {table} on {key}: {} rows in {} s", rows.len(), start.elapsed().as_secs());
+            held &= whole;
             if arguments.kinds.is_empty() && !rows.is_empty() {
                 let directory = workspace().join("docs/matrix");
                 fs::create_dir_all(&directory)?;
@@ -73,13 +65,48 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the command of each part in a guest of its own, all at the same time: whether all succeeded, and what they
-/// printed.
+/// One of several turns that a table takes: every kind of volume has one.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+impl Turn {
+    const WHOLE: Self = Self { number: 0, of: 1 };
+}
+
+/// Holds one turn of a table on a kernel, with the guard and the program of the tables: whether all of it is as it must be,
+/// and the rows.
+pub(crate) fn hold(
+    kernel: &Kernel,
+    table: &str,
+    [guard, matrix]: [&Path; 2],
+    turn: Turn,
+    kinds: &[String],
+) -> Result<(bool, Vec<Value>)> {
+    let start = Instant::now();
+    println!("matrix: {table} on {} ({})", kernel.key, kernel.release);
+    let parts = GUESTS * turn.of;
+    let (whole, text) = in_guests(kernel, |guest| {
+        let part = turn.number * GUESTS + guest;
+        let words = [table.into(), format!("{part}/{parts}").into()];
+        against(guard, matrix, words.into_iter().chain(kinds.iter().map(Into::into)))
+    })?;
+    let rows: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    if !whole {
+        text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
+    }
+    println!("matrix: {table} on {}: {} rows in {} s", kernel.key, rows.len(), start.elapsed().as_secs());
+    Ok((whole, rows))
+}
+
+/// Runs each command in a guest of its own, all at the same time: whether all succeeded, and what they printed.
 fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -> Result<(bool, String)> {
-    let part = |part| -> Result<(u8, Vec<u8>)> {
+    let guest = |number| -> Result<(u8, Vec<u8>)> {
         let guest = Guest {
             kernel: kernel.clone(),
-            command: command(part),
+            command: command(number),
             disks: Vec::new(),
             timeout: TIMEOUT,
             cpu: Cpu::Timed,
@@ -89,8 +116,8 @@ fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -
         Ok((status, output))
     };
     thread::scope(|scope| {
-        let part = &part;
-        let workers: Vec<_> = (0..GUESTS).map(|i| scope.spawn(move || part(i))).collect();
+        let guest = &guest;
+        let workers: Vec<_> = (0..GUESTS).map(|i| scope.spawn(move || guest(i))).collect();
         let (mut whole, mut text) = (true, String::new());
         for worker in workers {
             let (status, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;

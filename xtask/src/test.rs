@@ -7,7 +7,7 @@ use std::{
     process::{ExitCode, Stdio},
     sync::{Mutex, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,8 @@ use crate::{
     build::executable,
     command::{command, output, workspace},
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
-    kernels::{Kernel, chosen},
+    kernels::{self, Kernel, chosen},
+    matrix::{self, Turn},
     setup,
 };
 
@@ -62,6 +63,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let everywhere = arguments.filter.is_some() || !arguments.kernel.is_empty();
     let boots = boots(&kernels, arguments.filter.as_deref(), everywhere)?;
     outcomes.extend(in_guests(boots, &guard)?);
+    if arguments.filter.is_none() {
+        outcomes.extend(tables(&arguments.kernel, &guard)?);
+    }
 
     println!("\nsummary");
     for outcome in &outcomes {
@@ -86,6 +90,40 @@ fn host() -> Result<Outcome> {
     let text = String::from_utf8_lossy(&result.stdout).into_owned();
     print!("{text}");
     outcome("host", &text, result.status.success(), start)
+}
+
+/// The tables of `cargo xtask matrix`, on the kernels that are named or else on one, by the day: all kinds of volumes take a
+/// day of four there, everyday work one of two.
+fn tables(named: &[String], guard: &Path) -> Result<Vec<Outcome>> {
+    let day = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 86_400;
+    let day = usize::try_from(day)?;
+    let all = kernels::keys();
+    let today = all[day / 4 % all.len()];
+    let matrix = executable("format-guard-tests", "bin", "matrix")?;
+    let mut outcomes = Vec::new();
+    for key in chosen(named, &[today]) {
+        let kernel = Kernel::get(key)?;
+        for (table, turns) in [("destructive", 4), ("everyday", 2)] {
+            let start = Instant::now();
+            let turn = Turn { number: day % turns, of: turns };
+            let (whole, rows) = matrix::hold(&kernel, table, [guard, &matrix], turn, &[])?;
+            let (mut passed, mut failed) = (0, 0);
+            for row in &rows {
+                match row["outcome"].as_str() {
+                    Some("failed") => {
+                        failed += 1;
+                        println!("{row}");
+                    }
+                    Some("held" | "partly") => passed += 1,
+                    _ => {}
+                }
+            }
+            let failed = if whole { failed } else { failed.max(1) };
+            let name = format!("{key} {table}, turn {} of {turns}", turn.number + 1);
+            outcomes.push(Outcome { name, passed, failed, seconds: start.elapsed().as_secs() });
+        }
+    }
+    Ok(outcomes)
 }
 
 /// One boot of one kernel with one test executable.

@@ -60,7 +60,8 @@ macro_rules! luks_format {
     };
 }
 
-/// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another.
+/// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another. A copy of one whose name
+/// is in no table (`format_guard_common::program`) is the same to the guard.
 const TOOLS: &[Tool] = &[
     tool("mkfs.ext2", "mkfs.ext2", "$P -F -q $N"),
     by_name(tool("mkfs.ext3", "mkfs.ext3", "$P -F -q $N")),
@@ -102,33 +103,27 @@ const TOOLS: &[Tool] = &[
         &["md-1.2", "md-1.0", "md-0.90"],
         tool("mdadm --zero-superblock", "mdadm", "$P --zero-superblock --force $N"),
     ),
-    tool("parted mklabel gpt", "parted", "$P -s $N mklabel gpt"),
-    tool("parted mklabel msdos", "parted", "$P -s $N mklabel msdos"),
-    tool("sfdisk label gpt", "sfdisk", "echo label: gpt | $P -q --force --no-reread $N"),
+    by_name(tool("parted mklabel gpt", "parted", "$P -s $N mklabel gpt")),
+    by_name(tool("parted mklabel msdos", "parted", "$P -s $N mklabel msdos")),
+    by_name(tool("sfdisk label gpt", "sfdisk", "echo label: gpt | $P -q --force --no-reread $N")),
     tool("sgdisk -Z", "sgdisk", "$P -Z $N"),
-    tool("dd zeros", "dd", "$P if=/dev/zero of=$N bs=1M count=8 conv=notrunc,fsync"),
-    tool("dd an image", "dd", "$P if=$I of=$N bs=1M conv=notrunc,fsync"),
-    tool("cp an image", "cp", "$P $I $N"),
-    tool("cat > node", "cat", "$P $I > $N"),
+    by_name(tool("dd zeros", "dd", "$P if=/dev/zero of=$N bs=1M count=8 conv=notrunc,fsync")),
+    by_name(tool("dd an image", "dd", "$P if=$I of=$N bs=1M conv=notrunc,fsync")),
+    by_name(tool("cp an image", "cp", "$P $I $N")),
+    by_name(tool("cat > node", "cat", "$P $I > $N")),
     tool("shred", "shred", "$P -n 1 $N"),
     by_name(tool("busybox mkfs.ext2", "busybox", "$P mkfs.ext2 $N")),
     by_name(tool("busybox mkfs.vfat", "busybox", "$P mkfs.vfat $N")),
-    Tool {
-        name: "busybox mkswap",
-        program: "busybox",
-        line: "$P mkswap $N",
-        on: &[],
-        copied: Some("bash -c 'exec -a mkswap $P $N'"),
-    },
-    tool("e2image -ra", "e2image", "$P -ra -p $I $N"),
-    tool("qemu-img convert -n", "qemu-img", "$P convert -n -f raw -O raw $I $N"),
-    tool("partclone.dd", "partclone.dd", "$P -q -s $I -o $N -L /dev/null"),
-    tool(
+    by_name(tool("busybox mkswap", "busybox", "$P mkswap $N")),
+    by_name(tool("e2image -ra", "e2image", "$P -ra -p $I $N")),
+    by_name(tool("qemu-img convert -n", "qemu-img", "$P convert -n -f raw -O raw $I $N")),
+    by_name(tool("partclone.dd", "partclone.dd", "$P -q -s $I -o $N -L /dev/null")),
+    by_name(tool(
         "fio",
         "fio",
         "$P --name=x --filename=$N --rw=write --bs=1M --size=16M --ioengine=psync --end_fsync=1 --output=/dev/null",
-    ),
-    tool("badblocks -w", "badblocks", "$P -w -f -b 4096 $N 2000"),
+    )),
+    by_name(tool("badblocks -w", "badblocks", "$P -w -f -b 4096 $N 2000")),
     by_name(tool(
         "perl",
         "perl",
