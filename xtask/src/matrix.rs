@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     build::executable,
-    command::workspace,
+    command::{command, read, workspace},
     guest::{Cpu, GUESTS, Guest, against},
     kernels::{Kernel, chosen},
     setup,
@@ -45,13 +45,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let matrix = executable("format-guard-tests", "bin", "matrix")?;
     let tables: Vec<&str> =
         arguments.table.as_deref().map_or(vec!["destructive", "everyday"], |table| vec![table]);
+    let tools = tools()?;
     let mut held = true;
     for key in chosen(&arguments.kernel, &["6.12"]) {
         let kernel = Kernel::get(key)?;
         for table in &tables {
             let programs = [guard.as_path(), matrix.as_path()];
             let (whole, rows) = hold(&kernel, table, programs, Turn::WHOLE, &arguments.kinds)?;
-            let page = page(table, &kernel.release, &rows);
+            let page = page(table, &kernel.release, &tools, &rows);
             print!("{page}");
             held &= whole;
             if arguments.kinds.is_empty() && !rows.is_empty() {
@@ -128,9 +129,21 @@ fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -
     })
 }
 
+/// When this is, and the versions of the tools: guests run this host's own.
+fn tools() -> Result<String> {
+    let mut query = command(
+        "dpkg-query",
+        ["-W", "-f=${Package} ${Version}\n", "util-linux", "coreutils", "busybox-static"],
+    );
+    query.args(setup::tools());
+    let versions: Vec<String> = read(query)?.lines().map(str::to_owned).collect();
+    let date = read(command("date", ["--utc", "+%F"]))?;
+    Ok(format!("{}: {}.", date.trim(), versions.join(", ")))
+}
+
 /// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be said of
 /// those that are not simply held.
-fn page(table: &str, kernel: &str, rows: &[Value]) -> String {
+fn page(table: &str, kernel: &str, tools: &str, rows: &[Value]) -> String {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or("").to_owned();
     let count = |outcome: &str| rows.iter().filter(|row| text(row, "outcome") == outcome).count();
     let tried = rows.len() - count("not tried");
@@ -145,6 +158,7 @@ fn page(table: &str, kernel: &str, rows: &[Value]) -> String {
         count("failed"),
         count("not tried")
     );
+    let _ = writeln!(page, "{tools}\n");
     let mut volumes: Vec<String> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let mut cells: BTreeMap<(String, String), &Value> = BTreeMap::new();

@@ -76,6 +76,11 @@ pub(crate) fn ready() -> Result<()> {
     Ok(())
 }
 
+/// Packages that the tests take their tools from.
+pub(crate) fn tools() -> impl Iterator<Item = &'static str> {
+    PACKAGES.iter().filter(|(_, purpose)| *purpose == "tests").map(|(package, _)| *package)
+}
+
 fn packages() -> Result<()> {
     if !exists("apt-get") || !exists("dpkg-query") {
         bail!("{}", elsewhere());

@@ -5,9 +5,10 @@ use std::{fs, path::Path};
 use anyhow::{Result, ensure};
 use format_guard_tests::{
     attack::LUKS_FORMAT,
-    device::{Device, Loop, remove_partitions},
+    device::{Device, Loop, Snapshot, remove_partitions},
     guard::Guard,
-    tool::{module, must, must_with},
+    tool::{command, module, must, must_with, run_command},
+    wait_for,
 };
 
 use crate::make_ext4;
@@ -179,4 +180,39 @@ fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
     guard.wait_for_state(path, "blank")?;
     make_ext4(&guard, path)?;
     nothing_was_refused(&guard)
+}
+
+/// What a virtual machine does to its disk its monitor does to the volume: qemu's own block layer serves it here, and what a
+/// guest would write comes over a socket.
+#[test]
+fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Result<()> {
+    const SOCKET: &str = "/run/fg-monitor";
+    let guard = Guard::shared()?;
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    let before = Snapshot::of(&device)?;
+    let mut monitor = command(&format!(
+        "qemu-nbd --format=raw --cache=none --persistent --socket={SOCKET} {}",
+        device.path().display()
+    ))
+    .spawn()?;
+    wait_for("the monitor", || Ok(Path::new(SOCKET).exists().then_some(())))?;
+    let writes = |offset: &str| -> Result<bool> {
+        // qemu-io ends with 0 whatever came of its commands.
+        let mut client = command("qemu-io -f raw -c");
+        client.arg(format!("write -P 1 {offset} 4k")).arg(format!("nbd+unix:///?socket={SOCKET}"));
+        let ran = run_command(client, "qemu-io", "")?;
+        Ok(ran.text.contains("wrote 4096/4096"))
+    };
+    ensure!(!writes("0")?, "it formatted its disk");
+    ensure!(!writes("9M")?, "it was refused once, and writes again");
+    before.unchanged(&device)?;
+    ensure!(monitor.try_wait()?.is_none(), "the monitor did not survive");
+    guard.json(&format!("volume untaint {} --reason vm", device.path().display()))?;
+    ensure!(writes("9M")?, "it did not get its disk back");
+    ensure!(!writes("0")?, "it formatted its disk after all");
+    monitor.kill()?;
+    monitor.wait()?;
+    fs::remove_file(SOCKET)?;
+    Ok(())
 }
