@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     println!("test: building the scenarios");
     let guard = executable("format-guard", "bin", "format-guard")?;
-    let everywhere = arguments.filter.is_some() || !arguments.kernel.is_empty();
+    let everywhere = !arguments.kernel.is_empty();
     let boots = boots(&kernels, arguments.filter.as_deref(), everywhere)?;
     outcomes.extend(in_guests(boots, &guard)?);
     if arguments.filter.is_none() {
@@ -145,16 +145,23 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<V
     };
     let mut boots = Vec::new();
     for kernel in kernels {
-        let once = if everywhere || kernel.key == WHOLE { &[][..] } else { &ONCE };
-        let skipped: Vec<&str> = once.iter().flat_map(|name| ["--skip", name]).collect();
-        boots.push(Boot {
-            name: format!("{} scenarios", kernel.key),
+        let of_scenarios = |name: &str, arguments: Vec<OsString>| Boot {
+            name: format!("{} {name}", kernel.key),
             kernel: kernel.clone(),
             executable: scenarios.clone(),
-            arguments: libtest(&skipped),
+            arguments,
             disks: Vec::new(),
             then: None,
-        });
+        };
+        if filter.is_some() {
+            boots.push(of_scenarios("scenarios", libtest(&[])));
+        } else {
+            let skipped: Vec<&str> = ONCE.iter().flat_map(|name| ["--skip", name]).collect();
+            boots.push(of_scenarios("scenarios", libtest(&skipped)));
+            if everywhere || kernel.key == WHOLE {
+                boots.push(of_scenarios("scenarios of the agent", libtest(&ONCE)));
+            }
+        }
         if filter.is_some_and(|filter| !"reboot".contains(filter)) {
             continue;
         }
