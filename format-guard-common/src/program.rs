@@ -64,8 +64,8 @@ const fn maintainer(name: &'static str) -> Program {
 ///
 /// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
 /// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
-/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases`]). `dd`, `cp`, `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are
-/// judged by what they write.
+/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases`]). `dd`, `cp`,
+/// `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
     formatter("mkfs"),

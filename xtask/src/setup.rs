@@ -161,7 +161,6 @@ fn elsewhere() -> String {
     let arch = names(&[
         ("xz-utils", "xz"),
         ("busybox-static", "busybox"),
-        ("cloud-guest-utils", "cloud-guest-utils"),
         ("sg3-utils", "sg3_utils"),
         ("pkg-config", "pkgconf"),
         ("libblkid-dev", "util-linux-libs"),

@@ -351,8 +351,7 @@ impl<E: Enforcer> Reconciler<E> {
             Strength::Pending if device.name.starts_with("md") => {
                 let uuid = device.below.iter().find_map(|member| {
                     let content = self.records.get(self.devices.id(member.dev)?)?.content.as_ref()?;
-                    let member = content.types.iter().any(|name| name == "linux_raid_member");
-                    member.then(|| content.uuid.clone())?
+                    content.is_md_member().then(|| content.uuid.clone())?
                 });
                 if let Some(uuid) = uuid {
                     device.identity = identity::md_of_uuid(&uuid, "a member's superblock");

@@ -106,7 +106,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if audit || record.audit {
         rule.flags |= flag::AUDIT;
     }
-    if record.strict || record.content.as_ref().is_some_and(is_member) {
+    // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
+    // write there.
+    if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
     }
     // Whoever may format a device may format what lies on it.
@@ -118,12 +120,6 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         rule.flags |= flag::STACKED;
     }
     (rule, windows)
-}
-
-/// A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools write
-/// there. What reads it for something else begins with the data.
-fn is_member(content: &Content) -> bool {
-    content.types.iter().any(|name| name == "linux_raid_member")
 }
 
 /// Its own marks first; while nothing else is known of it, also those of what it maps.

@@ -67,6 +67,12 @@ impl Content {
                 .all(|name| CONTAINERS.contains(&name.as_str()) || name.ends_with("_raid_member"))
     }
 
+    /// It is a member of an md array.
+    #[must_use]
+    pub fn is_md_member(&self) -> bool {
+        self.types.iter().any(|name| name == "linux_raid_member")
+    }
+
     /// The format's name for people.
     #[must_use]
     pub fn name(&self) -> &str {

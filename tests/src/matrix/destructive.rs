@@ -456,21 +456,20 @@ impl<'a> Volume<'a> {
     /// One try, and what came of it.
     fn attack(&self, name: &str, attack: &Attack, at: &At<'_>) -> Result<Row> {
         let before = self.guard.newest_refusal()?;
-        let (failed, said) = match attack {
+        let result = match attack {
             Attack::Line(line) | Attack::Copied(line) => {
                 let number = fs::metadata(at.node)?.rdev();
                 let number = format!("{} {}", libc::major(number), libc::minor(number));
                 let ran = shell(&self.fill(line, at.node).replace("$R", &number))?;
-                (ran.status != 0, ran.message().to_owned())
+                if ran.status == 0 { Ok(()) } else { Err(ran.message().to_owned()) }
             }
             Attack::Road(road) => {
                 let aim = Aim { path: at.node, offset: at.start + self.mark.0, length: self.mark.1 };
-                let result = in_child(|| road(&aim))?.wait()?;
-                (result.is_err(), result.map_or_else(|error| error.to_string(), |()| String::new()))
+                in_child(|| road(&aim))?.wait()?.map_err(|error| error.to_string())
             }
             Attack::Early(file) => {
-                let result = in_child(|| file.write_all_at(&GARBAGE, self.mark.0))?.wait()?;
-                (result.is_err(), result.map_or_else(|error| error.to_string(), |()| String::new()))
+                let write = || file.write_all_at(&GARBAGE, self.mark.0);
+                in_child(write)?.wait()?.map_err(|error| error.to_string())
             }
         };
         if Path::new("/sys/block/md91").exists() && at.node != Path::new("/dev/md91") {
@@ -479,15 +478,20 @@ impl<'a> Volume<'a> {
         }
         flush(self.copy.path())?;
         let (changed, place) = difference(self.golden.path(), self.copy.file())?;
-        let refused = self.was_refused(before, failed)?;
+        let refused = self.was_refused(before, result.is_err())?;
         let after = self.guard.shown_id(self.known["id"].as_str().context("no id")?)?;
         let true_record = after["state"] == "formatted" && after["content"] == self.known["content"];
         let marks = self.marks_are_there()?;
         let (outcome, note) = match (refused, changed) {
             (_, 0) if !true_record => (Outcome::Failed, format!("the record is {}", after["state"])),
             (true, 0) => (Outcome::Held, String::new()),
-            (false, 0) if failed => (Outcome::NotTried, format!("it gave up by itself: {said}")),
-            (false, 0) => (Outcome::NotTried, "it changed nothing by itself".to_owned()),
+            (false, 0) => (
+                Outcome::NotTried,
+                match result {
+                    Err(said) => format!("it gave up by itself: {said}"),
+                    Ok(()) => "it changed nothing by itself".to_owned(),
+                },
+            ),
             (true, _) if marks && true_record => (Outcome::Partly, place),
             (false, _) if marks && true_record && matches!(attack, Attack::Copied(_)) => {
                 (Outcome::Partly, format!("{place}, and nothing was refused"))
