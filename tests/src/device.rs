@@ -482,7 +482,14 @@ impl Iscsi {
     /// # Errors
     /// When it stays.
     pub fn stop_serving(&self) -> Result<()> {
-        must(&format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target)).map(drop)
+        let delete = format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target);
+        wait_for("a target to go", || {
+            let ran = run(&delete)?;
+            // A command is under way.
+            let busy = ran.text.contains("this logical unit is still active");
+            ensure!(ran.status == 0 || busy, "{delete}: {}", ran.text);
+            Ok((!busy).then_some(()))
+        })
     }
 
     /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids change sides.

@@ -90,8 +90,30 @@ pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
     if found.is_empty() {
         return Ok(Finding::Blank);
     }
-    let marks = marks::derive(&found, size, &device);
+    let read = Read { head, tail_start, tail, between: &device };
+    let marks = marks::derive(&found, size, &read);
     Ok(Finding::Holds { found, marks, partitions })
+}
+
+/// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read again, and
+/// what is there then would be taken for it.
+struct Read<'a> {
+    head: Vec<u8>,
+    tail_start: u64,
+    tail: Vec<u8>,
+    between: &'a dyn ReadAt,
+}
+
+impl ReadAt for Read<'_> {
+    fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        let within = |bytes: &[u8], start: u64| {
+            let from = usize::try_from(offset.checked_sub(start)?).ok()?;
+            bytes.get(from..from.checked_add(length)?).map(<[u8]>::to_vec)
+        };
+        within(&self.head, 0)
+            .or_else(|| within(&self.tail, self.tail_start))
+            .or_else(|| self.between.read_at(offset, length))
+    }
 }
 
 /// Opens the node of a device by its kernel name, after making sure that it is that device's.
@@ -253,4 +275,36 @@ fn found_by_libblkid(copy: &File) -> Result<Vec<Found>, BlkidErr> {
         });
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device whose content is gone since its ends were read.
+    struct Zeroed;
+
+    impl ReadAt for Zeroed {
+        fn read_at(&self, _: u64, length: usize) -> Option<Vec<u8>> {
+            Some(vec![0; length])
+        }
+    }
+
+    #[test]
+    fn a_mark_is_what_libblkid_saw_though_the_device_reads_as_zeros_since() {
+        let (mut head, mut tail) = (vec![0; 8192], vec![0; 4096]);
+        head[1080..1082].copy_from_slice(b"\x53\xef");
+        tail[4000..4002].copy_from_slice(b"zz");
+        let size = 1 << 20;
+        let tail_start = size - 4096;
+        let found = [("ext4", 1080), ("exotic", tail_start + 4000)].map(|(name, offset)| Found {
+            name: name.into(),
+            uuid: None,
+            label: None,
+            magic_offset: Some(offset),
+        });
+        let marks = marks::derive(&found, size, &Read { head, tail_start, tail, between: &Zeroed });
+        let kept: Vec<(u64, &[u8])> = marks.iter().map(|mark| (mark.offset, &*mark.bytes)).collect();
+        assert_eq!(kept, [(1080, &b"\x53\xef"[..]), (tail_start + 4000, b"zz")]);
+    }
 }
