@@ -4,6 +4,8 @@
 //! formatter that goes by another name meets the marks instead. No entry may widen what an unknown program may do
 //! to a mark's magic.
 
+use crate::each::each;
+
 /// What a program is known as: a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
@@ -176,19 +178,37 @@ pub fn is_told_by_arguments(comm: [u64; 2]) -> bool {
 #[inline(always)]
 #[must_use]
 pub fn erases(comm: [u64; 2], arguments: &[u8; ARGUMENTS]) -> bool {
+    let mut seen = Seen { arguments, last: 0, keys: 0, tables: 0 };
+    each(ARGUMENTS as u32, &mut seen, look);
+    comm == CRYPTSETUP && seen.keys != 0 || comm == SGDISK && seen.tables != 0
+}
+
+/// What was seen of a program's arguments.
+struct Seen<'a> {
+    arguments: &'a [u8; ARGUMENTS],
+    /// The last eight bytes, as they lie in memory; shifted, the last seven, six or four.
+    last: u64,
+    /// Not zero: one erases key slots.
+    keys: u64,
+    /// Not zero: one erases partition tables.
+    tables: u64,
+}
+
+/// Looks at one byte more.
+extern "C" fn look(number: u32, seen: *mut Seen<'_>) -> i64 {
     const ERASE: u64 = word(*b"\0erase\0\0");
     const LUKS_ERASE: u64 = word(*b"\0luksEra");
     const ZAP: u64 = word(*b"\0--zap\0\0");
     const ZAP_ALL: u64 = word(*b"\0-Z\0\0\0\0\0");
     const ZAP_ONE: u64 = word(*b"\0-z\0\0\0\0\0");
-    let (mut last, mut keys, mut tables) = (0_u64, false, false);
-    for byte in arguments {
-        // The last eight bytes, as they lie in memory; shifted, the last seven, six or four.
-        last = last >> 8 | u64::from(*byte) << 56;
-        keys |= last >> 8 == ERASE || last == LUKS_ERASE;
-        tables |= last >> 16 == ZAP || last >> 32 == ZAP_ALL || last >> 32 == ZAP_ONE;
-    }
-    comm == CRYPTSETUP && keys || comm == SGDISK && tables
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let seen = unsafe { &mut *seen };
+    let Some(byte) = seen.arguments.get(number as usize) else { return 1 };
+    let last = seen.last >> 8 | u64::from(*byte) << 56;
+    seen.last = last;
+    seen.keys |= u64::from(last >> 8 == ERASE || last == LUKS_ERASE);
+    seen.tables |= u64::from(last >> 16 == ZAP || last >> 32 == ZAP_ALL || last >> 32 == ZAP_ONE);
+    0
 }
 
 /// Slots of the map `NAMES`.

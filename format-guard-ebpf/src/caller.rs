@@ -1,8 +1,12 @@
 //! The facts about the calling process.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid,
-    generated::{bpf_copy_from_user, bpf_get_current_cgroup_id, bpf_get_current_task_btf},
+    bpf_get_current_pid_tgid,
+    generated::{
+        bpf_copy_from_user, bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task_btf,
+    },
 };
 use format_guard_common::{
     event::Process,
@@ -17,7 +21,12 @@ use crate::{
 /// Name of the calling thread.
 #[inline(always)]
 pub(crate) fn comm() -> [u8; 16] {
-    bpf_get_current_comm().unwrap_or([0; 16])
+    let mut comm = MaybeUninit::<[u8; 16]>::uninit();
+    // SAFETY: 16 bytes of stack, all of which the helper fills.
+    unsafe {
+        bpf_get_current_comm(comm.as_mut_ptr().cast(), 16);
+        comm.assume_init()
+    }
 }
 
 /// The same as two words, without a helper.

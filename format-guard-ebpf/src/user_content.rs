@@ -1,6 +1,8 @@
 //! The bytes of a write, in the caller's memory. Nothing of it is kept on the stack, which is short of room: the iovecs
 //! are read again for every check that lies under the write.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use format_guard_common::{Content, opaque};
 
@@ -23,10 +25,13 @@ pub(crate) enum Source {
 /// Base and length of one of the caller's iovecs; of one that cannot be read, zeros.
 #[inline(always)]
 fn iovec(address: u64, number: u64) -> [u64; 2] {
-    let mut iovec = [0_u64; 2];
+    let mut iovec = MaybeUninit::<[u64; 2]>::uninit();
     let place = address.wrapping_add(number * IOVEC);
-    // SAFETY: 16 bytes of stack; the helper checks the user address and zeroes on failure.
-    let _ = unsafe { bpf_probe_read_user(iovec.as_mut_ptr().cast(), IOVEC as u32, place as *const _) };
+    // SAFETY: 16 bytes of stack; the helper checks the user address, and zeroes all of them on failure.
+    let iovec = unsafe {
+        bpf_probe_read_user(iovec.as_mut_ptr().cast(), IOVEC as u32, place as *const _);
+        iovec.assume_init()
+    };
     [iovec[0], iovec[1] & 0x7fff_ffff]
 }
 
@@ -122,11 +127,17 @@ impl Content for UserContent {
             return None;
         }
         // Twice what a check holds: the mask above allows up to 31.
-        let mut bytes = [0_u64; 4];
-        // SAFETY: at most 31 bytes into 32 of stack; the helper checks the user address.
-        let failed = unsafe {
-            bpf_probe_read_user(bytes.as_mut_ptr().cast(), bounded(length) as u32, address as *const _)
+        let mut bytes = MaybeUninit::<[u64; 4]>::uninit();
+        let start: *mut u64 = bytes.as_mut_ptr().cast();
+        // SAFETY: at most 31 bytes into 32 of stack, all of them zeroed; the helper checks the user address.
+        let (failed, bytes) = unsafe {
+            // Each by itself: for an array LLVM calls a loop of bytes, which the verifier follows byte by byte.
+            for word in 0..4 {
+                start.add(word).write_volatile(0);
+            }
+            let failed = bpf_probe_read_user(start.cast(), bounded(length) as u32, address as *const _);
+            (failed, [start.read(), start.add(1).read()])
         };
-        (failed == 0).then_some([bytes[0], bytes[1]])
+        (failed == 0).then_some(bytes)
     }
 }

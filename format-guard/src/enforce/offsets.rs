@@ -94,10 +94,12 @@ pub struct KernelTypes {
 impl KernelTypes {
     /// Reads them from `path`, usually [`KERNEL_BTF`].
     pub fn read(path: &Path) -> Result<Self, OffsetError> {
-        Btf::from_file(path).map(|btf| Self { btf }).map_err(|error| OffsetError::Unreadable {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        })
+        // In one piece: btf-rs asks a file for its position at every type, which is a system call each time.
+        let btf = std::fs::read(path)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| Btf::from_bytes(&bytes).map_err(|error| error.to_string()))
+            .map_err(|reason| OffsetError::Unreadable { path: path.display().to_string(), reason })?;
+        Ok(Self { btf })
     }
 
     /// Whether the kernel has a function of this name that programs can attach to.
