@@ -23,8 +23,8 @@ pub struct HolderEntry {
     pub diskseq: u64,
     /// Kernel `dev_t` of the device that it formats.
     pub dev: u32,
-    /// Always zero; keeps the layout free of padding.
-    pub zero: u32,
+    /// Not zero once it wrote or erased anything: one that only looked has not formatted.
+    pub wrote: u32,
     /// Not zero once a file system on the device was mounted after the format began.
     pub mounted: u64,
     /// Name of the program (`task_struct.comm`), NUL-padded.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
-    Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, Verdict,
+    Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
     clear::slot,
     decide,
     event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey},
@@ -177,9 +177,19 @@ pub(crate) fn judge<B: Content>(target: &Target<'_>, request: Request, content: 
 
 #[inline(always)]
 fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Request, content: &B) -> i32 {
+    const BLANK: u32 = State::Blank as u32;
+    const PERMITTED: u32 = State::Permitted as u32;
+    const FORMATTING: u32 = State::Formatting as u32;
+
     count(Counter::Judged);
     let (kind, reason) = match decide(target.rule, &request, caller, content) {
-        Verdict::Allow => return 0,
+        Verdict::Allow => {
+            let open = matches!(request.operation, Operation::Open);
+            if !open && matches!(target.rule.state, BLANK | PERMITTED | FORMATTING) {
+                wrote(target);
+            }
+            return 0;
+        }
         Verdict::Begin => (EventKind::FormatBegan, 0),
         Verdict::Relabel => (EventKind::Relabelled, 0),
         Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
@@ -202,7 +212,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
 fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
-    if kind == EventKind::FormatBegan as u32 && !begin(target, process) {
+    if kind == EventKind::FormatBegan as u32 && !begin(target, process, request.operation) {
         (kind, reason) = (DENIED, Reason::BeingFormatted as u32);
     }
     if kind == DENIED {
@@ -234,6 +244,20 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
     if kind == DENIED { -EPERM } else { 0 }
 }
 
+/// Remembers of the one who formats a device that it was changed.
+#[inline(never)]
+fn wrote(target: &Target<'_>) {
+    let process = caller::process();
+    if let Some(entry) = HOLDERS.get_ptr_mut(target.rule.lead) {
+        // SAFETY: a map value; one aligned store.
+        unsafe {
+            if (*entry).process == process && (*entry).diskseq == target.rule.lead_diskseq {
+                (*entry).wrote = 1;
+            }
+        }
+    }
+}
+
 /// Cuts the caller off from the device.
 #[inline(always)]
 fn taint(target: &Target<'_>, process: Process) {
@@ -249,12 +273,12 @@ fn taint(target: &Target<'_>, process: Process) {
 
 /// Makes the caller the one process that formats the device; false when another was faster.
 #[inline(always)]
-fn begin(target: &Target<'_>, process: Process) -> bool {
+fn begin(target: &Target<'_>, process: Process, operation: Operation) -> bool {
     let entry = HolderEntry {
         process,
         diskseq: target.rule.lead_diskseq,
         dev: target.dev,
-        zero: 0,
+        wrote: u32::from(!matches!(operation, Operation::Open)),
         mounted: 0,
         comm: caller::comm(),
         cgroup: caller::cgroup(),

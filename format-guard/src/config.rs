@@ -16,6 +16,8 @@ pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Longest quarantine, in seconds.
+const MAX_QUARANTINE: u64 = 86_400;
 /// Names that [`Config::trusted`] has at most.
 const MAX_TRUSTED: usize = 64;
 
@@ -69,6 +71,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
     ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
     (
+        "quarantine",
+        "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
+         might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+    ),
+    (
         "trusted",
         "Programs that may write to strict volumes besides those that are known to maintain them, by the name that the \
          kernel knows them by (its first 15 bytes count). Needs a restart.",
@@ -101,6 +108,8 @@ pub struct Config {
     pub probe_deadline: u64,
     /// How often the world is compared with the records, in seconds.
     pub resync_interval: u64,
+    /// How long a volume that may have been formatted unseen must read blank, in seconds.
+    pub quarantine: u64,
     /// Programs that may write to strict volumes.
     pub trusted: Vec<String>,
     /// Whether `SG_IO` and `NVMe` passthrough may write.
@@ -118,6 +127,7 @@ impl Default for Config {
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
             resync_interval: 5,
+            quarantine: 300,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
             longhorn_dir: PathBuf::from("/dev/longhorn"),
@@ -178,6 +188,12 @@ impl Config {
                 return Err(format!("{key} is {value}: it must be between 1 and 3600 seconds"));
             }
         }
+        if config.quarantine > MAX_QUARANTINE {
+            return Err(format!(
+                "quarantine is {}: it must be at most {MAX_QUARANTINE} seconds",
+                config.quarantine
+            ));
+        }
         if config.mode == Mode::Strict {
             let way = "format-guard mode strict --volume VOLUME --reason TEXT";
             return Err(format!("mode is strict, which is a mode of single volumes: set it with {way}"));
@@ -205,6 +221,7 @@ impl Config {
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
+            ("quarantine", self.quarantine != new.quarantine),
             ("trusted", self.trusted != new.trusted),
             ("passthrough", self.passthrough != new.passthrough),
         ]
@@ -327,6 +344,7 @@ mod tests {
             "trusted = ['/usr/bin/qemu']",
             "trusted = ['']",
             "passthrough = true",
+            "quarantine = 86401",
             "state_dir = 'state'",
             "mode = 'audit'\nmode = 'audit'",
         ] {

@@ -109,7 +109,7 @@ impl Guard {
         let name = root.file_name().context("no name")?.to_string_lossy().replace('.', "-");
         let pins = Path::new("/sys/fs/bpf").join(name);
         let config = format!(
-            "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\n",
+            "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\nquarantine = 5\n",
             state.display(),
             root.join("run").display(),
             pins.display()

@@ -16,13 +16,13 @@ mod uevents;
 use std::{
     fs,
     path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
 use tokio::{
     signal::unix,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tracing::{info, warn};
@@ -40,6 +40,9 @@ use reconciler::{Input, Reconciler, World};
 
 /// Inputs that wait for the reconciler at most; who sends more waits.
 const QUEUE: usize = 1024;
+
+/// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
+const STOPPING: Duration = Duration::from_secs(30);
 
 /// Seconds since 1970.
 #[must_use]
@@ -97,6 +100,7 @@ pub async fn run(start: Start) -> Result<()> {
         forced_audit: start.audit,
         degraded,
         never_arm: matches!(opened, Opened::SetAside(_)),
+        quarantine: config.quarantine.cast_signed(),
     };
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
     let told = reconciler.told();
@@ -123,7 +127,7 @@ pub async fn run(start: Start) -> Result<()> {
     let (interval, intervals) = watch::channel(config.resync_interval);
     tasks.spawn(ticks(intervals, inputs.clone()));
     tasks.spawn(reloads(start, interval, inputs.clone()));
-    tasks.spawn(control::run(socket, control::Agent { inputs, prober, told }));
+    tasks.spawn(control::run(socket, control::Agent { inputs: inputs.clone(), prober, told }));
     tasks.spawn_blocking(move || reconciler.run(receiver));
 
     let mut terminate = unix::signal(unix::SignalKind::terminate())?;
@@ -134,9 +138,21 @@ pub async fn run(start: Start) -> Result<()> {
             Some(Err(error)) => Err(anyhow::Error::new(error).context("a task of the agent broke; enforcement stays")),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended without an error; enforcement stays"),
         },
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => stop(&inputs).await,
+        _ = interrupt.recv() => stop(&inputs).await,
     }
+}
+
+/// Lets nobody begin what no agent would record. Enforcement stays.
+async fn stop(inputs: &mpsc::Sender<Input>) -> Result<()> {
+    let closed = async {
+        let (done, closed) = oneshot::channel();
+        inputs.send(Input::Stop(done)).await.context("the reconciler is gone")?;
+        closed.await.context("the reconciler ended")
+    };
+    time::timeout(STOPPING, closed)
+        .await
+        .context("the records could not be closed in time; enforcement stays")?
 }
 
 async fn ticks(mut seconds: watch::Receiver<u64>, inputs: mpsc::Sender<Input>) -> Result<()> {

@@ -77,6 +77,8 @@ pub enum Input {
     Tick,
     /// The configuration was read again and is sound.
     Reloaded(Box<Config>),
+    /// The agent stops, and is waited for.
+    Stop(oneshot::Sender<()>),
     /// A client asks.
     Asked(Question, oneshot::Sender<Result<Reply, Failure>>),
 }
@@ -171,6 +173,8 @@ pub struct World {
     pub degraded: Vec<String>,
     /// Records were lost: nothing is armed.
     pub never_arm: bool,
+    /// How long a volume must read blank that may have been formatted unseen, in seconds.
+    pub quarantine: Seconds,
 }
 
 /// The task's state.
@@ -230,17 +234,71 @@ impl<E: Enforcer> Reconciler<E> {
     /// Gives every present device its rule, before anything is attached.
     pub fn start(&mut self) -> Result<()> {
         self.take_up_mode()?;
-        self.compare_with_sysfs()?;
-        for (lead, entry) in self.enforcer.holders() {
-            let device = self.devices.get(Dev::from_kernel(lead));
-            if device.is_none_or(|device| device.diskseq != entry.diskseq) {
-                self.enforcer.release_holder(lead)?;
-            }
+        let gone = |(lead, entry): &(u32, HolderEntry)| {
+            let device = self.world.sysfs.by_number(Dev::from_kernel(*lead));
+            device.is_none_or(|device| device.diskseq != entry.diskseq)
+                || self.world.sysfs.by_number(Dev::from_kernel(entry.dev)).is_none()
+        };
+        let unseen: Vec<_> = self.enforcer.holders().into_iter().filter(gone).collect();
+        if !unseen.is_empty() {
+            self.doubt_what_is_armed()?;
         }
+        for (lead, _) in unseen {
+            self.enforcer.release_holder(lead)?;
+        }
+        self.compare_with_sysfs()?;
         for dev in mounted_devices() {
             self.apply_to_device(dev, &Event::Mounted);
         }
         Ok(())
+    }
+
+    /// A mount proves a format, also one whose event was lost.
+    fn repair_mounts(&mut self) {
+        for dev in mounted_devices() {
+            let record = self.devices.id(dev).and_then(|id| self.records.get(id));
+            if record.is_some_and(|record| {
+                matches!(record.state, State::Unverified | State::Blank | State::Formatting)
+            }) {
+                warn!("device {dev}: the event of a mount was lost");
+                self.repaired += 1;
+                self.apply_to_device(dev, &Event::Mounted);
+            }
+        }
+    }
+
+    /// A format that the kernel let through while no agent ran was on a volume that was detached since: on one of these.
+    fn doubt_what_is_armed(&mut self) -> Result<()> {
+        for id in self.store.armed(&self.world.boot)? {
+            if let Some(record) = self.store.get(&id)? {
+                self.store.put(&transition::next(&record, Event::Doubted, now()).0, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
+    pub fn close(&mut self) {
+        let ids: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| record.armed.is_some())
+            .map(|record| record.id.clone())
+            .collect();
+        for id in ids {
+            let Some(old) = self.records.get(&id).cloned() else { continue };
+            let (new, _) = transition::next(&old, Event::Closed, now());
+            self.records.insert(id.clone(), new.clone());
+            self.put_rules(&id);
+            let device = self.devices.of(&id).next().map(|device| device.dev);
+            // One may have begun until now.
+            if let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) {
+                self.records.insert(id, old);
+                self.take_up(&entry);
+            } else if let Err(error) = self.store.put(&new, &[]) {
+                error!("{id}: cannot be stored: {error}");
+            }
+        }
     }
 
     /// Goes up with every line of the history.
@@ -271,9 +329,15 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    /// Works until every sender is gone, or the kernel's maps fail.
+    /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
     pub fn run(&mut self, mut inputs: mpsc::Receiver<Input>) -> Result<()> {
         while let Some(input) = inputs.blocking_recv() {
+            if let Input::Stop(done) = input {
+                self.close();
+                // Whoever asked may have gone.
+                let _ = done.send(());
+                break;
+            }
             self.handle(input)?;
         }
         Ok(())
@@ -301,6 +365,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Tick => {
                 self.compare_with_sysfs()?;
                 self.repair();
+                self.repair_mounts();
                 let ids: Vec<VolumeId> = self
                     .records
                     .values()
@@ -312,6 +377,8 @@ impl<E: Enforcer> Reconciler<E> {
                 }
             }
             Input::Reloaded(config) => self.reloaded(&config)?,
+            // The last input of all: see `run`.
+            Input::Stop(_) => {}
             Input::Asked(question, reply) => {
                 // The client may have gone.
                 let _ = reply.send(self.answer(question));
@@ -448,7 +515,8 @@ impl<E: Enforcer> Reconciler<E> {
                 self.apply(&id, Event::Mounted);
             }
         }
-        self.step(&id, Event::Attached { boot, strength, records_lost: self.world.never_arm });
+        let (records_lost, quarantine) = (self.world.never_arm, self.world.quarantine);
+        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine });
         self.put_rules_around(dev);
         self.settle(dev);
         for upper in above {
@@ -470,6 +538,10 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn device_gone(&mut self, dev: Dev) {
+        // Its event may still be under way.
+        if let Some(entry) = self.formatter_of(dev) {
+            self.take_up(&entry);
+        }
         let lead = self.lead(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         let Some(device) = self.devices.remove(dev) else { return };
@@ -485,6 +557,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
+            self.step(&id, Event::Closed);
             self.records.remove(&id);
         }
         for dev in around {
@@ -561,12 +634,13 @@ impl<E: Enforcer> Reconciler<E> {
             && let Err(error) = self.store.put(&new, &told)
         {
             error!("{id}: cannot be stored: {error}");
-            if matches!(new.state, State::Blank | State::Permitted | State::Exempt) && new.state != old.state
-            {
+            let loosened = new.state != old.state || new.armed != old.armed;
+            if matches!(new.state, State::Blank | State::Permitted | State::Exempt) && loosened {
                 // Armed before allowed: what is not on disk is not allowed.
                 new = old.clone();
                 new.cause = format!("the store failed: {error}");
                 new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
+                new.armed = None;
             }
         }
         let changed = new.state != old.state || new.marks != old.marks || new.content != old.content;
@@ -593,11 +667,18 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn release(&mut self, id: &VolumeId) {
+        let formatter = self.records.get(id).and_then(|record| record.formatter.clone());
         let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
         for dev in devices {
             let (lead, _) = self.lead(dev);
-            // Of all that share its bytes another one may be the one that is formatted.
-            if self.enforcer.holder(lead).is_some_and(|entry| entry.dev == dev.to_kernel())
+            // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
+            // and not let go of.
+            let told = |entry: &HolderEntry| {
+                formatter.as_ref().is_some_and(|formatter| {
+                    formatter.pid == entry.process.tgid && formatter.started == entry.process.started
+                })
+            };
+            if self.enforcer.holder(lead).is_some_and(|entry| entry.dev == dev.to_kernel() && told(&entry))
                 && let Err(error) = self.enforcer.release_holder(lead)
             {
                 error!("{id}: {error}");
@@ -636,7 +717,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn take_up(&mut self, entry: &HolderEntry) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.devices.id(dev).and_then(|id| self.records.get(id));
-        let untold = record.is_some_and(|record| matches!(record.state, State::Blank | State::Permitted));
+        let untold = record.is_some_and(transition::is_untold);
         if untold {
             self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
         }
@@ -664,6 +745,10 @@ impl<E: Enforcer> Reconciler<E> {
                     self.device_changed(device);
                 }
                 if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                    // What was mounted is what was formatted, also where the event of that was lost.
+                    if let Some(entry) = self.formatter_of(dev) {
+                        self.take_up(&entry);
+                    }
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }
@@ -723,7 +808,10 @@ impl<E: Enforcer> Reconciler<E> {
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
         for id in ended {
-            self.apply(&id, Event::FormatEnded(status));
+            let dev = self.devices.of(&id).next().map(|device| device.dev);
+            let entry = dev.and_then(|dev| self.formatter_of(dev)).filter(|entry| entry.process == process);
+            let wrote = entry.is_none_or(|entry| entry.wrote != 0);
+            self.apply(&id, Event::FormatEnded { status, wrote });
         }
         let worked_on: Vec<VolumeId> = self
             .records

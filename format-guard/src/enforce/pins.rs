@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
-const LAYOUT: &str = "v6";
+const LAYOUT: &str = "v7";
 
 /// The pin directories.
 #[derive(Clone, Debug)]

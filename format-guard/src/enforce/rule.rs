@@ -84,6 +84,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         subject.others.iter().any(|other| other.place == Place::Above && holds_format(other.record));
     let state = match record.state {
         State::Unverified | State::Blank if carries => State::Formatted,
+        // Its use could not be recorded.
+        State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
+        State::Permitted if record.armed.is_none() => State::Unverified,
         state => state,
     };
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
@@ -285,9 +288,17 @@ mod tests {
     fn whoever_may_format_the_disk_may_format_what_lies_on_it() {
         let upper = record("upper", State::Formatted);
         for state in [State::Permitted, State::Formatting] {
-            let disk = record("disk", state);
+            let disk = Record { armed: Some("boot".into()), ..record("disk", state) };
             let (rule, windows) = of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false);
             assert_eq!((rule.state, windows.count), (state as u32, 0));
+        }
+    }
+
+    #[test]
+    fn a_permit_counts_only_while_its_use_would_be_recorded() {
+        for (ever_formatted, state) in [(true, State::Formatted), (false, State::Unverified)] {
+            let disk = Record { ever_formatted, ..record("disk", State::Permitted) };
+            assert_eq!(of(&subject(&disk, Vec::new()), false).0.state, state as u32);
         }
     }
 

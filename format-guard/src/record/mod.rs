@@ -15,7 +15,7 @@ use crate::volume::{VolumeId, marks::Mark};
 pub type Seconds = i64;
 
 /// What a volume holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Content {
     /// libblkid's names of every format found, the first one for people.
@@ -81,7 +81,7 @@ impl Content {
 }
 
 /// A process that formats or formatted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Formatter {
     /// Process id in the initial pid namespace.
@@ -99,7 +99,7 @@ pub struct Formatter {
 }
 
 /// An operator's allowance for one re-format.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Permit {
     /// Why.
@@ -113,7 +113,7 @@ pub struct Permit {
 }
 
 /// A volume with which another shares its bytes, and whose format its own would destroy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Overlay {
     /// Its id and what it holds, for people.
     pub by: String,
@@ -122,7 +122,7 @@ pub struct Overlay {
 }
 
 /// What is known of one volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state: the state is `state`")]
 pub struct Record {
     /// Which volume.
@@ -159,6 +159,8 @@ pub struct Record {
     pub strict: bool,
     /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`); of a weak identity, first.
     pub boot: String,
+    /// The boot in which the kernel was told that it may be formatted, until it is known what came of that.
+    pub armed: Option<String>,
 
     /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
     pub held: Option<&'static str>,
@@ -166,8 +168,16 @@ pub struct Record {
     pub overlaid: Option<Overlay>,
     /// Clean and blank probes in a row since it was attached. Not stored.
     pub clean_passes: u32,
+    /// The boot in which it is attached; empty while it is not. Not stored.
+    pub attached_in: String,
+    /// Since when it must read blank all the time to be armed: a format may have gone unseen. Not stored.
+    pub doubted_since: Option<Seconds>,
+    /// For how long then, in seconds. Not stored: the configuration's.
+    pub quarantine: Seconds,
     /// The formatter may still run. Not stored: after a restart its end is found out anew.
     pub running: bool,
+    /// The formatter's end was seen. Not stored.
+    pub over: bool,
     /// Wait status of the formatter, once it has ended and the kernel told. Not stored.
     pub ended: Option<u32>,
     /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
@@ -198,10 +208,15 @@ impl Record {
             audit: false,
             strict: false,
             boot: String::new(),
+            armed: None,
             held: None,
             overlaid: None,
             clean_passes: 0,
+            attached_in: String::new(),
+            doubted_since: None,
+            quarantine: 0,
             running: false,
+            over: false,
             ended: None,
             relabelled: false,
             tool_at_work: None,

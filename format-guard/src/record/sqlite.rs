@@ -75,6 +75,11 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE volumes ADD COLUMN strict INTEGER NOT NULL DEFAULT 0;
 ",
+    // What an older version armed may have been formatted since.
+    "
+    ALTER TABLE volumes ADD COLUMN armed TEXT;
+    UPDATE volumes SET armed = boot WHERE state IN ('blank', 'permitted');
+",
 ];
 
 /// The embedded store.
@@ -230,6 +235,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.boot = row.get("boot")?;
     record.audit = row.get("audit")?;
     record.strict = row.get("strict")?;
+    record.armed = row.get("armed")?;
     Ok(Raw {
         state: row.get("state")?,
         content: row.get("content")?,
@@ -295,11 +301,11 @@ impl Store for SqliteStore {
         transaction
             .prepare_cached(
                 "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-                 discrepancy, first_seen, boot, ever_formatted, audit, strict) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+                 discrepancy, first_seen, boot, ever_formatted, audit, strict, armed) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
                  ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
                  content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-                 ever_formatted = ?13, audit = ?14, strict = ?15",
+                 ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16",
             )?
             .execute(params![
                 volume,
@@ -317,6 +323,7 @@ impl Store for SqliteStore {
                 record.ever_formatted,
                 record.audit,
                 record.strict,
+                record.armed,
             ])?;
         transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
         for mark in &record.marks {
@@ -344,6 +351,13 @@ impl Store for SqliteStore {
             Ok((id.into(), state))
         })
         .collect()
+    }
+
+    fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError> {
+        let mut select =
+            self.connection.prepare_cached("SELECT id FROM volumes WHERE armed = ?1 ORDER BY id")?;
+        let rows = select.query_map([boot], |row| row.get::<_, String>(0))?;
+        rows.map(|id| Ok(id?.into())).collect()
     }
 
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError> {

@@ -121,6 +121,8 @@ pub trait Store {
     fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError>;
     /// Every record's id and state, by id.
     fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError>;
+    /// Volumes of which the kernel was told in this boot that they may be formatted, and not yet what came of it.
+    fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError>;
     /// Adds to the history.
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError>;
     /// Lines of the history, oldest first.

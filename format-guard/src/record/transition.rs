@@ -1,8 +1,8 @@
 //! The states of a record and every way from one to another: a pure function.
 //!
 //! It must never let a record leave Formatted without an operator's permit, nor make one Blank (armed) without two
-//! clean probes since the volume was attached. What it returns is stored before the kernel's rule changes: armed
-//! before allowed.
+//! clean probes since the volume was attached, nor at once where a format may have gone unseen. What it returns is stored
+//! before the kernel's rule changes: armed before allowed.
 
 use format_guard_common::{State, event::Process};
 
@@ -33,13 +33,24 @@ pub enum Event {
         strength: Strength,
         /// Records may have been lost: what reads blank need not be.
         records_lost: bool,
+        /// How long it must read blank where a format may have gone unseen, in seconds.
+        quarantine: Seconds,
     },
+    /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
+    Closed,
+    /// A format was let through that nobody saw, and it may have been on this volume, which is not there.
+    Doubted,
     /// A probe came back.
     Probed(Result<Finding, ProbeError>),
     /// The kernel let a formatter through.
     FormatBegan(Formatter),
-    /// The formatter has ended; the wait status where the kernel told it.
-    FormatEnded(Option<u32>),
+    /// The formatter has ended.
+    FormatEnded {
+        /// Its wait status where the kernel told it.
+        status: Option<u32>,
+        /// It wrote, or may have written, to the volume.
+        wrote: bool,
+    },
     /// A file system on it was mounted.
     Mounted,
     /// A re-labelling tool was let through.
@@ -113,12 +124,17 @@ pub struct Report {
 pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
     match event {
-        Event::Attached { boot, strength, records_lost } => step.attached(boot, strength, records_lost),
+        Event::Attached { boot, strength, records_lost, quarantine } => {
+            step.record.quarantine = quarantine;
+            step.attached(boot, strength, records_lost);
+        }
+        Event::Closed => step.closed(),
+        Event::Doubted => step.record.armed = Some(UNSEEN.to_owned()),
         Event::Probed(Ok(Finding::Blank)) => step.blank(),
         Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
         Event::FormatBegan(formatter) => step.format_began(formatter),
-        Event::FormatEnded(status) => step.format_ended(status),
+        Event::FormatEnded { status, wrote } => step.format_ended(status, wrote),
         Event::Mounted => step.mounted(),
         Event::Relabelled(tool) => step.relabelled(tool),
         Event::OwnerWiped(tool) => step.record.tool_at_work = Some(tool),
@@ -144,6 +160,16 @@ pub fn waits(record: &Record) -> bool {
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.permit.is_some()
+}
+
+/// Whether a format that the kernel has let through on it, as it says itself, was not told yet.
+#[must_use]
+pub fn is_untold(record: &Record) -> bool {
+    match record.state {
+        State::Blank | State::Permitted | State::Unverified => true,
+        State::Formatting => !record.running && !record.over,
+        State::Formatted | State::Exempt => false,
+    }
 }
 
 /// Known under another name than its own for a moment: nothing worth keeping.
@@ -174,11 +200,26 @@ impl Step {
         }
         self.record.state = state;
         self.record.cause = cause.into();
+        match state {
+            State::Blank | State::Permitted => self.arm(),
+            State::Formatting | State::Formatted | State::Exempt => self.record.armed = None,
+            // What the kernel was told before it may still do.
+            State::Unverified => {}
+        }
+        if state != State::Unverified {
+            self.record.doubted_since = None;
+        }
     }
 
     fn unverified(&mut self, cause: impl Into<String>) {
         self.record.clean_passes = 0;
         self.to(State::Unverified, cause);
+    }
+
+    /// Of what is not attached the kernel knows nothing.
+    fn arm(&mut self) {
+        let boot = &self.record.attached_in;
+        self.record.armed = (!boot.is_empty()).then(|| boot.clone());
     }
 
     fn probe(&mut self) {
@@ -204,16 +245,39 @@ impl Step {
         } else {
             None
         };
+        // In the same boot the kernel itself tells of a format that has begun since.
+        let unseen = self.record.armed.as_ref().is_some_and(|armed| *armed != boot);
+        self.record.attached_in.clone_from(&boot);
         if self.record.held.is_none() {
             self.record.boot = boot;
         }
         self.record.clean_passes = 0;
         self.record.relabelled = false;
-        // An armed record is trusted for one attachment only.
-        if matches!(self.record.state, State::Blank | State::Unverified) {
-            self.unverified(self.record.held.unwrap_or("attached, not probed yet"));
+        let interrupted = self.record.state == State::Formatting && !self.record.running;
+        self.record.doubted_since = (unseen || interrupted).then_some(self.now);
+        match self.record.state {
+            // An armed record is trusted for one attachment only.
+            State::Blank | State::Unverified => {
+                let cause = if unseen { DOUBT } else { "attached, not probed yet" };
+                self.unverified(self.record.held.unwrap_or(cause));
+            }
+            State::Permitted if unseen => {
+                self.permit_ended("the permit ended with the boot: it may have been used");
+            }
+            State::Permitted => self.arm(),
+            State::Formatting | State::Formatted | State::Exempt => {}
         }
         self.probe();
+    }
+
+    fn closed(&mut self) {
+        if self.record.state == State::Blank {
+            self.unverified("no longer armed");
+        }
+        // What was unseen in an earlier boot stays so.
+        if self.record.doubted_since.is_none() {
+            self.record.armed = None;
+        }
     }
 
     fn blank(&mut self) {
@@ -222,10 +286,14 @@ impl Step {
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
-                self.formatted("a permitted re-format ended and the volume reads blank");
+                self.formatted("a format ended and the volume reads blank");
                 self.discrepancy("it reads blank".to_owned());
             }
-            State::Formatting if is_held(&self.record) => self.unverified("the format left nothing"),
+            State::Formatting if is_held(&self.record) => {
+                self.arm();
+                self.unverified("the format left nothing");
+                self.effects.push(Effect::ReleaseHolder);
+            }
             State::Formatting => self.clean_pass("the format left nothing, probed twice"),
             // Known by what lies on it alone: that it reads blank itself is as it was.
             State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
@@ -235,9 +303,12 @@ impl Step {
     }
 
     fn clean_pass(&mut self, cause: &str) {
-        self.record.clean_passes += 1;
+        self.record.clean_passes = CLEAN_PASSES.min(self.record.clean_passes + 1);
         if self.record.clean_passes < CLEAN_PASSES {
             self.probe();
+            return;
+        }
+        if self.record.doubted_since.is_some_and(|since| self.now < since + self.record.quarantine) {
             return;
         }
         self.record.marks.clear();
@@ -263,6 +334,7 @@ impl Step {
             State::Formatting if self.record.running => {}
             State::Formatting if self.failed_first_format() && is_held(&self.record) => {
                 self.unverified(format!("a first format failed and left {}", content.name()));
+                self.effects.push(Effect::ReleaseHolder);
             }
             State::Formatting if self.failed_first_format() => {
                 self.record.marks.clear();
@@ -315,8 +387,9 @@ impl Step {
 
     /// A recorded volume was probed: what the disk says now never outranks what was recorded.
     fn compare(&mut self, content: Content, marks: Vec<Mark>) {
+        self.record.ever_formatted = true;
         let Some(recorded) = self.record.content.clone() else {
-            // Known by its mount alone until now.
+            // Known by its mount or its formatter's end alone until now.
             self.take(content, marks);
             return;
         };
@@ -349,6 +422,9 @@ impl Step {
     }
 
     fn unreadable(&mut self, error: &ProbeError) {
+        if self.record.doubted_since.is_some() {
+            self.record.doubted_since = Some(self.now);
+        }
         match self.record.state {
             State::Unverified if is_held(&self.record) => {}
             State::Unverified | State::Blank => {
@@ -373,6 +449,7 @@ impl Step {
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
                 self.record.ended = None;
+                self.record.over = false;
                 self.record.mounted = false;
                 self.record.clean_passes = 0;
                 self.to(State::Formatting, text.clone());
@@ -380,6 +457,7 @@ impl Step {
             }
             // After a restart of the agent: it may still run.
             State::Formatting => {
+                self.record.over = false;
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
                 self.record.clean_passes = 0;
@@ -389,12 +467,16 @@ impl Step {
         }
     }
 
-    fn format_ended(&mut self, status: Option<u32>) {
+    fn format_ended(&mut self, status: Option<u32>, wrote: bool) {
         if self.record.state != State::Formatting {
             return;
         }
         self.record.running = false;
+        self.record.over = true;
         self.record.ended = status;
+        // It is there, whatever a probe reads.
+        self.record.ever_formatted |= wrote && status == Some(0);
+        self.record.doubted_since = (wrote && status.is_none()).then_some(self.now);
         self.record.clean_passes = 0;
         self.probe();
     }
@@ -485,6 +567,9 @@ impl Step {
         if self.record.state == State::Exempt {
             return;
         }
+        // What may have been formatted unseen is not blank again when the permit ends unused.
+        self.record.ever_formatted |=
+            self.record.state == State::Formatting || self.record.doubted_since.is_some();
         let cause = format!("permitted by user {}: {}", permit.uid, permit.reason);
         self.record.permit = Some(permit);
         self.record.running = false;
@@ -493,17 +578,22 @@ impl Step {
         self.report("permitted", cause);
     }
 
+    fn permit_ended(&mut self, cause: &'static str) {
+        self.record.permit = None;
+        if self.record.ever_formatted {
+            self.to(State::Formatted, cause);
+        } else {
+            self.unverified(cause);
+            self.record.doubted_since = Some(self.now);
+        }
+        self.report("permit-expired", cause);
+    }
+
     fn tick(&mut self) {
         let expired = self.record.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if self.record.state == State::Permitted && expired {
-            self.record.permit = None;
-            if self.record.ever_formatted {
-                self.to(State::Formatted, "the permit expired unused");
-            } else {
-                self.unverified("the permit expired unused");
-                self.probe();
-            }
-            self.report("permit-expired", "the permit expired unused");
+            self.permit_ended("the permit expired unused");
+            self.probe();
         } else if waits(&self.record) {
             self.probe();
         }
@@ -515,6 +605,11 @@ const WEAK: &str =
     "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
 /// Why a volume is not armed that goes by another name meanwhile.
 const PENDING: &str = "its own identity is not known yet";
+/// Why a volume is not armed at once that was armed when the host went down without a word.
+const DOUBT: &str = "it was armed when the host went down, and may have been formatted since: armed again when it has read \
+                     blank for the quarantine";
+/// In place of the boot in which a volume was armed: no boot has this id.
+const UNSEEN: &str = "unseen";
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_MARKS: usize = 12;
 
 /// What a mark identifies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MarkKind {
@@ -47,7 +47,7 @@ impl From<MarkKind> for CheckKind {
 }
 
 /// Bytes at an offset that identify the content.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mark {
     /// First byte, from the start of the volume.

@@ -178,8 +178,19 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let id = self.select(&request.volume)?;
         self.device_of(&id)?;
-        let state = self.records.get(&id).map(|record| record.state);
-        match state {
+        // One may have begun whose event is still under way.
+        let device = self.devices.of(&id).next().map(|device| device.dev);
+        if let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) {
+            self.take_up(&entry);
+        }
+        let record = self.records.get(&id);
+        if let Some(formatter) =
+            record.filter(|record| record.running).and_then(|record| record.formatter.as_ref())
+        {
+            let (comm, pid) = (&formatter.comm, formatter.pid);
+            return Err(bad(format!("{comm} (pid {pid}) formats {id}: wait for its end, or end it")));
+        }
+        match record.map(|record| record.state) {
             Some(State::Blank) => {
                 return Err(bad(format!("{id} is blank: a format may begin without a permit")));
             }

@@ -62,6 +62,11 @@ impl Store for RecordingStore {
         Ok(self.records.values().map(|record| (record.id.clone(), record.state)).collect())
     }
 
+    fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError> {
+        let armed = |record: &&Record| record.armed.as_deref() == Some(boot);
+        Ok(self.records.values().filter(armed).map(|record| record.id.clone()).collect())
+    }
+
     fn tell(&mut self, _told: &[HistoryEvent]) -> Result<(), StoreError> {
         Ok(())
     }
@@ -174,6 +179,7 @@ fn setting() -> Setting {
         mode: Mode::Enforce,
         forced_audit: false,
         degraded: Vec::new(),
+        quarantine: 100,
         never_arm: false,
     };
     let entered = runtime.enter();
@@ -282,7 +288,7 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
         process: Process { started: 1, tgid: u32::MAX, zero: 0 },
         diskseq: 5,
         dev: DEV.to_kernel(),
-        zero: 0,
+        wrote: 0,
         mounted: 0,
         comm: *b"mkfs.ext4\0\0\0\0\0\0\0",
         cgroup: 1,
@@ -482,7 +488,7 @@ fn begin(setting: &mut Setting, dev: Dev, lead: Dev) {
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
     let comm = *b"mkfs.ext4\0\0\0\0\0\0\0";
     let entry =
-        HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), zero: 0, mounted: 0, comm, cgroup: 1 };
+        HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), wrote: 0, mounted: 0, comm, cgroup: 1 };
     setting.enforcer.holders.borrow_mut().insert(lead.to_kernel(), entry);
     let kind = EventKind::FormatBegan as u32;
     let event =

@@ -45,8 +45,17 @@ fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, 
     (record, all)
 }
 
+fn ended(status: Option<u32>) -> Event {
+    Event::FormatEnded { status, wrote: true }
+}
+
 fn attached() -> Event {
-    Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false }
+    Event::Attached {
+        boot: "boot-1".into(),
+        strength: Strength::Strong,
+        records_lost: false,
+        quarantine: 100,
+    }
 }
 
 #[test]
@@ -77,7 +86,7 @@ fn what_a_probe_could_not_settle_is_probed_again() {
     assert!(!probes(&blank));
     let formatting = run(blank, [Event::FormatBegan(formatter())]).0;
     assert!(!probes(&formatting));
-    assert!(probes(&run(formatting, [Event::FormatEnded(Some(0)), error()]).0));
+    assert!(probes(&run(formatting, [ended(Some(0)), error()]).0));
 }
 
 #[test]
@@ -86,10 +95,65 @@ fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
     assert_eq!((record.state, record.clean_passes), (State::Unverified, 0));
 }
 
+fn attached_in(boot: &str) -> Event {
+    Event::Attached { boot: boot.into(), strength: Strength::Strong, records_lost: false, quarantine: 100 }
+}
+
+/// The record after one event at a time.
+fn at(record: &Record, event: Event, now: Seconds) -> Record {
+    next(record, event, now).0
+}
+
+#[test]
+fn what_was_armed_when_the_host_went_down_must_read_blank_for_the_quarantine() {
+    let (armed, _) = run(record(), [attached(), blank(), blank()]);
+    assert_eq!(armed.armed.as_deref(), Some("boot-1"));
+    let (doubted, _) = run(armed.clone(), [attached_in("boot-2"), blank(), blank(), blank()]);
+    assert_eq!(doubted.state, State::Unverified);
+    assert!(waits(&doubted) && doubted.cause.contains("quarantine"), "{}", doubted.cause);
+    assert_eq!(at(&doubted, blank(), 109).state, State::Unverified);
+    assert_eq!(at(&doubted, blank(), 110).state, State::Blank);
+    // It must read blank all the time.
+    let error = at(&doubted, Event::Probed(Err(ProbeError::Deadline)), 100);
+    let later = at(&at(&error, blank(), 111), blank(), 112);
+    assert_eq!(later.state, State::Unverified);
+    assert_eq!(at(&later, blank(), 200).state, State::Blank);
+    // Detached and attached in the second boot, it is as doubtful.
+    let again = at(&at(&doubted, Event::Closed, 20), attached_in("boot-2"), 30);
+    assert_eq!(at(&at(&again, blank(), 31), blank(), 32).state, State::Unverified);
+    // Closed before the host went down, it is not.
+    let (closed, _) = run(armed, [Event::Closed, attached_in("boot-2"), blank(), blank()]);
+    assert_eq!(closed.state, State::Blank);
+}
+
+#[test]
+fn a_format_that_ended_well_is_there_however_blank_it_reads() {
+    let begun = [attached(), blank(), blank(), Event::FormatBegan(formatter())];
+    let (complete, _) = run(record(), begun.clone().into_iter().chain([ended(Some(0)), blank(), blank()]));
+    assert_eq!(complete.state, State::Formatted);
+    assert!(complete.discrepancy.is_some());
+    assert_eq!(at(&complete, holds("ext4", "a"), 9).content.as_ref().map(Content::name), Some("ext4"));
+    // One that wrote nothing has left nothing.
+    let untouched = Event::FormatEnded { status: Some(0), wrote: false };
+    assert_eq!(run(record(), begun.into_iter().chain([untouched, blank(), blank()])).0.state, State::Blank);
+}
+
+#[test]
+fn a_permit_ends_with_the_boot_in_which_it_could_be_used() {
+    let permitted = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000))];
+    let (record, _) = run(record(), permitted);
+    assert_eq!((record.state, record.armed.as_deref()), (State::Permitted, Some("boot-1")));
+    let (restarted, _) = run(record.clone(), [attached()]);
+    assert_eq!(restarted.state, State::Permitted);
+    let (later, _) = run(record.clone(), [attached_in("boot-2")]);
+    assert_eq!((later.state, later.permit), (State::Formatted, None));
+    let (closed, _) = run(record, [Event::Closed, attached_in("boot-2")]);
+    assert_eq!((closed.state, closed.armed.as_deref()), (State::Permitted, Some("boot-2")));
+}
+
 #[test]
 fn a_first_format_is_recorded_with_its_marks() {
-    let events =
-        [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("ext4", "a")];
+    let events = [blank(), blank(), Event::FormatBegan(formatter()), ended(Some(0)), holds("ext4", "a")];
     let (record, effects) = run(record(), events);
     assert_eq!(record.state, State::Formatted);
     assert_eq!(record.content.as_ref().map(Content::name), Some("ext4"));
@@ -100,7 +164,7 @@ fn a_first_format_is_recorded_with_its_marks() {
 #[test]
 fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
     let begun = [blank(), blank(), Event::FormatBegan(formatter())];
-    let failed = [Event::FormatEnded(Some(256)), holds("ext4", "a")];
+    let failed = [ended(Some(256)), holds("ext4", "a")];
     let (again, _) = run(record(), begun.clone().into_iter().chain(failed.clone()));
     assert_eq!(again.state, State::Blank);
     let mounted = begun.into_iter().chain([Event::Mounted]).chain(failed);
@@ -109,8 +173,7 @@ fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
 
 #[test]
 fn a_format_whose_end_nobody_saw_is_taken_for_complete() {
-    let events =
-        [blank(), blank(), Event::FormatBegan(formatter()), Event::FormatEnded(None), holds("xfs", "a")];
+    let events = [blank(), blank(), Event::FormatBegan(formatter()), ended(None), holds("xfs", "a")];
     assert_eq!(run(record(), events).0.state, State::Formatted);
 }
 
@@ -158,7 +221,7 @@ fn a_permit_is_for_one_format_and_expires() {
     let (formatted, _) = run(record(), [holds("ext4", "a")]);
     let (permitted, _) = run(formatted, [Event::Permitted(permit(20))]);
     assert_eq!(permitted.state, State::Permitted);
-    let used = [Event::FormatBegan(formatter()), Event::FormatEnded(Some(0)), holds("xfs", "b")];
+    let used = [Event::FormatBegan(formatter()), ended(Some(0)), holds("xfs", "b")];
     let (again, _) = run(permitted.clone(), used);
     assert_eq!((again.state, &again.permit), (State::Formatted, &None));
     assert_eq!(again.content.as_ref().map(Content::name), Some("xfs"));
@@ -173,7 +236,7 @@ fn a_permitted_format_that_failed_is_no_second_permit() {
         holds("ext4", "a"),
         Event::Permitted(permit(20)),
         Event::FormatBegan(formatter()),
-        Event::FormatEnded(Some(9)),
+        ended(Some(9)),
         blank(),
         blank(),
         blank(),
@@ -185,8 +248,12 @@ fn a_permitted_format_that_failed_is_no_second_permit() {
 
 #[test]
 fn a_weak_volume_is_not_armed_in_a_later_boot() {
-    let weakly =
-        |boot: &str| Event::Attached { boot: boot.into(), strength: Strength::Weak, records_lost: false };
+    let weakly = |boot: &str| Event::Attached {
+        boot: boot.into(),
+        strength: Strength::Weak,
+        records_lost: false,
+        quarantine: 100,
+    };
     let (armed, _) = run(record(), [weakly("boot-1"), blank(), blank()]);
     assert_eq!((armed.state, armed.weak), (State::Blank, true));
     let (later, _) = run(armed, [weakly("boot-2"), blank(), blank(), blank()]);
@@ -198,13 +265,23 @@ fn a_weak_volume_is_not_armed_in_a_later_boot() {
 
 #[test]
 fn a_volume_whose_identity_is_pending_is_never_armed() {
-    let pending = Event::Attached { boot: "boot-1".into(), strength: Strength::Pending, records_lost: false };
+    let pending = Event::Attached {
+        boot: "boot-1".into(),
+        strength: Strength::Pending,
+        records_lost: false,
+        quarantine: 100,
+    };
     assert_eq!(run(record(), [pending, blank(), blank(), blank()]).0.state, State::Unverified);
 }
 
 #[test]
 fn memory_is_not_guarded() {
-    let memory = Event::Attached { boot: "boot-1".into(), strength: Strength::Memory, records_lost: false };
+    let memory = Event::Attached {
+        boot: "boot-1".into(),
+        strength: Strength::Memory,
+        records_lost: false,
+        quarantine: 100,
+    };
     assert_eq!(run(record(), [memory, holds("swap", "a")]).0.state, State::Exempt);
 }
 
@@ -259,7 +336,12 @@ fn nothing_is_armed_after_the_records_were_lost() {
     let (record, _) = run(
         record(),
         [
-            Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: true },
+            Event::Attached {
+                boot: "boot-1".into(),
+                strength: Strength::Strong,
+                records_lost: true,
+                quarantine: 100,
+            },
             blank(),
             blank(),
             blank(),
@@ -317,11 +399,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100 }),
         2 => Just(Event::FormatBegan(formatter())),
-        1 => Just(Event::FormatEnded(Some(0))),
-        1 => Just(Event::FormatEnded(Some(256))),
-        1 => Just(Event::FormatEnded(None)),
+        1 => Just(ended(Some(0))),
+        1 => Just(ended(Some(256))),
+        1 => Just(ended(None)),
         1 => Just(Event::Mounted),
         1 => any::<bool>().prop_map(overlaid),
         1 => Just(Event::Overlaid(None)),
@@ -360,7 +442,7 @@ proptest! {
             match &event {
                 Event::Probed(Ok(Finding::Blank)) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan(_) => clean = 0,
-                Event::FormatEnded(_) if before.state == State::Formatting => clean = 0,
+                Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,
                 Event::Overlaid(by) if before.overlaid != *by => clean = 0,
                 _ => {}
             }

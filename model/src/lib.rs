@@ -1,0 +1,25 @@
+//! The protocol between the agent, its store, the kernel's rule, the disk and whoever formats it, for a model checker:
+//! every interleaving of their steps at a small size, with the crash of each at any step.
+//!
+//! What decides is the product's own code: `transition::next` for records, `rule::of` for rules, `decide` for verdicts.
+//! What carries between them (the reconciler, the kernel programs) is modelled here step by step, and must be kept as
+//! they are.
+//!
+//! # What is checked
+//!
+//! One volume on one device; processes that format it by name and copies that do not, each of which may stop or fail at any
+//! step; the agent killed, stopped and started between any two of its steps; the power cut at any time; the store
+//! failing; kernel events lost; every probe answered with the truth, with "blank", or with an error, as the checker likes.
+//! The invariants are [`Node`]'s properties.
+//!
+//! # What is not
+//!
+//! * Several volumes that share bytes (partitions, layers): the reconciler's tests and the scenarios hold those.
+//! * Bytes: a mark is whole or not, a write hits it or does not. `decide()` has property tests of its own.
+//! * A format that was on the volume before the guard first saw it, while every probe lies: nobody remembers that one.
+//! * A false blank that outlasts the quarantine after a crash of the host with the volume armed: see [`Action::Calm`].
+//! * Memory order between processors: the kernel's steps are atomic here.
+
+mod node;
+
+pub use node::{Action, Break, Node, Process, Written};

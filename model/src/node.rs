@@ -1,0 +1,967 @@
+//! One node, one volume.
+
+use format_guard::{
+    enforce::rule::{self, Subject},
+    record::{Formatter, Permit, Record, Seconds, State, transition},
+    volume::{
+        identity::Strength,
+        marks::{Found, Mark, MarkKind},
+        probe::{Finding, ProbeError},
+    },
+};
+use format_guard_common::{
+    Caller, Check, CheckKind, Content, Holder, Operation, Request, Rule, Verdict, Windows, decide,
+    program::Class,
+};
+use stateright::{Model, Property};
+
+/// Kernel `dev_t` of the device.
+const DEV: u32 = 0x70_0000;
+/// Seconds that a volume must read blank after a crash of the host.
+const QUARANTINE: Seconds = 100;
+/// Magic of the format that everybody writes, and that of the one recorded.
+const MAGIC: &[u8] = b"XFSB";
+
+/// A guard of the protocol that is broken on purpose, to see the checker find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Break {
+    /// The rule is put before the record is on disk.
+    RuleBeforeStore,
+    /// What was armed in an earlier boot is taken for what was armed in this one.
+    TrustsWhatWasArmed,
+    /// A formatter's success counts as if it had written nothing.
+    ForgetsSuccess,
+    /// A format that began unseen is not looked for when a device goes.
+    DropsAtDetach,
+    /// A format that began unseen is not looked for at the start.
+    DropsAtStart,
+    /// A store that fails is taken for one that does not.
+    IgnoresFailingStore,
+}
+
+/// How far what lies on the disk is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// Nothing.
+    Blank,
+    /// A part of a format.
+    Half,
+    /// A format.
+    Whole,
+}
+
+/// What really lies on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Disk {
+    written: Written,
+    by: usize,
+    /// Somebody may have put data there: its formatter ended well, or the agent has seen it mounted.
+    precious: bool,
+}
+
+/// How far a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Process {
+    /// Not started.
+    New,
+    /// It has the device open; with a permit, if its format began under one.
+    Open {
+        /// Its format began under a permit.
+        permitted: bool,
+        /// It was refused before.
+        tainted: bool,
+        /// The attachment that it has open.
+        diskseq: u64,
+    },
+    /// Ended, with or without failure.
+    Ended {
+        /// It failed or was killed.
+        failed: bool,
+    },
+}
+
+/// The rule in the kernel, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Ruled {
+    state: State,
+    diskseq: u64,
+    marked: bool,
+}
+
+/// The entry of the one who formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    by: usize,
+    diskseq: u64,
+    wrote: bool,
+    mounted: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Kernel {
+    rule: Option<Ruled>,
+    holder: Option<Held>,
+    /// Events on their way to the agent.
+    began: Option<usize>,
+    mounted: bool,
+}
+
+/// What a probe reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reading {
+    /// What is there.
+    Truth,
+    /// Zeros, whatever is there.
+    Blank,
+    /// An error.
+    Error,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Answer {
+    Blank,
+    Holds,
+    Error,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Probe {
+    Asked,
+    Read { answer: Answer, diskseq: u64 },
+}
+
+/// Steps of a record that the agent has still to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Todo {
+    Began(usize),
+    Mounted,
+    Attached,
+    Closed,
+    Gone,
+    Stopped,
+}
+
+/// A step of a record whose first half is done: it is stored and has still to be ruled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Step {
+    new: Record,
+    probe: bool,
+    release: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Agent {
+    /// The attachment that it knows.
+    device: Option<u64>,
+    record: Option<Record>,
+    todo: Vec<Todo>,
+    step: Option<Step>,
+    probe: Option<Probe>,
+    /// What it stores at its stop, once it has seen that nobody began meanwhile.
+    closed: Option<Record>,
+}
+
+/// Everything at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts and findings")]
+pub struct Moment {
+    disk: Disk,
+    attached: Option<u64>,
+    newest: u64,
+    boot: u8,
+    /// Probes tell the truth from now on, in this boot.
+    calm: bool,
+    /// A file system on it is mounted.
+    mounted: bool,
+    kernel: Kernel,
+    store: Option<Record>,
+    agent: Option<Agent>,
+    processes: Vec<Process>,
+    kills: u8,
+    failures: u8,
+    /// Broken: put before it is stored.
+    unstored: Option<Record>,
+    permits_given: u8,
+    /// Processes whose format began under one, as bits.
+    permits_used: u8,
+    /// What somebody may have put data on was written over without a permit.
+    lost: bool,
+    /// The kernel was told to let a format through, and no record on disk says so.
+    unrecorded: bool,
+    /// A record on disk said that there was a format.
+    known: bool,
+    /// And one says no more that there ever was.
+    forgotten: bool,
+}
+
+/// One step of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The device appears.
+    Attach,
+    /// The device goes.
+    Detach,
+    /// The host goes down without a word, and comes up again.
+    PowerCut,
+    /// From now on, in this boot, probes tell the truth, and the quarantine has passed: what fails with a host comes back.
+    Calm,
+    /// The agent is started.
+    Start,
+    /// The agent is killed.
+    Kill,
+    /// The agent is told to stop.
+    Stop,
+    /// The agent learns that the device is there.
+    SeeAttached,
+    /// The agent learns that the device is gone.
+    SeeDetached,
+    /// The agent goes on with what it does.
+    Go,
+    /// The agent compares the world with its records, and what it makes of a reading cannot be stored.
+    DeliverUnstored,
+    /// The agent learns that a format began.
+    SeeBegan,
+    /// The agent learns of a mount.
+    SeeMounted,
+    /// The ring buffer was full.
+    LoseEvents,
+    /// The agent learns that a formatter ended, with its status or without.
+    SeeEnded(bool),
+    /// The prober reads the device.
+    Read(Reading),
+    /// Its answer arrives.
+    Deliver,
+    /// The agent compares the world with its records.
+    Tick,
+    /// An operator permits a re-format.
+    Permit,
+    /// A process opens the device for writing.
+    Open(usize),
+    /// It writes a part of its format.
+    WriteHalf(usize),
+    /// It writes the rest.
+    WriteWhole(usize),
+    /// It ends well.
+    End(usize),
+    /// It fails or is killed.
+    Die(usize),
+    /// What lies on the device is mounted, and data written.
+    Mount,
+}
+
+/// The model: how many of what, and what is broken.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Whether each process goes by a formatter's name.
+    pub known: Vec<bool>,
+    /// Times that the device appears.
+    pub attachments: u64,
+    /// Power cuts.
+    pub cuts: u8,
+    /// Times that the agent is killed or stopped.
+    pub kills: u8,
+    /// Times that the store fails when a reading is recorded.
+    pub failures: u8,
+    /// Permits.
+    pub permits: u8,
+    /// The guard that is broken.
+    pub broken: Option<Break>,
+}
+
+/// Who asks, for `decide`.
+struct Asking<'a> {
+    moment: &'a Moment,
+    process: usize,
+    known: bool,
+    rule: Option<Ruled>,
+}
+
+impl Caller for Asking<'_> {
+    fn class(&self) -> Class {
+        if self.known { Class::FORMATTER } else { Class::UNKNOWN }
+    }
+
+    fn tainted(&self) -> bool {
+        matches!(self.moment.processes[self.process], Process::Open { tainted: true, .. })
+    }
+
+    fn holder(&self) -> Holder {
+        match (self.moment.kernel.holder, self.rule) {
+            (Some(held), Some(rule)) if held.diskseq == rule.diskseq => {
+                if held.by == self.process {
+                    Holder::Caller
+                } else {
+                    Holder::Another { mounted: held.mounted }
+                }
+            }
+            _ => Holder::None,
+        }
+    }
+}
+
+/// A write of [`MAGIC`].
+struct Magic;
+
+impl Content for Magic {
+    fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
+        let mut word = 0;
+        for (i, byte) in MAGIC.iter().skip(at as usize).take(length as usize).enumerate() {
+            word |= u64::from(*byte) << (8 * i);
+        }
+        Some([word, 0])
+    }
+}
+
+impl Moment {
+    /// A mount whose event was lost: `Reconciler::repair_mounts`.
+    fn mount_is_unseen(&self) -> bool {
+        let record = self.agent.as_ref().and_then(|agent| agent.record.as_ref());
+        let open =
+            |record: &Record| matches!(record.state, State::Unverified | State::Blank | State::Formatting);
+        self.mounted && record.is_some_and(open)
+    }
+
+    fn now(&self) -> Seconds {
+        Seconds::from(self.boot) * 10_000 + if self.calm { QUARANTINE + 1 } else { 0 }
+    }
+
+    fn boot(&self) -> String {
+        self.boot.to_string()
+    }
+
+    /// The verdict on what a process asks for; under the rule in force for it.
+    fn verdict(&self, process: usize, known: bool, operation: Operation) -> (Verdict, Option<Ruled>) {
+        let rule = match (self.kernel.rule, self.processes[process]) {
+            // An open knows the number alone; of an opened device the medium is known.
+            (rule, Process::New) => rule,
+            (Some(rule), Process::Open { diskseq, .. }) if rule.diskseq == diskseq => Some(rule),
+            _ => None,
+        };
+        let mut kernel = Rule::new(
+            DEV,
+            rule.map_or(0, |rule| rule.diskseq),
+            rule.map_or(State::Unverified, |rule| rule.state),
+        );
+        let checks = [
+            rule.filter(|rule| rule.marked).and_then(|_| Check::new(0, b"ours", CheckKind::Magic)),
+            Check::new(0, MAGIC, CheckKind::Foreign),
+        ];
+        for check in checks.into_iter().flatten() {
+            let _ = kernel.push(check);
+        }
+        let length = if operation == Operation::Open { 0 } else { 4 };
+        let asking = Asking { moment: self, process, known, rule };
+        (decide(&kernel, &Request { operation, offset: 0, length }, &asking, &Magic), rule)
+    }
+
+    /// Lets the process become the one that formats; false when another was faster.
+    fn begin(&mut self, process: usize, rule: Ruled, wrote: bool) -> bool {
+        if self.kernel.holder.is_some_and(|held| held.diskseq == rule.diskseq) {
+            return false;
+        }
+        self.kernel.holder = Some(Held { by: process, diskseq: rule.diskseq, wrote, mounted: false });
+        self.kernel.began = Some(process);
+        if rule.state == State::Permitted {
+            self.permits_used |= 1 << process;
+        }
+        true
+    }
+
+    /// A write to the device by a process.
+    fn write(&mut self, process: usize, known: bool, written: Written) {
+        let Process::Open { permitted, diskseq, .. } = self.processes[process] else { return };
+        let (verdict, rule) = self.verdict(process, known, Operation::Write);
+        let mut permitted = permitted;
+        let passes = match (verdict, rule) {
+            (Verdict::Begin, Some(rule)) => {
+                permitted = rule.state == State::Permitted;
+                self.begin(process, rule, true)
+            }
+            (Verdict::Deny(_), _) => false,
+            _ => true,
+        };
+        self.processes[process] = Process::Open { permitted, tainted: !passes, diskseq };
+        if !passes {
+            return;
+        }
+        if let Some(held) = self.kernel.holder.as_mut().filter(|held| held.by == process) {
+            held.wrote = true;
+        }
+        let own = self.disk.by == process && self.disk.written != Written::Blank;
+        self.lost |= self.disk.precious && !own && !permitted;
+        self.disk = Disk { written, by: process, precious: own && self.disk.precious };
+    }
+
+    fn end(&mut self, process: usize, failed: bool) {
+        self.processes[process] = Process::Ended { failed };
+        if !failed && self.disk.by == process && self.disk.written == Written::Whole {
+            self.disk.precious = true;
+        }
+    }
+
+    fn stored(&mut self, record: &Record) {
+        let kept = Record {
+            held: None,
+            overlaid: None,
+            clean_passes: 0,
+            attached_in: String::new(),
+            doubted_since: None,
+            quarantine: 0,
+            running: false,
+            ended: None,
+            over: false,
+            relabelled: false,
+            ..record.clone()
+        };
+        self.known |= kept.ever_formatted;
+        self.forgotten |= self.known && !kept.ever_formatted;
+        self.store = Some(kept);
+    }
+}
+
+/// Without what only people read, and what does not matter in its state: it would make other states of one.
+fn plain(record: Record) -> Record {
+    let counts = matches!(record.state, State::Unverified | State::Formatting);
+    Record {
+        cause: String::new(),
+        since: 0,
+        discrepancy: None,
+        clean_passes: if counts { record.clean_passes } else { 0 },
+        ended: record.ended.filter(|_| record.state == State::Formatting),
+        over: record.over && record.state == State::Formatting,
+        ..record
+    }
+}
+
+impl Node {
+    /// What the agent makes of an event: the first half of a step of its record.
+    fn step(&self, moment: &mut Moment, event: transition::Event, stores: bool) {
+        let now = moment.now();
+        let Some(old) = moment.agent.as_ref().and_then(|agent| agent.record.clone()) else { return };
+        let mounted = event == transition::Event::Mounted;
+        let (new, effects) = transition::next(&old, event, now);
+        let mut new = plain(new);
+        // What a mount proves is kept from the moment on at which it is on disk.
+        if stores && mounted {
+            moment.disk.precious |= moment.mounted;
+        }
+        if stores && self.broken == Some(Break::RuleBeforeStore) {
+            Self::rule(moment, &new);
+            moment.unstored = Some(new.clone());
+        } else if stores {
+            moment.stored(&new);
+        } else if self.broken != Some(Break::IgnoresFailingStore) {
+            // `Reconciler::step`.
+            let loosened = new.state != old.state || new.armed != old.armed;
+            if loosened && matches!(new.state, State::Blank | State::Permitted | State::Exempt) {
+                new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
+                new = Record { state: new.state, armed: None, ..old };
+            }
+        }
+        let Some(agent) = &mut moment.agent else { return };
+        agent.step = Some(Step {
+            probe: effects.contains(&transition::Effect::Probe),
+            release: effects.contains(&transition::Effect::ReleaseHolder),
+            new,
+        });
+    }
+
+    fn began(&self, moment: &mut Moment, process: usize) {
+        let formatter =
+            Formatter { pid: process as u32, started: 0, comm: String::new(), exe: None, cgroup: 0, at: 0 };
+        self.step(moment, transition::Event::FormatBegan(formatter), true);
+    }
+
+    /// A format that the kernel let through, if that was not told yet: `Reconciler::take_up`.
+    fn untold(moment: &Moment) -> Option<usize> {
+        let agent = moment.agent.as_ref()?;
+        let record = agent.record.as_ref()?;
+        let held = moment.kernel.holder.filter(|held| Some(held.diskseq) == agent.device)?;
+        transition::is_untold(record).then_some(held.by)
+    }
+
+    /// Goes on with a step, or begins the next one.
+    fn go(&self, moment: &mut Moment) {
+        let Some(agent) = &mut moment.agent else { return };
+        if let Some(step) = agent.step.take() {
+            Self::go_on(moment, &step);
+            return;
+        }
+        if agent.todo.is_empty() {
+            return;
+        }
+        let todo = agent.todo.remove(0);
+        match todo {
+            Todo::Began(process) => self.began(moment, process),
+            Todo::Mounted => self.step(moment, transition::Event::Mounted, true),
+            Todo::Attached => {
+                let armed = moment.agent.as_ref().and_then(|agent| agent.record.as_ref()?.armed.clone());
+                let boot = match (self.broken, armed) {
+                    (Some(Break::TrustsWhatWasArmed), Some(armed)) => armed,
+                    _ => moment.boot(),
+                };
+                let strength = Strength::Strong;
+                let event = transition::Event::Attached {
+                    boot,
+                    strength,
+                    records_lost: false,
+                    quarantine: QUARANTINE,
+                };
+                self.step(moment, event, true);
+            }
+            Todo::Closed => {
+                let device = agent.device;
+                moment.kernel.rule = moment.kernel.rule.filter(|rule| Some(rule.diskseq) != device);
+                moment.kernel.holder = moment.kernel.holder.filter(|held| Some(held.diskseq) != device);
+                self.step(moment, transition::Event::Closed, true);
+            }
+            Todo::Gone => {
+                agent.record = None;
+                agent.device = None;
+            }
+            Todo::Stopped => match (agent.closed.take(), Self::untold(moment)) {
+                // One has begun until then.
+                (Some(_), Some(process)) => {
+                    if let Some(agent) = &mut moment.agent {
+                        agent.todo.push(Todo::Stopped);
+                    }
+                    self.began(moment, process);
+                }
+                (Some(closed), None) => {
+                    moment.stored(&plain(closed));
+                    moment.agent = None;
+                }
+                (None, _) => moment.agent = None,
+            },
+        }
+    }
+
+    /// The second half of a step.
+    fn go_on(moment: &mut Moment, step: &Step) {
+        if let Some(new) = moment.unstored.take() {
+            moment.stored(&new);
+        } else {
+            Self::rule(moment, &step.new);
+        }
+        if let Some(agent) = &mut moment.agent {
+            agent.record = Some(step.new.clone());
+        }
+        Self::rest(moment, step);
+    }
+
+    fn rule(moment: &mut Moment, record: &Record) {
+        let Some(diskseq) = moment.agent.as_ref().and_then(|agent| agent.device) else { return };
+        let subject =
+            Subject { dev: DEV, diskseq, size: 1 << 20, lead: (DEV, diskseq), record, others: Vec::new() };
+        let (rule, _): (Rule, Windows) = rule::of(&subject, false);
+        let state = State::ALL.into_iter().find(|state| *state as u32 == rule.state);
+        let marked =
+            rule.checks.iter().take(rule.count as usize).any(|check| check.kind == CheckKind::Magic as u32);
+        let armed = moment.store.as_ref().is_some_and(|stored| stored.armed.as_ref() == Some(&moment.boot()));
+        moment.unrecorded |= matches!(state, Some(State::Blank | State::Permitted)) && !armed;
+        moment.kernel.rule = state.map(|state| Ruled { state, diskseq, marked });
+    }
+
+    fn rest(moment: &mut Moment, step: &Step) {
+        let Some(agent) = &mut moment.agent else { return };
+        let told = step.new.formatter.as_ref().map(|formatter| formatter.pid as usize);
+        let ours = |held: Held| Some(held.diskseq) == agent.device && Some(held.by) == told;
+        if step.release && moment.kernel.holder.is_some_and(ours) {
+            moment.kernel.holder = None;
+        }
+        if step.probe && agent.device.is_some() {
+            // What was read before and has not arrived yet may come first or not at all.
+            agent.probe.get_or_insert(Probe::Asked);
+        }
+    }
+
+    fn see_attached(&self, moment: &mut Moment) {
+        let attached = moment.attached;
+        let holder = moment.kernel.holder.filter(|held| Some(held.diskseq) == attached);
+        let store = moment.store.clone();
+        let Some(agent) = &mut moment.agent else { return };
+        agent.device = attached;
+        agent.record = Some(store.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0)));
+        if let Some(held) = holder.filter(|_| self.broken != Some(Break::DropsAtStart)) {
+            agent.todo.push(Todo::Began(held.by));
+            if held.mounted {
+                agent.todo.push(Todo::Mounted);
+            }
+        }
+        agent.todo.push(Todo::Attached);
+    }
+
+    fn see_detached(&self, moment: &mut Moment) {
+        let untold = Self::untold(moment).filter(|_| self.broken != Some(Break::DropsAtDetach));
+        let Some(agent) = &mut moment.agent else { return };
+        if let Some(process) = untold {
+            agent.todo.push(Todo::Began(process));
+        }
+        agent.todo.extend([Todo::Closed, Todo::Gone]);
+    }
+
+    /// `Reconciler::start`: what was begun unseen on what is not there any more.
+    fn start(&self, moment: &mut Moment) {
+        moment.agent = Some(Agent::default());
+        let gone = moment.kernel.holder.is_some_and(|held| Some(held.diskseq) != moment.attached);
+        if gone
+            && self.broken != Some(Break::DropsAtStart)
+            && let Some(record) = &moment.store
+            && record.armed.as_ref() == Some(&moment.boot())
+        {
+            let (doubted, _) = transition::next(record, transition::Event::Doubted, moment.now());
+            moment.stored(&doubted);
+        }
+        if gone {
+            moment.kernel.holder = None;
+        }
+        if moment.attached.is_some() {
+            self.see_attached(moment);
+        }
+    }
+
+    fn deliver(&self, moment: &mut Moment, stores: bool) {
+        // The reading is half of a format that was let through and not told yet.
+        if let Some(process) = Self::untold(moment) {
+            self.began(moment, process);
+            return;
+        }
+        let Some(agent) = &mut moment.agent else { return };
+        let Some(Probe::Read { answer, diskseq }) = agent.probe.take() else { return };
+        if agent.device != Some(diskseq) {
+            return;
+        }
+        let finding = match answer {
+            Answer::Blank => Ok(Finding::Blank),
+            Answer::Error => Err(ProbeError::Deadline),
+            Answer::Holds => Ok(Finding::Holds {
+                found: vec![Found { name: "ext4".into(), uuid: None, label: None, magic_offset: Some(0) }],
+                marks: vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"ours".to_vec() }],
+                partitions: None,
+            }),
+        };
+        self.step(moment, transition::Event::Probed(finding), stores);
+    }
+
+    fn tick(&self, moment: &mut Moment) {
+        if let Some(process) = Self::untold(moment) {
+            self.began(moment, process);
+        } else if moment.mount_is_unseen() {
+            self.step(moment, transition::Event::Mounted, true);
+        } else {
+            self.step(moment, transition::Event::Tick, true);
+        }
+    }
+
+    fn ended(&self, moment: &mut Moment, told: bool) {
+        let Some(agent) = &moment.agent else { return };
+        let Some(process) = agent.record.as_ref().and_then(|record| record.formatter.as_ref()) else {
+            return;
+        };
+        let process = process.pid as usize;
+        let Process::Ended { failed } = moment.processes[process] else { return };
+        let held =
+            moment.kernel.holder.filter(|held| held.by == process && Some(held.diskseq) == agent.device);
+        let wrote = held.is_none_or(|held| held.wrote) && self.broken != Some(Break::ForgetsSuccess);
+        let status = told.then_some(u32::from(failed));
+        self.step(moment, transition::Event::FormatEnded { status, wrote }, true);
+    }
+
+    fn open(&self, moment: &mut Moment, process: usize) {
+        let Some(diskseq) = moment.attached else { return };
+        let (verdict, rule) = moment.verdict(process, self.known[process], Operation::Open);
+        // Formatters open exclusively (mke2fs, mkfs.xfs: O_EXCL), and so does a mount.
+        let (mut permitted, mut opened) = (false, !(self.known[process] && moment.mounted));
+        match (verdict, rule) {
+            // Judged first: a format that did not come to be may be taken to have begun.
+            (Verdict::Begin, Some(rule)) => {
+                permitted = rule.state == State::Permitted;
+                opened &= moment.begin(process, rule, false);
+            }
+            (Verdict::Deny(_), _) => opened = false,
+            _ => {}
+        }
+        moment.processes[process] = if opened {
+            Process::Open { permitted, tainted: false, diskseq }
+        } else {
+            Process::Ended { failed: true }
+        };
+    }
+
+    fn agents_actions(&self, moment: &Moment, actions: &mut Vec<Action>) {
+        let Some(agent) = &moment.agent else {
+            actions.push(Action::Start);
+            return;
+        };
+        if moment.kills < self.kills {
+            actions.push(Action::Kill);
+        }
+        if agent.step.is_some() || !agent.todo.is_empty() {
+            actions.push(Action::Go);
+            return;
+        }
+        if moment.kills < self.kills {
+            actions.push(Action::Stop);
+        }
+        if agent.device.is_none() && moment.attached.is_some() {
+            actions.push(Action::SeeAttached);
+        }
+        if agent.device.is_some() && agent.device != moment.attached {
+            actions.push(Action::SeeDetached);
+        }
+        if moment.kernel.began.is_some() {
+            actions.push(Action::SeeBegan);
+        }
+        // The kernel's events come in their order.
+        let next = moment.kernel.mounted && moment.kernel.began.is_none();
+        if next && (agent.device.is_none() || agent.device == moment.attached) {
+            actions.push(Action::SeeMounted);
+        }
+        let Some(record) = &agent.record else { return };
+        let formats =
+            record.formatter.as_ref().filter(|_| record.state == State::Formatting && record.running);
+        if formats.is_some_and(|by| matches!(moment.processes[by.pid as usize], Process::Ended { .. })) {
+            actions.push(Action::SeeEnded(false));
+            // The kernel tells of the beginning first.
+            if moment.kernel.began.is_none() {
+                actions.push(Action::SeeEnded(true));
+            }
+        }
+        if matches!(agent.probe, Some(Probe::Read { .. })) {
+            actions.push(Action::Deliver);
+            if moment.failures < self.failures {
+                actions.push(Action::DeliverUnstored);
+            }
+        }
+        if transition::waits(record) && agent.probe.is_none()
+            || Self::untold(moment).is_some()
+            || moment.mount_is_unseen()
+        {
+            actions.push(Action::Tick);
+        }
+        let refused = record.running || record.state == State::Blank || Self::untold(moment).is_some();
+        if moment.permits_given < self.permits && agent.device.is_some() && !refused {
+            actions.push(Action::Permit);
+        }
+    }
+}
+
+impl Model for Node {
+    type State = Moment;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<Moment> {
+        vec![Moment {
+            disk: Disk { written: Written::Blank, by: 0, precious: false },
+            attached: Some(1),
+            newest: 1,
+            boot: 0,
+            calm: false,
+            mounted: false,
+            kernel: Kernel::default(),
+            store: None,
+            agent: None,
+            processes: vec![Process::New; self.known.len()],
+            kills: 0,
+            failures: 0,
+            unstored: None,
+            permits_given: 0,
+            permits_used: 0,
+            lost: false,
+            unrecorded: false,
+            known: false,
+            forgotten: false,
+        }]
+    }
+
+    fn actions(&self, moment: &Moment, actions: &mut Vec<Action>) {
+        match moment.attached {
+            Some(_) => actions.push(Action::Detach),
+            None if moment.newest < self.attachments => actions.push(Action::Attach),
+            None => {}
+        }
+        if moment.boot < self.cuts {
+            actions.push(Action::PowerCut);
+        }
+        if !moment.calm {
+            actions.push(Action::Calm);
+        }
+        self.agents_actions(moment, actions);
+        if moment.kernel.began.is_some() || moment.kernel.mounted {
+            actions.push(Action::LoseEvents);
+        }
+        if moment.agent.as_ref().is_some_and(|agent| agent.probe == Some(Probe::Asked))
+            && moment.attached.is_some()
+        {
+            actions.push(Action::Read(Reading::Truth));
+            if !moment.calm {
+                actions.extend([Action::Read(Reading::Blank), Action::Read(Reading::Error)]);
+            }
+        }
+        for (process, state) in moment.processes.iter().enumerate() {
+            match state {
+                // One after the other: they are alike but for their names.
+                Process::New if process == 0 || moment.processes[process - 1] != Process::New => {
+                    actions.push(Action::Open(process));
+                }
+                Process::Open { diskseq, tainted, .. } => {
+                    actions.extend([Action::End(process), Action::Die(process)]);
+                    if moment.attached == Some(*diskseq) && !tainted {
+                        actions.extend([Action::WriteHalf(process), Action::WriteWhole(process)]);
+                    }
+                }
+                Process::New | Process::Ended { .. } => {}
+            }
+        }
+        // See `open`.
+        let is_open = |process: &Process| matches!(process, Process::Open { diskseq, .. } if Some(*diskseq) == moment.attached);
+        let formats = moment.processes.iter().any(is_open);
+        if moment.attached.is_some() && moment.disk.written == Written::Whole && !moment.mounted && !formats {
+            actions.push(Action::Mount);
+        }
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm for each action, in their order")]
+    fn next_state(&self, before: &Moment, action: Action) -> Option<Moment> {
+        let mut after = before.clone();
+        let moment = &mut after;
+        match action {
+            Action::Attach => {
+                moment.newest += 1;
+                moment.attached = Some(moment.newest);
+            }
+            Action::Detach => {
+                moment.attached = None;
+                moment.mounted = false;
+            }
+            Action::PowerCut => {
+                moment.boot += 1;
+                moment.calm = false;
+                moment.newest += 1;
+                moment.attached = Some(moment.newest);
+                moment.kernel = Kernel::default();
+                moment.mounted = false;
+                moment.agent = None;
+                for process in &mut moment.processes {
+                    if *process != Process::New {
+                        *process = Process::Ended { failed: true };
+                    }
+                }
+            }
+            Action::Calm => {
+                moment.calm = true;
+                // What was read before is no truth of now.
+                if let Some(agent) = &mut moment.agent
+                    && let Some(Probe::Read { .. }) = agent.probe
+                {
+                    agent.probe = Some(Probe::Asked);
+                }
+            }
+            Action::Start => self.start(moment),
+            Action::Kill => {
+                moment.kills += 1;
+                moment.agent = None;
+            }
+            Action::Stop => {
+                moment.kills += 1;
+                let record = moment.agent.as_ref().and_then(|agent| agent.record.clone());
+                // Here the rule comes first: it is tightened.
+                if let Some(old) = record.filter(|record| record.armed.is_some()) {
+                    let (new, _) = transition::next(&old, transition::Event::Closed, moment.now());
+                    Self::rule(moment, &new);
+                    if let Some(agent) = &mut moment.agent {
+                        agent.closed = Some(new);
+                    }
+                }
+                if let Some(agent) = &mut moment.agent {
+                    agent.todo.push(Todo::Stopped);
+                }
+            }
+            Action::SeeAttached => self.see_attached(moment),
+            Action::SeeDetached => self.see_detached(moment),
+            Action::Go => self.go(moment),
+            Action::DeliverUnstored => {
+                moment.failures += 1;
+                self.deliver(moment, false);
+            }
+            Action::SeeBegan => {
+                if let Some(process) = moment.kernel.began.take() {
+                    self.began(moment, process);
+                }
+            }
+            Action::SeeMounted => {
+                moment.kernel.mounted = false;
+                if moment.agent.as_ref().is_some_and(|agent| agent.device == moment.attached) {
+                    let untold = Self::untold(moment).map(Todo::Began);
+                    if let Some(agent) = &mut moment.agent {
+                        agent.todo.extend(untold.into_iter().chain([Todo::Mounted]));
+                    }
+                } else if moment.attached.is_some() {
+                    // What is mounted is there.
+                    self.see_attached(moment);
+                    if let Some(agent) = &mut moment.agent {
+                        agent.todo.push(Todo::Mounted);
+                    }
+                }
+            }
+            Action::LoseEvents => {
+                moment.kernel.began = None;
+                moment.kernel.mounted = false;
+            }
+            Action::SeeEnded(told) => self.ended(moment, told),
+            Action::Read(reading) => {
+                let diskseq = moment.attached?;
+                let answer = match (reading, moment.disk.written) {
+                    (Reading::Error, _) => Answer::Error,
+                    (Reading::Truth, Written::Whole) => Answer::Holds,
+                    (Reading::Truth, Written::Half | Written::Blank) | (Reading::Blank, _) => Answer::Blank,
+                };
+                let agent = moment.agent.as_mut()?;
+                agent.probe = Some(Probe::Read { answer, diskseq });
+            }
+            Action::Deliver => self.deliver(moment, true),
+            Action::Tick => self.tick(moment),
+            Action::Permit => {
+                moment.permits_given += 1;
+                let permit =
+                    Permit { reason: String::new(), uid: 0, at: 0, expires: moment.now() + QUARANTINE };
+                self.step(moment, transition::Event::Permitted(permit), true);
+            }
+            Action::Open(process) => self.open(moment, process),
+            Action::WriteHalf(process) => moment.write(process, self.known[process], Written::Half),
+            Action::WriteWhole(process) => moment.write(process, self.known[process], Written::Whole),
+            Action::End(process) => moment.end(process, false),
+            Action::Die(process) => moment.end(process, true),
+            Action::Mount => {
+                moment.mounted = true;
+                moment.kernel.mounted = true;
+                if let Some(held) = &mut moment.kernel.holder {
+                    held.mounted = true;
+                }
+            }
+        }
+        (after != *before).then_some(after)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(
+                "no volume that carried a format is formatted without a permit",
+                |_, moment: &Moment| !moment.lost,
+            ),
+            Property::always("no record of a format is lost", |_, moment: &Moment| !moment.forgotten),
+            Property::always("no blank volume is armed without its record on disk", |_, moment: &Moment| {
+                !moment.unrecorded
+            }),
+            Property::always("no permit is used twice", |_, moment: &Moment| {
+                moment.permits_used.count_ones() <= u32::from(moment.permits_given)
+            }),
+            Property::sometimes("a blank volume is formatted and recorded", |_, moment: &Moment| {
+                moment.known && moment.disk.precious
+            }),
+            Property::sometimes("a permitted re-format is made", |model: &Self, moment: &Moment| {
+                model.permits == 0 || moment.permits_used > 0
+            }),
+        ]
+    }
+}

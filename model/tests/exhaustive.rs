@@ -1,0 +1,104 @@
+//! Every interleaving of the protocol's steps, and for each of its guards that is broken on purpose the proof that the
+//! checker sees it.
+
+use format_guard_model::{Break, Node};
+use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
+
+/// One process that goes by a formatter's name, on a device that appears once; nothing fails.
+fn node() -> Node {
+    Node { known: vec![true], attachments: 1, cuts: 0, kills: 0, failures: 0, permits: 0, broken: None }
+}
+
+/// Two such processes.
+fn two() -> Node {
+    Node { known: vec![true, true], ..node() }
+}
+
+fn holds(name: &str, node: Node) {
+    let checker = node.checker().threads(2).spawn_bfs().join();
+    println!("{name}: {} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+fn the_power_is_cut_and_the_device_comes_and_goes() {
+    holds("power cut, re-attach", Node { attachments: 2, cuts: 1, ..two() });
+}
+
+#[test]
+fn the_power_is_cut_and_the_agent_is_killed_or_stopped() {
+    holds("power cut, kill", Node { cuts: 1, kills: 1, ..two() });
+}
+
+#[test]
+fn the_power_is_cut_and_a_permit_is_given() {
+    holds("power cut, permit", Node { cuts: 1, permits: 1, ..two() });
+}
+
+#[test]
+fn everything_fails_once_under_one_formatter() {
+    holds("everything once", Node { cuts: 1, kills: 1, failures: 1, permits: 1, ..node() });
+}
+
+#[test]
+#[ignore = "larger, some minutes: cargo test -p format-guard-model -- --ignored"]
+fn larger() {
+    holds("kill, re-attach", Node { attachments: 2, kills: 1, ..two() });
+    holds("three formatters, permit", Node { known: vec![true; 3], permits: 1, ..node() });
+    holds("kill, permit", Node { kills: 1, permits: 1, ..two() });
+    holds(
+        "everything once, re-attach",
+        Node { attachments: 2, cuts: 1, kills: 1, failures: 1, permits: 1, ..node() },
+    );
+}
+
+/// The checker finds a way to break an invariant.
+fn is_found(broken: Break, node: Node) {
+    let checker = Node { broken: Some(broken), ..node }
+        .checker()
+        .threads(2)
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let failed: Vec<_> = checker
+        .discoveries()
+        .into_iter()
+        .filter(|(name, _)| {
+            matches!(checker.discovery_classification(name), DiscoveryClassification::Counterexample)
+        })
+        .collect();
+    assert!(!failed.is_empty(), "{broken:?} was not found");
+    for (name, path) in failed {
+        println!("{broken:?}: not so: {name}: {:?}", path.into_actions());
+    }
+}
+
+#[test]
+fn a_rule_put_before_its_record_is_found() {
+    is_found(Break::RuleBeforeStore, node());
+}
+
+#[test]
+fn a_store_whose_failure_is_ignored_is_found() {
+    is_found(Break::IgnoresFailingStore, Node { failures: 1, ..node() });
+}
+
+#[test]
+fn trust_in_what_was_armed_before_a_power_cut_is_found() {
+    is_found(Break::TrustsWhatWasArmed, Node { cuts: 1, ..two() });
+}
+
+#[test]
+fn a_formatters_success_that_is_forgotten_is_found() {
+    is_found(Break::ForgetsSuccess, two());
+}
+
+#[test]
+fn a_format_that_is_dropped_at_a_detach_is_found() {
+    is_found(Break::DropsAtDetach, Node { attachments: 2, ..two() });
+}
+
+#[test]
+fn a_format_that_is_dropped_at_a_start_is_found() {
+    is_found(Break::DropsAtStart, Node { attachments: 2, kills: 1, ..two() });
+}
