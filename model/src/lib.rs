@@ -7,16 +7,18 @@
 //!
 //! # What is checked
 //!
-//! One volume on one device; processes that format it by name and copies that do not, each of which may stop or fail at any
-//! step; the agent killed, stopped and started between any two of its steps; the power cut at any time; the store
-//! failing; kernel events lost; every probe answered with the truth, with "blank", or with an error, as the checker likes.
-//! The invariants are [`Node`]'s properties.
+//! One volume on one device; processes that go by a formatter's name, each of which may stop or fail at any step; the
+//! agent killed, stopped and started between any two of its steps; the power cut at any time; the store failing; kernel
+//! events lost; every probe answered with the truth, with "blank", or with an error, as the checker likes. The invariants
+//! are [`Node`]'s properties.
 //!
 //! # What is not
 //!
 //! * Several volumes that share bytes (partitions, layers): the reconciler's tests and the scenarios hold those.
 //! * Bytes: a mark is whole or not, a write hits it or does not. `decide()` has property tests of its own.
 //! * A format that was on the volume before the guard first saw it, while every probe lies: nobody remembers that one.
+//! * Copies of a formatter under another name: until a format is recorded another process may write a magic beside it.
+//! * Formatters that do not open exclusively (`O_EXCL`), and a mount in the middle of their work.
 //! * A false blank that outlasts the quarantine after a crash of the host with the volume armed: see [`Action::Calm`].
 //! * Memory order between processors: the kernel's steps are atomic here.
 
