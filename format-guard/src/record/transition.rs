@@ -285,6 +285,14 @@ impl Step {
             State::Unverified if is_held(&self.record) => {}
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
+            // One reading may be older than the end of the format.
+            State::Formatting
+                if (self.record.ever_formatted || self.record.mounted)
+                    && self.record.clean_passes + 1 < CLEAN_PASSES =>
+            {
+                self.record.clean_passes += 1;
+                self.probe();
+            }
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
                 self.formatted("a format ended and the volume reads blank");
                 self.discrepancy("it reads blank".to_owned());

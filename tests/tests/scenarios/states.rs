@@ -7,7 +7,7 @@ use format_guard_tests::{
     attack::refused,
     device::{Device, Image, Linear, Loop},
     guard::Guard,
-    tool::{command, must},
+    tool::{command, must, run},
     wait_for,
 };
 
@@ -69,6 +69,62 @@ fn a_first_format_that_failed_and_was_mounted_is_kept() -> Result<()> {
     refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "")?;
     ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
+}
+
+/// A program by the name of mkfs.xfs that opens a device for writing and does with it as dd is told.
+fn formatter_that(does: &str, path: &Path) -> Result<()> {
+    let directory = tempfile::tempdir_in("/var/tmp")?;
+    let copy = directory.path().join("mkfs.xfs");
+    fs::copy("/usr/bin/dd", &copy)?;
+    must(&format!("{} of={} conv=notrunc {does}", copy.display(), path.display())).map(drop)
+}
+
+#[test]
+fn a_formatter_that_writes_nothing_leaves_a_blank_volume_blank() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(32)?;
+    let path = device.path();
+    guard.wait_for_state(path, "blank")?;
+    formatter_that("if=/dev/zero count=0", path)?;
+    let seen = guard.events("format-began")?;
+    ensure!(
+        seen.iter().any(|event| event["text"].as_str().is_some_and(|text| text.contains("mkfs.xfs"))),
+        "{seen:?}"
+    );
+    guard.wait_for_state(path, "blank")?;
+    make_ext4(&guard, path)
+}
+
+/// Its device may read as zeros for a moment: another format would destroy it.
+#[test]
+fn a_format_that_ended_well_is_kept_though_the_device_reads_blank() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(32)?;
+    let path = device.path();
+    guard.wait_for_state(path, "blank")?;
+    formatter_that("if=/dev/urandom bs=4096 count=1 seek=4000", path)?;
+    let volume = guard.wait_for_state(path, "formatted")?;
+    ensure!(volume["discrepancy"].as_str().is_some_and(|text| text.contains("reads blank")), "{volume}");
+    let before = device.sha256()?;
+    refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "")?;
+    ensure!(device.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// Nobody would record it.
+#[test]
+fn a_stopped_agent_lets_no_format_begin() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let device = Loop::new(32)?;
+    let path = device.path();
+    guard.wait_for_state(path, "blank")?;
+    guard.stop_agent()?;
+    let before = device.sha256()?;
+    let ran = run(&format!("mkfs.ext4 -F {}", path.display()))?;
+    ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
+    ensure!(device.sha256()? == before, "bytes changed");
+    guard.start_agent()?;
+    make_ext4(&guard, path)
 }
 
 #[test]

@@ -133,6 +133,13 @@ fn a_format_that_ended_well_is_there_however_blank_it_reads() {
     assert_eq!(complete.state, State::Formatted);
     assert!(complete.discrepancy.is_some());
     assert_eq!(at(&complete, holds("ext4", "a"), 9).content.as_ref().map(Content::name), Some("ext4"));
+    // One reading may be older than the end of the format.
+    let (once, _) =
+        run(record(), begun.clone().into_iter().chain([ended(Some(0)), blank(), holds("ext4", "a")]));
+    assert_eq!(
+        (once.state, once.discrepancy, &*once.cause),
+        (State::Formatted, None, "formatted by mkfs.ext4")
+    );
     // One that wrote nothing has left nothing.
     let untouched = Event::FormatEnded { status: Some(0), wrote: false };
     assert_eq!(run(record(), begun.into_iter().chain([untouched, blank(), blank()])).0.state, State::Blank);
