@@ -24,4 +24,4 @@
 
 mod node;
 
-pub use node::{Action, Break, Node, Process, Written};
+pub use node::{Action, Break, Node};

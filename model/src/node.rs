@@ -19,7 +19,7 @@ use stateright::{Model, Property};
 const DEV: u32 = 0x70_0000;
 /// Seconds that a volume must read blank after a crash of the host.
 const QUARANTINE: Seconds = 100;
-/// Magic of the format that everybody writes, and that of the one recorded.
+/// Magic of the format that everybody writes.
 const MAGIC: &[u8] = b"XFSB";
 
 /// A guard of the protocol that is broken on purpose, to see the checker find it.
@@ -41,7 +41,7 @@ pub enum Break {
 
 /// How far what lies on the disk is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Written {
+enum Written {
     /// Nothing.
     Blank,
     /// A part of a format.
@@ -61,7 +61,7 @@ struct Disk {
 
 /// How far a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Process {
+enum Process {
     /// Not started.
     New,
     /// It has the device open; with a permit, if its format began under one.
@@ -217,7 +217,7 @@ pub enum Action {
     SeeDetached,
     /// The agent goes on with what it does.
     Go,
-    /// The agent compares the world with its records, and what it makes of a reading cannot be stored.
+    /// A probe's answer arrives, and what the agent makes of it cannot be stored.
     DeliverUnstored,
     /// The agent learns that a format began.
     SeeBegan,
@@ -229,7 +229,7 @@ pub enum Action {
     SeeEnded(bool),
     /// The prober reads the device.
     Read(Reading),
-    /// Its answer arrives.
+    /// A probe's answer arrives.
     Deliver,
     /// The agent compares the world with its records.
     Tick,
@@ -252,8 +252,8 @@ pub enum Action {
 /// The model: how many of what, and what is broken.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Whether each process goes by a formatter's name.
-    pub known: Vec<bool>,
+    /// Processes that go by a formatter's name.
+    pub formatters: usize,
     /// Times that the device appears.
     pub attachments: u64,
     /// Power cuts.
@@ -272,13 +272,12 @@ pub struct Node {
 struct Asking<'a> {
     moment: &'a Moment,
     process: usize,
-    known: bool,
     rule: Option<Ruled>,
 }
 
 impl Caller for Asking<'_> {
     fn class(&self) -> Class {
-        if self.known { Class::FORMATTER } else { Class::UNKNOWN }
+        Class::FORMATTER
     }
 
     fn tainted(&self) -> bool {
@@ -316,9 +315,7 @@ impl Moment {
     /// A mount whose event was lost: `Reconciler::repair_mounts`.
     fn mount_is_unseen(&self) -> bool {
         let record = self.agent.as_ref().and_then(|agent| agent.record.as_ref());
-        let open =
-            |record: &Record| matches!(record.state, State::Unverified | State::Blank | State::Formatting);
-        self.mounted && record.is_some_and(open)
+        self.mounted && record.is_some_and(transition::is_mount_untold)
     }
 
     fn now(&self) -> Seconds {
@@ -330,7 +327,7 @@ impl Moment {
     }
 
     /// The verdict on what a process asks for; under the rule in force for it.
-    fn verdict(&self, process: usize, known: bool, operation: Operation) -> (Verdict, Option<Ruled>) {
+    fn verdict(&self, process: usize, operation: Operation) -> (Verdict, Option<Ruled>) {
         let rule = match (self.kernel.rule, self.processes[process]) {
             // An open knows the number alone; of an opened device the medium is known.
             (rule, Process::New) => rule,
@@ -350,7 +347,7 @@ impl Moment {
             let _ = kernel.push(check);
         }
         let length = if operation == Operation::Open { 0 } else { 4 };
-        let asking = Asking { moment: self, process, known, rule };
+        let asking = Asking { moment: self, process, rule };
         (decide(&kernel, &Request { operation, offset: 0, length }, &asking, &Magic), rule)
     }
 
@@ -368,9 +365,9 @@ impl Moment {
     }
 
     /// A write to the device by a process.
-    fn write(&mut self, process: usize, known: bool, written: Written) {
+    fn write(&mut self, process: usize, written: Written) {
         let Process::Open { permitted, diskseq, .. } = self.processes[process] else { return };
-        let (verdict, rule) = self.verdict(process, known, Operation::Write);
+        let (verdict, rule) = self.verdict(process, Operation::Write);
         let mut permitted = permitted;
         let passes = match (verdict, rule) {
             (Verdict::Begin, Some(rule)) => {
@@ -667,11 +664,11 @@ impl Node {
         self.step(moment, transition::Event::FormatEnded { status, wrote }, true);
     }
 
-    fn open(&self, moment: &mut Moment, process: usize) {
+    fn open(moment: &mut Moment, process: usize) {
         let Some(diskseq) = moment.attached else { return };
-        let (verdict, rule) = moment.verdict(process, self.known[process], Operation::Open);
+        let (verdict, rule) = moment.verdict(process, Operation::Open);
         // Formatters open exclusively (mke2fs, mkfs.xfs: O_EXCL), and so does a mount.
-        let (mut permitted, mut opened) = (false, !(self.known[process] && moment.mounted));
+        let (mut permitted, mut opened) = (false, !moment.mounted);
         match (verdict, rule) {
             // Judged first: a format that did not come to be may be taken to have begun.
             (Verdict::Begin, Some(rule)) => {
@@ -761,7 +758,7 @@ impl Model for Node {
             kernel: Kernel::default(),
             store: None,
             agent: None,
-            processes: vec![Process::New; self.known.len()],
+            processes: vec![Process::New; self.formatters],
             kills: 0,
             failures: 0,
             unstored: None,
@@ -927,9 +924,9 @@ impl Model for Node {
                     Permit { reason: String::new(), uid: 0, at: 0, expires: moment.now() + QUARANTINE };
                 self.step(moment, transition::Event::Permitted(permit), true);
             }
-            Action::Open(process) => self.open(moment, process),
-            Action::WriteHalf(process) => moment.write(process, self.known[process], Written::Half),
-            Action::WriteWhole(process) => moment.write(process, self.known[process], Written::Whole),
+            Action::Open(process) => Self::open(moment, process),
+            Action::WriteHalf(process) => moment.write(process, Written::Half),
+            Action::WriteWhole(process) => moment.write(process, Written::Whole),
             Action::End(process) => moment.end(process, false),
             Action::Die(process) => moment.end(process, true),
             Action::Mount => {

@@ -477,12 +477,17 @@ impl Iscsi {
         serve_target(self.target, &self.iqn, self.image.path())
     }
 
+    /// The command that takes its target away.
+    fn deletion(&self) -> String {
+        format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target)
+    }
+
     /// Takes its target away while the session goes on.
     ///
     /// # Errors
     /// When it stays.
     pub fn stop_serving(&self) -> Result<()> {
-        let delete = format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target);
+        let delete = self.deletion();
         wait_for("a target to go", || {
             let ran = run(&delete)?;
             // A command is under way.
@@ -544,7 +549,7 @@ impl Device for Iscsi {
 impl Drop for Iscsi {
     fn drop(&mut self) {
         let _ = log_out(&self.iqn);
-        let _ = run(&format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target));
+        let _ = run(&self.deletion());
     }
 }
 

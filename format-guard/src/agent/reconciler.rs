@@ -257,9 +257,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn repair_mounts(&mut self) {
         for dev in mounted_devices() {
             let record = self.devices.id(dev).and_then(|id| self.records.get(id));
-            if record.is_some_and(|record| {
-                matches!(record.state, State::Unverified | State::Blank | State::Formatting)
-            }) {
+            if record.is_some_and(transition::is_mount_untold) {
                 warn!("device {dev}: the event of a mount was lost");
                 self.repaired += 1;
                 self.apply_to_device(dev, &Event::Mounted);
@@ -538,10 +536,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn device_gone(&mut self, dev: Dev) {
-        // Its event may still be under way.
-        if let Some(entry) = self.formatter_of(dev) {
-            self.take_up(&entry);
-        }
+        self.take_up_on(dev);
         let lead = self.lead(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         let Some(device) = self.devices.remove(dev) else { return };
@@ -673,12 +668,11 @@ impl<E: Enforcer> Reconciler<E> {
             let (lead, _) = self.lead(dev);
             // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
             // and not let go of.
-            let told = |entry: &HolderEntry| {
-                formatter.as_ref().is_some_and(|formatter| {
-                    formatter.pid == entry.process.tgid && formatter.started == entry.process.started
-                })
-            };
-            if self.enforcer.holder(lead).is_some_and(|entry| entry.dev == dev.to_kernel() && told(&entry))
+            let told = |process| formatter.as_ref().is_some_and(|formatter| formatter.is(process));
+            if self
+                .enforcer
+                .holder(lead)
+                .is_some_and(|entry| entry.dev == dev.to_kernel() && told(entry.process))
                 && let Err(error) = self.enforcer.release_holder(lead)
             {
                 error!("{id}: {error}");
@@ -724,6 +718,13 @@ impl<E: Enforcer> Reconciler<E> {
         untold
     }
 
+    /// Records a format of this very device whose event is still under way, or was lost.
+    fn take_up_on(&mut self, dev: Dev) {
+        if let Some(entry) = self.formatter_of(dev) {
+            self.take_up(&entry);
+        }
+    }
+
     // What the kernel programs tell
 
     fn kernel_event(&mut self, event: &KernelEvent) {
@@ -746,9 +747,7 @@ impl<E: Enforcer> Reconciler<E> {
                 }
                 if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
                     // What was mounted is what was formatted, also where the event of that was lost.
-                    if let Some(entry) = self.formatter_of(dev) {
-                        self.take_up(&entry);
-                    }
+                    self.take_up_on(dev);
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }
@@ -801,9 +800,7 @@ impl<E: Enforcer> Reconciler<E> {
         let formats = |record: &Record| {
             record.state == State::Formatting
                 && record.running
-                && record.formatter.as_ref().is_some_and(|formatter| {
-                    formatter.pid == process.tgid && formatter.started == process.started
-                })
+                && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();

@@ -98,6 +98,14 @@ pub struct Formatter {
     pub at: Seconds,
 }
 
+impl Formatter {
+    /// Whether it is this process.
+    #[must_use]
+    pub fn is(&self, process: Process) -> bool {
+        self.pid == process.tgid && self.started == process.started
+    }
+}
+
 /// An operator's allowance for one re-format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

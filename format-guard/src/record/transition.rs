@@ -38,7 +38,7 @@ pub enum Event {
     },
     /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
     Closed,
-    /// A format was let through that nobody saw, and it may have been on this volume, which is not there.
+    /// A format was let through that nobody saw, and it may have been on this volume.
     Doubted,
     /// A probe came back.
     Probed(Result<Finding, ProbeError>),
@@ -172,6 +172,12 @@ pub fn is_untold(record: &Record) -> bool {
     }
 }
 
+/// Whether a mount of it, which proves a format, was not told yet.
+#[must_use]
+pub fn is_mount_untold(record: &Record) -> bool {
+    matches!(record.state, State::Unverified | State::Blank | State::Formatting)
+}
+
 /// Known under another name than its own for a moment: nothing worth keeping.
 #[must_use]
 pub fn is_provisional(record: &Record) -> bool {
@@ -285,17 +291,12 @@ impl Step {
             State::Unverified if is_held(&self.record) => {}
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
-            // One reading may be older than the end of the format.
-            State::Formatting
-                if (self.record.ever_formatted || self.record.mounted)
-                    && self.record.clean_passes + 1 < CLEAN_PASSES =>
-            {
-                self.record.clean_passes += 1;
-                self.probe();
-            }
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
-                self.formatted("a format ended and the volume reads blank");
-                self.discrepancy("it reads blank".to_owned());
+                // One reading may be older than the end of the format.
+                if self.reads_blank_again() {
+                    self.formatted("a format ended and the volume reads blank");
+                    self.discrepancy("it reads blank".to_owned());
+                }
             }
             State::Formatting if is_held(&self.record) => {
                 self.arm();
@@ -310,13 +311,20 @@ impl Step {
         }
     }
 
-    fn clean_pass(&mut self, cause: &str) {
+    /// Whether it has read blank often enough; else it is probed once more.
+    fn reads_blank_again(&mut self) -> bool {
         self.record.clean_passes = CLEAN_PASSES.min(self.record.clean_passes + 1);
-        if self.record.clean_passes < CLEAN_PASSES {
+        let enough = self.record.clean_passes == CLEAN_PASSES;
+        if !enough {
             self.probe();
-            return;
         }
-        if self.record.doubted_since.is_some_and(|since| self.now < since + self.record.quarantine) {
+        enough
+    }
+
+    fn clean_pass(&mut self, cause: &str) {
+        let doubted =
+            self.record.doubted_since.is_some_and(|since| self.now < since + self.record.quarantine);
+        if !self.reads_blank_again() || doubted {
             return;
         }
         self.record.marks.clear();

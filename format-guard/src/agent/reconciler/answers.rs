@@ -177,12 +177,8 @@ impl<E: Enforcer> Reconciler<E> {
             )));
         }
         let id = self.select(&request.volume)?;
-        self.device_of(&id)?;
-        // One may have begun whose event is still under way.
-        let device = self.devices.of(&id).next().map(|device| device.dev);
-        if let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) {
-            self.take_up(&entry);
-        }
+        let dev = self.device_of(&id)?.dev;
+        self.take_up_on(dev);
         let record = self.records.get(&id);
         if let Some(formatter) =
             record.filter(|record| record.running).and_then(|record| record.formatter.as_ref())
