@@ -257,8 +257,7 @@ async fn permit(
 async fn probe(State(agent): State<Agent>, selector: Result<Json<Selector>, JsonRejection>) -> Answer {
     let volume = body(selector)?.volume;
     let device = agent.device(&volume).await?;
-    let result = agent.prober.once(&device).await;
-    let answer = prober::Answer { dev: device.dev, diskseq: device.diskseq, result };
+    let answer = agent.prober.once(&device).await;
     agent.inputs.send(Input::Probed(answer)).await.map_err(|_| stopping())?;
     agent.ask(Question::Volume(volume)).await
 }
@@ -271,7 +270,7 @@ async fn adopt(
 ) -> Answer {
     let volume = body(selector)?.volume;
     let device = agent.device(&volume).await?;
-    match agent.prober.once(&device).await {
+    match agent.prober.once(&device).await.result {
         Ok(Finding::Holds { found, marks, .. }) => {
             agent.ask(Question::Adopt { volume, found, marks, uid: peer.uid() }).await
         }

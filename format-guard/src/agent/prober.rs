@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -43,6 +43,8 @@ pub struct Answer {
     pub dev: Dev,
     /// The attachment that was probed.
     pub diskseq: u64,
+    /// When the probe began: what was there before may have been read.
+    pub begun: Instant,
     /// What it holds, or why that is not known.
     pub result: Result<Finding, ProbeError>,
 }
@@ -104,9 +106,9 @@ impl Prober {
 
     async fn answer(self, device: Device) {
         loop {
-            let (result, hanging) = self.once_or_hanging(&device).await;
+            let (answer, hanging) = self.once_or_hanging(&device).await;
             // A closed channel means that the agent stops.
-            let _ = self.answers.send(Answer { dev: device.dev, diskseq: device.diskseq, result });
+            let _ = self.answers.send(answer);
             if let Some(mut child) = hanging {
                 // Its device is free again when it has come back. That it ends is all that is waited for.
                 let _ = child.wait().await;
@@ -123,12 +125,18 @@ impl Prober {
     }
 
     /// Probes a device now, beside what else is under way; for an operator who waits.
-    pub async fn once(&self, device: &Device) -> Result<Finding, ProbeError> {
+    pub async fn once(&self, device: &Device) -> Answer {
         self.once_or_hanging(device).await.0
     }
 
     /// The answer; with the process, if that has not ended.
-    async fn once_or_hanging(&self, device: &Device) -> (Result<Finding, ProbeError>, Option<Child>) {
+    async fn once_or_hanging(&self, device: &Device) -> (Answer, Option<Child>) {
+        let begun = Instant::now();
+        let (result, hanging) = self.read(device).await;
+        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result }, hanging)
+    }
+
+    async fn read(&self, device: &Device) -> (Result<Finding, ProbeError>, Option<Child>) {
         let deadline = Duration::from_millis(self.deadline.load(Ordering::Relaxed));
         let spawned = Command::new(&self.program)
             .arg("probe")

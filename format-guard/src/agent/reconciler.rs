@@ -8,7 +8,11 @@ mod refusals;
 mod stacks;
 mod vacated;
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use format_guard_common::{
@@ -193,6 +197,9 @@ pub struct Reconciler<E> {
     records: HashMap<VolumeId, Record>,
     /// Attachment and first sight of devices that a node may come to name.
     nameless: HashMap<Dev, (u64, Seconds)>,
+    /// When the newest format of a device, or of one that shares its bytes, was over: what was read before is what it
+    /// overwrote, or half of it.
+    format_over: HashMap<Dev, Instant>,
     /// Exit statuses that the kernel told, until the pidfd does.
     ends: HashMap<Process, u32>,
     /// Partitions that were dropped and not deleted.
@@ -223,6 +230,7 @@ impl<E: Enforcer> Reconciler<E> {
             told: watch::Sender::new(0),
             records: HashMap::new(),
             nameless: HashMap::new(),
+            format_over: HashMap::new(),
             ends: HashMap::new(),
             vacated: Vec::new(),
             parts: Vec::new(),
@@ -539,6 +547,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.take_up_on(dev);
         let lead = self.lead(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
+        self.format_over.remove(&dev);
         let Some(device) = self.devices.remove(dev) else { return };
         self.occupy(Some(dev), None);
         self.vacate(&device);
@@ -574,6 +583,10 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         };
         let id = device.identity.id.clone();
+        if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
+            self.probe(&id);
+            return;
+        }
         if let Ok(finding) = &answer.result {
             self.compare_with_table(answer.dev, finding);
         }
@@ -805,8 +818,16 @@ impl<E: Enforcer> Reconciler<E> {
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
         for id in ended {
-            let dev = self.devices.of(&id).next().map(|device| device.dev);
-            let entry = dev.and_then(|dev| self.formatter_of(dev)).filter(|entry| entry.process == process);
+            let devices: Vec<Dev> = self.devices.of(&id).map(|device| device.dev).collect();
+            for dev in &devices {
+                let around = self.devices.related(*dev).into_iter().map(|related| related.dev);
+                let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
+                self.format_over.extend(over);
+            }
+            let entry = devices
+                .first()
+                .and_then(|dev| self.formatter_of(*dev))
+                .filter(|entry| entry.process == process);
             let wrote = entry.is_none_or(|entry| entry.wrote != 0);
             self.apply(&id, Event::FormatEnded { status, wrote });
         }

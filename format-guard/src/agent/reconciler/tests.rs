@@ -13,7 +13,10 @@ use super::*;
 use crate::{
     enforce::{Counts, MapError},
     record::store::{StoreError, Wanted},
-    volume::{marks::MarkKind, probe::Finding},
+    volume::{
+        marks::MarkKind,
+        probe::{Finding, ProbeError},
+    },
 };
 
 /// What was done, in order.
@@ -191,6 +194,10 @@ fn setting() -> Setting {
     Setting { runtime, sysfs, deeds, broken, enforcer, reconciler }
 }
 
+fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input {
+    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result })
+}
+
 fn attach(root: &Path, diskseq: u64) {
     let device = root.join("devices/virtual/block/dm-0");
     fs::create_dir_all(device.join("dm")).expect("directory");
@@ -214,7 +221,7 @@ impl Setting {
     }
 
     fn probed(&mut self, diskseq: u64, finding: Finding) {
-        self.give(Input::Probed(Answer { dev: DEV, diskseq, result: Ok(finding) }));
+        self.give(answer(DEV, diskseq, Ok(finding)));
     }
 
     fn state(&self) -> State {
@@ -401,7 +408,7 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
     setting.give(Input::Changed { name: "dm-0p1".into() });
     assert_eq!(setting.rule().state, State::Blank as u32);
     assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel(), "one of them may be formatted");
-    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    setting.give(answer(PART, 5, Ok(holds())));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
     let windows = setting.enforcer.windows.borrow()[&DEV.to_kernel()];
     assert_eq!(windows.windows()[0].dev, PART.to_kernel());
@@ -414,7 +421,7 @@ fn a_partition_of_another_medium_is_another_volume() {
     let mut setting = setting();
     attach_partition(setting.sysfs.path());
     setting.give(Input::Changed { name: "dm-0p1".into() });
-    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    setting.give(answer(PART, 5, Ok(holds())));
     let uuid = setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid");
     fs::write(uuid, "UUID-2").expect("attribute");
     attach(setting.sysfs.path(), 6);
@@ -450,7 +457,7 @@ fn an_ambiguous_beginning_lists_its_candidates() {
     let mut setting = setting();
     attach_partition(setting.sysfs.path());
     setting.give(Input::Changed { name: "dm-0p1".into() });
-    setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(holds()) }));
+    setting.give(answer(PART, 5, Ok(holds())));
     setting.probed(5, holds());
     let ask = |setting: &mut Setting, text: &str| {
         setting.reconciler.answer(Question::Volume(text.into())).err().map(|failure| failure.error)
@@ -504,7 +511,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     attach_partition(setting.sysfs.path());
     setting.give(Input::Changed { name: "dm-0p1".into() });
     let probed_part = |setting: &mut Setting, finding| {
-        setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(finding) }));
+        setting.give(answer(PART, 5, Ok(finding)));
     };
     probed_part(&mut setting, Finding::Blank);
     probed_part(&mut setting, Finding::Blank);
@@ -546,17 +553,31 @@ fn a_better_identity_waits_until_the_format_is_over() {
 
 #[test]
 fn a_probe_that_overtakes_the_event_of_a_format_does_not_take_it_from_its_formatter() {
-    for result in [Ok(holds()), Err(crate::volume::probe::ProbeError::Deadline)] {
+    for result in [Ok(holds()), Err(ProbeError::Deadline)] {
         let mut setting = setting();
         setting.probed(5, Finding::Blank);
         setting.probed(5, Finding::Blank);
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
         let entry = HolderEntry { process, diskseq: 5, dev: DEV.to_kernel(), ..HolderEntry::default() };
         setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
-        setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, result }));
+        setting.give(answer(DEV, 5, result));
         assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
         assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
     }
+}
+
+#[test]
+fn a_probe_from_before_the_end_of_a_format_is_not_what_the_format_left() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    begin(&mut setting, DEV, DEV);
+    let begun = Instant::now();
+    setting.give(Input::Ended { process: Process { started: 1, tgid: u32::MAX, zero: 0 }, last: true });
+    setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result: Ok(holds()) }));
+    assert_eq!(setting.state(), State::Formatting, "what it holds is not known yet");
+    setting.probed(5, holds());
+    assert_eq!(setting.state(), State::Formatted);
 }
 
 #[test]
@@ -567,7 +588,7 @@ fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop
     attach_partition(setting.sysfs.path());
     setting.give(Input::Changed { name: "dm-0p1".into() });
     for _ in 0..2 {
-        setting.give(Input::Probed(Answer { dev: PART, diskseq: 5, result: Ok(Finding::Blank) }));
+        setting.give(answer(PART, 5, Ok(Finding::Blank)));
     }
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
     let entry = HolderEntry { process, diskseq: 5, dev: PART.to_kernel(), ..HolderEntry::default() };
