@@ -206,6 +206,37 @@ impl Guard {
         wait_for("the configuration to be read", || Ok((self.events("reloaded")?.len() > read).then_some(())))
     }
 
+    /// Sets a key of its configuration, for the next start.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn replace(&self, key: &str, value: &str) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        let line = format!("{key} = '{value}'\n");
+        let mut lines: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with(&format!("{key} ="))).collect();
+        lines.push(&line);
+        Ok(fs::write(self.config(), lines.join("\n"))?)
+    }
+
+    /// Runs the agent by another program that makes it fail; what it says.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not fail.
+    pub fn start_in_vain(&self, by: &str) -> Result<String> {
+        let config = self.config();
+        let line = format!("{by} timeout 50 {} agent --config {}", binary()?.display(), config.display());
+        let ran = crate::tool::run(&line)?;
+        ensure!(ran.status == 5, "{ran:?}");
+        Ok(ran.text)
+    }
+
+    /// Where its maps and links are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::{
-    prober::{self, Prober},
+    prober::Prober,
     reconciler::{Input, Question, Reply},
 };
 use crate::{

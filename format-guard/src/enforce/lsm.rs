@@ -5,14 +5,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError, links::FdLink},
+    maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError,
+        links::{FdLink, PinnedLink},
+        loaded_programs,
+    },
 };
 use format_guard_common::{
     MAX_RULES, Rule, State, Windows,
@@ -199,7 +205,8 @@ pub struct LsmEnforcer {
     holders: HashMap<MapData, u32, HolderEntry>,
     counters: PerCpuArray<MapData, u64>,
     types: KernelTypes,
-    btf: Btf,
+    /// Stands for the object and its read-only globals.
+    build: u64,
 }
 
 impl LsmEnforcer {
@@ -210,16 +217,18 @@ impl LsmEnforcer {
         let offsets = types.offsets()?;
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
-        // Parsed once: some megabytes.
-        let btf = Btf::from_sys_fs()?;
         let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf));
+        // For relocations, which our programs have none of.
+        loader.btf(None);
         loader.default_map_pin_directory(pins.maps());
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
         loader.override_global("REFUSE_PASSTHROUGH", &refuse_passthrough, true);
+        let mut build = DefaultHasher::new();
+        (OBJECT, &offsets, refuse_passthrough).hash(&mut build);
+        let build = build.finish();
         let mut ebpf = loader.load(OBJECT)?;
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
@@ -263,7 +272,7 @@ impl LsmEnforcer {
             holders,
             counters,
             types,
-            btf,
+            build,
         };
         enforcer.put_unknown(&rule::unknown(audit))?;
         Ok(enforcer)
@@ -274,54 +283,70 @@ impl LsmEnforcer {
         take(&mut self.ebpf, "EVENTS", RingBuf::try_from)
     }
 
-    /// Attaches every program, proves it by the canary, and only then takes the place of an earlier agent's.
+    /// Puts every program in force and proves it by the canary: those that an earlier agent of this build left, or else
+    /// new ones, which take the place of an earlier agent's only then.
     pub fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
-        let mut reports = Vec::new();
-        let mut attached = Vec::new();
+        let parts = self.places()?;
+        let reports = PARTS.iter().map(|part| {
+            let attached = parts.iter().any(|placed| placed.program == part.program);
+            let open = if attached { "" } else { part.without.unwrap_or_default() };
+            PartReport { program: part.program.to_owned(), attached, open: open.to_owned() }
+        });
+        let reports = reports.collect();
+        let links = self.pins.links(self.build);
+        let layout = self.pins.maps().to_owned();
+        let pin_error = |source| LoadError::Pin { path: layout, source };
+        if self.is_attached(&parts, &links) && self.prove().is_ok() {
+            self.pins.retire_others(self.build).map_err(pin_error)?;
+            return Ok(reports);
+        }
+        let unproven = self.pins.unproven_links().map_err(|source| LoadError::Pin { path: links, source })?;
+        // Some megabytes, which those who keep what is there do not need.
+        let btf = Btf::from_sys_fs()?;
+        let proven = parts.iter().try_for_each(|part| self.attach_part(part, &btf, &unproven));
+        if let Err(error) = proven.and_then(|()| self.prove()) {
+            let _ = fs::remove_dir_all(&unproven);
+            return Err(error);
+        }
+        self.pins.take_over(&unproven, self.build).map_err(pin_error)?;
+        Ok(reports)
+    }
+
+    /// The parts that this kernel has a place for.
+    fn places(&self) -> Result<Vec<&'static Part>, LoadError> {
+        let mut parts = Vec::new();
         for part in PARTS {
             let function = part.place.function();
             // A tracepoint needs no function in BTF; aya reports one that is missing.
-            if !matches!(part.place, Place::Tracepoint(_)) && !self.types.has_function(&function) {
-                let Some(open) = part.without else {
-                    return Err(LoadError::NoPlace { program: part.program, place: function });
-                };
-                reports.push(PartReport {
-                    program: part.program.to_owned(),
-                    attached: false,
-                    open: open.to_owned(),
-                });
-                continue;
+            if matches!(part.place, Place::Tracepoint(_)) || self.types.has_function(&function) {
+                parts.push(part);
+            } else if part.without.is_none() {
+                return Err(LoadError::NoPlace { program: part.program, place: function });
             }
-            let link = self.attach_part(part).map_err(|error| LoadError::Program {
-                program: part.program,
-                place: function,
-                reason: verifier_reason(&error),
-            })?;
-            let path = self.pins.new_link(part.program);
-            let _ = fs::remove_file(&path);
-            link.pin(&path)
-                .map_err(|error| LoadError::Pin { path: path.clone(), source: io::Error::other(error) })?;
-            attached.push(part.program);
-            reports.push(PartReport {
-                program: part.program.to_owned(),
-                attached: true,
-                open: String::new(),
-            });
         }
-        self.prove().inspect_err(|_| {
-            for program in &attached {
-                let _ = fs::remove_file(self.pins.new_link(program));
-            }
-        })?;
-        for program in attached {
-            let path = self.pins.link(program);
-            fs::rename(self.pins.new_link(program), &path)
-                .map_err(|source| LoadError::Pin { path, source })?;
-        }
-        self.pins
-            .retire_other_layouts()
-            .map_err(|source| LoadError::Pin { path: self.pins.maps().to_owned(), source })?;
-        Ok(reports)
+        Ok(parts)
+    }
+
+    /// Whether each of these is attached by a link in this directory, and all of our maps are theirs. What cannot be read
+    /// is not.
+    fn is_attached(&self, parts: &[&Part], links: &Path) -> bool {
+        let ids: Option<BTreeSet<u32>> = parts
+            .iter()
+            .map(|part| {
+                let link = FdLink::from(PinnedLink::from_pin(links.join(part.program)).ok()?);
+                Some(link.info().ok()?.program_id())
+            })
+            .collect();
+        let Some(ids) = ids else { return false };
+        let theirs: BTreeSet<u32> = loaded_programs()
+            .filter_map(Result::ok)
+            .filter(|program| ids.contains(&program.id()))
+            .filter_map(|program| program.map_ids().ok().flatten())
+            .flatten()
+            .collect();
+        let ours = fs::read_dir(self.pins.maps()).into_iter().flatten();
+        let mut ours = ours.map(|pin| MapInfo::from_pin(pin.ok()?.path()).ok().map(|map| map.id()));
+        ours.all(|id| id.is_some_and(|id| theirs.contains(&id)))
     }
 
     /// Under a rule of its own: in audit mode nothing else would be refused.
@@ -360,8 +385,17 @@ impl LsmEnforcer {
         Ok(())
     }
 
-    fn attach_part(&mut self, part: &Part) -> Result<FdLink, ProgramError> {
-        let btf = &self.btf;
+    fn attach_part(&mut self, part: &Part, btf: &Btf, links: &Path) -> Result<(), LoadError> {
+        let link = self.load_part(part, btf).map_err(|error| LoadError::Program {
+            program: part.program,
+            place: part.place.function(),
+            reason: verifier_reason(&error),
+        })?;
+        let path = links.join(part.program);
+        link.pin(&path).map(drop).map_err(|error| LoadError::Pin { path, source: io::Error::other(error) })
+    }
+
+    fn load_part(&mut self, part: &Part, btf: &Btf) -> Result<FdLink, ProgramError> {
         let program = self
             .ebpf
             .program_mut(part.program)

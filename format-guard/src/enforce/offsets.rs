@@ -3,9 +3,10 @@
 //! aya's Rust programs carry no CO-RE relocations, so the offsets are written into their read-only globals before
 //! load. A field that a kernel lacks is an error that names it; there are no defaults, a wrong offset reads garbage.
 
-use std::path::Path;
+use std::{collections::BTreeMap, fs::File, io, os::fd::AsRawFd, path::Path};
 
-use btf_rs::{Btf, Struct, Type};
+use btf_rs::{Backend, Btf, Struct, Type};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// A structure field whose offset a kernel program needs.
 struct Field {
@@ -94,11 +95,12 @@ pub struct KernelTypes {
 impl KernelTypes {
     /// Reads them from `path`, usually [`KERNEL_BTF`].
     pub fn read(path: &Path) -> Result<Self, OffsetError> {
-        // In one piece: btf-rs asks a file for its position at every type, which is a system call each time.
-        let btf = std::fs::read(path)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| Btf::from_bytes(&bytes).map_err(|error| error.to_string()))
-            .map_err(|reason| OffsetError::Unreadable { path: path.display().to_string(), reason })?;
+        let unreadable = |reason| OffsetError::Unreadable { path: path.display().to_string(), reason };
+        let copy = copy(path).map_err(|error| unreadable(error.to_string()))?;
+        // What is looked up is little: parsing all of it takes longer, and tens of megabytes.
+        let copy = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        let btf = Btf::from_file_with_backend(copy, Backend::Mmap)
+            .map_err(|error| unreadable(error.to_string()))?;
         Ok(Self { btf })
     }
 
@@ -112,30 +114,34 @@ impl KernelTypes {
 
     /// Every global of the kernel programs with its offset in bytes.
     pub fn offsets(&self) -> Result<Vec<(&'static str, u32)>, OffsetError> {
+        // Each is looked for once: that reads the name of every type.
+        let mut structures: BTreeMap<&str, Vec<Type>> = BTreeMap::new();
+        let mut offset = |structure: &'static str, names: &[&'static str]| {
+            let types = structures
+                .entry(structure)
+                .or_insert_with(|| self.btf.resolve_types_by_name(structure).unwrap_or_default());
+            self.offset(types, names)
+                .ok_or(OffsetError::NoField { structure, field: names.first().copied().unwrap_or("?") })
+        };
         let mut offsets = FIELDS
             .iter()
-            .map(|field| Ok((field.global, self.offset(field.structure, field.names)?)))
+            .map(|field| Ok((field.global, offset(field.structure, field.names)?)))
             .collect::<Result<Vec<_>, OffsetError>>()?;
         // thread_info is embedded (CONFIG_THREAD_INFO_IN_TASK, always so on x86_64).
-        let status =
-            self.offset("task_struct", &["thread_info"])? + self.offset("thread_info", &["status"])?;
+        let status = offset("task_struct", &["thread_info"])? + offset("thread_info", &["status"])?;
         offsets.push(("TASK_THREAD_STATUS", status));
         Ok(offsets)
     }
 
-    fn offset(&self, structure: &'static str, names: &[&'static str]) -> Result<u32, OffsetError> {
-        let types = self.btf.resolve_types_by_name(structure).unwrap_or_default();
-        names
-            .iter()
-            .find_map(|name| {
-                types.iter().find_map(|kind| match kind {
-                    Type::Struct(found) => self.bit_offset(found, name, 0),
-                    _ => None,
-                })
+    /// Of the first of these names that one of these types has, in bytes.
+    fn offset(&self, types: &[Type], names: &[&'static str]) -> Option<u32> {
+        let of = |name: &&str| {
+            types.iter().find_map(|kind| match kind {
+                Type::Struct(found) => self.bit_offset(found, name, 0),
+                _ => None,
             })
-            .filter(|bits| bits % 8 == 0)
-            .map(|bits| bits / 8)
-            .ok_or(OffsetError::NoField { structure, field: names.first().copied().unwrap_or("?") })
+        };
+        names.iter().find_map(of).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
     }
 
     /// Looks through anonymous members, too; their depth in the kernel is below 8.
@@ -159,6 +165,13 @@ impl KernelTypes {
             }
         })
     }
+}
+
+/// A copy in memory that can be mapped; the kernel's own file cannot be before Linux 6.16.
+fn copy(path: &Path) -> io::Result<File> {
+    let mut copy = File::from(memfd_create("btf", MemfdFlags::CLOEXEC)?);
+    io::copy(&mut File::open(path)?, &mut copy)?;
+    Ok(copy)
 }
 
 #[cfg(test)]

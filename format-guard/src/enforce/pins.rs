@@ -14,23 +14,22 @@ const LAYOUT: &str = "v7";
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    layout: PathBuf,
     maps: PathBuf,
-    links: PathBuf,
 }
 
 impl Pins {
     /// Makes the directories below `root`, which must be on a bpf file system.
     pub fn create(root: &Path) -> io::Result<Self> {
         let layout = root.join(LAYOUT);
-        let pins = Self { root: root.to_owned(), maps: layout.join("maps"), links: layout.join("links") };
+        let pins = Self { root: root.to_owned(), maps: layout.join("maps"), layout };
         fs::create_dir_all(&pins.maps)?;
-        fs::create_dir_all(&pins.links)?;
         Ok(pins)
     }
 
     /// Takes away what agents of other layouts pinned. Nobody keeps their rules any more: every device that is new since
     /// would be unknown to them for good.
-    pub fn retire_other_layouts(&self) -> io::Result<()> {
+    fn retire_other_layouts(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.root)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -49,16 +48,45 @@ impl Pins {
         &self.maps
     }
 
-    /// Where the link of `program` is pinned.
+    /// Where the links of the programs of this build are pinned. bpf file systems refuse a name with a dot.
     #[must_use]
-    pub fn link(&self, program: &str) -> PathBuf {
-        self.links.join(program)
+    pub fn links(&self, build: u64) -> PathBuf {
+        self.layout.join(format!("links-{build:016x}"))
     }
 
-    /// Where it is pinned until it takes the place of an earlier agent's. bpf file systems refuse a name with a dot.
-    #[must_use]
-    pub fn new_link(&self, program: &str) -> PathBuf {
-        self.links.join(format!("next-{program}"))
+    /// An empty directory for links that are not proven yet; what another agent left there unproven is taken away.
+    pub fn unproven_links(&self) -> io::Result<PathBuf> {
+        let path = self.layout.join("unproven");
+        absent_is_done(fs::remove_dir_all(&path))?;
+        fs::create_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Puts proven links in the place of every other agent's, which stay in force until then.
+    pub fn take_over(&self, proven: &Path, build: u64) -> io::Result<()> {
+        let place = self.links(build);
+        absent_is_done(fs::rename(&place, self.layout.join("links-old")))?;
+        fs::rename(proven, &place)?;
+        self.retire_others(build)
+    }
+
+    /// Takes away the links of every other build, and what agents of other layouts pinned.
+    pub fn retire_others(&self, build: u64) -> io::Result<()> {
+        let ours = self.links(build);
+        for entry in fs::read_dir(&self.layout)? {
+            let path = entry?.path();
+            if path != ours && path != self.maps {
+                fs::remove_dir_all(path)?;
+            }
+        }
+        self.retire_other_layouts()
+    }
+}
+
+fn absent_is_done(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -80,5 +108,27 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["other", LAYOUT, "vault"]);
+    }
+
+    #[test]
+    fn proven_links_take_the_place_of_all_others_and_the_maps_stay() {
+        let root = tempfile::tempdir().expect("directory");
+        let pins = Pins::create(root.path()).expect("pins");
+        fs::write(pins.maps().join("RULES"), "").expect("map");
+        for build in [1, 2, 2] {
+            let unproven = pins.unproven_links().expect("directory");
+            fs::write(unproven.join("file_open"), "").expect("link");
+            pins.take_over(&unproven, build).expect("taken over");
+        }
+        fs::write(pins.unproven_links().expect("directory").join("file_open"), "").expect("link");
+        assert_eq!(fs::read_dir(pins.unproven_links().expect("directory")).expect("directory").count(), 0);
+        pins.retire_others(2).expect("retired");
+        let mut left: Vec<_> = fs::read_dir(root.path().join(LAYOUT))
+            .expect("directory")
+            .map(|entry| entry.expect("entry").path())
+            .collect();
+        left.sort();
+        assert_eq!(left, [pins.links(2), pins.maps().to_owned()]);
+        assert!(pins.links(2).join("file_open").exists() && pins.maps().join("RULES").exists());
     }
 }

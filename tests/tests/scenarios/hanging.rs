@@ -13,8 +13,16 @@ use format_guard_tests::{
 use crate::make_ext4;
 
 const MIB: u64 = 1 << 20;
-/// Probes have this long by default; whoever waits for one that hangs is held up longer than this.
-const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+/// What probes are given here; whoever waits for one that hangs is held up longer than this. Far more than anything takes
+/// under emulation.
+const PROBE_DEADLINE: Duration = Duration::from_secs(50);
+
+/// A guard that gives probes so long.
+fn patient() -> Result<Guard> {
+    let guard = Guard::start()?;
+    guard.configure(&format!("probe_deadline = {}", PROBE_DEADLINE.as_secs()))?;
+    Ok(guard)
+}
 
 /// Another device is armed, formatted and guarded, and the agent stops and starts, all of it in less time than one
 /// probe that hangs would take.
@@ -37,7 +45,7 @@ fn unverified(guard: &Guard, device: &impl Device) -> Result<()> {
 
 #[test]
 fn a_suspended_device_holds_up_nobody() -> Result<()> {
-    let mut guard = Guard::start()?;
+    let mut guard = patient()?;
     let below = Loop::new(32)?;
     let device = Linear::over("fg-suspended", "FGTEST-suspended", below.path(), 0, 32 * MIB)?;
     guard.wait_for_state(device.path(), "blank")?;
@@ -52,10 +60,10 @@ fn a_suspended_device_holds_up_nobody() -> Result<()> {
 #[test]
 fn a_device_that_lags_holds_up_nobody() -> Result<()> {
     module("dm_delay")?;
-    let mut guard = Guard::start()?;
+    let mut guard = patient()?;
     let below = Loop::new(32)?;
     let device = Linear::over("fg-lagging", "FGTEST-lagging", below.path(), 0, 32 * MIB)?;
-    device.reload(&format!("0 {} delay {} 0 30000", 32 * MIB / 512, below.path().display()))?;
+    device.reload(&format!("0 {} delay {} 0 120000", 32 * MIB / 512, below.path().display()))?;
     guard.stop_agent()?;
     guard.start_agent()?;
     unverified(&guard, &device)?;
@@ -65,7 +73,7 @@ fn a_device_that_lags_holds_up_nobody() -> Result<()> {
 
 #[test]
 fn a_device_that_fails_holds_up_nobody() -> Result<()> {
-    let mut guard = Guard::start()?;
+    let mut guard = patient()?;
     let device = Mapped::failing(32)?;
     unverified(&guard, &device)?;
     nobody_else_waits(&mut guard)?;
@@ -78,7 +86,7 @@ fn a_device_that_fails_holds_up_nobody() -> Result<()> {
 
 #[test]
 fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
-    let mut guard = Guard::start()?;
+    let mut guard = patient()?;
     let volume = Iscsi::new(32)?;
     make_ext4(&guard, volume.path())?;
     let id = guard.volume(volume.path())?["id"].as_str().context("no id")?.to_owned();

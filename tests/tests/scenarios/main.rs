@@ -6,6 +6,7 @@ mod audit;
 mod command_line;
 mod everyday;
 mod formats_once;
+mod handover;
 mod hanging;
 mod identity;
 mod incidents;
