@@ -1,6 +1,9 @@
 //! The embedded store: `SQLite`, one writer, every commit on disk before it returns.
 //!
-//! A damaged file is never written to: it is set aside under a dated name and the start is degraded.
+//! A damaged file is never written to: it is set aside under a dated name and the start is degraded. Damage that shows
+//! later, when a record is read, is an error of that record alone.
+
+mod sum;
 
 use std::{
     fs, io,
@@ -80,7 +83,14 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE volumes ADD COLUMN armed TEXT;
     UPDATE volumes SET armed = boot WHERE state IN ('blank', 'permitted');
 ",
+    "
+    ALTER TABLE volumes ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE settings ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+",
 ];
+
+/// The first version that has sums: what an older one holds is taken as it is.
+const SUMS: i64 = 5;
 
 /// The embedded store.
 pub struct SqliteStore {
@@ -120,6 +130,10 @@ impl SqliteStore {
                 let connection = Self::connect(&path)?;
                 Ok((Self { connection, _lock: lock }, Opened::SetAside(aside)))
             }
+            Err(StoreError::Sqlite(error)) => Err(StoreError::Unusable {
+                path,
+                reason: format!("{error}; see that its file system is sound, writable and has room"),
+            }),
             Err(error) => Err(error),
         }
     }
@@ -143,8 +157,58 @@ impl SqliteStore {
             return Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict });
         }
         migrate(&mut connection, path)?;
+        check_sums(&connection)?;
         Ok(connection)
     }
+}
+
+/// Looks at every record and setting: a flipped bit must not be found when it has been acted upon.
+fn check_sums(connection: &Connection) -> Result<(), StoreError> {
+    let damaged = |what: &str| {
+        Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: format!("{what} is not what was stored") })
+    };
+    for id in ids(connection)? {
+        match read(connection, &id) {
+            Ok(_) => {}
+            Err(StoreError::Row { .. }) => return damaged(&id),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut settings = connection.prepare("SELECT name, value, sum FROM settings")?;
+    let rows = settings.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
+    })?;
+    for row in rows {
+        let (name, value, stored) = row?;
+        if sum::of_setting(&name, &value)? != stored {
+            return damaged(&name);
+        }
+    }
+    Ok(())
+}
+
+fn ids(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut select = connection.prepare("SELECT id FROM volumes")?;
+    Ok(select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+/// Gives sums to what a version without them stored.
+fn add_sums(connection: &Connection) -> Result<(), StoreError> {
+    for id in ids(connection)? {
+        if let Some((record, _)) = read_unchecked(connection, &id)? {
+            connection
+                .prepare_cached("UPDATE volumes SET sum = ?2 WHERE id = ?1")?
+                .execute(params![id, sum::of_record(&record)?])?;
+        }
+    }
+    let mut settings = connection.prepare("SELECT name, value FROM settings")?;
+    let rows = settings.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    for (name, value) in rows.collect::<Result<Vec<_>, _>>()? {
+        connection
+            .prepare_cached("UPDATE settings SET sum = ?2 WHERE name = ?1")?
+            .execute(params![name, sum::of_setting(&name, &value)?])?;
+    }
+    Ok(())
 }
 
 /// Stands for the whole file in an error.
@@ -159,10 +223,17 @@ fn is_damage(error: &StoreError) -> bool {
 }
 
 fn is_damage_code(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
-    )
+    use rusqlite::{Error, ErrorCode};
+
+    // A value of another type than its column's was never stored.
+    let value = matches!(
+        error,
+        Error::FromSqlConversionFailure(..)
+            | Error::InvalidColumnType(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::Utf8Error(..)
+    );
+    value || matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// Renames the database, its log with it, to a dated name.
@@ -191,6 +262,9 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     for (version, migration) in (1_i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(migration)?;
+        if version == SUMS {
+            add_sums(&transaction)?;
+        }
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
     }
@@ -221,6 +295,7 @@ struct Raw {
     state: String,
     content: Option<String>,
     formatter: Option<String>,
+    sum: i64,
     record: Record,
 }
 
@@ -240,8 +315,53 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         state: row.get("state")?,
         content: row.get("content")?,
         formatter: row.get("formatter")?,
+        sum: row.get("sum")?,
         record,
     })
+}
+
+/// A record as it is stored, if it is as it was stored.
+fn read(connection: &Connection, volume: &str) -> Result<Option<Record>, StoreError> {
+    let Some((record, stored)) = read_unchecked(connection, volume)? else { return Ok(None) };
+    if sum::of_record(&record)? != stored {
+        return Err(StoreError::Row {
+            volume: volume.to_owned(),
+            reason: "it is not what was stored".to_owned(),
+        });
+    }
+    Ok(Some(record))
+}
+
+/// A record and its sum.
+fn read_unchecked(connection: &Connection, volume: &str) -> Result<Option<(Record, i64)>, StoreError> {
+    let found = connection
+        .prepare_cached("SELECT * FROM volumes WHERE id = ?1")?
+        .query_row([volume], raw)
+        .optional()?;
+    let Some(found) = found else { return Ok(None) };
+    let mut record = found.record;
+    record.state = state_of(volume, &found.state)?;
+    record.content = from_json(volume, found.content)?;
+    record.formatter = from_json(volume, found.formatter)?;
+    let permit: Option<String> = connection
+        .prepare_cached("SELECT permit FROM permits WHERE volume = ?1")?
+        .query_row([volume], |row| row.get(0))
+        .optional()?;
+    record.permit = from_json(volume, permit)?;
+    let mut marks = connection
+        .prepare_cached("SELECT offset, kind, bytes FROM marks WHERE volume = ?1 ORDER BY rowid")?;
+    let rows = marks.query_map([volume], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
+    })?;
+    for row in rows {
+        let (offset, kind, bytes) = row?;
+        let kind = MarkKind::from_name(&kind).ok_or_else(|| StoreError::Row {
+            volume: volume.to_owned(),
+            reason: format!("no kind of mark {kind}"),
+        })?;
+        record.marks.push(Mark { offset: offset.cast_unsigned(), kind, bytes });
+    }
+    Ok(Some((record, found.sum)))
 }
 
 fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
@@ -261,38 +381,7 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), S
 
 impl Store for SqliteStore {
     fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError> {
-        let volume = id.as_str();
-        let found = self
-            .connection
-            .prepare_cached("SELECT * FROM volumes WHERE id = ?1")?
-            .query_row([volume], raw)
-            .optional()?;
-        let Some(found) = found else { return Ok(None) };
-        let mut record = found.record;
-        record.state = state_of(volume, &found.state)?;
-        record.content = from_json(volume, found.content)?;
-        record.formatter = from_json(volume, found.formatter)?;
-        let permit: Option<String> = self
-            .connection
-            .prepare_cached("SELECT permit FROM permits WHERE volume = ?1")?
-            .query_row([volume], |row| row.get(0))
-            .optional()?;
-        record.permit = from_json(volume, permit)?;
-        let mut marks = self
-            .connection
-            .prepare_cached("SELECT offset, kind, bytes FROM marks WHERE volume = ?1 ORDER BY rowid")?;
-        let rows = marks.query_map([volume], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
-        })?;
-        for row in rows {
-            let (offset, kind, bytes) = row?;
-            let kind = MarkKind::from_name(&kind).ok_or_else(|| StoreError::Row {
-                volume: volume.to_owned(),
-                reason: format!("no kind of mark {kind}"),
-            })?;
-            record.marks.push(Mark { offset: offset.cast_unsigned(), kind, bytes });
-        }
-        Ok(Some(record))
+        read(&self.connection, id.as_str())
     }
 
     fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError> {
@@ -301,11 +390,11 @@ impl Store for SqliteStore {
         transaction
             .prepare_cached(
                 "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-                 discrepancy, first_seen, boot, ever_formatted, audit, strict, armed) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
+                 discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
                  ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
                  content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-                 ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16",
+                 ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17",
             )?
             .execute(params![
                 volume,
@@ -324,6 +413,7 @@ impl Store for SqliteStore {
                 record.audit,
                 record.strict,
                 record.armed,
+                sum::of_record(record)?,
             ])?;
         transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
         for mark in &record.marks {
@@ -384,9 +474,9 @@ impl Store for SqliteStore {
         let transaction = self.connection.transaction()?;
         transaction
             .prepare_cached(
-                "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
+                "INSERT INTO settings VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET value = ?2, sum = ?3",
             )?
-            .execute([name, value])?;
+            .execute(params![name, value, sum::of_setting(name, value)?])?;
         insert_events(&transaction, told)?;
         transaction.commit()?;
         Ok(())

@@ -1,4 +1,6 @@
-use std::os::unix::fs::FileExt;
+use std::{os::unix::fs::FileExt, sync::LazyLock};
+
+use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
 use crate::record::{Content, Permit};
@@ -160,4 +162,117 @@ fn a_setting_outlives_the_store() {
     drop(store);
     let (store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     assert_eq!(store.setting("mode").expect("read").as_deref(), Some("y"));
+}
+
+/// Thirty volumes and a setting, closed.
+fn full(directory: &Path) -> Vec<Record> {
+    let (mut store, _) = SqliteStore::open(directory, 1).expect("open");
+    let records: Vec<Record> = (0..30)
+        .map(|i| Record { id: format!("dm:{i:02}").into(), ever_formatted: i % 2 == 0, ..record() })
+        .collect();
+    for record in &records {
+        store.put(record, &[event("formatted")]).expect("put");
+    }
+    store.set("mode", "enforce", &[]).expect("set");
+    records
+}
+
+/// The file of [`full`], and what it holds.
+static STORED: LazyLock<(Vec<u8>, Vec<Record>)> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().expect("directory");
+    let records = full(directory.path());
+    (fs::read(directory.path().join(FILE)).expect("database"), records)
+});
+
+fn all(store: &SqliteStore) -> Vec<Record> {
+    let ids = store.list().expect("list").into_iter();
+    ids.map(|(id, _)| store.get(&id).expect("get").expect("there")).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Damage {
+    Flip(Vec<(Index, u8)>),
+    Zero(Index, usize),
+    Truncate(Index),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        8 => vec((any::<Index>(), 0_u8..8), 1..4).prop_map(Damage::Flip),
+        1 => (any::<Index>(), 1_usize..5000).prop_map(|(at, length)| Damage::Zero(at, length)),
+        1 => any::<Index>().prop_map(Damage::Truncate),
+    ]
+}
+
+impl Damage {
+    fn of(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self {
+            Self::Flip(bits) => {
+                for (at, bit) in bits {
+                    let at = at.index(bytes.len());
+                    bytes[at] ^= 1 << bit;
+                }
+            }
+            Self::Zero(at, length) => {
+                let at = at.index(bytes.len());
+                let end = bytes.len().min(at + length);
+                bytes[at..end].fill(0);
+            }
+            Self::Truncate(length) => bytes.truncate(length.index(bytes.len())),
+        }
+        bytes
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Refused, set aside as it was found, or all that was stored is there: nothing else.
+    #[test]
+    fn no_damage_is_taken_for_a_record(damage in damage()) {
+        let (stored, records) = &*STORED;
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join(FILE);
+        let damaged = damage.of(stored.clone());
+        fs::write(&path, &damaged).expect("damage");
+        match SqliteStore::open(directory.path(), 77) {
+            Ok((store, Opened::Whole)) => {
+                prop_assert_eq!(&all(&store), records);
+                prop_assert_eq!(store.setting("mode").expect("setting"), Some("enforce".to_owned()));
+            }
+            Ok((store, Opened::SetAside(aside))) => {
+                prop_assert!(store.list().expect("list").is_empty());
+                prop_assert_eq!(fs::read(aside).expect("kept"), damaged);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                prop_assert!(text.contains(path.to_str().expect("a path")), "{} names no file", text);
+                prop_assert_eq!(fs::read(&path).expect("left alone"), damaged);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_version_without_sums_stored_gets_them() {
+    let directory = tempfile::tempdir().expect("directory");
+    let records = full(directory.path());
+    let connection = Connection::open(directory.path().join(FILE)).expect("connect");
+    connection
+        .execute_batch(
+            "ALTER TABLE volumes DROP COLUMN sum; ALTER TABLE settings DROP COLUMN sum; PRAGMA user_version = 4;",
+        )
+        .expect("as of version 4");
+    drop(connection);
+    let (store, opened) = SqliteStore::open(directory.path(), 2).expect("migrated");
+    assert_eq!((opened, all(&store)), (Opened::Whole, records));
+}
+
+#[test]
+fn a_directory_in_its_place_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().expect("directory");
+    fs::create_dir(directory.path().join(FILE)).expect("directory");
+    let error = SqliteStore::open(directory.path(), 1).err().expect("refused").to_string();
+    assert!(error.contains(FILE), "{error}");
+    assert!(directory.path().join(FILE).is_dir());
 }
