@@ -27,10 +27,13 @@ pub fn binary() -> Result<PathBuf> {
         .context("FORMAT_GUARD_BINARY names the program under test")
 }
 
+/// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build keeps the
+/// programs, and loading new ones takes longer under emulation than most scenarios do.
+pub const PINS: &str = "/sys/fs/bpf/fg-tests";
+
 /// An agent and the enforcement that it leaves.
 pub struct Guard {
     root: PathBuf,
-    pins: PathBuf,
     agent: Option<Child>,
     audit: bool,
     /// Events up to this number are an earlier scenario's.
@@ -41,8 +44,7 @@ pub struct Guard {
 /// be taken for its own.
 static SHARED: Mutex<Option<Guard>> = Mutex::new(None);
 
-/// The guard that scenarios share, in the hands of one. Loading the programs takes longer under emulation than most
-/// scenarios do.
+/// The guard that scenarios share, in the hands of one.
 pub struct Shared(Option<Guard>);
 
 impl Deref for Shared {
@@ -105,17 +107,14 @@ impl Guard {
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
         let state = state.map_or_else(|| root.join("state"), Path::to_owned);
-        // A bpf file system refuses a name with a dot.
-        let name = root.file_name().context("no name")?.to_string_lossy().replace('.', "-");
-        let pins = Path::new("/sys/fs/bpf").join(name);
         let config = format!(
             "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\nquarantine = 5\n",
             state.display(),
             root.join("run").display(),
-            pins.display()
+            PINS
         );
         fs::write(root.join("config.toml"), config)?;
-        let mut guard = Self { root, pins, agent: None, audit, since: 0 };
+        let mut guard = Self { root, agent: None, audit, since: 0 };
         guard.start_agent()?;
         Ok(guard)
     }
@@ -166,7 +165,7 @@ impl Guard {
         if self.agent.is_some() {
             self.kill_agent()?;
         }
-        match fs::remove_dir_all(&self.pins) {
+        match fs::remove_dir_all(PINS) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
@@ -219,22 +218,16 @@ impl Guard {
         Ok(fs::write(self.config(), lines.join("\n"))?)
     }
 
-    /// Runs the agent by another program that makes it fail; what it says.
+    /// Runs the agent where it must fail with this exit status, by another program if one is named; what it says.
     ///
     /// # Errors
     /// When it cannot be started, or does not fail.
-    pub fn start_in_vain(&self, by: &str) -> Result<String> {
+    pub fn start_in_vain(&self, by: &str, status: i32) -> Result<String> {
         let config = self.config();
         let line = format!("{by} timeout 50 {} agent --config {}", binary()?.display(), config.display());
         let ran = crate::tool::run(&line)?;
-        ensure!(ran.status == 5, "{ran:?}");
+        ensure!(ran.status == status, "{ran:?}");
         Ok(ran.text)
-    }
-
-    /// Where its maps and links are pinned.
-    #[must_use]
-    pub fn pins(&self) -> &Path {
-        &self.pins
     }
 
     /// Its configuration file.
@@ -392,8 +385,10 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Err(error) = self.remove() {
-            eprintln!("the guard cannot be removed: {error:#}");
+        if self.agent.is_some()
+            && let Err(error) = self.kill_agent()
+        {
+            eprintln!("the agent cannot be killed: {error:#}");
         }
         let _ = fs::remove_dir_all(&self.root);
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack,
     device::{Device, Loop},
-    guard::Guard,
+    guard::{Guard, PINS},
 };
 
 use crate::make_ext4;
@@ -22,8 +22,8 @@ use crate::make_ext4;
 const HANDOVERS: u32 = 2;
 
 /// The inode of the link that is in force for opens: another link is another inode.
-fn link(guard: &Guard) -> Result<u64> {
-    let layouts = fs::read_dir(guard.pins())?.collect::<Result<Vec<_>, _>>()?;
+fn link() -> Result<u64> {
+    let layouts = fs::read_dir(PINS)?.collect::<Result<Vec<_>, _>>()?;
     let mut found = Vec::new();
     for layout in layouts {
         for directory in fs::read_dir(layout.path())? {
@@ -42,18 +42,18 @@ fn an_agent_of_the_same_build_keeps_the_programs_that_are_in_force() -> Result<(
     let mut guard = Guard::start()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
-    let before = (device.sha256()?, link(&guard)?);
+    let before = (device.sha256()?, link()?);
     guard.kill_agent()?;
     guard.start_agent()?;
     attack::all_refused(&guard, device.path())?;
-    ensure!(before == (device.sha256()?, link(&guard)?), "bytes or links changed");
+    ensure!(before == (device.sha256()?, link()?), "bytes or links changed");
     // Programs that read maps which this agent does not write would never hear of a new volume.
     guard.kill_agent()?;
-    for layout in fs::read_dir(guard.pins())? {
+    for layout in fs::read_dir(PINS)? {
         fs::remove_file(layout?.path().join("maps/WINDOWS"))?;
     }
     guard.start_agent()?;
-    ensure!(before.1 != link(&guard)?, "programs were kept whose maps are gone");
+    ensure!(before.1 != link()?, "programs were kept whose maps are gone");
     attack::all_refused(&guard, device.path())?;
     ensure!(before.0 == device.sha256()?, "bytes changed");
     Ok(())
@@ -84,12 +84,12 @@ fn nothing_comes_through_while_agents_take_over_from_each_other() -> Result<()> 
             Ok(tried)
         });
         let handed = (0..wanted).try_for_each(|number| {
-            let old = link(&guard)?;
+            let old = link()?;
             let passthrough = if number % 2 == 0 { "refuse" } else { "allow" };
             guard.replace("passthrough", passthrough)?;
             guard.kill_agent()?;
             guard.start_agent()?;
-            ensure!(link(&guard)? != old, "the old programs are still in force: the scenario shows nothing");
+            ensure!(link()? != old, "the old programs are still in force: the scenario shows nothing");
             Ok(())
         });
         over.store(true, Ordering::Relaxed);
@@ -108,13 +108,13 @@ fn an_agent_that_cannot_prove_its_programs_leaves_the_old_ones_in_force() -> Res
     let mut guard = Guard::start()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
-    let before = (device.sha256()?, link(&guard)?);
+    let before = (device.sha256()?, link()?);
     guard.kill_agent()?;
     guard.replace("passthrough", "refuse")?;
     // Without mknod(2) there is no node for its canary.
-    let said = guard.start_in_vain("setpriv --bounding-set=-mknod")?;
+    let said = guard.start_in_vain("setpriv --bounding-set=-mknod", 5)?;
     ensure!(said.contains("cannot make a device node to test with"), "{said}");
-    ensure!(before.1 == link(&guard)?, "links changed");
+    ensure!(before.1 == link()?, "links changed");
     attack::all_fail(device.path())?;
     guard.start_agent()?;
     ensure!(before.0 == device.sha256()?, "bytes changed");

@@ -4,6 +4,7 @@
 
 mod audit;
 mod command_line;
+mod database;
 mod everyday;
 mod formats_once;
 mod handover;
