@@ -139,12 +139,12 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}: {reason}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file is not what it should be.
     #[error("the configuration {path} is wrong: {reason}")]
@@ -160,7 +160,7 @@ impl Config {
     /// Reads `file`, or the default file if there is one, or takes the defaults.
     pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let unreadable = |reason| ConfigError::Unreadable { path: path.to_owned(), reason };
         match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => {
                 return Ok(Self::default());

@@ -205,13 +205,13 @@ impl Guard {
         wait_for("the configuration to be read", || Ok((self.events("reloaded")?.len() > read).then_some(())))
     }
 
-    /// Sets a key of its configuration, for the next start.
+    /// Sets a key of its configuration to this TOML, for the next start.
     ///
     /// # Errors
     /// When that cannot be written.
     pub fn replace(&self, key: &str, value: &str) -> Result<()> {
         let text = fs::read_to_string(self.config())?;
-        let line = format!("{key} = '{value}'\n");
+        let line = format!("{key} = {value}\n");
         let mut lines: Vec<&str> =
             text.lines().filter(|line| !line.starts_with(&format!("{key} ="))).collect();
         lines.push(&line);

@@ -5,6 +5,7 @@
 
 mod container;
 mod control;
+pub mod detach;
 mod formatter_end;
 mod kernel_events;
 mod mappings;
@@ -44,6 +45,13 @@ const QUEUE: usize = 1024;
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
 
+/// The boot parameter that keeps the guard from starting: the way out of a host that it would not let come up.
+const SWITCHED_OFF: &str = "format_guard=off";
+
+fn is_switched_off(boot_parameters: &str) -> bool {
+    boot_parameters.split_whitespace().any(|word| word == SWITCHED_OFF)
+}
+
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> Seconds {
@@ -67,6 +75,9 @@ pub async fn run(start: Start) -> Result<()> {
     // The root of an agent's authority is its uid; the rest fails with a named error of its own.
     if !rustix::process::geteuid().is_root() {
         bail!("the agent must be run as root");
+    }
+    if is_switched_off(&fs::read_to_string("/proc/cmdline").unwrap_or_default()) {
+        bail!("not started: this kernel was booted with {SWITCHED_OFF}");
     }
     fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
@@ -184,4 +195,15 @@ async fn reloads(start: Start, interval: watch::Sender<u64>, inputs: mpsc::Sende
         }
     }
     bail!("no signals any more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_is_switched_off_by_its_own_word_alone() {
+        assert!(is_switched_off("ro quiet format_guard=off\n"));
+        assert!(!is_switched_off("ro format_guard=offline xformat_guard=off format_guard=on\n"));
+    }
 }

@@ -23,10 +23,40 @@ pub(super) struct Arguments {
     /// Refuse nothing, tell every refusal that would have been
     #[arg(long)]
     audit: bool,
+    /// End enforcement that a stopped agent has left, and do not run
+    #[arg(long, requires = "reason", conflicts_with = "audit")]
+    detach: bool,
+    /// Why it ends; kept in the history
+    #[arg(long, requires = "detach", value_name = "TEXT", value_parser = reason)]
+    reason: Option<String>,
+}
+
+/// Longest reason that is kept, in bytes.
+const MAX_REASON: usize = 1000;
+
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.len() > MAX_REASON {
+        return Err(format!("a reason has 1 to {MAX_REASON} bytes"));
+    }
+    Ok(text.to_owned())
+}
+
+fn detach(config: &Config, reason: &str) -> Result<(), CommandError> {
+    let was_there = agent::detach::run(config, reason, rustix::process::getuid().as_raw())?;
+    if was_there {
+        println!("enforcement has ended on this host: systemctl start format-guard begins it again");
+    } else {
+        println!("nothing is enforced on this host: there are no pins at {}", config.pin_dir.display());
+    }
+    Ok(())
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     let config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
+    if let Some(reason) = &arguments.reason {
+        return detach(&config, reason);
+    }
     let start = Start { config, file: arguments.config.clone(), audit: arguments.audit };
     tracing_subscriber::fmt()
         .with_env_filter(

@@ -30,16 +30,7 @@ impl Pins {
     /// Takes away what agents of other layouts pinned. Nobody keeps their rules any more: every device that is new since
     /// would be unknown to them for good.
     fn retire_other_layouts(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix('v'));
-            let is_layout = number.is_some_and(|number| number.parse::<u32>().is_ok());
-            if is_layout && name != LAYOUT {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
-        Ok(())
+        layouts(&self.root)?.into_iter().filter(|path| *path != self.layout).try_for_each(fs::remove_dir_all)
     }
 
     /// Where maps are pinned.
@@ -81,6 +72,34 @@ impl Pins {
         }
         self.retire_other_layouts()
     }
+}
+
+/// Whether an agent of any version has pinned something below `root`.
+pub fn are_there(root: &Path) -> io::Result<bool> {
+    Ok(!layouts(root)?.is_empty())
+}
+
+/// Takes away what agents of every version pinned below `root`: the kernel refuses nothing any more.
+pub fn take_away(root: &Path) -> io::Result<()> {
+    layouts(root)?.into_iter().try_for_each(fs::remove_dir_all)
+}
+
+/// Directories below `root` of each version of the layout.
+fn layouts(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut layouts = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix('v'));
+        if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+            layouts.push(entry.path());
+        }
+    }
+    Ok(layouts)
 }
 
 fn absent_is_done(result: io::Result<()>) -> io::Result<()> {

@@ -621,9 +621,9 @@ const WEAK: &str =
     "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
 /// Why a volume is not armed that goes by another name meanwhile.
 const PENDING: &str = "its own identity is not known yet";
-/// Why a volume is not armed at once that was armed when the host went down without a word.
-const DOUBT: &str = "it was armed when the host went down, and may have been formatted since: armed again when it has read \
-                     blank for the quarantine";
+/// Why a volume is not armed at once that nobody may have looked after.
+const DOUBT: &str =
+    "it may have been formatted while no agent saw it: armed again when it has read blank for the quarantine";
 /// In place of the boot in which a volume was armed: no boot has this id.
 const UNSEEN: &str = "unseen";
 /// Why no volume is armed after the database was lost.

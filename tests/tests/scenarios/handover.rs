@@ -13,7 +13,9 @@ use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack,
     device::{Device, Loop},
-    guard::{Guard, PINS},
+    guard::{Guard, PINS, binary},
+    tool::run,
+    wait_for,
 };
 
 use crate::make_ext4;
@@ -85,7 +87,7 @@ fn nothing_comes_through_while_agents_take_over_from_each_other() -> Result<()> 
         });
         let handed = (0..wanted).try_for_each(|number| {
             let old = link()?;
-            let passthrough = if number % 2 == 0 { "refuse" } else { "allow" };
+            let passthrough = if number % 2 == 0 { "'refuse'" } else { "'allow'" };
             guard.replace("passthrough", passthrough)?;
             guard.kill_agent()?;
             guard.start_agent()?;
@@ -110,7 +112,7 @@ fn an_agent_that_cannot_prove_its_programs_leaves_the_old_ones_in_force() -> Res
     make_ext4(&guard, device.path())?;
     let before = (device.sha256()?, link()?);
     guard.kill_agent()?;
-    guard.replace("passthrough", "refuse")?;
+    guard.replace("passthrough", "'refuse'")?;
     // Without mknod(2) there is no node for its canary.
     let said = guard.start_in_vain("setpriv --bounding-set=-mknod", 5)?;
     ensure!(said.contains("cannot make a device node to test with"), "{said}");
@@ -119,4 +121,41 @@ fn an_agent_that_cannot_prove_its_programs_leaves_the_old_ones_in_force() -> Res
     guard.start_agent()?;
     ensure!(before.0 == device.sha256()?, "bytes changed");
     Ok(())
+}
+
+#[test]
+fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let (device, blank) = (Loop::new(64)?, Loop::new(64)?);
+    make_ext4(&guard, device.path())?;
+    guard.wait_for_state(blank.path(), "blank")?;
+    let detach = format!(
+        "{} agent --config {} --detach --reason maintenance",
+        binary()?.display(),
+        guard.config().display()
+    );
+    let beside = run(&detach)?;
+    ensure!(beside.status == 1 && beside.text.contains("another agent uses it"), "{beside:?}");
+    attack::all_refused(&guard, device.path())?;
+    guard.stop_agent()?;
+    attack::all_fail(device.path())?;
+    let before = device.sha256()?;
+    let mkfs = format!("mkfs.ext4 -F -q {}", device.path().display());
+    ensure!(run(&mkfs)?.status != 0 && device.sha256()? == before, "a stop let a format through");
+    let ended = run(&detach)?;
+    ensure!(ended.status == 0 && ended.text.contains("enforcement has ended"), "{ended:?}");
+    // The kernel detaches a program some moments after its last pin is gone.
+    wait_for("the guard to be gone", || Ok((run(&mkfs)?.status == 0).then_some(())))?;
+    let again = run(&detach)?;
+    ensure!(again.status == 0 && again.text.contains("nothing is enforced"), "{again:?}");
+    // Longer than the start takes.
+    guard.replace("quarantine", "20")?;
+    guard.start_agent()?;
+    let told = guard.events("detached")?;
+    ensure!(told.len() == 1 && told[0]["text"] == "enforcement was ended by user 0: maintenance", "{told:?}");
+    // What was blank may have been formatted since.
+    guard.wait_for_volume(blank.path(), "doubted", |volume| {
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("while no agent saw it"))
+    })?;
+    guard.wait_for_state(blank.path(), "blank").map(drop)
 }

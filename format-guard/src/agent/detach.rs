@@ -1,0 +1,48 @@
+//! Ends enforcement on this host, by an operator's word.
+//!
+//! It must never do so beside a running agent, which would go on in the belief that it enforces; nor leave a volume
+//! trusted to be blank that may be formatted unseen from then on.
+
+use anyhow::{Context, Result};
+use format_guard_common::State;
+
+use super::now;
+use crate::{
+    config::Config,
+    enforce::pins,
+    record::{
+        sqlite::SqliteStore,
+        store::{HistoryEvent, Store},
+        transition::{self, Event},
+    },
+};
+
+/// Takes the kernel programs away that agents of any version have pinned; false where there were none.
+pub fn run(config: &Config, reason: &str, uid: u32) -> Result<bool> {
+    if !pins::are_there(&config.pin_dir)? {
+        return Ok(false);
+    }
+    record(config, reason, uid).with_context(|| {
+        format!("enforcement stays (rm -r {} ends it without a record)", config.pin_dir.display())
+    })?;
+    pins::take_away(&config.pin_dir)
+        .with_context(|| format!("cannot take away the pins at {}", config.pin_dir.display()))?;
+    Ok(true)
+}
+
+/// Stored before the first program is gone.
+fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
+    let at = now();
+    let (mut store, _) = SqliteStore::open(&config.state_dir, at)?;
+    for (id, state) in store.list()? {
+        if !matches!(state, State::Formatted | State::Exempt)
+            && let Some(record) = store.get(&id)?
+        {
+            store.put(&transition::next(&record, Event::Doubted, at).0, &[])?;
+        }
+    }
+    let text = format!("enforcement was ended by user {uid}: {reason}");
+    let told =
+        HistoryEvent { id: 0, at, volume: String::new(), kind: "detached".to_owned(), text, refusal: None };
+    Ok(store.tell(&[told])?)
+}
