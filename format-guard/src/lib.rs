@@ -6,5 +6,6 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod enforce;
+pub mod fault;
 pub mod record;
 pub mod volume;

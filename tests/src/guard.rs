@@ -5,7 +5,7 @@ use std::{
     env, fs,
     io::{Read, Write},
     ops::Deref,
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -125,14 +125,7 @@ impl Guard {
     /// When it ends, or its canary has not proven it.
     pub fn start_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("log"))?;
-        let mut agent = Command::new(binary()?);
-        agent.arg("agent").arg("--config").arg(self.root.join("config.toml"));
-        if self.audit {
-            agent.arg("--audit");
-        }
-        agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.agent = Some(agent.spawn().context("cannot start the agent")?);
+        self.agent = Some(self.command(&binary()?)?.spawn().context("cannot start the agent")?);
         let status = wait_for("the agent to be in force", || {
             if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("the agent ended with {ended}:\n{}", self.log());
@@ -144,6 +137,42 @@ impl Guard {
         let status: Value = serde_json::from_str(&status.text)?;
         ensure!(status["proven"] == true, "the canary has not proven the guard: {status}");
         Ok(())
+    }
+
+    /// The agent of a program.
+    fn command(&self, program: &Path) -> Result<Command> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("log"))?;
+        let mut agent = Command::new(program);
+        agent.arg("agent").arg("--config").arg(self.config());
+        if self.audit {
+            agent.arg("--audit");
+        }
+        agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(agent)
+    }
+
+    /// Starts an agent that is killed when it comes to this point of `format_guard::fault` for the so-many-th time.
+    ///
+    /// # Errors
+    /// When there is one, or it cannot be started.
+    pub fn start_doomed(&mut self, point: &str, time: u32) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        let mut agent = self.command(&binary()?.with_file_name("format-guard-faulty"))?;
+        agent.env("FORMAT_GUARD_FAULT", format!("{point}:{time}"));
+        self.agent = Some(agent.spawn().context("cannot start the agent")?);
+        Ok(())
+    }
+
+    /// Whether the agent has been killed.
+    ///
+    /// # Errors
+    /// When it has ended otherwise.
+    pub fn is_dead(&mut self) -> Result<bool> {
+        let Some(agent) = self.agent.as_mut() else { return Ok(true) };
+        let Some(status) = agent.try_wait()? else { return Ok(false) };
+        self.agent = None;
+        ensure!(status.signal() == Some(libc::SIGKILL), "the agent ended with {status}:\n{}", self.log());
+        Ok(true)
     }
 
     /// Kills the agent with SIGKILL; enforcement must go on without it.

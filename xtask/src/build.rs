@@ -9,6 +9,11 @@ use crate::command::{command, output, workspace};
 
 /// The executable that cargo makes of a target of this kind (`bin`, `test`) and name.
 pub(crate) fn executable(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+    executable_with("", package, kind, name)
+}
+
+/// The same, of a package with these features.
+pub(crate) fn executable_with(features: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let mut arguments = match kind {
         "test" => vec!["test", "--no-run"],
         _ => vec!["build"],
@@ -16,6 +21,8 @@ pub(crate) fn executable(package: &str, kind: &str, name: &str) -> Result<PathBu
     let selector = format!("--{kind}");
     arguments.extend([
         "--quiet",
+        "--features",
+        features,
         "--package",
         package,
         &selector,

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    build::executable,
+    build::{executable, executable_with},
     command::{command, output, workspace},
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
     kernels::{self, Kernel, chosen},
@@ -39,7 +39,17 @@ pub(crate) struct Arguments {
 const WHOLE: &str = "6.12";
 /// Scenarios of what the agent does, whatever the kernel: only there. What differs in sysfs between kernels is held by
 /// recorded trees. With `--kernel` they are held on each kernel named.
-const ONCE: [&str; 6] = ["audit::", "command_line::", "hanging::", "identity::", "permit::", "states::"];
+const ONCE: [&str; 9] = [
+    "audit::",
+    "command_line::",
+    "database::",
+    "faults::",
+    "handover::",
+    "hanging::",
+    "identity::",
+    "permit::",
+    "states::",
+];
 
 /// What came of one part.
 struct Outcome {
@@ -60,6 +70,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     println!("test: building the scenarios");
     let guard = executable("format-guard", "bin", "format-guard")?;
+    // Scenarios find it beside the other.
+    executable_with("fault-points", "format-guard", "bin", "format-guard-faulty")?;
     let everywhere = !arguments.kernel.is_empty();
     let boots = boots(&kernels, arguments.filter.as_deref(), everywhere)?;
     outcomes.extend(in_guests(boots, &guard)?);

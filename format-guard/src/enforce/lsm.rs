@@ -33,7 +33,10 @@ use super::{
     pins::Pins,
     rule,
 };
-use crate::config::{Config, Passthrough};
+use crate::{
+    config::{Config, Passthrough},
+    fault::{self, Point},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));
 
@@ -308,6 +311,7 @@ impl LsmEnforcer {
             let _ = fs::remove_dir_all(&unproven);
             return Err(error);
         }
+        fault::point(Point::AfterProof);
         self.pins.take_over(&unproven, self.build).map_err(pin_error)?;
         Ok(reports)
     }
@@ -367,10 +371,12 @@ impl LsmEnforcer {
             reason: format!("{MAX_RULES} devices have one, and there is no room for more"),
         })?;
         self.rules.set(slot, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        fault::point(Point::AfterRule);
         // The kernel takes it away by itself with the device (`bdev_free_security`).
         if self.slots.get(&rule.dev, 0).ok() != Some(slot) {
             self.slots.insert(rule.dev, slot, 0).map_err(map_error("put the rule", rule.dev))?;
         }
+        fault::point(Point::AfterSlot);
         Ok(())
     }
 
@@ -392,7 +398,9 @@ impl LsmEnforcer {
             reason: verifier_reason(&error),
         })?;
         let path = links.join(part.program);
-        link.pin(&path).map(drop).map_err(|error| LoadError::Pin { path, source: io::Error::other(error) })
+        link.pin(&path).map_err(|error| LoadError::Pin { path, source: io::Error::other(error) })?;
+        fault::point(Point::AfterPin);
+        Ok(())
     }
 
     fn load_part(&mut self, part: &Part, btf: &Btf) -> Result<FdLink, ProgramError> {
@@ -552,6 +560,7 @@ impl Enforcer for LsmEnforcer {
             let windows = Windows { dev: rule.dev, ..*windows };
             self.windows.insert(rule.dev, windows, 0).map_err(map_error("put the windows", rule.dev))?;
         }
+        fault::point(Point::AfterWindows);
         self.put_clear(rule.dev, &Clear::default())?;
         self.put(rule)?;
         self.put_clear(rule.dev, &Clear::of(rule, &rule::unknown(false)))?;
@@ -572,9 +581,11 @@ impl Enforcer for LsmEnforcer {
     }
 
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
+        fault::point(Point::BeforeRemoval);
         self.put_clear(dev, &Clear::default())?;
         absent_is_done(self.slots.remove(&dev)).map_err(map_error("remove the rule", dev))?;
         self.taken.release(dev);
+        fault::point(Point::AfterRemoval);
         absent_is_done(self.windows.remove(&dev)).map_err(map_error("remove the windows", dev))
     }
 
@@ -591,7 +602,10 @@ impl Enforcer for LsmEnforcer {
     }
 
     fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
-        absent_is_done(self.holders.remove(&lead)).map_err(map_error("release the formatter", lead))
+        fault::point(Point::BeforeRelease);
+        absent_is_done(self.holders.remove(&lead)).map_err(map_error("release the formatter", lead))?;
+        fault::point(Point::AfterRelease);
+        Ok(())
     }
 
     fn untaint(&mut self, dev: u32) -> Result<u64, MapError> {

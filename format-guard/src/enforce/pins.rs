@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::fault::{self, Point};
+
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
 const LAYOUT: &str = "v7";
 
@@ -57,7 +59,9 @@ impl Pins {
     pub fn take_over(&self, proven: &Path, build: u64) -> io::Result<()> {
         let place = self.links(build);
         absent_is_done(fs::rename(&place, self.layout.join("links-old")))?;
+        fault::point(Point::AfterLinksAside);
         fs::rename(proven, &place)?;
+        fault::point(Point::AfterLinksMoved);
         self.retire_others(build)
     }
 

@@ -11,15 +11,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use super::{
     Record, Seconds, State,
     store::{HistoryEvent, Store, StoreError, Wanted},
 };
-use crate::volume::{
-    VolumeId,
-    marks::{Mark, MarkKind},
+use crate::{
+    fault::{self, Point},
+    volume::{
+        VolumeId,
+        marks::{Mark, MarkKind},
+    },
 };
 
 /// File below the state directory.
@@ -149,6 +152,8 @@ impl SqliteStore {
             }
             StoreError::Unusable { path: path.to_owned(), reason: error.to_string() }
         })?;
+        // Nothing of the log is written into a file that may be damaged.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", "ON")?;
@@ -158,6 +163,7 @@ impl SqliteStore {
         }
         migrate(&mut connection, path)?;
         check_sums(&connection)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(connection)
     }
 }
@@ -236,20 +242,27 @@ fn is_damage_code(error: &rusqlite::Error) -> bool {
     value || matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Renames the database, its log with it, to a dated name.
+/// Renames the database, its log with it, to a dated name. The log first: what is left behind would be read into the new
+/// database.
 fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
-    let aside = path.with_extension(format!("damaged-{now}"));
-    fs::rename(path, &aside)?;
+    let with = |path: &Path, suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let names = (0_u32..).map(|more| {
+        let more = if more == 0 { String::new() } else { format!("-{more}") };
+        path.with_extension(format!("damaged-{now}{more}"))
+    });
+    let is_free = |name: &PathBuf| ["", "-wal", "-shm"].iter().all(|suffix| !with(name, suffix).exists());
+    let aside = names.into_iter().find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
     for suffix in ["-wal", "-shm"] {
-        let mut log = path.as_os_str().to_owned();
-        log.push(suffix);
-        let mut to = aside.as_os_str().to_owned();
-        to.push(suffix);
-        match fs::rename(&log, &to) {
+        match fs::rename(with(path, suffix), with(&aside, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            _ => fault::point(Point::AfterLogAside),
         }
     }
+    fs::rename(path, &aside)?;
     Ok(aside)
 }
 
@@ -428,7 +441,9 @@ impl Store for SqliteStore {
                 .execute(params![volume, json(permit)?])?;
         }
         insert_events(&transaction, told)?;
+        fault::point(Point::BeforeCommit);
         transaction.commit()?;
+        fault::point(Point::AfterCommit);
         Ok(())
     }
 

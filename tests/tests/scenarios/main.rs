@@ -6,6 +6,7 @@ mod audit;
 mod command_line;
 mod database;
 mod everyday;
+mod faults;
 mod formats_once;
 mod handover;
 mod hanging;

@@ -69,6 +69,28 @@ fn a_damaged_file_is_kept_aside_and_never_written_to() {
 }
 
 #[test]
+fn nothing_that_was_set_aside_is_overwritten() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join(FILE);
+    let mut kept = Vec::new();
+    for byte in [0x5a, 0x5b, 0x5c] {
+        fs::write(&path, [byte; 8192]).expect("damage");
+        let mut log = path.clone().into_os_string();
+        log.push("-wal");
+        fs::write(log, [byte; 100]).expect("log");
+        let (_, opened) = SqliteStore::open(directory.path(), 77).expect("degraded start");
+        let Opened::SetAside(aside) = opened else { panic!("not noticed") };
+        kept.push((aside, byte));
+    }
+    for (aside, byte) in kept {
+        assert_eq!(fs::read(&aside).expect("kept"), [byte; 8192]);
+        let mut log = aside.into_os_string();
+        log.push("-wal");
+        assert_eq!(fs::read(log).expect("kept"), [byte; 100]);
+    }
+}
+
+#[test]
 fn a_page_that_was_zeroed_is_noticed() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
