@@ -627,16 +627,13 @@ impl<E: Enforcer> Reconciler<E> {
         let Some(old) = self.records.get(id) else { return false };
         let at = now();
         let (mut new, effects) = transition::next(old, event, at);
-        let told: Vec<HistoryEvent> = effects
+        let mut told: Vec<HistoryEvent> = effects
             .iter()
             .filter_map(|effect| match effect {
                 Effect::Report(report) => Some(history(at, id, report)),
                 _ => None,
             })
             .collect();
-        for event in &told {
-            info!(volume = %id, kind = event.kind, "{}", event.text);
-        }
         if (new != *old || !told.is_empty())
             && !transition::is_provisional(&new)
             && let Err(error) = self.store.put(&new, &told)
@@ -649,7 +646,11 @@ impl<E: Enforcer> Reconciler<E> {
                 new.cause = format!("the store failed: {error}");
                 new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
                 new.armed = None;
+                told.clear();
             }
+        }
+        for event in &told {
+            info!(volume = %id, kind = event.kind, "{}", event.text);
         }
         let changed = new.state != old.state || new.marks != old.marks || new.content != old.content;
         self.records.insert(id.clone(), new);

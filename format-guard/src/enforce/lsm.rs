@@ -608,13 +608,14 @@ impl Enforcer for LsmEnforcer {
         Ok(())
     }
 
-    fn untaint(&mut self, dev: u32) -> Result<u64, MapError> {
-        let tainted: Vec<TaintKey> =
-            self.taints.keys().filter_map(Result::ok).filter(|key| key.dev == dev).collect();
-        for key in &tainted {
+    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
+        let tainted: Vec<(TaintKey, Taint)> =
+            self.taints.iter().filter_map(Result::ok).filter(|(key, _)| key.dev == dev).collect();
+        for (key, _) in &tainted {
             absent_is_done(self.taints.remove(key)).map_err(map_error("forget a refusal", dev))?;
         }
-        Ok(tainted.len() as u64)
+        // Those of an earlier attachment cut nobody off.
+        Ok(tainted.iter().filter(|(_, taint)| taint.diskseq == diskseq).count() as u64)
     }
 
     fn counts(&self) -> Counts {

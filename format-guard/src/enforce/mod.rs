@@ -51,8 +51,8 @@ pub trait Enforcer {
     fn holders(&self) -> Vec<(u32, HolderEntry)>;
     /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow it.
     fn release_holder(&mut self, lead: u32) -> Result<(), MapError>;
-    /// Forgets every refusal on a device: no process is cut off from it any more. How many there were.
-    fn untaint(&mut self, dev: u32) -> Result<u64, MapError>;
+    /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
+    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
 }

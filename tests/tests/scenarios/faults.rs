@@ -1,6 +1,6 @@
 //! The agent is killed between any two of its writes: what was recorded is known, and no volume is formatted twice.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
@@ -11,7 +11,7 @@ use format_guard_tests::{
     wait_for,
 };
 
-use crate::make_ext4;
+use crate::{database::damage, make_ext4};
 
 /// Points of `format_guard::fault` that any agent comes to, and the times.
 const POINTS: [(&str, &[u32]); 9] = [
@@ -163,8 +163,7 @@ fn an_agent_that_is_killed_while_it_sets_a_database_aside_arms_nothing() -> Resu
     make_ext4(&guard, device.path())?;
     guard.wait_for_state(blank.path(), "blank")?;
     guard.kill_agent()?;
-    let file = directory.path().join("volumes.sqlite3");
-    fs::write(&file, [0x5a; 8192])?;
+    damage(directory.path())?;
     guard.start_doomed("AfterLogAside", 1)?;
     wait_for("the agent to die", || Ok(guard.is_dead()?.then_some(())))?;
     guard.start_agent()?;

@@ -260,10 +260,11 @@ impl<E: Enforcer> Reconciler<E> {
         let reason = reason_of(&request.reason, "to untaint")?;
         let id = self.select(&request.volume)?;
         self.device_of(&id)?;
-        let devices: Vec<u32> = self.devices.of(&id).map(|device| device.dev.to_kernel()).collect();
+        let devices: Vec<(u32, u64)> =
+            self.devices.of(&id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
         let mut count = 0;
-        for dev in devices {
-            count += self.enforcer.untaint(dev).map_err(|error| failed(&error))?;
+        for (dev, diskseq) in devices {
+            count += self.enforcer.untaint(dev, diskseq).map_err(|error| failed(&error))?;
         }
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
         self.tell(id.to_string(), "untainted", text);

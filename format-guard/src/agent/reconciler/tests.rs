@@ -142,7 +142,7 @@ impl Enforcer for RecordingEnforcer {
         Ok(())
     }
 
-    fn untaint(&mut self, _: u32) -> Result<u64, MapError> {
+    fn untaint(&mut self, _: u32, _: u64) -> Result<u64, MapError> {
         Ok(1)
     }
 
