@@ -10,6 +10,15 @@ use crate::{
     volume::{marks::Mark, sysfs::Device},
 };
 
+/// Longest reason that is kept, in bytes.
+pub const MAX_REASON: usize = 1000;
+
+/// An operator's reason without the space around it, if it is one: of 1 to [`MAX_REASON`] bytes.
+#[must_use]
+pub fn reason(text: &str) -> Option<&str> {
+    Some(text.trim()).filter(|text| !text.is_empty() && text.len() <= MAX_REASON)
+}
+
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

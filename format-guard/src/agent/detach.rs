@@ -42,7 +42,5 @@ fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
         }
     }
     let text = format!("enforcement was ended by user {uid}: {reason}");
-    let told =
-        HistoryEvent { id: 0, at, volume: String::new(), kind: "detached".to_owned(), text, refusal: None };
-    Ok(store.tell(&[told])?)
+    Ok(store.tell(&[HistoryEvent::new(at, String::new(), "detached", text)])?)
 }

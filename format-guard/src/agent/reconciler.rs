@@ -844,8 +844,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn tell(&mut self, volume: String, kind: &str, text: String) {
-        let told = HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: None };
-        self.tell_event(told);
+        self.tell_event(HistoryEvent::new(now(), volume, kind, text));
     }
 
     fn tell_event(&mut self, told: HistoryEvent) {
@@ -857,14 +856,7 @@ impl<E: Enforcer> Reconciler<E> {
 }
 
 fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
-    HistoryEvent {
-        id: 0,
-        at,
-        volume: id.to_string(),
-        kind: report.kind.to_owned(),
-        text: report.text.clone(),
-        refusal: None,
-    }
+    HistoryEvent::new(at, id.to_string(), report.kind, report.text.clone())
 }
 
 /// The clock of the kernel's events.

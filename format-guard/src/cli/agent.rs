@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::CommandError;
 use crate::{
     agent::{self, Start},
+    api,
     config::Config,
     enforce::lsm::LoadError,
 };
@@ -31,15 +32,8 @@ pub(super) struct Arguments {
     reason: Option<String>,
 }
 
-/// Longest reason that is kept, in bytes.
-const MAX_REASON: usize = 1000;
-
 fn reason(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() || text.len() > MAX_REASON {
-        return Err(format!("a reason has 1 to {MAX_REASON} bytes"));
-    }
-    Ok(text.to_owned())
+    api::reason(text).map(str::to_owned).ok_or_else(|| format!("a reason has 1 to {} bytes", api::MAX_REASON))
 }
 
 fn detach(config: &Config, reason: &str) -> Result<(), CommandError> {

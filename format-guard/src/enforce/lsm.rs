@@ -297,13 +297,12 @@ impl LsmEnforcer {
         });
         let reports = reports.collect();
         let links = self.pins.links(self.build);
-        let layout = self.pins.maps().to_owned();
-        let pin_error = |source| LoadError::Pin { path: layout, source };
+        let pin_error = |source| LoadError::Pin { path: links.clone(), source };
         if self.is_attached(&parts, &links) && self.prove().is_ok() {
             self.pins.retire_others(self.build).map_err(pin_error)?;
             return Ok(reports);
         }
-        let unproven = self.pins.unproven_links().map_err(|source| LoadError::Pin { path: links, source })?;
+        let unproven = self.pins.unproven_links().map_err(pin_error)?;
         // Some megabytes, which those who keep what is there do not need.
         let btf = Btf::from_sys_fs()?;
         let proven = parts.iter().try_for_each(|part| self.attach_part(part, &btf, &unproven));

@@ -180,12 +180,7 @@ fn check_sums(connection: &Connection) -> Result<(), StoreError> {
             Err(error) => return Err(error),
         }
     }
-    let mut settings = connection.prepare("SELECT name, value, sum FROM settings")?;
-    let rows = settings.query_map([], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
-    })?;
-    for row in rows {
-        let (name, value, stored) = row?;
+    for (name, value, stored) in settings(connection)? {
         if sum::of_setting(&name, &value)? != stored {
             return damaged(&name);
         }
@@ -198,6 +193,13 @@ fn ids(connection: &Connection) -> Result<Vec<String>, StoreError> {
     Ok(select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
+/// Every setting with its sum.
+fn settings(connection: &Connection) -> Result<Vec<(String, String, i64)>, StoreError> {
+    let mut select = connection.prepare("SELECT name, value, sum FROM settings")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Gives sums to what a version without them stored.
 fn add_sums(connection: &Connection) -> Result<(), StoreError> {
     for id in ids(connection)? {
@@ -207,9 +209,7 @@ fn add_sums(connection: &Connection) -> Result<(), StoreError> {
                 .execute(params![id, sum::of_record(&record)?])?;
         }
     }
-    let mut settings = connection.prepare("SELECT name, value FROM settings")?;
-    let rows = settings.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
-    for (name, value) in rows.collect::<Result<Vec<_>, _>>()? {
+    for (name, value, _) in settings(connection)? {
         connection
             .prepare_cached("UPDATE settings SET sum = ?2 WHERE name = ?1")?
             .execute(params![name, sum::of_setting(&name, &value)?])?;

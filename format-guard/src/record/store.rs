@@ -24,6 +24,14 @@ pub struct HistoryEvent {
     pub refusal: Option<Refusal>,
 }
 
+impl HistoryEvent {
+    /// One that is not stored yet, and no refusal.
+    #[must_use]
+    pub fn new(at: Seconds, volume: String, kind: &str, text: String) -> Self {
+        Self { id: 0, at, volume, kind: kind.to_owned(), text, refusal: None }
+    }
+}
+
 /// The facts of a refusal, as the kernel told them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -22,8 +22,6 @@ use crate::{
 
 /// Longest permit that is given, in seconds: a week.
 pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
-/// Longest reason that is kept, in bytes.
-const MAX_REASON: usize = 1000;
 /// Most lines of the history in one answer.
 const MAX_LINES: u32 = 20_000;
 /// Candidates that an ambiguous selector is answered with at most.
@@ -235,14 +233,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         self.occupy(None, Some(&id));
         let text = format!("forgotten by user {uid}: {reason}");
-        let told = HistoryEvent {
-            id: 0,
-            at: now(),
-            volume: id.to_string(),
-            kind: "forgotten".into(),
-            text,
-            refusal: None,
-        };
+        let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text);
         self.store.forget(&id, &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
         // What is attached is as if seen for the first time.
@@ -313,14 +304,7 @@ impl<E: Enforcer> Reconciler<E> {
         let value = serde_json::to_string(&set).map_err(|error| failed(&error))?;
         let text = format!("mode {} by user {uid}: {reason}", set.mode.name());
         warn!(mode = set.mode.name(), uid, "{text}");
-        let told = HistoryEvent {
-            id: 0,
-            at: set.at,
-            volume: String::new(),
-            kind: "mode".into(),
-            text,
-            refusal: None,
-        };
+        let told = HistoryEvent::new(set.at, String::new(), "mode", text);
         self.store.set(MODE, &value, &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
         self.set_mode = Some(set);
@@ -358,11 +342,9 @@ fn bad(text: String) -> Failure {
 }
 
 fn reason_of(reason: &str, what: &str) -> Result<String, Failure> {
-    let reason = reason.trim();
-    if reason.is_empty() || reason.len() > MAX_REASON {
-        return Err(bad(format!("{what} needs a reason of 1 to {MAX_REASON} bytes")));
-    }
-    Ok(reason.to_owned())
+    api::reason(reason)
+        .map(str::to_owned)
+        .ok_or_else(|| bad(format!("{what} needs a reason of 1 to {} bytes", api::MAX_REASON)))
 }
 
 fn failed(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
