@@ -119,13 +119,22 @@ impl Guard {
         Ok(guard)
     }
 
+    /// Starts the agent.
+    ///
+    /// # Errors
+    /// When there is one, or it cannot be started.
+    pub fn spawn_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        self.agent = Some(self.command(&binary()?)?.spawn().context("cannot start the agent")?);
+        Ok(())
+    }
+
     /// Starts the agent and waits until it says that it is in force.
     ///
     /// # Errors
     /// When it ends, or its canary has not proven it.
     pub fn start_agent(&mut self) -> Result<()> {
-        ensure!(self.agent.is_none(), "the agent runs already");
-        self.agent = Some(self.command(&binary()?)?.spawn().context("cannot start the agent")?);
+        self.spawn_agent()?;
         let status = wait_for("the agent to be in force", || {
             if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("the agent ended with {ended}:\n{}", self.log());
@@ -178,11 +187,12 @@ impl Guard {
     /// Kills the agent with SIGKILL; enforcement must go on without it.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or it has ended by itself.
     pub fn kill_agent(&mut self) -> Result<()> {
         let mut agent = self.agent.take().context("no agent runs")?;
         agent.kill()?;
-        agent.wait()?;
+        let status = agent.wait()?;
+        ensure!(status.signal() == Some(libc::SIGKILL), "the agent ended with {status}:\n{}", self.log());
         Ok(())
     }
 
@@ -297,7 +307,11 @@ impl Guard {
         crate::tool::run(&self.line(line)?)
     }
 
-    fn line(&self, line: &str) -> Result<String> {
+    /// The command line with these words.
+    ///
+    /// # Errors
+    /// When the program under test is not named.
+    pub fn line(&self, line: &str) -> Result<String> {
         Ok(format!("{} --socket {} {line}", binary()?.display(), self.socket().display()))
     }
 

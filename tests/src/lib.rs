@@ -7,6 +7,7 @@
 pub mod attack;
 pub mod device;
 pub mod guard;
+pub mod ledger;
 pub mod matrix;
 pub mod road;
 mod schema;

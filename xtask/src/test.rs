@@ -44,7 +44,7 @@ const ONCE: [(&str, &[&str]); 2] = [
         "scenarios of the agent",
         &["audit::", "command_line::", "hanging::", "identity::", "permit::", "states::"],
     ),
-    ("scenarios of its faults", &["database::", "faults::", "handover::"]),
+    ("scenarios of its faults", &["database::", "faults::", "handover::", "storm::"]),
 ];
 
 /// What came of one part.

@@ -18,6 +18,7 @@ mod permit;
 mod roads;
 mod stacks;
 mod states;
+mod storm;
 mod without_guard;
 
 use std::path::Path;
