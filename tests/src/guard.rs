@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 use crate::{device::device_number, schema, tool::Ran, wait_for};
@@ -25,6 +26,18 @@ pub fn binary() -> Result<PathBuf> {
     env::var_os("FORMAT_GUARD_BINARY")
         .map(PathBuf::from)
         .context("FORMAT_GUARD_BINARY names the program under test")
+}
+
+/// `SQLite`'s own check of the database below a state directory that no agent uses.
+///
+/// # Errors
+/// When it finds something, or cannot be made.
+pub fn database_is_sound(state: &Path) -> Result<()> {
+    let path = state.join("volumes.sqlite3");
+    let database = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let said: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    ensure!(said == "ok", "{}: {said}", path.display());
+    Ok(())
 }
 
 /// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build keeps the
@@ -223,13 +236,40 @@ impl Guard {
         Ok(start.elapsed())
     }
 
+    /// Stops the agent where it is: it hears nothing until [`Guard::resume_agent`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pause_agent(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn resume_agent(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        crate::tool::must(&format!("kill -{name} {}", self.agent_id()?)).map(drop)
+    }
+
+    /// Process id of the agent.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn agent_id(&self) -> Result<u32> {
+        Ok(self.agent.as_ref().context("no agent runs")?.id())
+    }
+
     /// Tells the agent to read its configuration again.
     ///
     /// # Errors
     /// When there is none.
     pub fn hang_up(&self) -> Result<()> {
-        let agent = self.agent.as_ref().context("no agent runs")?;
-        crate::tool::must(&format!("kill -HUP {}", agent.id())).map(drop)
+        self.signal("HUP")
     }
 
     /// Adds a line to its configuration, and waits until that is in force.

@@ -1,17 +1,23 @@
 //! What was recorded is known after a reboot. Two boots share two disks: one holds the state directory, the other the
-//! volumes. `cargo xtask test` runs one half in each.
+//! volumes. `cargo xtask test` runs one half in each. `cargo xtask cuts` boots again and again, with a third disk for what
+//! was done to each volume.
 
 use std::{
+    env,
+    fmt::Write,
     fs,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
 use format_guard_tests::{
     attack,
     device::{Device, Linear, Loop, log_in, serve_target, sha256},
-    guard::Guard,
+    guard::{Guard, database_is_sound},
+    ledger::Ledger,
     tool::{command, module, must, must_with},
 };
 
@@ -64,7 +70,7 @@ fn first_boot() -> Result<()> {
         guard.wait_for_state(&path, "blank")?;
         must(&format!("mkfs.ext4 -F -q {}", path.display()))?;
         let volume = guard.wait_for_state(&path, "formatted")?;
-        known.push_str(&format!("{} {}\n", volume["id"].as_str().context("no id")?, sha256(&path)?));
+        writeln!(known, "{} {}", volume["id"].as_str().context("no id")?, sha256(&path)?)?;
     }
     fs::write(state.join("known"), known)?;
     guard.wait_for_state(&weak()?, "blank")?;
@@ -127,4 +133,112 @@ fn second_boot() -> Result<()> {
         guard.wait_for_state(third.path(), "formatted")?;
     }
     attack::refused(&guard, &format!("mkfs.ext4 -F {}", third.path().display()), "").map(drop)
+}
+
+/// Bytes of a volume of a life.
+const SIZE: u64 = 4 << 20;
+/// Places for volumes.
+const PLACES: u64 = 4;
+
+/// A place, and the volume that it has now: a part of the second disk that no other volume had before.
+struct Place {
+    number: u64,
+    part: u64,
+    volume: Option<Linear>,
+    ledger: Ledger,
+}
+
+impl Place {
+    /// The sector of the third disk that its ledger is in.
+    fn sector(part: u64) -> u64 {
+        PLACES + part
+    }
+
+    fn attach(part: u64) -> Result<Linear> {
+        let name = format!("fg-part-{part}");
+        Linear::over(&name, &format!("FGTEST-part-{part}"), Path::new("/dev/vdb"), part * SIZE, SIZE)
+    }
+
+    /// The one with a new volume.
+    fn with(number: u64, part: u64) -> Result<Self> {
+        let volume = Self::attach(part)?;
+        let ledger = Ledger::of_new(&volume)?.keep(LEDGERS.as_ref(), Self::sector(part))?;
+        let text = format!("{part:512}");
+        let file = fs::OpenOptions::new().write(true).custom_flags(libc::O_SYNC).open(LEDGERS)?;
+        file.write_all_at(text.as_bytes(), number * 512)?;
+        Ok(Self { number, part, volume: Some(volume), ledger })
+    }
+
+    /// The one that an earlier life left.
+    fn left(number: u64) -> Result<Self> {
+        let mut text = [0; 512];
+        fs::File::open(LEDGERS)?.read_exact_at(&mut text, number * 512)?;
+        let part = str::from_utf8(&text)?.trim().parse()?;
+        let ledger = Ledger::kept(LEDGERS.as_ref(), Self::sector(part))?;
+        Ok(Self { number, part, volume: Some(Self::attach(part)?), ledger })
+    }
+
+    fn volume(&mut self) -> Result<(&Linear, &mut Ledger)> {
+        Ok((self.volume.as_ref().context("no volume")?, &mut self.ledger))
+    }
+
+    /// Does what an orchestrator does next; says what.
+    fn act(&mut self, guard: &Guard, rng: &mut Rng) -> Result<&'static str> {
+        Ok(match rng.u8(0..10) {
+            0..=3 => {
+                let (volume, ledger) = self.volume()?;
+                if ledger.format(volume)? { "formatted" } else { "refused" }
+            }
+            4..=5 => {
+                drop(self.volume.take());
+                self.volume = Some(Self::attach(self.part)?);
+                "attached again"
+            }
+            6..=7 => {
+                let (volume, ledger) = self.volume()?;
+                ledger.ask_for_permit()?;
+                let ran = guard.say(&format!("volume permit {} --reason cuts", volume.path().display()))?;
+                if ran.status == 0 { "permitted" } else { "not permitted" }
+            }
+            _ => {
+                drop(self.volume.take());
+                *self = Self::with(self.number, self.part + PLACES)?;
+                "new"
+            }
+        })
+    }
+}
+
+const LEDGERS: &str = "/dev/vdc";
+
+#[test]
+#[ignore = "one of many boots: cargo xtask cuts runs them"]
+fn a_life_until_the_power_is_cut() -> Result<()> {
+    let words = env::var("FORMAT_GUARD_LIFE").context("FORMAT_GUARD_LIFE is NUMBER:SEED:LAST")?;
+    let [life, seed, last] = words.split(':').collect::<Vec<_>>()[..] else { bail!("{words}") };
+    let (first, last) = (life == "0", last == "true");
+    let mut rng = Rng::with_seed(seed.parse()?);
+    let state = mount_state(first)?.join("guard");
+    if state.join("volumes.sqlite3").exists() {
+        database_is_sound(&state)?;
+    }
+    let places =
+        (0..PLACES).map(|number| if first { Place::with(number, number) } else { Place::left(number) });
+    let mut places = places.collect::<Result<Vec<_>>>()?;
+    println!("starts");
+    let guard = Guard::on_state(&state)?;
+    ensure!(guard.json("status")?["degraded"].as_array().is_some_and(Vec::is_empty), "it is degraded");
+    for place in &mut places {
+        let (volume, ledger) = place.volume()?;
+        let held = ledger.hold(&guard, volume);
+        held.with_context(|| format!("{}: {ledger:?}\n{}", volume.path().display(), guard.log()))?;
+    }
+    println!("found");
+    if last {
+        return Ok(());
+    }
+    loop {
+        let place = rng.choice(&mut places).context("no place")?;
+        println!("{}", place.act(&guard, &mut rng).with_context(|| guard.log())?);
+    }
 }

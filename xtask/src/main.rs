@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod command;
+mod cuts;
 mod demo;
 mod guest;
 mod kernels;
@@ -36,6 +37,8 @@ enum Command {
     Bench(bench::Bench),
     /// Hold every kind of volume against every tool, and everyday work
     Matrix(matrix::Arguments),
+    /// Cut a guest's power again and again while volumes are formatted
+    Cuts(cuts::Arguments),
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Matrix(arguments) => matrix::run(&arguments),
+        Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

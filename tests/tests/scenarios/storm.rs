@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     env,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,11 +17,10 @@ use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use format_guard_tests::{
     device::{Image, Loop},
-    guard::Guard,
+    guard::{Guard, database_is_sound},
     ledger::Ledger,
     tool::run,
 };
-use rusqlite::{Connection, OpenFlags};
 
 /// Kills, unless `FORMAT_GUARD_KILLS` names a number.
 const KILLS: u32 = 12;
@@ -61,7 +60,7 @@ impl Place {
             }
             7..=8 => {
                 // Before the answer: the agent may have died between its write and that.
-                self.ledger.asked_for_permit();
+                self.ledger.ask_for_permit()?;
                 let ran = run(&permit.replace("NODE", &self.node.display().to_string()))?;
                 if ran.status == 0 { "permitted" } else { "not permitted" }
             }
@@ -89,15 +88,6 @@ fn life(rng: &mut Rng) -> Duration {
         4..=7 => rng.u64(0..3_000),
         _ => rng.u64(4_000..10_000),
     })
-}
-
-/// `SQLite`'s own check of the database, with nobody who uses it.
-fn is_sound(state: &Path) -> Result<()> {
-    let path = state.join("volumes.sqlite3");
-    let database = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let said: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
-    ensure!(said == "ok", "{}: {said}", path.display());
-    Ok(())
 }
 
 /// Some lives of agents, with everything going on: how often what was done.
@@ -164,7 +154,7 @@ fn an_agent_that_is_killed_at_any_time_loses_nothing() -> Result<()> {
         left -= now;
         let done = round(&mut guard, &places, now, &mut rng).with_context(|| guard.log())?;
         guard.kill_agent()?;
-        is_sound(state.path())?;
+        database_is_sound(state.path())?;
         guard.start_agent()?;
         ensure!(guard.json("status")?["degraded"].as_array().is_some_and(Vec::is_empty), "it is degraded");
         for place in &places {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempPath;
 
 use crate::{
     command::{command, find, quote},
@@ -169,9 +170,46 @@ pub(crate) enum Cpu {
     Counting,
 }
 
+/// How a boot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The command did, with this status.
+    With(u8),
+    /// It was killed.
+    Killed,
+    /// By itself, without a status.
+    Died,
+}
+
 impl Guest {
     /// Boots, runs the command with its output to `output`, and returns its exit status.
     pub(crate) fn run(&self, output: &mut (impl Write + Send)) -> Result<u8> {
+        let deadline = Instant::now() + self.timeout;
+        let (ended, console) = self.run_until(output, || Instant::now() >= deadline)?;
+        if let Ended::With(status) = ended {
+            return Ok(status);
+        }
+        let text = fs::read(&console)?;
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(40)..] {
+            eprintln!("{} | {line}", self.kernel.key);
+        }
+        let (cause, status) = match ended {
+            Ended::Killed => ("ran out of time", TIMED_OUT),
+            _ => ("died", DIED),
+        };
+        eprintln!("guest {}: {cause}; its console is kept at {}", self.kernel.key, console.keep()?.display());
+        Ok(status)
+    }
+
+    /// Boots, and runs the command until it ends or this says that the power is cut: qemu is killed then. How it ended, and
+    /// what is on its console.
+    pub(crate) fn run_until(
+        &self,
+        output: &mut (impl Write + Send),
+        cut: impl Fn() -> bool,
+    ) -> Result<(Ended, TempPath)> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
         self.write_command(control.path())?;
@@ -181,33 +219,25 @@ impl Guest {
             .prefix(&format!("{}-", self.kernel.key))
             .suffix(".log")
             .tempfile_in(&consoles)?
-            .into_temp_path()
-            .keep()?;
+            .into_temp_path();
         let mut qemu = self.qemu(control.path(), &initramfs, &console)?;
         qemu.stdout(Stdio::piped());
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
         let mut printed = child.stdout.take().context("qemu has no output")?;
         // qemu opens its output anew: given a file of ours it would write over what we write.
-        let in_time = thread::scope(|scope| {
+        let killed = thread::scope(|scope| {
             let copied = scope.spawn(move || io::copy(&mut printed, output));
-            let in_time = wait(&mut child, self.timeout);
+            let killed = wait(&mut child, cut);
             drop(copied.join());
-            in_time
+            killed
         })?;
         let status = fs::read_to_string(control.path().join("status")).unwrap_or_default();
-        if let Ok(status) = status.trim().parse::<u8>() {
-            let _ = fs::remove_file(&console);
-            return Ok(status);
-        }
-        let text = fs::read(&console).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        for line in &lines[lines.len().saturating_sub(40)..] {
-            eprintln!("{} | {line}", self.kernel.key);
-        }
-        let cause = if in_time { "died" } else { "ran out of time" };
-        eprintln!("guest {}: {cause}; its console is kept at {}", self.kernel.key, console.display());
-        Ok(if in_time { DIED } else { TIMED_OUT })
+        let ended = match status.trim().parse() {
+            Ok(status) => Ended::With(status),
+            Err(_) if killed => Ended::Killed,
+            Err(_) => Ended::Died,
+        };
+        Ok((ended, console))
     }
 
     /// What the guest's init reads: the environment, then the command.
@@ -304,17 +334,16 @@ impl Guest {
     }
 }
 
-/// Waits for the end; false when the time ran out and the guest was killed.
-fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
-    let deadline = Instant::now() + timeout;
+/// Waits for the end; true when it was killed before.
+fn wait(child: &mut Child, cut: impl Fn() -> bool) -> Result<bool> {
     loop {
         if child.try_wait()?.is_some() {
-            return Ok(true);
+            return Ok(false);
         }
-        if Instant::now() >= deadline {
+        if cut() {
             child.kill()?;
             child.wait()?;
-            return Ok(false);
+            return Ok(true);
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -1,0 +1,140 @@
+//! `cargo xtask cuts`: the power of a guest is cut again and again while volumes are formatted. qemu is killed: what the
+//! guest had not written through is gone.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+
+use crate::{
+    build::executable,
+    command::workspace,
+    guest::{Cpu, Disk, Ended, Guest, against, sparse_image},
+    kernels::Kernel,
+    setup,
+};
+
+/// When a boot that has not come to life is given up.
+const TIMEOUT: Duration = Duration::from_mins(10);
+/// What the guest prints before it starts the agent, and when everything from before the cut was found as it must be.
+const SAID: [&str; 2] = ["starts", "found"];
+/// How long a life may be after one of them.
+const LIFE: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Kernel: 6.1, 6.12, 6.18 or 7
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Cuts
+    #[arg(long, default_value_t = 10)]
+    number: u32,
+    /// Where to begin [default: by the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// `cargo xtask cuts`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ready()?;
+    let guard = executable("format-guard", "bin", "format-guard")?;
+    let kernel = Kernel::get(&arguments.kernel)?;
+    let held = hold(&kernel, &guard, arguments.number, arguments.seed)?;
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Cuts the power so many times, and looks once more at what is left: whether everything was as it must be.
+pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>) -> Result<bool> {
+    let seed = match seed {
+        Some(seed) => seed,
+        None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    println!("cuts: {number} on {} ({}), seed {seed}", kernel.key, kernel.release);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let reboot = executable("format-guard-tests", "test", "reboot")?;
+    let directory = tempfile::tempdir_in(workspace().join("target"))?;
+    let image = |name: &str, size: u64| -> Result<Disk> {
+        let path = directory.path().join(name);
+        sparse_image(&path, size)?;
+        Ok(Disk::virtio(path))
+    };
+    let disks = vec![image("state", 256 << 20)?, image("volumes", 4 << 30)?, image("ledgers", 1 << 20)?];
+    let mut found = 0;
+    for life in 0..=number {
+        let last = life == number;
+        let words = ["--ignored", "--exact", "--nocapture", "a_life_until_the_power_is_cut"];
+        let mut command = against(guard, &reboot, words.map(Into::into));
+        command.insert(1, format!("FORMAT_GUARD_LIFE={life}:{}:{last}", rng.u64(..)).into());
+        let guest = Guest {
+            kernel: kernel.clone(),
+            command,
+            disks: disks.clone(),
+            timeout: TIMEOUT,
+            cpu: Cpu::Timed,
+        };
+        // Every other one, more or less, is cut while its agent starts and what was there before is looked at.
+        let (since, spared) = (rng.usize(..2), LIFE.mul_f64(rng.f64()));
+        let mut output = Watched::default();
+        let start = Instant::now();
+        let (ended, console) = {
+            let said = Arc::clone(&output.said);
+            guest.run_until(&mut output, || {
+                let cut = !last && said[since].get().is_some_and(|said| said.elapsed() >= spared);
+                cut || start.elapsed() >= TIMEOUT
+            })?
+        };
+        let text = String::from_utf8_lossy(&output.text);
+        let held = match ended {
+            Ended::With(status) => last && status == 0,
+            Ended::Killed => !last && start.elapsed() < TIMEOUT,
+            Ended::Died => false,
+        };
+        if !held {
+            println!("{text}");
+            io::copy(&mut File::open(&console)?, &mut io::stdout())?;
+            let kept = directory.keep();
+            println!("cuts: life {life} ended as {ended:?}; its disks are kept in {}", kept.display());
+            return Ok(false);
+        }
+        let told = text.lines().skip_while(|line| *line != SAID[1]).skip(1);
+        found += u32::from(output.said[1].get().is_some());
+        println!(
+            "cuts: life {life}, {:.1} s from {}: {}",
+            spared.as_secs_f64(),
+            SAID[since],
+            told.collect::<Vec<_>>().join(", ")
+        );
+    }
+    println!("cuts: {found} of {} lives were long enough to look at everything", number + 1);
+    Ok(true)
+}
+
+/// Output, and when the guest said each of `SAID`.
+#[derive(Default)]
+struct Watched {
+    text: Vec<u8>,
+    said: Arc<[OnceLock<Instant>; 2]>,
+}
+
+impl Write for Watched {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        let text = String::from_utf8_lossy(&self.text);
+        for (word, said) in SAID.iter().zip(&*self.said) {
+            if said.get().is_none() && text.lines().any(|line| line == *word) {
+                said.get_or_init(Instant::now);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
