@@ -40,21 +40,32 @@ pub trait Device {
     }
 }
 
-/// sha256 of everything in the device at `path`.
+/// sha256 of everything in the device at `path`: of every block that is not zero, with its place, and of the length. It is
+/// the same for two devices where sha256sum(1) says the same of them; what is zero costs most of the time under emulation.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
+    const BLOCK: usize = 4096;
     let mut file = flush(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
+    let mut place = 0_u64;
     loop {
         let length = file.read(&mut buffer)?;
         if length == 0 {
             break;
         }
-        hash.update(&buffer[..length]);
+        ensure!(length.is_multiple_of(512), "{} was read in part", path.display());
+        for block in buffer[..length].chunks(BLOCK) {
+            if *block != [0; BLOCK][..block.len()] {
+                hash.update(place.to_le_bytes());
+                hash.update(block);
+            }
+            place += block.len() as u64;
+        }
     }
+    hash.update(place.to_le_bytes());
     Ok(format!("{:x}", hash.finalize()))
 }
 
@@ -669,4 +680,70 @@ pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
 pub fn device_number(path: &Path) -> Result<String> {
     let rdev = fs::metadata(path)?.rdev();
     Ok(format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)))
+}
+
+/// A disk of the module `scsi_debug`, in memory.
+pub struct ScsiDisk {
+    path: PathBuf,
+    generic: PathBuf,
+}
+
+impl ScsiDisk {
+    /// One of 64 MiB with these parameters of the module.
+    ///
+    /// # Errors
+    /// When it does not appear.
+    pub fn new(parameters: &str) -> Result<Self> {
+        // No udevd loads them.
+        module("sd_mod")?;
+        module("sg")?;
+        must(&format!("modprobe scsi_debug dev_size_mb=64 lbpu=1 lbpws=1 {parameters}"))?;
+        let disk = wait_for("the disk", || {
+            for entry in fs::read_dir("/sys/class/scsi_generic")?.filter_map(Result::ok) {
+                let below = entry.path().join("device");
+                if fs::read_to_string(below.join("model")).is_ok_and(|model| model.trim() == "scsi_debug")
+                    && let Ok(mut block) = fs::read_dir(below.join("block"))
+                    && let Some(Ok(block)) = block.next()
+                {
+                    let node = |name| Path::new("/dev").join(name);
+                    return Ok(Some(Self {
+                        path: node(block.file_name()),
+                        generic: node(entry.file_name()),
+                    }));
+                }
+            }
+            Ok(None)
+        })?;
+        wait_for("its nodes", || Ok((disk.path.exists() && disk.generic.exists()).then_some(())))?;
+        Ok(disk)
+    }
+
+    /// Its node for SCSI commands.
+    #[must_use]
+    pub fn generic(&self) -> &Path {
+        &self.generic
+    }
+
+    /// Takes it out, as a cable that is pulled does.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn pull(&self) -> Result<()> {
+        let name = self.path.file_name().context("no name")?;
+        let delete = Path::new("/sys/class/block").join(name).join("device/delete");
+        fs::write(&delete, "1").with_context(|| delete.display().to_string())
+    }
+}
+
+impl Device for ScsiDisk {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ScsiDisk {
+    fn drop(&mut self) {
+        // A probe may hold it for a moment.
+        let _ = wait_for("scsi_debug to go", || Ok((run("rmmod scsi_debug")?.status == 0).then_some(())));
+    }
 }

@@ -2,12 +2,12 @@
 //!
 //! `cargo xtask demo` runs it, here or in a guest.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests::{
     attack::LUKS_FORMAT,
-    device::{Device, Mapped},
+    device::{Device, Mapped, flush},
     guard::Guard,
     tool::{Ran, must, run, run_with},
 };
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     fs::write(format!("{POINT}/orders.db"), "ten years of orders\n".repeat(10_000))?;
     say(&format!("(ten years of orders are written to {POINT}/orders.db)"));
     shell_must(&format!("umount {POINT}"))?;
-    let before = device.sha256()?;
+    let before = sha256sum(device.path())?;
     say(&format!("sha256 of the whole volume: {before}"));
     shell(&format!("format-guard volume show {node}"), &guard.say(&format!("volume show {node}"))?);
 
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
     device.recover()?;
     guard.wait_for_volume(device.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;
     all_refused(&guard, &node, &PROGRAMS)?;
-    let after = device.sha256()?;
+    let after = sha256sum(device.path())?;
     say(&format!("sha256 of the whole volume: {after}"));
     ensure!(after == before, "the volume has changed");
     say("Not one byte has changed.");
@@ -97,6 +97,13 @@ fn main() -> Result<()> {
     fs::remove_file(COPY)?;
     say("Ten years of orders would be gone, six times.");
     Ok(())
+}
+
+/// What sha256sum(1) says of what is on the medium.
+fn sha256sum(path: &Path) -> Result<String> {
+    drop(flush(path)?);
+    let text = must(&format!("sha256sum {}", path.display()))?;
+    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 fn title(text: &str) {
