@@ -73,6 +73,9 @@ pub enum EventKind {
     Mounted = 7,
     /// The device is gone.
     Gone = 8,
+    /// Somebody was kept from taking the guard away: `operation` is a [`Tampering`](crate::protection::Tampering), `offset`
+    /// the number of the object or signal.
+    Tampered = 9,
 }
 
 impl EventKind {
@@ -88,6 +91,7 @@ impl EventKind {
             6 => Self::OwnerWiped,
             7 => Self::Mounted,
             8 => Self::Gone,
+            9 => Self::Tampered,
             _ => return None,
         })
     }

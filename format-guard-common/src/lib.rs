@@ -14,6 +14,7 @@ pub mod format;
 mod opaque;
 pub mod passthrough;
 pub mod program;
+pub mod protection;
 mod request;
 mod rule;
 mod windows;

@@ -15,6 +15,7 @@ use crate::{
         TASK_TGID, field, probed,
     },
     maps::{self, FORMATTERS, HOLDERS, SLOTS},
+    protect,
 };
 
 // int sb_kern_mount(const struct super_block *sb): after a mount by mount(2) or fsmount succeeded.
@@ -86,6 +87,7 @@ pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     if live != 0 {
         return 0;
     }
+    protect::ended(tgid);
     // SAFETY: only the start time is read.
     let Some(started) = (unsafe { FORMATTERS.get(tgid) }) else { return 0 };
     let process = Process { started: *started, tgid, zero: 0 };

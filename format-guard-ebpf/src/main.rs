@@ -22,6 +22,7 @@ mod mapping;
 mod maps;
 mod open;
 mod passthrough;
+mod protect;
 mod stash;
 mod user_content;
 mod write;

@@ -10,6 +10,7 @@ use format_guard_common::{
     clear::{CLEAR_SLOTS, Clear},
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
     program::NAME_SLOTS,
+    protection::Protection,
 };
 
 /// Slots in `RULES` by kernel `dev_t`. The agent writes them; a device keeps its slot as long as it is there.
@@ -57,6 +58,12 @@ pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);
 /// The counters of `event::Counter`.
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTER_SLOTS, 0);
+/// What others may not do to the guard. The agent writes it, and the kernel programs who the agent is.
+#[map]
+pub(crate) static PROTECTION: Array<Protection> = Array::pinned(1, 0);
+/// The guard's own maps, programs and links, by `protection::Object::key`. The agent writes it.
+#[map]
+pub(crate) static OURS: HashMap<u64, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 /// Writes that `io_uring` or aio is about to make, by `pid_tgid`.
 #[map]
 pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);

@@ -29,6 +29,9 @@ pub struct Status {
     pub tier: String,
     /// Enforce or audit: what is in force.
     pub mode: Mode,
+    /// Others are kept from taking the guard away.
+    #[serde(default)]
+    pub protected: bool,
     /// What an operator has set; it outranks the configuration.
     #[serde(default)]
     pub set_mode: Option<SetMode>,
@@ -51,6 +54,9 @@ pub struct Status {
     pub stale_rules: u64,
     /// Kernel events lost.
     pub lost_events: u64,
+    /// How often uevents were lost: each time all devices were compared with sysfs.
+    #[serde(default)]
+    pub lost_uevents: u64,
     /// Entries that a full kernel map could not take.
     pub full_maps: u64,
     /// Rules that a resync had to repair.
@@ -162,6 +168,15 @@ pub struct PermitRequest {
 pub struct ReasonRequest {
     /// Which volume.
     pub volume: String,
+    /// Why; must not be empty.
+    pub reason: String,
+}
+
+/// `POST /v1/protect`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProtectRequest {
+    /// Whether others are kept from taking the guard away.
+    pub on: bool,
     /// Why; must not be empty.
     pub reason: String,
 }

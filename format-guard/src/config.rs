@@ -86,6 +86,11 @@ pub const KEYS: &[(&str, &str)] = &[
          passthrough. Commands that are known to read only are never refused. Needs a restart.",
     ),
     (
+        "protect",
+        "While the agent enforces, keep others from taking the guard away: its pins, maps, programs and links, and, where \
+         process 1 started it, the agent. Only its own executable and process 1 may. format-guard protect off ends it.",
+    ),
+    (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
          none do.",
@@ -114,6 +119,8 @@ pub struct Config {
     pub trusted: Vec<String>,
     /// Whether `SG_IO` and `NVMe` passthrough may write.
     pub passthrough: Passthrough,
+    /// Whether the guard itself is protected while it enforces.
+    pub protect: bool,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
 }
@@ -130,6 +137,7 @@ impl Default for Config {
             quarantine: 300,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
+            protect: true,
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -261,6 +269,12 @@ impl Config {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("control.sock")
+    }
+
+    /// [`Config::resync_interval`] as a duration.
+    #[must_use]
+    pub const fn interval(&self) -> Duration {
+        Duration::from_secs(self.resync_interval)
     }
 
     /// [`Config::probe_deadline`] as a duration.

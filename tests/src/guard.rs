@@ -115,21 +115,34 @@ impl Guard {
         Self::make(Some(state), false)
     }
 
+    /// One over an existing state directory whose agent is not started yet.
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn unstarted(state: &Path) -> Result<Self> {
+        Self::prepare(Some(state), false)
+    }
+
     /// Over this state directory, or a new one.
     fn make(state: Option<&Path>, audit: bool) -> Result<Self> {
+        let mut guard = Self::prepare(state, audit)?;
+        guard.start_agent()?;
+        Ok(guard)
+    }
+
+    fn prepare(state: Option<&Path>, audit: bool) -> Result<Self> {
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
         let state = state.map_or_else(|| root.join("state"), Path::to_owned);
         let config = format!(
-            "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\nquarantine = 5\n",
+            "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\nquarantine = 5\n\
+             protect = false\n",
             state.display(),
             root.join("run").display(),
             PINS
         );
         fs::write(root.join("config.toml"), config)?;
-        let mut guard = Self { root, agent: None, audit, since: 0 };
-        guard.start_agent()?;
-        Ok(guard)
+        Ok(Self { root, agent: None, audit, since: 0 })
     }
 
     /// Starts the agent.

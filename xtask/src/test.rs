@@ -44,7 +44,7 @@ const ONCE: [(&str, &[&str]); 2] = [
         "scenarios of the agent",
         &["audit::", "command_line::", "hanging::", "identity::", "permit::", "states::"],
     ),
-    ("scenarios of its faults", &["database::", "faults::", "handover::", "storm::"]),
+    ("scenarios of its faults", &["database::", "faults::", "handover::", "storm::", "world::"]),
 ];
 
 /// What came of one part.
@@ -149,7 +149,9 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<V
     let scenarios = executable("format-guard-tests", "test", "scenarios")?;
     let reboot = executable("format-guard-tests", "test", "reboot")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
-        words.iter().copied().chain(["--test-threads=1"]).chain(filter).map(OsString::from).collect()
+        // How long each takes is printed: under emulation that is what a run is made of.
+        let always = ["--test-threads=1", "-Zunstable-options", "--report-time"];
+        words.iter().copied().chain(always).chain(filter).map(OsString::from).collect()
     };
     let mut boots = Vec::new();
     for kernel in kernels {
@@ -235,9 +237,12 @@ fn in_guests(boots: Vec<Boot>, guard: &Path) -> Result<Vec<Outcome>> {
 fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     println!("test: {} started ({})", boot.name, boot.kernel.release);
     let start = Instant::now();
+    let mut command = against(guard, &boot.executable, boot.arguments.iter().cloned());
+    // libtest tells times to those alone who may use what is not stable.
+    command.insert(1, "RUSTC_BOOTSTRAP=1".into());
     let guest = Guest {
         kernel: boot.kernel.clone(),
-        command: against(guard, &boot.executable, boot.arguments.iter().cloned()),
+        command,
         disks: boot.disks.clone(),
         timeout: TIMEOUT,
         cpu: Cpu::Timed,

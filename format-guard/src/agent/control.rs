@@ -35,7 +35,10 @@ use super::{
     reconciler::{Input, Question, Reply},
 };
 use crate::{
-    api::{EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ReasonRequest, Selector},
+    api::{
+        EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest,
+        Selector,
+    },
     volume::{probe::Finding, sysfs::Device},
 };
 
@@ -100,6 +103,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/volume/forget", post(forget))
         .route("/v1/volume/untaint", post(untaint))
         .route("/v1/mode", post(mode))
+        .route("/v1/protect", post(protect))
         .route("/v1/events", get(events))
         .fallback(unknown)
         .layer(middleware::from_fn(root_only))
@@ -243,6 +247,14 @@ async fn mode(
     request: Result<Json<ModeRequest>, JsonRejection>,
 ) -> Answer {
     agent.ask(Question::Mode { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn protect(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ProtectRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Protect { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn permit(

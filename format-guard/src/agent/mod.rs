@@ -79,6 +79,7 @@ pub async fn run(start: Start) -> Result<()> {
     if is_switched_off(&fs::read_to_string("/proc/cmdline").unwrap_or_default()) {
         bail!("not started: this kernel was booted with {SWITCHED_OFF}");
     }
+    info!(version = env!("CARGO_PKG_VERSION"), "format-guard starts");
     fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
     let (store, opened) = SqliteStore::open(&config.state_dir, now())?;
@@ -112,12 +113,15 @@ pub async fn run(start: Start) -> Result<()> {
         degraded,
         never_arm: matches!(opened, Opened::SetAside(_)),
         quarantine: config.quarantine.cast_signed(),
+        protect: config.protect,
+        resync_interval: config.interval(),
     };
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
     let told = reconciler.told();
     let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<LsmEnforcer>> {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
         reconciler.start()?;
+        info!("every device has its rule");
         let parts = reconciler.enforcer_mut().attach()?;
         for part in parts.iter().filter(|part| !part.attached) {
             info!(program = part.program, open = part.open, "this kernel has no place for a program");

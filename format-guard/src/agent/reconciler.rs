@@ -4,6 +4,7 @@
 //! no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing is loosened.
 
 mod answers;
+mod protection;
 mod refusals;
 mod stacks;
 mod vacated;
@@ -51,6 +52,8 @@ use crate::{
 /// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
 /// node after the device, and no uevent tells of it.
 const NAMING: Seconds = 10;
+/// Lines of the history that wait to be stored together at most.
+const MAX_UNTOLD: usize = 256;
 /// Ends of processes that are remembered until their pidfd tells, too.
 const MAX_ENDS: usize = 4096;
 
@@ -79,6 +82,8 @@ pub enum Input {
     },
     /// Time to compare the world with the records.
     Tick,
+    /// The kernel could not tell of all devices that appeared, changed or went.
+    UeventsLost,
     /// The configuration was read again and is sound.
     Reloaded(Box<Config>),
     /// The agent stops, and is waited for.
@@ -136,6 +141,13 @@ pub enum Question {
         /// Who asks.
         uid: u32,
     },
+    /// Keep others from taking the guard away, or let them.
+    Protect {
+        /// The request.
+        request: api::ProtectRequest,
+        /// Who asks.
+        uid: u32,
+    },
     /// Enforce or audit, everywhere or on one volume.
     Mode {
         /// The request.
@@ -157,7 +169,7 @@ pub enum Reply {
     Volume(Box<api::Volume>),
     /// To [`Question::Device`].
     Device(Box<Device>),
-    /// To [`Question::Forget`], [`Question::Untaint`] and [`Question::Mode`].
+    /// To [`Question::Forget`], [`Question::Untaint`], [`Question::Mode`] and [`Question::Protect`].
     Done(api::Done),
     /// To [`Question::Events`].
     Events(api::Events),
@@ -179,6 +191,10 @@ pub struct World {
     pub never_arm: bool,
     /// How long a volume must read blank that may have been formatted unseen, in seconds.
     pub quarantine: Seconds,
+    /// Keep others from taking the guard away.
+    pub protect: bool,
+    /// How often the world is compared with the records.
+    pub resync_interval: Duration,
 }
 
 /// The task's state.
@@ -206,6 +222,16 @@ pub struct Reconciler<E> {
     vacated: Vec<Vacated>,
     parts: Vec<PartReport>,
     repaired: u64,
+    /// An operator lets others take the guard away.
+    unprotected: bool,
+    /// They are kept from it.
+    protected: bool,
+    /// Why they are not.
+    protect_failure: Option<String>,
+    /// Lines of the history that are not stored yet.
+    untold: Vec<HistoryEvent>,
+    /// How often uevents were lost.
+    lost_uevents: u64,
     /// How long the newest kernel event waited.
     lag: Duration,
 }
@@ -235,6 +261,11 @@ impl<E: Enforcer> Reconciler<E> {
             vacated: Vec::new(),
             parts: Vec::new(),
             repaired: 0,
+            unprotected: false,
+            protected: false,
+            protect_failure: None,
+            untold: Vec::new(),
+            lost_uevents: 0,
             lag: Duration::ZERO,
         }
     }
@@ -285,6 +316,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
     pub fn close(&mut self) {
+        self.world.protect = false;
+        self.keep_protected();
         let ids: Vec<VolumeId> = self
             .records
             .values()
@@ -320,6 +353,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What is attached, once the canary has proven it.
     pub fn proven(&mut self, parts: Vec<PartReport>) {
         self.parts = parts;
+        self.keep_protected();
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
         // Once new ones are judged: none is missed between.
         for mapping in mappings::present() {
@@ -345,7 +379,11 @@ impl<E: Enforcer> Reconciler<E> {
                 break;
             }
             self.handle(input)?;
+            if inputs.is_empty() {
+                self.store_untold();
+            }
         }
+        self.store_untold();
         Ok(())
     }
 
@@ -368,27 +406,33 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Kernel(event) => self.kernel_event(&event),
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, last } => self.ended(process, last),
-            Input::Tick => {
-                self.compare_with_sysfs()?;
-                self.repair();
-                self.repair_mounts();
-                let ids: Vec<VolumeId> = self
-                    .records
-                    .values()
-                    .filter(|record| transition::waits(record))
-                    .map(|record| record.id.clone())
-                    .collect();
-                for id in ids {
-                    self.apply(&id, Event::Tick);
-                }
+            Input::Tick => self.resync()?,
+            Input::UeventsLost => {
+                self.lost_uevents += 1;
+                self.resync()?;
             }
             Input::Reloaded(config) => self.reloaded(&config)?,
             // The last input of all: see `run`.
             Input::Stop(_) => {}
             Input::Asked(question, reply) => {
+                self.store_untold();
                 // The client may have gone.
                 let _ = reply.send(self.answer(question));
             }
+        }
+        Ok(())
+    }
+
+    /// Makes good what no event has told.
+    fn resync(&mut self) -> Result<()> {
+        self.keep_protected();
+        self.compare_with_sysfs()?;
+        self.repair();
+        self.repair_mounts();
+        let waiting = self.records.values().filter(|record| transition::waits(record));
+        let ids: Vec<VolumeId> = waiting.map(|record| record.id.clone()).collect();
+        for id in ids {
+            self.apply(&id, Event::Tick);
         }
         Ok(())
     }
@@ -624,6 +668,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// One step of one record alone; whether what it means for others may have changed.
     fn step(&mut self, id: &VolumeId, event: Event) -> bool {
+        self.store_untold();
         let Some(old) = self.records.get(id) else { return false };
         let at = now();
         let (mut new, effects) = transition::next(old, event, at);
@@ -776,6 +821,7 @@ impl<E: Enforcer> Reconciler<E> {
                     self.device_gone(dev);
                 }
             }
+            Some(EventKind::Tampered) => self.tampered(event),
             None => warn!("the kernel told of something unknown ({})", event.kind),
         }
     }
@@ -847,10 +893,22 @@ impl<E: Enforcer> Reconciler<E> {
         self.tell_event(HistoryEvent::new(now(), volume, kind, text));
     }
 
+    /// Keeps a line until nothing else waits: a flood of refusals must not hold up what follows it by a commit for each.
     fn tell_event(&mut self, told: HistoryEvent) {
-        if let Err(error) = self.store.tell(&[told]) {
-            error!("an event cannot be stored: {error}");
+        self.untold.push(told);
+        if self.untold.len() >= MAX_UNTOLD {
+            self.store_untold();
         }
+    }
+
+    fn store_untold(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.tell(&self.untold) {
+            error!("{} events cannot be stored: {error}", self.untold.len());
+        }
+        self.untold.clear();
         self.told.send_modify(|count| *count += 1);
     }
 }

@@ -10,6 +10,7 @@ mod format;
 mod manual;
 mod mode;
 mod probe;
+mod protect;
 mod status;
 mod volume;
 
@@ -55,6 +56,8 @@ enum Command {
     Volume(volume::Command),
     /// Show or set whether refusals are carried out
     Mode(mode::Arguments),
+    /// Show or set whether others are kept from taking the guard away
+    Protect(protect::Arguments),
     /// Show the configuration, or check a file
     #[command(subcommand)]
     Config(config::Command),
@@ -125,6 +128,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Check(json) => check::run(json.json),
         Command::Volume(command) => volume::run(socket, command),
         Command::Mode(arguments) => mode::run(socket, &arguments),
+        Command::Protect(arguments) => protect::run(socket, &arguments),
         Command::Config(command) => config::run(command),
         Command::Events(arguments) => events::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),

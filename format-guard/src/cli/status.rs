@@ -16,6 +16,9 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     }
     let proof = if status.proven { "proven by its canary" } else { "not proven" };
     println!("format-guard {}: mode {}, tier {}, {proof}", status.version, status.mode.name(), status.tier);
+    if !status.protected {
+        println!("the guard itself is not protected: root may take it away (see format-guard protect)");
+    }
     for text in &status.degraded {
         println!("degraded: {}", wrap(text, 80, 10));
     }
@@ -33,8 +36,14 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
         status.volumes.iter().map(|each| format!("{} {}", each.count, each.state)).collect();
     println!("volumes: {}", if volumes.is_empty() { "none".to_owned() } else { volumes.join(", ") });
     let counts = format!(
-        "kernel: {} requests judged, {} stale rules met, {} events lost, {} maps full, {} rules repaired",
-        status.judged, status.stale_rules, status.lost_events, status.full_maps, status.repaired
+        "kernel: {} requests judged, {} stale rules met, {} events lost, {} times uevents lost, {} maps full, \
+         {} rules repaired",
+        status.judged,
+        status.stale_rules,
+        status.lost_events,
+        status.lost_uevents,
+        status.full_maps,
+        status.repaired
     );
     println!("{}", wrap(&counts, 80, 8));
     println!("lag: {} ms at the newest kernel event, {} probes under way", status.lag, status.probing);

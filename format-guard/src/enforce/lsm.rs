@@ -31,6 +31,7 @@ use super::{
     Counts, Enforcer, MapError, canary,
     offsets::{KERNEL_BTF, KernelTypes, OffsetError},
     pins::Pins,
+    protection::{Protected, ProtectionError},
     rule,
 };
 use crate::{
@@ -125,6 +126,51 @@ const PARTS: &[Part] = &[
     },
     Part { program: "mmap_file", place: Place::Lsm("mmap_file"), without: None },
     Part { program: "file_mprotect", place: Place::Lsm("file_mprotect"), without: None },
+    Part {
+        program: "bpf",
+        place: Place::Lsm("bpf"),
+        without: Some("nothing of the guard itself is protected"),
+    },
+    Part {
+        program: "bpf_map",
+        place: Place::Lsm("bpf_map"),
+        without: Some("root may write to the guard's maps"),
+    },
+    Part {
+        program: "bpf_prog",
+        place: Place::Lsm("bpf_prog"),
+        without: Some("root may open the guard's programs"),
+    },
+    Part {
+        program: "inode_unlink",
+        place: Place::Lsm("inode_unlink"),
+        without: Some("root may unlink the guard's pins"),
+    },
+    Part {
+        program: "inode_rmdir",
+        place: Place::Lsm("inode_rmdir"),
+        without: Some("root may remove empty directories of pins"),
+    },
+    Part {
+        program: "inode_rename",
+        place: Place::Lsm("inode_rename"),
+        without: Some("root may rename the guard's pins"),
+    },
+    Part {
+        program: "sb_umount",
+        place: Place::Lsm("sb_umount"),
+        without: Some("root may unmount the file system of the guard's pins"),
+    },
+    Part {
+        program: "task_kill",
+        place: Place::Lsm("task_kill"),
+        without: Some("root may end the agent by a signal"),
+    },
+    Part {
+        program: "ptrace_access_check",
+        place: Place::Lsm("ptrace_access_check"),
+        without: Some("root may trace the agent"),
+    },
 ];
 
 /// Why the guard is not in force.
@@ -207,6 +253,7 @@ pub struct LsmEnforcer {
     taints: HashMap<MapData, TaintKey, Taint>,
     holders: HashMap<MapData, u32, HolderEntry>,
     counters: PerCpuArray<MapData, u64>,
+    protected: Protected,
     types: KernelTypes,
     /// Stands for the object and its read-only globals.
     build: u64,
@@ -242,6 +289,9 @@ impl LsmEnforcer {
         let taints = take(&mut ebpf, "TAINTS", HashMap::try_from)?;
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
+        let protection = take(&mut ebpf, "PROTECTION", Array::try_from)?;
+        let ours = take(&mut ebpf, "OURS", HashMap::try_from)?;
+        let protected = Protected::new(protection, ours);
 
         let mut programs: HashMap<_, [u8; 16], u32> = borrow(&mut ebpf, "PROGRAMS", HashMap::try_from)?;
         let known = known_programs(&config.trusted);
@@ -274,6 +324,7 @@ impl LsmEnforcer {
             taints,
             holders,
             counters,
+            protected,
             types,
             build,
         };
@@ -615,6 +666,10 @@ impl Enforcer for LsmEnforcer {
         }
         // Those of an earlier attachment cut nobody off.
         Ok(tainted.iter().filter(|(_, taint)| taint.diskseq == diskseq).count() as u64)
+    }
+
+    fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
+        self.protected.keep(&self.pins, &self.pins.links(self.build), until)
     }
 
     fn counts(&self) -> Counts {

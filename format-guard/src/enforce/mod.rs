@@ -6,6 +6,7 @@ pub mod canary;
 pub mod lsm;
 pub mod offsets;
 pub mod pins;
+pub mod protection;
 pub mod rule;
 
 use format_guard_common::{Rule, Windows, event::HolderEntry};
@@ -53,6 +54,8 @@ pub trait Enforcer {
     fn release_holder(&mut self, lead: u32) -> Result<(), MapError>;
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
+    /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
+    fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError>;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
 }

@@ -61,6 +61,17 @@ const FIELDS: &[Field] = &[
     field("SIGNAL_LIVE", "signal_struct", &["live"]),
     field("VMA_VM_FILE", "vm_area_struct", &["vm_file"]),
     field("VMA_VM_FLAGS", "vm_area_struct", &["vm_flags"]),
+    field("INODE_I_INO", "inode", &["i_ino"]),
+    field("INODE_I_SB", "inode", &["i_sb"]),
+    field("SUPER_S_DEV", "super_block", &["s_dev"]),
+    field("MM_EXE_FILE", "mm_struct", &["exe_file"]),
+    field("DENTRY_D_INODE", "dentry", &["d_inode"]),
+    field("VFSMOUNT_MNT_SB", "vfsmount", &["mnt_sb"]),
+    field("TASK_NSPROXY", "task_struct", &["nsproxy"]),
+    field("NSPROXY_MNT_NS", "nsproxy", &["mnt_ns"]),
+    field("MAP_ID", "bpf_map", &["id"]),
+    field("PROG_AUX", "bpf_prog", &["aux"]),
+    field("PROG_AUX_ID", "bpf_prog_aux", &["id"]),
 ];
 
 /// The kernel's own BTF.
@@ -130,6 +141,8 @@ impl KernelTypes {
         // thread_info is embedded (CONFIG_THREAD_INFO_IN_TASK, always so on x86_64).
         let status = offset("task_struct", &["thread_info"])? + offset("thread_info", &["status"])?;
         offsets.push(("TASK_THREAD_STATUS", status));
+        let inum = offset("mnt_namespace", &["ns"])? + offset("ns_common", &["inum"])?;
+        offsets.push(("MNT_NS_INUM", inum));
         Ok(offsets)
     }
 

@@ -35,6 +35,18 @@ impl Pins {
         layouts(&self.root)?.into_iter().filter(|path| *path != self.layout).try_for_each(fs::remove_dir_all)
     }
 
+    /// Where pins of every layout are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where those of this layout are.
+    #[must_use]
+    pub fn layout(&self) -> &Path {
+        &self.layout
+    }
+
     /// Where maps are pinned.
     #[must_use]
     pub fn maps(&self) -> &Path {

@@ -15,11 +15,13 @@ mod incidents;
 mod life;
 mod passthrough;
 mod permit;
+mod protection;
 mod roads;
 mod stacks;
 mod states;
 mod storm;
 mod without_guard;
+mod world;
 
 use std::path::Path;
 

@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::refused,
-    device::{Device, Loop, Snapshot},
+    device::{Device, Loop, ScsiDisk, Snapshot},
     guard::Guard,
-    tool::{module, must, run},
+    tool::{must, run},
     wait_for,
 };
 
@@ -27,59 +27,13 @@ fn guard() -> Result<Guard> {
     Ok(guard)
 }
 
-/// A disk of the module `scsi_debug`, in memory.
-struct ScsiDisk {
-    path: PathBuf,
-    generic: PathBuf,
-}
-
-impl ScsiDisk {
-    fn new() -> Result<Self> {
-        // No udevd loads them.
-        module("sd_mod")?;
-        module("sg")?;
-        must("modprobe scsi_debug dev_size_mb=64 lbpu=1 lbpws=1 delay=0")?;
-        let disk = wait_for("the disk", || {
-            for entry in fs::read_dir("/sys/class/scsi_generic")?.filter_map(Result::ok) {
-                let below = entry.path().join("device");
-                if fs::read_to_string(below.join("model")).is_ok_and(|model| model.trim() == "scsi_debug")
-                    && let Ok(mut block) = fs::read_dir(below.join("block"))
-                    && let Some(Ok(block)) = block.next()
-                {
-                    let node = |name| Path::new("/dev").join(name);
-                    return Ok(Some(Self {
-                        path: node(block.file_name()),
-                        generic: node(entry.file_name()),
-                    }));
-                }
-            }
-            Ok(None)
-        })?;
-        wait_for("its nodes", || Ok((disk.path.exists() && disk.generic.exists()).then_some(())))?;
-        Ok(disk)
-    }
-}
-
-impl Device for ScsiDisk {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for ScsiDisk {
-    fn drop(&mut self) {
-        // A probe may hold it for a moment.
-        let _ = wait_for("scsi_debug to go", || Ok((run("rmmod scsi_debug")?.status == 0).then_some(())));
-    }
-}
-
 #[test]
 fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
     let guard = guard()?;
-    let disk = ScsiDisk::new()?;
+    let disk = ScsiDisk::new("delay=0")?;
     make_ext4(&guard, disk.path())?;
     let before = Snapshot::of(&disk)?;
-    for node in [&disk.path, &disk.generic].map(|node| node.display()) {
+    for node in [disk.path(), disk.generic()].map(|node| node.display()) {
         for line in [
             format!("sg_dd if=/dev/zero of={node} bs=512 count=64 blk_sgio=1 oflag=sgio"),
             format!("sg_write_same --lba=0 --num=64 --16 {node}"),
@@ -97,7 +51,7 @@ fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
     }
     before.unchanged(&disk)?;
     let told = guard.events("denied")?;
-    let generic = disk.generic.file_name().context("no name")?.to_string_lossy();
+    let generic = disk.generic().file_name().context("no name")?.to_string_lossy();
     let of = |command: &str, name: &str| {
         told.iter().any(|event| {
             let text = event["text"].as_str().unwrap_or_default();
@@ -107,7 +61,7 @@ fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
     ensure!(of("SCSI command 0x2a", &generic) && of("SCSI command 0x04", "/dev/sd"), "{told:#?}");
     // What the file system itself asks of the disk is no passthrough.
     fs::create_dir_all("/run/fg-passthrough")?;
-    must(&format!("mount -o discard {} /run/fg-passthrough", disk.path.display()))?;
+    must(&format!("mount -o discard {} /run/fg-passthrough", disk.path().display()))?;
     let trimmed = must("fstrim /run/fg-passthrough");
     must("umount /run/fg-passthrough")?;
     trimmed.map(drop)
@@ -117,12 +71,13 @@ fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
 #[test]
 fn a_command_written_to_a_generic_node_is_refused() -> Result<()> {
     let guard = guard()?;
-    let disk = ScsiDisk::new()?;
+    let disk = ScsiDisk::new("delay=0")?;
     make_ext4(&guard, disk.path())?;
     let before = Snapshot::of(&disk)?;
-    let line = format!("sg_dd if=/dev/zero of={} bs=512 count=64", disk.generic.display());
+    let line = format!("sg_dd if=/dev/zero of={} bs=512 count=64", disk.generic().display());
     refused(&guard, &line, "")?;
-    let written = run(&format!("dd if=/dev/zero of={} bs=64 count=1 conv=notrunc", disk.generic.display()))?;
+    let written =
+        run(&format!("dd if=/dev/zero of={} bs=64 count=1 conv=notrunc", disk.generic().display()))?;
     ensure!(written.status != 0 && written.text.contains("not permitted"), "{written:?}");
     before.unchanged(&disk)
 }
@@ -130,9 +85,9 @@ fn a_command_written_to_a_generic_node_is_refused() -> Result<()> {
 #[test]
 fn they_pass_where_they_are_allowed() -> Result<()> {
     let guard = Guard::start()?;
-    let disk = ScsiDisk::new()?;
+    let disk = ScsiDisk::new("delay=0")?;
     make_ext4(&guard, disk.path())?;
-    must(&format!("sg_write_same --lba=8192 --num=64 --16 {}", disk.path.display()))?;
+    must(&format!("sg_write_same --lba=8192 --num=64 --16 {}", disk.path().display()))?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
     Ok(())
 }

@@ -52,6 +52,10 @@ impl<E: Enforcer> Reconciler<E> {
             Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
             Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
             Question::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
+            Question::Protect { request, uid } => {
+                let reason = reason_of(&request.reason, "a change of protection")?;
+                Reply::Done(self.set_protection(request.on, &reason, uid))
+            }
             Question::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
             Question::Events(query) => {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
@@ -79,6 +83,7 @@ impl<E: Enforcer> Reconciler<E> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tier: "lsm".to_owned(),
             mode: self.mode(),
+            protected: self.protected,
             set_mode: self.set_mode.clone(),
             proven: !self.parts.is_empty(),
             degraded: self.world.degraded.clone(),
@@ -92,6 +97,7 @@ impl<E: Enforcer> Reconciler<E> {
             judged: counts.judged,
             stale_rules: counts.stale,
             lost_events: counts.lost_events,
+            lost_uevents: self.lost_uevents,
             full_maps: counts.full_maps,
             repaired: self.repaired,
             lag: u64::try_from(self.lag.as_millis()).unwrap_or(u64::MAX),
@@ -265,7 +271,7 @@ impl<E: Enforcer> Reconciler<E> {
     // Enforce or audit
 
     /// What is in force.
-    fn mode(&self) -> Mode {
+    pub(super) fn mode(&self) -> Mode {
         if self.audits() { Mode::Audit } else { Mode::Enforce }
     }
 
@@ -308,6 +314,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.store.set(MODE, &value, &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
         self.set_mode = Some(set);
+        self.keep_protected();
         self.put_every_rule().map_err(|error| failed(&*error))?;
         Ok(api::Done { text: format!("mode {}", request.mode.name()) })
     }
@@ -324,6 +331,9 @@ impl<E: Enforcer> Reconciler<E> {
     /// What of a sound configuration takes effect at run time.
     pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
         self.world.mode = config.mode;
+        self.world.protect = config.protect;
+        self.world.resync_interval = config.interval();
+        self.keep_protected();
         self.world.sysfs = crate::volume::sysfs::Sysfs::host(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;

@@ -1,5 +1,5 @@
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     path::Path,
     rc::Rc,
@@ -11,7 +11,7 @@ use format_guard_common::{Rule, Windows, event::HolderEntry};
 
 use super::*;
 use crate::{
-    enforce::{Counts, MapError},
+    enforce::{Counts, MapError, protection::ProtectionError},
     record::store::{StoreError, Wanted},
     volume::{
         marks::MarkKind,
@@ -103,6 +103,7 @@ struct RecordingEnforcer {
     windows: Rc<RefCell<BTreeMap<u32, Windows>>>,
     unknown: Rc<RefCell<Option<Rule>>>,
     holders: Rc<RefCell<BTreeMap<u32, HolderEntry>>>,
+    protected: Rc<Cell<u64>>,
 }
 
 impl Enforcer for RecordingEnforcer {
@@ -146,6 +147,11 @@ impl Enforcer for RecordingEnforcer {
         Ok(1)
     }
 
+    fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
+        self.protected.set(until);
+        Ok(())
+    }
+
     fn counts(&self) -> Counts {
         Counts::default()
     }
@@ -184,6 +190,8 @@ fn setting() -> Setting {
         degraded: Vec::new(),
         quarantine: 100,
         never_arm: false,
+        protect: true,
+        resync_interval: Duration::from_secs(5),
     };
     let entered = runtime.enter();
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1));

@@ -1,0 +1,67 @@
+//! Keeps others from taking the guard away, and tells of it: while it enforces, unless the configuration or an operator says
+//! otherwise.
+
+use std::time::Duration;
+
+use format_guard_common::{event::KernelEvent, protection::Tampering};
+use tracing::{error, warn};
+
+use super::{Reconciler, exe_of, since_boot, text_of};
+use crate::{api, config::Mode, enforce::Enforcer};
+
+/// Over the two ticks that may be late: an agent that hangs for longer protects nothing.
+const MARGIN: Duration = Duration::from_secs(10);
+/// The operator's way out.
+const WAY_OUT: &str = "to allow it: format-guard protect off --reason TEXT";
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Puts off the end of the protection, or ends it now.
+    pub(super) fn keep_protected(&mut self) {
+        let wanted = self.world.protect && !self.unprotected && self.mode() == Mode::Enforce;
+        let until = since_boot() + 2 * self.world.resync_interval + MARGIN;
+        let until = if wanted { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) } else { 0 };
+        let result = self.enforcer.protect(until).map_err(|error| error.to_string());
+        self.protected = wanted && result.is_ok();
+        let failure = result.err();
+        if let Some(failure) = failure.as_ref().filter(|_| failure != self.protect_failure) {
+            error!("others are not kept from taking the guard away: {failure}");
+        }
+        self.protect_failure = failure;
+    }
+
+    /// An operator's word, until the agent starts anew.
+    pub(super) fn set_protection(&mut self, on: bool, reason: &str, uid: u32) -> api::Done {
+        self.unprotected = !on;
+        self.keep_protected();
+        let word = if on { "on" } else { "off" };
+        let text = format!("protection of the guard {word} by user {uid}: {reason}");
+        warn!(uid, "{text}");
+        self.tell(String::new(), "protect", text);
+        let text = match (on, self.protected, &self.protect_failure) {
+            (false, ..) => "the guard may be taken away until its agent starts anew".to_owned(),
+            (true, true, _) => "others are kept from taking the guard away".to_owned(),
+            (true, false, Some(failure)) => {
+                format!("others are not kept from taking the guard away: {failure}")
+            }
+            (true, false, None) => "nothing is protected: it is not enforced, or protect = false".to_owned(),
+        };
+        api::Done { text }
+    }
+
+    /// Somebody was kept from it.
+    pub(super) fn tampered(&mut self, event: &KernelEvent) {
+        let tried = Tampering::from_raw(event.operation).map_or("to take the guard away", Tampering::name);
+        let (comm, pid) = (text_of(&event.comm), event.process.tgid);
+        let exe = exe_of(pid);
+        let text = format!("{comm} (pid {pid}) was refused {tried}; {WAY_OUT}");
+        warn!(
+            kind = "tampering",
+            pid,
+            comm,
+            exe = exe.as_deref().unwrap_or("?"),
+            number = event.offset,
+            "{text}"
+        );
+        self.tell(String::new(), "tampering", text);
+    }
+}

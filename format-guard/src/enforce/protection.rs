@@ -1,0 +1,173 @@
+//! Has the kernel programs keep others from taking the guard away while this agent lives.
+//!
+//! Which process the agent is, and of which executable, user space cannot say so that the kernel knows it again: a container
+//! has process ids of its own, and overlayfs and btrfs tell another device than the kernel's. So the agent introduces itself,
+//! by a system call that the kernel programs know.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::{Array, HashMap, MapData, MapError as AyaMapError, MapInfo},
+    programs::{
+        links::{FdLink, LinkError, PinnedLink},
+        loaded_links,
+    },
+};
+use format_guard_common::protection::{DIRECTORIES, Object, Protection};
+use rustix::process::{Pid, getppid};
+
+use super::pins::Pins;
+
+/// Inode number of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Why the guard itself is not protected.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtectionError {
+    /// A map says no.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What is wrong.
+        source: AyaMapError,
+    },
+    /// Something in /proc or below the pins cannot be looked at.
+    #[error("cannot look at {path}: {source}")]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A pinned link cannot be looked at.
+    #[error("cannot look at a link: {0}")]
+    Link(#[from] LinkError),
+    /// The kernel programs did not see the introduction.
+    #[error("the kernel programs did not see this agent")]
+    Unseen,
+}
+
+/// The maps, and what they hold.
+pub(super) struct Protected {
+    value: Array<MapData, Protection>,
+    ours: HashMap<MapData, u64, u32>,
+    introduced: Option<Protection>,
+}
+
+impl Protected {
+    pub(super) fn new(value: Array<MapData, Protection>, ours: HashMap<MapData, u64, u32>) -> Self {
+        Self { value, ours, introduced: None }
+    }
+
+    /// Puts off the end of the protection to this time, in nanoseconds of `CLOCK_BOOTTIME`; zero ends it now.
+    pub(super) fn keep(&mut self, pins: &Pins, links: &Path, until: u64) -> Result<(), ProtectionError> {
+        let introduced = match self.introduced {
+            Some(introduced) => introduced,
+            None if until == 0 => return Ok(()),
+            None => self.introduce(pins, links)?,
+        };
+        self.introduced = Some(introduced);
+        self.put(&Protection { until, ..introduced })
+    }
+
+    fn put(&mut self, protection: &Protection) -> Result<(), ProtectionError> {
+        self.value.set(0, protection, 0).map_err(|source| ProtectionError::Map { name: "PROTECTION", source })
+    }
+
+    /// Tells the kernel programs what is to be protected, and has them look at this process.
+    fn introduce(&mut self, pins: &Pins, links: &Path) -> Result<Protection, ProtectionError> {
+        let map_error = |source| ProtectionError::Map { name: "OURS", source };
+        let earlier: Vec<u64> = self.ours.keys().filter_map(Result::ok).collect();
+        for key in earlier {
+            self.ours.remove(&key).map_err(map_error)?;
+        }
+        for key in objects(pins, links)? {
+            self.ours.insert(key, 1, 0).map_err(map_error)?;
+        }
+        let mut directories = [0; DIRECTORIES];
+        let mut pins_device = 0;
+        for (number, directory) in
+            directories.iter_mut().zip([pins.root(), pins.layout(), pins.maps(), links])
+        {
+            let metadata = look(directory, fs::metadata)?;
+            *number = metadata.ino();
+            pins_device = kernel_dev(metadata.dev());
+        }
+        let stat = look(Path::new("/proc/self/stat"), fs::read_to_string)?;
+        let asked = Protection {
+            ticks: start(&stat).unwrap_or_default(),
+            directories,
+            pins_device,
+            mount_namespace: look(Path::new("/proc/1/ns/mnt"), fs::metadata)?.ino() as u32,
+            signals: u32::from(is_a_service()?),
+            ..Protection::default()
+        };
+        self.put(&asked)?;
+        // Asks for every link by its id. One of ours is enough, and others may go meanwhile.
+        loaded_links().for_each(|_| {});
+        let seen =
+            self.value.get(&0, 0).map_err(|source| ProtectionError::Map { name: "PROTECTION", source })?;
+        if seen.executable == 0 { Err(ProtectionError::Unseen) } else { Ok(seen) }
+    }
+}
+
+fn look<'a, T>(path: &'a Path, how: impl FnOnce(&'a Path) -> io::Result<T>) -> Result<T, ProtectionError> {
+    how(path).map_err(|source| ProtectionError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Keys of the pinned maps, of the pinned links, and of their programs.
+fn objects(pins: &Pins, links: &Path) -> Result<Vec<u64>, ProtectionError> {
+    let mut keys = Vec::new();
+    for pin in look(pins.maps(), fs::read_dir)? {
+        let path = pin.map(|pin| pin.path());
+        let path =
+            path.map_err(|source| ProtectionError::Unreadable { path: pins.maps().to_owned(), source })?;
+        let map =
+            MapInfo::from_pin(path).map_err(|source| ProtectionError::Map { name: "(pinned)", source })?;
+        keys.push(Object::Map.key(map.id()));
+    }
+    for pin in look(links, fs::read_dir)? {
+        let path = pin.map(|pin| pin.path());
+        let path = path.map_err(|source| ProtectionError::Unreadable { path: links.to_owned(), source })?;
+        let info = FdLink::from(PinnedLink::from_pin(path)?).info()?;
+        keys.push(Object::Link.key(info.id()));
+        keys.push(Object::Program.key(info.program_id()));
+    }
+    Ok(keys)
+}
+
+/// Whether process 1 of the host started this one and stops it: container runtimes must be able to stop theirs.
+fn is_a_service() -> Result<bool, ProtectionError> {
+    let namespace = look(Path::new("/proc/self/ns/pid"), fs::metadata)?;
+    Ok(namespace.ino() == INITIAL_PID_NAMESPACE && getppid() == Some(Pid::INIT))
+}
+
+/// Field 22 of `proc_pid_stat(5)`: ticks since boot. The second field may hold anything, up to its last parenthesis.
+fn start(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A device number of stat(2) as the kernel has it (`MKDEV`, `include/linux/kdev_t.h`).
+fn kernel_dev(dev: u64) -> u32 {
+    rustix::fs::major(dev) << 20 | rustix::fs::minor(dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_is_found_whatever_the_name_of_the_program_is() {
+        let fields: Vec<String> = (3..53).map(|number| number.to_string()).collect();
+        let stat = format!("17 (a) b ) {}\n", fields.join(" "));
+        assert_eq!(start(&stat), Some(22));
+        assert_eq!(start("17 (a"), None);
+        let own = fs::read_to_string("/proc/self/stat").expect("readable");
+        assert!(start(&own).is_some_and(|ticks| ticks > 0));
+    }
+}
