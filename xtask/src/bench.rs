@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: figures, each by a command of its own. They are no tests.
 
-use std::{process::ExitCode, slice, time::Duration};
+use std::{fs, process::ExitCode, slice, time::Duration};
 
 use anyhow::Result;
 
 use crate::{
     build::executable,
+    command::{command, read, workspace},
     guest::{Cpu, Guest, against},
     kernels::{Kernel, chosen},
     setup,
@@ -13,6 +14,15 @@ use crate::{
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Bench {
+    /// What thousands of volumes cost: start, memory, time from attach to rule
+    Attach {
+        /// Kernel of the guest: 6.1, 6.12, 6.18 or 7
+        #[arg(long, default_value = "6.18")]
+        kernel: String,
+        /// Records in the database
+        #[arg(long, default_value_t = 100_000)]
+        records: u32,
+    },
     /// What the guard costs per system call, in guest instructions
     Hook {
         /// Kernel of the guest: 6.1, 6.12, 6.18, 7 or all
@@ -25,6 +35,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     setup::ready()?;
     match bench {
+        Bench::Attach { kernel, records } => attach(kernel, *records),
         Bench::Hook { kernel } => hook(kernel),
     }
 }
@@ -48,4 +59,32 @@ fn hook(kernel: &String) -> Result<ExitCode> {
         }
     }
     Ok(result)
+}
+
+fn attach(kernel: &str, records: u32) -> Result<ExitCode> {
+    println!("bench: building");
+    let guard = executable("format-guard", "bin", "format-guard")?;
+    let bench = executable("format-guard-tests", "bin", "bench-attach")?;
+    let maker = executable("format-guard-tests", "bin", "make-records")?;
+    println!("bench: making {records} records");
+    // In memory: every one is committed to the disk.
+    let made = tempfile::tempdir_in("/dev/shm")?;
+    let mut maker = command(&maker.to_string_lossy(), [made.path()]);
+    maker.arg(records.to_string());
+    read(maker)?;
+    let kept = tempfile::tempdir_in(workspace().join("target"))?;
+    for file in fs::read_dir(made.path())? {
+        let file = file?;
+        fs::copy(file.path(), kept.path().join(file.file_name()))?;
+    }
+    let mut words = against(&guard, &bench, []);
+    words.insert(1, format!("FORMAT_GUARD_RECORDS={}", kept.path().display()).into());
+    let guest = Guest {
+        kernel: Kernel::get(kernel)?,
+        command: words,
+        disks: Vec::new(),
+        timeout: Duration::from_hours(1),
+        cpu: Cpu::Counting,
+    };
+    Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

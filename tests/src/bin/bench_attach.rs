@@ -1,0 +1,149 @@
+//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time from a device's
+//! appearance to its rule, beside what udevd needs for the same devices.
+//!
+//! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one nanosecond each): its
+//! seconds are those of a processor that does a thousand million instructions in one, and the same in every run.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    guard::Guard,
+    tool::{module, must, run},
+    wait_for,
+};
+
+/// Volumes that are attached at the start.
+const VOLUMES: u32 = 2000;
+/// Volumes that are attached one by one.
+const ONE_BY_ONE: u32 = 100;
+/// Volumes that one dmsetup makes: a command line has a limit.
+const AT_ONCE: u32 = 500;
+/// Sectors of each.
+const SECTORS: u32 = 1 << 16;
+
+const START_GOAL: f64 = 2.0;
+const MEMORY_GOAL: u64 = 64;
+
+fn main() -> Result<()> {
+    let records =
+        PathBuf::from(env::var_os("FORMAT_GUARD_RECORDS").context("FORMAT_GUARD_RECORDS names records")?);
+    module("dm_mod")?;
+    must("modprobe null_blk nr_devices=1 gb=1024")?;
+    let state = Path::new("/run/fg-bench");
+    fs::create_dir_all(state)?;
+    for file in fs::read_dir(&records)? {
+        let file = file?;
+        fs::copy(file.path(), state.join(file.file_name()))?;
+    }
+    println!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
+    make(0, VOLUMES)?;
+    let mut guard = Guard::unstarted(state)?;
+    guard.spawn_agent()?;
+    let ruled =
+        wait_for_long("the rules", || Ok(guard.log().contains("every device has its rule").then_some(())));
+    ruled.with_context(|| guard.log())?;
+    wait_for_long("the agent to be in force", || Ok((guard.ask("status")?.status == 0).then_some(())))?;
+    let log = guard.log();
+    let seconds = seconds_between(&log, "format-guard starts", "every device has its rule")?;
+    let memory = memory(guard.agent_id()?)?;
+    let status = guard.json("status")?;
+    println!("{} records, {} devices", status["volumes"][0]["count"], status["devices"]);
+    println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
+    println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
+
+    // Devices that are new to everybody, one after another.
+    let mut guarded = latencies(VOLUMES, |number| {
+        let path = PathBuf::from(format!("/dev/mapper/fgbench{number}"));
+        wait_for("the rule", || {
+            Ok(guard.shown(&path).is_ok_and(|volume| volume["state"].is_string()).then_some(()))
+        })
+    })?;
+    guard.kill_agent()?;
+    fs::create_dir_all("/run/udev")?;
+    let mut udevd =
+        Command::new("/lib/systemd/systemd-udevd").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))?;
+    let mut settled = latencies(VOLUMES + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
+    udevd.kill()?;
+    udevd.wait()?;
+    for (name, times) in [("its rule", &mut guarded), ("udevadm settle", &mut settled)] {
+        let [half, most] = percentiles(times);
+        println!("from a device's appearance to {name}: p50 {half:.1} ms, p99 {most:.1} ms");
+    }
+    let ratio = percentiles(&mut guarded)[0] / percentiles(&mut settled)[0];
+    println!("p50 is {ratio:.2} of what udevadm settle needs");
+    ensure!(seconds < START_GOAL && memory < MEMORY_GOAL, "a goal is not met");
+    Ok(())
+}
+
+/// Devices of these numbers, made by few commands.
+fn make(first: u32, count: u32) -> Result<()> {
+    for start in (first..first + count).step_by(AT_ONCE as usize) {
+        let devices: Vec<String> = (start..(start + AT_ONCE).min(first + count))
+            .map(|i| format!("fgbench{i},FGBENCH-{i},,rw,0 {SECTORS} linear /dev/nullb0 {}", i * SECTORS))
+            .collect();
+        let made = Command::new("dmsetup")
+            .args(["create", "--concise", &devices.join(";")])
+            .env("DM_DISABLE_UDEV", "1")
+            .status()?;
+        ensure!(made.success(), "dmsetup failed");
+    }
+    Ok(())
+}
+
+/// What it takes from the end of dmsetup until this is so, for each of some devices.
+fn latencies(first: u32, mut until: impl FnMut(u32) -> Result<()>) -> Result<Vec<f64>> {
+    (first..first + ONE_BY_ONE)
+        .map(|number| {
+            make(number, 1)?;
+            let start = Instant::now();
+            until(number)?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        })
+        .collect()
+}
+
+fn percentiles(times: &mut [f64]) -> [f64; 2] {
+    times.sort_by(f64::total_cmp);
+    [50, 99].map(|percent| times[(times.len() * percent / 100).min(times.len() - 1)])
+}
+
+/// Between the first lines with these words in a log, whose lines begin with a time of day in UTC.
+fn seconds_between(log: &str, first: &str, second: &str) -> Result<f64> {
+    let time = |word: &str| -> Result<f64> {
+        let line =
+            log.lines().find(|line| line.contains(word)).with_context(|| format!("no line '{word}'"))?;
+        let time = line.get(11..26).context("no time")?;
+        let parts: Vec<f64> = time.split(':').map(str::parse).collect::<Result<_, _>>()?;
+        Ok(parts.iter().fold(0.0, |sum, part| sum * 60.0 + part))
+    };
+    let seconds = time(second)? - time(first)?;
+    ensure!(seconds > 0.0, "it was midnight between: run it again");
+    Ok(seconds)
+}
+
+/// The most that a process ever had in memory, in MiB.
+fn memory(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.split_whitespace().next().context("no size")?.parse()?;
+    Ok(kib.div_ceil(1024))
+}
+
+/// What a clock of instructions makes of one minute is short for the work of thousands of devices.
+fn wait_for_long<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match wait_for(what, &mut ready) {
+            Err(error) if start.elapsed() > Duration::from_mins(10) => return Err(error),
+            Err(_) => {}
+            done => return done,
+        }
+    }
+}
