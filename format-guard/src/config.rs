@@ -183,7 +183,7 @@ impl Config {
         Self::parse(&text).map_err(|reason| ConfigError::Malformed { path: path.to_owned(), reason })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
         if let Some(unknown) = table.keys().find(|key| !KEYS.iter().any(|(known, _)| known == key)) {
             return Err(unknown_key(unknown));

@@ -7,5 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod enforce;
 pub mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod record;
 pub mod volume;

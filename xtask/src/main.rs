@@ -5,6 +5,7 @@ mod build;
 mod command;
 mod cuts;
 mod demo;
+mod fuzz;
 mod guest;
 mod kernels;
 mod matrix;
@@ -39,6 +40,8 @@ enum Command {
     Matrix(matrix::Arguments),
     /// Cut a guest's power again and again while volumes are formatted
     Cuts(cuts::Arguments),
+    /// Give input that is not trusted to what reads it, for a bounded time
+    Fuzz(fuzz::Arguments),
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench),
         Command::Matrix(arguments) => matrix::run(&arguments),
         Command::Cuts(arguments) => cuts::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("libblkid-dev", "building"),
     ("libclang-dev", "building"),
     ("clang", "building"),
+    ("g++", "fuzzing"),
     ("e2fsprogs", "tests"),
     ("xfsprogs", "tests"),
     ("btrfs-progs", "tests"),

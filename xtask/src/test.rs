@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     build::{executable, executable_with},
     command::{command, output, workspace},
+    fuzz,
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
     kernels::{self, Kernel, chosen},
     matrix::{self, Turn},
@@ -63,6 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     if arguments.filter.is_none() {
         outcomes.push(host()?);
+        outcomes.push(fuzz()?);
     }
     println!("test: building the scenarios");
     let guard = executable("format-guard", "bin", "format-guard")?;
@@ -98,6 +100,22 @@ fn host() -> Result<Outcome> {
     let text = String::from_utf8_lossy(&result.stdout).into_owned();
     print!("{text}");
     outcome("host", &text, result.status.success(), start)
+}
+
+/// The fuzz targets, for some seconds each.
+fn fuzz() -> Result<Outcome> {
+    const SECONDS: u64 = 5;
+    println!("test: fuzz targets");
+    let start = Instant::now();
+    let directory = fuzz::build()?;
+    let mut outcome = Outcome { name: "fuzz".to_owned(), passed: 0, failed: 0, seconds: 0 };
+    for target in fuzz::TARGETS {
+        let sound = fuzz::hold(&directory, target, SECONDS, None)?;
+        outcome.passed += u64::from(sound);
+        outcome.failed += u64::from(!sound);
+    }
+    outcome.seconds = start.elapsed().as_secs();
+    Ok(outcome)
 }
 
 /// The tables of `cargo xtask matrix`, on the kernels that are named or else on one, by the day: all kinds of volumes take a

@@ -30,7 +30,7 @@ pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> 
 }
 
 /// The record in these bytes, if they are as long as one.
-fn parse(bytes: &[u8]) -> Option<KernelEvent> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<KernelEvent> {
     if bytes.len() != size_of::<KernelEvent>() {
         return None;
     }

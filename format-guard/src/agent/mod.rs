@@ -7,12 +7,12 @@ mod container;
 mod control;
 pub mod detach;
 mod formatter_end;
-mod kernel_events;
+pub(crate) mod kernel_events;
 mod mappings;
 mod prober;
 mod ready;
 pub mod reconciler;
-mod uevents;
+pub(crate) mod uevents;
 
 use std::{
     fs,

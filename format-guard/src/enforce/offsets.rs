@@ -3,7 +3,13 @@
 //! aya's Rust programs carry no CO-RE relocations, so the offsets are written into their read-only globals before
 //! load. A field that a kernel lacks is an error that names it; there are no defaults, a wrong offset reads garbage.
 
-use std::{collections::BTreeMap, fs::File, io, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use btf_rs::{Backend, Btf, Struct, Type};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -74,6 +80,13 @@ const FIELDS: &[Field] = &[
     field("PROG_AUX_ID", "bpf_prog_aux", &["id"]),
 ];
 
+/// Fields of structures that are embedded in others: the global, then the structure and field of each.
+const EMBEDDED: &[(&str, [(&str, &str); 2])] = &[
+    // CONFIG_THREAD_INFO_IN_TASK, always so on x86_64.
+    ("TASK_THREAD_STATUS", [("task_struct", "thread_info"), ("thread_info", "status")]),
+    ("MNT_NS_INUM", [("mnt_namespace", "ns"), ("ns_common", "inum")]),
+];
+
 /// The kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -106,12 +119,18 @@ pub struct KernelTypes {
 impl KernelTypes {
     /// Reads them from `path`, usually [`KERNEL_BTF`].
     pub fn read(path: &Path) -> Result<Self, OffsetError> {
-        let unreadable = |reason| OffsetError::Unreadable { path: path.display().to_string(), reason };
-        let copy = copy(path).map_err(|error| unreadable(error.to_string()))?;
+        let bytes = std::fs::read(path).map_err(|error| error.to_string());
+        bytes
+            .and_then(|bytes| Self::of(&bytes))
+            .map_err(|reason| OffsetError::Unreadable { path: path.display().to_string(), reason })
+    }
+
+    /// The types in these bytes, or what is wrong with them.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, String> {
+        let copy = copy(bytes).map_err(|error| error.to_string())?;
         // What is looked up is little: parsing all of it takes longer, and tens of megabytes.
         let copy = format!("/proc/self/fd/{}", copy.as_raw_fd());
-        let btf = Btf::from_file_with_backend(copy, Backend::Mmap)
-            .map_err(|error| unreadable(error.to_string()))?;
+        let btf = Btf::from_file_with_backend(copy, Backend::Mmap).map_err(|error| error.to_string())?;
         Ok(Self { btf })
     }
 
@@ -138,11 +157,10 @@ impl KernelTypes {
             .iter()
             .map(|field| Ok((field.global, offset(field.structure, field.names)?)))
             .collect::<Result<Vec<_>, OffsetError>>()?;
-        // thread_info is embedded (CONFIG_THREAD_INFO_IN_TASK, always so on x86_64).
-        let status = offset("task_struct", &["thread_info"])? + offset("thread_info", &["status"])?;
-        offsets.push(("TASK_THREAD_STATUS", status));
-        let inum = offset("mnt_namespace", &["ns"])? + offset("ns_common", &["inum"])?;
-        offsets.push(("MNT_NS_INUM", inum));
+        for (global, [(outer, embedded), (inner, name)]) in EMBEDDED {
+            let (outer, inner) = (offset(outer, &[*embedded])?, offset(inner, &[*name])?);
+            offsets.push((*global, outer.saturating_add(inner)));
+        }
         Ok(offsets)
     }
 
@@ -172,7 +190,7 @@ impl KernelTypes {
             }
             match self.btf.resolve_chained_type(member).ok()? {
                 Type::Struct(inner) | Type::Union(inner) => {
-                    Some(member.bit_offset() + self.bit_offset(&inner, name, depth + 1)?)
+                    member.bit_offset().checked_add(self.bit_offset(&inner, name, depth + 1)?)
                 }
                 _ => None,
             }
@@ -181,9 +199,9 @@ impl KernelTypes {
 }
 
 /// A copy in memory that can be mapped; the kernel's own file cannot be before Linux 6.16.
-fn copy(path: &Path) -> io::Result<File> {
+fn copy(bytes: &[u8]) -> io::Result<File> {
     let mut copy = File::from(memfd_create("btf", MemfdFlags::CLOEXEC)?);
-    io::copy(&mut File::open(path)?, &mut copy)?;
+    copy.write_all(bytes)?;
     Ok(copy)
 }
 
@@ -195,5 +213,13 @@ mod tests {
     fn a_missing_file_is_one_plain_sentence() {
         let error = KernelTypes::read(Path::new("/nowhere/btf")).err().expect("no such file");
         assert!(error.to_string().starts_with("cannot read the kernel's type information at /nowhere/btf"));
+    }
+
+    #[test]
+    fn places_that_cannot_be_are_an_error_and_no_panic() {
+        // A fuzzer came upon it: the offsets of two members add up to more than 32 bits hold.
+        let bytes = include_bytes!("../../../fuzz/seeds/kernel_types/overflow");
+        let types = KernelTypes::of(bytes).expect("it looks like BTF");
+        assert!(matches!(types.offsets(), Err(OffsetError::NoField { .. })));
     }
 }

@@ -82,17 +82,51 @@ pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
         return Err(ProbeError::NoMedium);
     }
     let device = Direct { file: open_node(name, dev)?, size };
-    // A device mapper device has logical blocks of up to a page: whole pages are read, up to a shorter end.
+    let tail_start = tail_of(size);
     let head = device.read(0, HEAD.min(size))?;
-    let tail_start = size.saturating_sub(TAIL) / ALIGN as u64 * ALIGN as u64;
     let tail = device.read(tail_start, size - tail_start)?;
+    judge(head, tail_start, tail, size, &device)
+}
+
+/// Where the tail begins that is read. A device mapper device has logical blocks of up to a page: whole pages are read, up
+/// to a shorter end.
+fn tail_of(size: u64) -> u64 {
+    size.saturating_sub(TAIL) / ALIGN as u64 * ALIGN as u64
+}
+
+/// What a device holds whose ends read so.
+fn judge(
+    head: Vec<u8>,
+    tail_start: u64,
+    tail: Vec<u8>,
+    size: u64,
+    between: &dyn ReadAt,
+) -> Result<Finding, ProbeError> {
     let (found, partitions) = search(&head, tail_start, &tail, size)?;
     if found.is_empty() {
         return Ok(Finding::Blank);
     }
-    let read = Read { head, tail_start, tail, between: &device };
+    let read = Read { head, tail_start, tail, between };
     let marks = marks::derive(&found, size, &read);
     Ok(Finding::Holds { found, marks, partitions })
+}
+
+/// The same for a device of this content.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
+    struct Content<'a>(&'a [u8]);
+
+    impl ReadAt for Content<'_> {
+        fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+            let start = usize::try_from(offset).ok()?;
+            self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
+        }
+    }
+
+    let size = content.len() as u64;
+    let tail_start = tail_of(size);
+    let part = |from: u64, to: u64| content[from as usize..to as usize].to_vec();
+    judge(part(0, HEAD.min(size)), tail_start, part(tail_start, size), size, &Content(content))
 }
 
 /// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read again, and

@@ -1,0 +1,6 @@
+//! The kernel's BTF.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| format_guard::fuzzing::kernel_types(bytes));

@@ -1,0 +1,6 @@
+//! Requests of the control API.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| format_guard::fuzzing::request(bytes));

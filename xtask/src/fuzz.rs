@@ -1,0 +1,102 @@
+//! `cargo xtask fuzz`: runs the fuzz targets, each for a bounded time, from a seed that is printed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    command::{command, output, workspace},
+    setup,
+};
+
+/// One for each kind of input that is not trusted.
+pub(crate) const TARGETS: [&str; 6] =
+    ["configuration", "content", "kernel_record", "kernel_types", "request", "uevent"];
+
+/// Where cargo builds them: what tells the fuzzer where it has been is in every crate.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+                            -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+                            -Cllvm-args=-sanitizer-coverage-pc-table \
+                            -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Target to run (may be repeated) [default: all]
+    target: Vec<String>,
+    /// Seconds for each
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Where to begin [default: by the clock]
+    #[arg(long)]
+    seed: Option<u32>,
+}
+
+/// `cargo xtask fuzz`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ready()?;
+    let directory = build()?;
+    let mut result = ExitCode::SUCCESS;
+    for target in TARGETS {
+        let wanted = arguments.target.is_empty() || arguments.target.iter().any(|name| name == target);
+        if wanted && !hold(&directory, target, arguments.seconds, arguments.seed)? {
+            result = ExitCode::FAILURE;
+        }
+    }
+    if let Some(unknown) = arguments.target.iter().find(|name| !TARGETS.contains(&name.as_str())) {
+        bail!("there is no target {unknown}; there are {}", TARGETS.join(", "));
+    }
+    Ok(result)
+}
+
+/// Builds every target; the directory that they are in.
+pub(crate) fn build() -> Result<PathBuf> {
+    let directory = workspace().join("target/fuzz");
+    let mut cargo =
+        command("cargo", ["build", "--quiet", "--package", "format-guard-fuzz", "--target", TRIPLE]);
+    cargo.arg("--target-dir").arg(&directory).env("RUSTFLAGS", INSTRUMENTED);
+    cargo.current_dir(workspace()).stderr(Stdio::inherit());
+    if !output(&mut cargo)?.status.success() {
+        bail!("the fuzz targets do not build");
+    }
+    Ok(directory)
+}
+
+/// Runs a target for so long; whether it found nothing.
+pub(crate) fn hold(directory: &Path, target: &str, seconds: u64, seed: Option<u32>) -> Result<bool> {
+    let seed = match seed {
+        Some(seed) => seed,
+        None => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos(),
+    };
+    let corpus = directory.join("corpus").join(target);
+    let findings = directory.join("findings");
+    for path in [&corpus, &findings] {
+        fs::create_dir_all(path)?;
+    }
+    println!("fuzz: {target} for {seconds} s, seed {seed}");
+    let program = directory.join(TRIPLE).join("debug").join(target);
+    let mut fuzzer = command(&program.to_string_lossy(), ["-timeout=10", "-max_len=65536", "-verbosity=0"]);
+    fuzzer.arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
+    fuzzer.arg(format!("-artifact_prefix={}/{target}-", findings.display()));
+    let dictionary = workspace().join("fuzz/dictionaries").join(target);
+    if dictionary.exists() {
+        fuzzer.arg(format!("-dict={}", dictionary.display()));
+    }
+    fuzzer.arg(&corpus);
+    // What it would take long to come upon: images of file systems, a BTF of five types.
+    let seeds = workspace().join("fuzz/seeds").join(target);
+    if seeds.exists() {
+        fuzzer.arg(&seeds);
+    }
+    fuzzer.stderr(Stdio::inherit());
+    let sound = output(&mut fuzzer)?.status.success();
+    if !sound {
+        println!("fuzz: {target} found something: {}/{target}-* holds it", findings.display());
+    }
+    Ok(sound)
+}
