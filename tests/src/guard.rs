@@ -115,12 +115,12 @@ impl Guard {
         Self::make(Some(state), false)
     }
 
-    /// One over an existing state directory whose agent is not started yet.
+    /// One over this state directory, or a new one, whose agent is not started yet.
     ///
     /// # Errors
     /// When its configuration cannot be written.
-    pub fn unstarted(state: &Path) -> Result<Self> {
-        Self::prepare(Some(state), false)
+    pub fn unstarted(state: Option<&Path>) -> Result<Self> {
+        Self::prepare(state, false)
     }
 
     /// Over this state directory, or a new one.

@@ -6,6 +6,7 @@
 mod sum;
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -173,13 +174,10 @@ fn check_sums(connection: &Connection) -> Result<(), StoreError> {
     let damaged = |what: &str| {
         Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: format!("{what} is not what was stored") })
     };
-    for id in ids(connection)? {
-        match read(connection, &id) {
-            Ok(_) => {}
-            Err(StoreError::Row { .. }) => return damaged(&id),
-            Err(error) => return Err(error),
-        }
-    }
+    for_each(connection, |found| checked(found).map(drop)).or_else(|error| match error {
+        StoreError::Row { volume, .. } => damaged(&volume),
+        error => Err(error),
+    })?;
     for (name, value, stored) in settings(connection)? {
         if sum::of_setting(&name, &value)? != stored {
             return damaged(&name);
@@ -303,6 +301,10 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
         .ok_or_else(|| StoreError::Row { volume: volume.to_owned(), reason: format!("no state {name}") })
 }
 
+/// Columns of `volumes`, in the order in which [`raw`] reads them: by name each would be looked for.
+const COLUMNS: &str = "id, origin, weak, first_seen, since, cause, ever_formatted, mounted, discrepancy, boot, audit, \
+                       strict, armed, state, content, formatter, sum";
+
 /// A row of `volumes` as `SQLite` has it.
 struct Raw {
     state: String,
@@ -313,68 +315,113 @@ struct Raw {
 }
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    let id: String = row.get("id")?;
-    let mut record = Record::new(id.into(), row.get("origin")?, row.get("weak")?, row.get("first_seen")?);
-    record.since = row.get("since")?;
-    record.cause = row.get("cause")?;
-    record.ever_formatted = row.get("ever_formatted")?;
-    record.mounted = row.get("mounted")?;
-    record.discrepancy = row.get("discrepancy")?;
-    record.boot = row.get("boot")?;
-    record.audit = row.get("audit")?;
-    record.strict = row.get("strict")?;
-    record.armed = row.get("armed")?;
-    Ok(Raw {
-        state: row.get("state")?,
-        content: row.get("content")?,
-        formatter: row.get("formatter")?,
-        sum: row.get("sum")?,
-        record,
-    })
+    let id: String = row.get(0)?;
+    let mut record = Record::new(id.into(), row.get(1)?, row.get(2)?, row.get(3)?);
+    record.since = row.get(4)?;
+    record.cause = row.get(5)?;
+    record.ever_formatted = row.get(6)?;
+    record.mounted = row.get(7)?;
+    record.discrepancy = row.get(8)?;
+    record.boot = row.get(9)?;
+    record.audit = row.get(10)?;
+    record.strict = row.get(11)?;
+    record.armed = row.get(12)?;
+    Ok(Raw { state: row.get(13)?, content: row.get(14)?, formatter: row.get(15)?, sum: row.get(16)?, record })
+}
+
+/// Offset, kind and bytes of a mark as `SQLite` has it.
+type RawMark = (i64, String, Vec<u8>);
+
+fn raw_mark(row: &Row<'_>) -> rusqlite::Result<RawMark> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+/// A record of what is stored of it, and its sum.
+fn assemble(found: Raw, permit: Option<String>, marks: Vec<RawMark>) -> Result<(Record, i64), StoreError> {
+    let mut record = found.record;
+    let volume = record.id.to_string();
+    record.state = state_of(&volume, &found.state)?;
+    record.content = from_json(&volume, found.content)?;
+    record.formatter = from_json(&volume, found.formatter)?;
+    record.permit = from_json(&volume, permit)?;
+    for (offset, kind, bytes) in marks {
+        let kind = MarkKind::from_name(&kind).ok_or_else(|| StoreError::Row {
+            volume: volume.clone(),
+            reason: format!("no kind of mark {kind}"),
+        })?;
+        record.marks.push(Mark { offset: offset.cast_unsigned(), kind, bytes });
+    }
+    Ok((record, found.sum))
+}
+
+/// The record, if it is as it was stored.
+fn checked((record, stored): (Record, i64)) -> Result<Record, StoreError> {
+    if sum::of_record(&record)? != stored {
+        return Err(StoreError::Row {
+            volume: record.id.to_string(),
+            reason: "it is not what was stored".to_owned(),
+        });
+    }
+    Ok(record)
 }
 
 /// A record as it is stored, if it is as it was stored.
 fn read(connection: &Connection, volume: &str) -> Result<Option<Record>, StoreError> {
-    let Some((record, stored)) = read_unchecked(connection, volume)? else { return Ok(None) };
-    if sum::of_record(&record)? != stored {
-        return Err(StoreError::Row {
-            volume: volume.to_owned(),
-            reason: "it is not what was stored".to_owned(),
-        });
-    }
-    Ok(Some(record))
+    read_unchecked(connection, volume)?.map(checked).transpose()
 }
 
 /// A record and its sum.
 fn read_unchecked(connection: &Connection, volume: &str) -> Result<Option<(Record, i64)>, StoreError> {
     let found = connection
-        .prepare_cached("SELECT * FROM volumes WHERE id = ?1")?
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM volumes WHERE id = ?1"))?
         .query_row([volume], raw)
         .optional()?;
     let Some(found) = found else { return Ok(None) };
-    let mut record = found.record;
-    record.state = state_of(volume, &found.state)?;
-    record.content = from_json(volume, found.content)?;
-    record.formatter = from_json(volume, found.formatter)?;
     let permit: Option<String> = connection
         .prepare_cached("SELECT permit FROM permits WHERE volume = ?1")?
         .query_row([volume], |row| row.get(0))
         .optional()?;
-    record.permit = from_json(volume, permit)?;
     let mut marks = connection
         .prepare_cached("SELECT offset, kind, bytes FROM marks WHERE volume = ?1 ORDER BY rowid")?;
-    let rows = marks.query_map([volume], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
-    })?;
-    for row in rows {
-        let (offset, kind, bytes) = row?;
-        let kind = MarkKind::from_name(&kind).ok_or_else(|| StoreError::Row {
-            volume: volume.to_owned(),
-            reason: format!("no kind of mark {kind}"),
-        })?;
-        record.marks.push(Mark { offset: offset.cast_unsigned(), kind, bytes });
+    let marks = marks.query_map([volume], raw_mark)?.collect::<Result<_, _>>()?;
+    assemble(found, permit, marks).map(Some)
+}
+
+/// Every record and its sum, in one pass over each table: a query for each takes seconds where there are many.
+fn for_each(
+    connection: &Connection,
+    mut take: impl FnMut((Record, i64)) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut permits = connection.prepare("SELECT volume, permit FROM permits")?;
+    let permits = permits.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let mut permits: HashMap<String, String> = permits.collect::<Result<_, _>>()?;
+    let mut marks =
+        connection.prepare("SELECT offset, kind, bytes, volume, rowid FROM marks ORDER BY volume")?;
+    let mut marks = marks.query([])?;
+    let mut next = marks.next()?.map(mark_of).transpose()?;
+    let mut volumes = connection.prepare(&format!("SELECT {COLUMNS} FROM volumes ORDER BY id"))?;
+    let mut volumes = volumes.query([])?;
+    while let Some(row) = volumes.next()? {
+        let found = raw(row)?;
+        let id = found.record.id.as_str();
+        let mut own = Vec::new();
+        while let Some((volume, place, mark)) = next.take_if(|(volume, ..)| volume.as_str() <= id) {
+            if volume == id {
+                own.push((place, mark));
+            }
+            next = marks.next()?.map(mark_of).transpose()?;
+        }
+        // As they were stored: their order is part of the sum.
+        own.sort_unstable_by_key(|(place, _)| *place);
+        let permit = permits.remove(id);
+        take(assemble(found, permit, own.into_iter().map(|(_, mark)| mark).collect())?)?;
     }
-    Ok(Some((record, found.sum)))
+    Ok(())
+}
+
+/// A mark with its volume and its place among all.
+fn mark_of(row: &Row<'_>) -> rusqlite::Result<(String, i64, RawMark)> {
+    Ok((row.get(3)?, row.get(4)?, raw_mark(row)?))
 }
 
 fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {

@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     }
     println!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
     make(0, VOLUMES)?;
-    let mut guard = Guard::unstarted(state)?;
+    let mut guard = Guard::unstarted(Some(state))?;
     guard.spawn_agent()?;
     let ruled =
         wait_for_long("the rules", || Ok(guard.log().contains("every device has its rule").then_some(())));

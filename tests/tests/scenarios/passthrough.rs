@@ -19,10 +19,9 @@ use crate::make_ext4;
 
 /// A guard that refuses them.
 fn guard() -> Result<Guard> {
-    let mut guard = Guard::start()?;
-    guard.stop_agent()?;
-    let text = fs::read_to_string(guard.config())?;
-    fs::write(guard.config(), format!("{text}passthrough = 'refuse'\n"))?;
+    // Never with another configuration: programs of another build would be loaded for it.
+    let mut guard = Guard::unstarted(None)?;
+    guard.replace("passthrough", "'refuse'")?;
     guard.start_agent()?;
     Ok(guard)
 }
