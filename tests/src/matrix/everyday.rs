@@ -12,6 +12,7 @@ use super::{
 use crate::{
     device::{Device, Loop},
     guard::Guard,
+    tool,
 };
 
 /// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is blank, `$M` a
@@ -509,6 +510,13 @@ impl Place {
             Ok((ran.status, ran.message().to_owned()))
         };
         steps.iter().map(step).collect()
+    }
+}
+
+impl Drop for Place {
+    /// A loop device that goes keeps partitions which partx has added: they would lie over the next volume of that number.
+    fn drop(&mut self) {
+        let _ = tool::run(&format!("partx -d {}", self.device.path().display()));
     }
 }
 
