@@ -17,7 +17,7 @@ use crate::{
     maps::{self, CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
 };
 
-const EPERM: i32 = 1;
+pub(crate) const EPERM: i32 = 1;
 
 /// A block device and the rule that is in force for it.
 #[derive(Clone, Copy)]

@@ -15,7 +15,7 @@ use format_guard_common::{
 
 use crate::{
     caller,
-    gate::send,
+    gate::{EPERM, send},
     kernel::{
         DENTRY_D_INODE, FILE_F_INODE, INODE_I_INO, INODE_I_SB, MAP_ID, MM_EXE_FILE, MNT_NS_INUM,
         NSPROXY_MNT_NS, PROG_AUX, PROG_AUX_ID, SUPER_S_DEV, TASK_FLAGS, TASK_GROUP_LEADER, TASK_MM,
@@ -24,7 +24,6 @@ use crate::{
     maps::{OURS, PROTECTION},
 };
 
-const EPERM: i32 = 1;
 /// Nanoseconds in a tick (`USER_HZ`, 100 on `x86_64`).
 const TICK: u64 = 10_000_000;
 /// `BPF_LINK_GET_FD_BY_ID` (include/uapi/linux/bpf.h).

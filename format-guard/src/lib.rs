@@ -9,5 +9,6 @@ pub mod enforce;
 pub mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+pub mod process;
 pub mod record;
 pub mod volume;

@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{io::unix::AsyncFd, sync::mpsc, time};
 
 use super::reconciler::Input;
+use crate::process::start_of;
 
 /// How long the kernel's record of the exit status may lag behind the end that the pidfd shows.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -66,24 +67,7 @@ fn open(process: Process) -> Option<OwnedFd> {
     (start_of(process.tgid)? == ticks(process.started)).then_some(fd)
 }
 
-/// Field 22 of `/proc/PID/stat`: the start time in clock ticks since boot (`proc_pid_stat(5)`).
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
 /// Nanoseconds in the kernel's user-visible ticks, as it rounds them itself (`nsec_to_clock_t`).
 fn ticks(nanoseconds: u64) -> u64 {
     nanoseconds / (1_000_000_000 / rustix::param::clock_ticks_per_second())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_start_of_this_process_can_be_read() {
-        assert!(start_of(std::process::id()).is_some());
-        assert_eq!(start_of(u32::MAX), None);
-    }
 }

@@ -21,6 +21,7 @@ use format_guard_common::protection::{DIRECTORIES, Object, Protection};
 use rustix::process::{Pid, getppid};
 
 use super::pins::Pins;
+use crate::{process::start_of, volume::Dev};
 
 /// Inode number of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -96,11 +97,11 @@ impl Protected {
         {
             let metadata = look(directory, fs::metadata)?;
             *number = metadata.ino();
-            pins_device = kernel_dev(metadata.dev());
+            pins_device = Dev::from_user(metadata.dev()).to_kernel();
         }
-        let stat = look(Path::new("/proc/self/stat"), fs::read_to_string)?;
         let asked = Protection {
-            ticks: start(&stat).unwrap_or_default(),
+            // Without /proc nothing is seen, which is an error below.
+            ticks: start_of(std::process::id()).unwrap_or_default(),
             directories,
             pins_device,
             mount_namespace: look(Path::new("/proc/1/ns/mnt"), fs::metadata)?.ino() as u32,
@@ -145,29 +146,4 @@ fn objects(pins: &Pins, links: &Path) -> Result<Vec<u64>, ProtectionError> {
 fn is_a_service() -> Result<bool, ProtectionError> {
     let namespace = look(Path::new("/proc/self/ns/pid"), fs::metadata)?;
     Ok(namespace.ino() == INITIAL_PID_NAMESPACE && getppid() == Some(Pid::INIT))
-}
-
-/// Field 22 of `proc_pid_stat(5)`: ticks since boot. The second field may hold anything, up to its last parenthesis.
-fn start(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// A device number of stat(2) as the kernel has it (`MKDEV`, `include/linux/kdev_t.h`).
-fn kernel_dev(dev: u64) -> u32 {
-    rustix::fs::major(dev) << 20 | rustix::fs::minor(dev)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_start_is_found_whatever_the_name_of_the_program_is() {
-        let fields: Vec<String> = (3..53).map(|number| number.to_string()).collect();
-        let stat = format!("17 (a) b ) {}\n", fields.join(" "));
-        assert_eq!(start(&stat), Some(22));
-        assert_eq!(start("17 (a"), None);
-        let own = fs::read_to_string("/proc/self/stat").expect("readable");
-        assert!(start(&own).is_some_and(|ticks| ticks > 0));
-    }
 }
