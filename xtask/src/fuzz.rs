@@ -18,12 +18,8 @@ use crate::{
 pub(crate) const TARGETS: [&str; 6] =
     ["configuration", "content", "kernel_record", "kernel_types", "request", "uevent"];
 
-/// Where cargo builds them: what tells the fuzzer where it has been is in every crate.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-                            -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-                            -Cllvm-args=-sanitizer-coverage-pc-table \
-                            -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+/// Puts what tells the fuzzer where it has been into the crates of this workspace.
+const WRAPPER: &str = "fuzz/instrument.sh";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -56,15 +52,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds every target; the directory that they are in.
 pub(crate) fn build() -> Result<PathBuf> {
-    let directory = workspace().join("target/fuzz");
-    let mut cargo =
-        command("cargo", ["build", "--quiet", "--package", "format-guard-fuzz", "--target", TRIPLE]);
-    cargo.arg("--target-dir").arg(&directory).env("RUSTFLAGS", INSTRUMENTED);
+    let mut cargo = command("cargo", ["build", "--quiet", "--package", "format-guard-fuzz"]);
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace().join(WRAPPER)).env("FORMAT_GUARD_WITHOUT_PROGRAMS", "1");
     cargo.current_dir(workspace()).stderr(Stdio::inherit());
     if !output(&mut cargo)?.status.success() {
         bail!("the fuzz targets do not build");
     }
-    Ok(directory)
+    Ok(workspace().join("target/debug"))
 }
 
 /// Runs a target for so long; whether it found nothing.
@@ -73,13 +67,14 @@ pub(crate) fn hold(directory: &Path, target: &str, seconds: u64, seed: Option<u3
         Some(seed) => seed,
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos(),
     };
-    let corpus = directory.join("corpus").join(target);
-    let findings = directory.join("findings");
+    let kept = workspace().join("target/fuzz");
+    let corpus = kept.join("corpus").join(target);
+    let findings = kept.join("findings");
     for path in [&corpus, &findings] {
         fs::create_dir_all(path)?;
     }
     println!("fuzz: {target} for {seconds} s, seed {seed}");
-    let program = directory.join(TRIPLE).join("debug").join(target);
+    let program = directory.join(target);
     let mut fuzzer = command(&program.to_string_lossy(), ["-timeout=10", "-max_len=65536", "-verbosity=0"]);
     fuzzer.arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
     fuzzer.arg(format!("-artifact_prefix={}/{target}-", findings.display()));
