@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Dev, VolumeId, sysfs::Device, topology::Extent};
 
 /// Layers that are followed at most: a loop in what sysfs says must not be one here.
-const MAX_DEPTH: usize = 16;
+pub const MAX_DEPTH: usize = 16;
 
 /// A run of bytes that two devices share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,13 +117,14 @@ impl Present {
     pub fn related(&self, dev: Dev) -> Vec<Related> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
         let paths = self.paths.get(&device.identity.id);
-        let others = self.component(dev);
-        if others.len() <= 1 {
-            return Vec::new();
-        }
         let ours = self.runs(dev, &|_| false);
         let below = reach(dev, &|dev| self.below(dev));
         let above = reach(dev, &|dev| self.above(dev));
+        // Thousands may lie on one disk: none is looked at that has no byte of these.
+        let mut others: BTreeSet<Dev> = below.union(&above).copied().collect();
+        for run in &ours {
+            self.collect_on(run.bottom, run.below, run.length, MAX_DEPTH, &mut others);
+        }
         let mut related: Vec<Related> = others
             .into_iter()
             .filter(|other| !paths.is_some_and(|paths| paths.contains(other)))
@@ -179,16 +180,23 @@ impl Present {
         runs.iter().min_by_key(|run| (run.start, run.bottom)).map_or(dev, |run| run.bottom)
     }
 
-    /// Everything that hangs together with a device, itself included.
-    fn component(&self, dev: Dev) -> BTreeSet<Dev> {
-        let mut found = BTreeSet::from([dev]);
-        let mut open = vec![dev];
-        while let Some(dev) = open.pop() {
-            let paths = self.id(dev).and_then(|id| self.paths.get(id)).into_iter().flatten().copied();
-            let next: Vec<Dev> = self.below(dev).into_iter().chain(self.above(dev)).chain(paths).collect();
-            open.extend(next.into_iter().filter(|dev| found.insert(*dev)));
+    /// A device, its other paths, and all that hands out bytes of this region of them.
+    fn collect_on(&self, dev: Dev, start: u64, length: u64, depth: usize, found: &mut BTreeSet<Dev>) {
+        let paths = self.id(dev).and_then(|id| self.paths.get(id));
+        for path in paths.into_iter().flatten().copied() {
+            found.insert(path);
+            for upper in self.above.get(&path).into_iter().flatten() {
+                let lies_on = self.devices.get(upper).into_iter().flat_map(|upper| &upper.below);
+                for extent in lies_on.filter(|below| below.dev == path).flat_map(|below| &below.extents) {
+                    let first = extent.below.max(start);
+                    let end = extent.below.saturating_add(extent.length).min(start.saturating_add(length));
+                    if first < end && depth > 0 {
+                        let there = extent.start + (first - extent.below);
+                        self.collect_on(*upper, there, end - first, depth - 1, found);
+                    }
+                }
+            }
         }
-        found
     }
 
     fn below(&self, dev: Dev) -> Vec<Dev> {
@@ -285,6 +293,8 @@ fn shared(ours: &[Run], theirs: &[Run]) -> Vec<Shared> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::volume::{
         identity::Identity,
@@ -435,5 +445,42 @@ mod tests {
         present.remove(dev(2));
         assert!(present.related(dev(1)).is_empty());
         assert_eq!(present.of(&"t:part".into()).count(), 0);
+    }
+
+    /// Some devices, each on earlier ones, some of them paths to one volume.
+    fn stacks() -> impl Strategy<Value = Present> {
+        let extent = (0..8_u64, 1..8_u64, 0..8_u64).prop_map(|(start, length, below)| (start, length, below));
+        let below = (any::<prop::sample::Index>(), prop::collection::vec(extent, 0..3));
+        let one = (0..12_u32, prop::collection::vec(below, 0..3));
+        prop::collection::vec(one, 1..12).prop_map(|devices| {
+            present(devices.into_iter().enumerate().map(|(i, (volume, below))| {
+                let minor = u32::try_from(i).expect("few");
+                let below: Vec<(u32, Vec<Bytes>)> = below
+                    .into_iter()
+                    .filter(|_| i > 0)
+                    .map(|(lower, extents)| (u32::try_from(lower.index(i)).expect("few"), extents))
+                    .collect();
+                let below: Vec<(u32, &[Bytes])> =
+                    below.iter().map(|(minor, extents)| (*minor, extents.as_slice())).collect();
+                device(minor, &volume.to_string(), 16, &below)
+            }))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_shares_a_byte_is_related(present in stacks()) {
+            for device in present.iter() {
+                let related = present.related(device.dev);
+                for other in present.iter().filter(|other| other.identity.id != device.identity.id) {
+                    let bytes = shared(
+                        &present.runs(device.dev, &|_| false),
+                        &present.runs(other.dev, &|_| false),
+                    );
+                    let found = related.iter().find(|related| related.dev == other.dev);
+                    prop_assert_eq!(found.map_or(&[][..], |found| &found.shared), bytes.as_slice());
+                }
+            }
+        }
     }
 }
