@@ -34,10 +34,8 @@ pub fn run(config: &Config, reason: &str, uid: u32) -> Result<bool> {
 fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
     let at = now();
     let (mut store, _) = SqliteStore::open(&config.state_dir, at)?;
-    for (id, state) in store.list()? {
-        if !matches!(state, State::Formatted | State::Exempt)
-            && let Some(record) = store.get(&id)?
-        {
+    for record in store.list()? {
+        if !matches!(record.state, State::Formatted | State::Exempt) {
             store.put(&transition::next(&record, Event::Doubted, at).0, &[])?;
         }
     }

@@ -7,10 +7,11 @@ mod answers;
 mod protection;
 mod refusals;
 mod stacks;
+mod starting;
 mod vacated;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     time::{Duration, Instant},
 };
@@ -24,6 +25,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use starting::Starting;
 use vacated::Vacated;
 
 use super::{
@@ -37,14 +39,14 @@ use crate::{
     enforce::{Enforcer, lsm::PartReport},
     record::{
         Formatter, Record, Seconds,
-        store::{HistoryEvent, Store},
+        store::{HistoryEvent, Store, StoreError},
         transition::{self, Effect, Event, Report},
     },
     volume::{
         Dev, VolumeId,
         identity::{self, Strength},
         marks::{Found, Mark},
-        present::Present,
+        present::{MAX_DEPTH, Present},
         sysfs::{Device, Sysfs},
     },
 };
@@ -230,6 +232,8 @@ pub struct Reconciler<E> {
     protect_failure: Option<String>,
     /// Lines of the history that are not stored yet.
     untold: Vec<HistoryEvent>,
+    /// What the first look at the world has put off.
+    starting: Option<Starting>,
     /// How often uevents were lost.
     lost_uevents: u64,
     /// How long the newest kernel event waited.
@@ -265,6 +269,7 @@ impl<E: Enforcer> Reconciler<E> {
             protected: false,
             protect_failure: None,
             untold: Vec::new(),
+            starting: None,
             lost_uevents: 0,
             lag: Duration::ZERO,
         }
@@ -285,10 +290,12 @@ impl<E: Enforcer> Reconciler<E> {
         for (lead, _) in unseen {
             self.enforcer.release_holder(lead)?;
         }
+        self.starting = Some(Starting::default());
         self.compare_with_sysfs()?;
         for dev in mounted_devices() {
             self.apply_to_device(dev, &Event::Mounted);
         }
+        self.carry_out_start();
         Ok(())
     }
 
@@ -441,17 +448,14 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn compare_with_sysfs(&mut self) -> Result<()> {
         let present = self.world.sysfs.devices().context("cannot list the block devices in sysfs")?;
-        let gone: Vec<Dev> = self
-            .devices
-            .iter()
-            .map(|device| device.dev)
-            .filter(|dev| !present.iter().any(|device| device.dev == *dev))
-            .collect();
+        let numbers: HashSet<Dev> = present.iter().map(|device| device.dev).collect();
+        let gone: Vec<Dev> =
+            self.devices.iter().map(|device| device.dev).filter(|dev| !numbers.contains(dev)).collect();
         for dev in gone {
             self.device_gone(dev);
         }
-        self.nameless.retain(|dev, _| present.iter().any(|device| device.dev == *dev));
-        for mut device in present {
+        self.nameless.retain(|dev, _| numbers.contains(dev));
+        for mut device in lower_first(present) {
             self.identify(&mut device);
             let known = self.devices.get(device.dev);
             if known != Some(&device) && (known.is_some() || may_hold(&device)) {
@@ -579,10 +583,11 @@ impl<E: Enforcer> Reconciler<E> {
     fn load(&self, device: &Device) -> Result<Record> {
         let identity = &device.identity;
         let weak = identity.strength != Strength::Strong;
-        let mut record = self
-            .store
-            .get(&identity.id)?
-            .unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
+        let put_off = self.starting.as_ref().and_then(|starting| starting.record(&identity.id));
+        let stored =
+            put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
+        let mut record =
+            stored.unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
         record.origin.clone_from(&identity.origin);
         Ok(record)
     }
@@ -679,18 +684,12 @@ impl<E: Enforcer> Reconciler<E> {
                 _ => None,
             })
             .collect();
-        if (new != *old || !told.is_empty())
-            && !transition::is_provisional(&new)
-            && let Err(error) = self.store.put(&new, &told)
-        {
-            error!("{id}: cannot be stored: {error}");
-            let loosened = new.state != old.state || new.armed != old.armed;
-            if matches!(new.state, State::Blank | State::Permitted | State::Exempt) && loosened {
-                // Armed before allowed: what is not on disk is not allowed.
-                new = old.clone();
-                new.cause = format!("the store failed: {error}");
-                new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
-                new.armed = None;
+        if (new != *old || !told.is_empty()) && !transition::is_provisional(&new) {
+            if let Some(starting) = &mut self.starting {
+                starting.store_later(old, &new, &told);
+            } else if let Err(error) = self.store.put(&new, &told)
+                && not_stored(old, &mut new, &error)
+            {
                 told.clear();
             }
         }
@@ -706,7 +705,10 @@ impl<E: Enforcer> Reconciler<E> {
         for effect in effects {
             match effect {
                 Effect::Probe => self.probe(id),
-                Effect::ReleaseHolder => self.release(id),
+                Effect::ReleaseHolder => match &mut self.starting {
+                    Some(starting) => starting.release_later(id),
+                    None => self.release(id),
+                },
                 Effect::Report(_) => {}
             }
         }
@@ -741,7 +743,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Puts back rules that are missing, and takes up formats whose event was lost.
     fn repair(&mut self) {
-        let ruled = self.enforcer.ruled();
+        let ruled: HashSet<u32> = self.enforcer.ruled().into_iter().collect();
         let missing: Vec<Dev> = self
             .devices
             .iter()
@@ -911,6 +913,38 @@ impl<E: Enforcer> Reconciler<E> {
         self.untold.clear();
         self.told.send_modify(|count| *count += 1);
     }
+}
+
+/// Armed before allowed: what is not on disk is not allowed. Whether the record is held back for that.
+fn not_stored(old: &Record, new: &mut Record, error: &StoreError) -> bool {
+    error!("{}: cannot be stored: {error}", new.id);
+    let loosened = new.state != old.state || new.armed != old.armed;
+    if !matches!(new.state, State::Blank | State::Permitted | State::Exempt) || !loosened {
+        return false;
+    }
+    *new = old.clone();
+    new.cause = format!("the store failed: {error}");
+    new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
+    new.armed = None;
+    true
+}
+
+/// Devices in an order in which none comes before one that it lies on.
+fn lower_first(mut devices: Vec<Device>) -> Vec<Device> {
+    let below: HashMap<Dev, Vec<Dev>> = devices
+        .iter()
+        .map(|device| (device.dev, device.below.iter().map(|below| below.dev).collect()))
+        .collect();
+    let mut layers: HashMap<Dev, usize> = HashMap::new();
+    // A loop in what sysfs says ends with the number of passes.
+    for _ in 0..MAX_DEPTH {
+        for device in &devices {
+            let lower = below[&device.dev].iter().map(|dev| layers.get(dev).map_or(0, |layer| layer + 1));
+            layers.insert(device.dev, lower.max().unwrap_or(0));
+        }
+    }
+    devices.sort_by_key(|device| layers.get(&device.dev).copied());
+    devices
 }
 
 fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {

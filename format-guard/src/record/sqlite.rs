@@ -424,6 +424,52 @@ fn mark_of(row: &Row<'_>) -> rusqlite::Result<(String, i64, RawMark)> {
     Ok((row.get(3)?, row.get(4)?, raw_mark(row)?))
 }
 
+/// Writes a record with its marks and permit.
+fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
+    let volume = record.id.as_str();
+    transaction
+        .prepare_cached(
+            "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
+             ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
+             content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
+             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17",
+        )?
+        .execute(params![
+            volume,
+            record.origin,
+            record.weak,
+            record.state.name(),
+            record.since,
+            record.cause,
+            record.content.as_ref().map(json).transpose()?,
+            record.mounted,
+            record.formatter.as_ref().map(json).transpose()?,
+            record.discrepancy,
+            record.first_seen,
+            record.boot,
+            record.ever_formatted,
+            record.audit,
+            record.strict,
+            record.armed,
+            sum::of_record(record)?,
+        ])?;
+    transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
+    for mark in &record.marks {
+        transaction
+            .prepare_cached("INSERT INTO marks (volume, offset, kind, bytes) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![volume, mark.offset.cast_signed(), mark.kind.name(), mark.bytes])?;
+    }
+    transaction.prepare_cached("DELETE FROM permits WHERE volume = ?1")?.execute([volume])?;
+    if let Some(permit) = &record.permit {
+        transaction
+            .prepare_cached("INSERT INTO permits (volume, permit) VALUES (?1, ?2)")?
+            .execute(params![volume, json(permit)?])?;
+    }
+    Ok(())
+}
+
 fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
     let mut insert = connection
         .prepare_cached("INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)")?;
@@ -444,65 +490,44 @@ impl Store for SqliteStore {
         read(&self.connection, id.as_str())
     }
 
-    fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError> {
+    fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        let volume = record.id.as_str();
-        transaction
-            .prepare_cached(
-                "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-                 discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
-                 ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
-                 content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-                 ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17",
-            )?
-            .execute(params![
-                volume,
-                record.origin,
-                record.weak,
-                record.state.name(),
-                record.since,
-                record.cause,
-                record.content.as_ref().map(json).transpose()?,
-                record.mounted,
-                record.formatter.as_ref().map(json).transpose()?,
-                record.discrepancy,
-                record.first_seen,
-                record.boot,
-                record.ever_formatted,
-                record.audit,
-                record.strict,
-                record.armed,
-                sum::of_record(record)?,
-            ])?;
-        transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
-        for mark in &record.marks {
-            transaction
-                .prepare_cached("INSERT INTO marks (volume, offset, kind, bytes) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![volume, mark.offset.cast_signed(), mark.kind.name(), mark.bytes])?;
+        for (record, told) in records {
+            write(&transaction, record)?;
+            insert_events(&transaction, told)?;
         }
-        transaction.prepare_cached("DELETE FROM permits WHERE volume = ?1")?.execute([volume])?;
-        if let Some(permit) = &record.permit {
-            transaction
-                .prepare_cached("INSERT INTO permits (volume, permit) VALUES (?1, ?2)")?
-                .execute(params![volume, json(permit)?])?;
-        }
-        insert_events(&transaction, told)?;
         fault::point(Point::BeforeCommit);
         transaction.commit()?;
         fault::point(Point::AfterCommit);
         Ok(())
     }
 
-    fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError> {
-        let mut select = self.connection.prepare_cached("SELECT id, state FROM volumes ORDER BY id")?;
-        let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+    fn list(&self) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::new();
+        for_each(&self.connection, |found| {
+            records.push(checked(found)?);
+            Ok(())
+        })?;
+        Ok(records)
+    }
+
+    fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
+        let mut select =
+            self.connection.prepare_cached("SELECT state, count(*) FROM volumes GROUP BY state")?;
+        let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
         rows.map(|row| {
-            let (id, state) = row?;
-            let state = state_of(&id, &state)?;
-            Ok((id.into(), state))
+            let (state, count) = row?;
+            Ok((state_of("", &state)?, count.unsigned_abs()))
         })
         .collect()
+    }
+
+    fn beginning_with(&self, prefix: &str, limit: usize) -> Result<Vec<VolumeId>, StoreError> {
+        let mut select =
+            self.connection.prepare_cached("SELECT id FROM volumes WHERE id >= ?1 ORDER BY id")?;
+        let ids = select.query_map([prefix], |row| row.get::<_, String>(0))?;
+        let ids = ids.take_while(|id| id.as_ref().map_or(true, |id| id.starts_with(prefix))).take(limit);
+        ids.map(|id| Ok(id?.into())).collect()
     }
 
     fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError> {

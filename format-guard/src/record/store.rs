@@ -126,9 +126,17 @@ pub trait Store {
     /// The record of a volume.
     fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError>;
     /// Stores a record, with what is to be told of it, in one transaction.
-    fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError>;
-    /// Every record's id and state, by id.
-    fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError>;
+    fn put(&mut self, record: &Record, told: &[HistoryEvent]) -> Result<(), StoreError> {
+        self.put_all(&[(record, told)])
+    }
+    /// Stores records, each with what is to be told of it, in one transaction.
+    fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError>;
+    /// Every record, by id.
+    fn list(&self) -> Result<Vec<Record>, StoreError>;
+    /// How many records are in each state.
+    fn counts(&self) -> Result<Vec<(State, u64)>, StoreError>;
+    /// The first volumes, by id, whose id begins with this.
+    fn beginning_with(&self, prefix: &str, limit: usize) -> Result<Vec<VolumeId>, StoreError>;
     /// Volumes of which the kernel was told in this boot that they may be formatted, and not yet what came of it.
     fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError>;
     /// Adds to the history.

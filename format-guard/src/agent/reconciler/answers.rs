@@ -1,7 +1,5 @@
 //! What clients ask and operators say: looked up, checked, and carried to the transition function.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result};
 use format_guard_common::State;
 use tracing::warn;
@@ -13,7 +11,7 @@ use crate::{
     config::{Config, Mode},
     enforce::{Enforcer, rule},
     record::{
-        Permit,
+        Permit, Record,
         store::{HistoryEvent, Wanted},
         transition::Event,
     },
@@ -73,12 +71,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn status(&self) -> Result<api::Status, Failure> {
         let counts = self.enforcer.counts();
-        let mut by_state: BTreeMap<State, u64> = BTreeMap::new();
-        for (id, state) in self.store.list().map_err(|error| failed(&error))? {
-            // What is present is known better than it is stored.
-            let state = self.records.get(&id).map_or(state, |record| record.state);
-            *by_state.entry(state).or_default() += 1;
-        }
+        let by_state = self.store.counts().map_err(|error| failed(&error))?;
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tier: "lsm".to_owned(),
@@ -106,9 +99,12 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn volumes(&self) -> Result<api::Volumes, Failure> {
-        let ids = self.store.list().map_err(|error| failed(&error))?;
-        let volumes = ids.into_iter().map(|(id, _)| self.volume(&id)).collect::<Result<_, _>>()?;
-        Ok(api::Volumes { volumes })
+        let stored = self.store.list().map_err(|error| failed(&error))?;
+        let volumes = stored.iter().map(|stored| {
+            // What is present is known better than it is stored.
+            self.shown(self.records.get(&stored.id).unwrap_or(stored))
+        });
+        Ok(api::Volumes { volumes: volumes.collect() })
     }
 
     fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
@@ -123,8 +119,12 @@ impl<E: Enforcer> Reconciler<E> {
                 .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("no volume {id} is known")))?;
             &stored
         };
-        let devices: Vec<&Device> = self.devices.of(id).collect();
-        Ok(api::Volume::of(record, &devices))
+        Ok(self.shown(record))
+    }
+
+    fn shown(&self, record: &Record) -> api::Volume {
+        let devices: Vec<&Device> = self.devices.of(&record.id).collect();
+        api::Volume::of(record, &devices)
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
@@ -143,30 +143,29 @@ impl<E: Enforcer> Reconciler<E> {
                 )
             });
         }
-        let ids = self.store.list().map_err(|error| failed(&error))?;
-        let mut matching: Vec<&VolumeId> = Vec::new();
-        for (id, _) in &ids {
-            if id.as_str() == selector {
-                return Ok(id.clone());
-            }
-            if !selector.is_empty() && id.as_str().starts_with(selector) {
-                matching.push(id);
-            }
-        }
+        // One more than are named. The whole id is the first of all that begin with it.
+        let matching = if selector.is_empty() {
+            Vec::new()
+        } else {
+            self.store.beginning_with(selector, MAX_CANDIDATES + 1).map_err(|error| failed(&error))?
+        };
         match matching.as_slice() {
-            [one] => Ok((*one).clone()),
+            [one] => Ok(one.clone()),
+            [whole, ..] if whole.as_str() == selector => Ok(whole.clone()),
             [] => Err(Failure::new(
                 FailureKind::NotFound,
                 format!("no volume begins with '{selector}': see format-guard volume list"),
             )),
             many => {
-                let mut names: Vec<&str> = many.iter().take(MAX_CANDIDATES).map(|id| id.as_str()).collect();
+                let mut names: Vec<&str> = many.iter().take(MAX_CANDIDATES).map(VolumeId::as_str).collect();
+                let mut number = many.len().to_string();
                 if many.len() > MAX_CANDIDATES {
                     names.push("...");
+                    "many".clone_into(&mut number);
                 }
                 Err(Failure::new(
                     FailureKind::NotFound,
-                    format!("'{selector}' may be any of {}:\n  {}", many.len(), names.join("\n  ")),
+                    format!("'{selector}' may be any of {number}:\n  {}", names.join("\n  ")),
                 ))
             }
         }

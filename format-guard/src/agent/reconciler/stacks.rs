@@ -60,6 +60,10 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Puts the rule for one device.
     pub(super) fn put_rule(&mut self, dev: Dev) {
+        if let Some(starting) = &mut self.starting {
+            starting.rule_later(dev);
+            return;
+        }
         let (Some(device), Some(record)) = (self.devices.get(dev), self.record_at(dev)) else { return };
         let others = self.devices.related(dev).into_iter().filter_map(|related| {
             let record = self.record_at(related.dev)?;
@@ -90,12 +94,21 @@ impl<E: Enforcer> Reconciler<E> {
     /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
     /// ever adds protection or takes back what it added, so there is an end to it.
     pub(super) fn settle(&mut self, dev: Dev) {
+        if let Some(starting) = &mut self.starting {
+            starting.settle_later(dev);
+            return;
+        }
         let around = self.devices.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
         if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
             return;
         }
         open.insert(dev);
+        self.settle_all(open);
+    }
+
+    /// The same for some, with all that share their bytes.
+    pub(super) fn settle_all(&mut self, mut open: BTreeSet<Dev>) {
         while let Some(dev) = open.pop_first() {
             let Some(id) = self.devices.id(dev).cloned() else { continue };
             let related = self.devices.related(dev);

@@ -12,10 +12,14 @@ use format_guard_common::{Rule, Windows, event::HolderEntry};
 use super::*;
 use crate::{
     enforce::{Counts, MapError, protection::ProtectionError},
-    record::store::{StoreError, Wanted},
+    record::{
+        Permit,
+        store::{StoreError, Wanted},
+    },
     volume::{
         marks::MarkKind,
         probe::{Finding, ProbeError},
+        topology::Below,
     },
 };
 
@@ -52,17 +56,32 @@ impl Store for RecordingStore {
         Ok(self.records.get(id).cloned())
     }
 
-    fn put(&mut self, record: &Record, _told: &[HistoryEvent]) -> Result<(), StoreError> {
-        if *self.broken.lock().expect("one thread") {
-            return Err(StoreError::Row { volume: record.id.to_string(), reason: "disk full".into() });
+    fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError> {
+        for (record, _) in records {
+            if *self.broken.lock().expect("one thread") {
+                return Err(StoreError::Row { volume: record.id.to_string(), reason: "disk full".into() });
+            }
+            self.deeds.add(Deed::Stored(record.state));
+            self.records.insert(record.id.clone(), (*record).clone());
         }
-        self.deeds.add(Deed::Stored(record.state));
-        self.records.insert(record.id.clone(), record.clone());
         Ok(())
     }
 
-    fn list(&self) -> Result<Vec<(VolumeId, State)>, StoreError> {
-        Ok(self.records.values().map(|record| (record.id.clone(), record.state)).collect())
+    fn list(&self) -> Result<Vec<Record>, StoreError> {
+        Ok(self.records.values().cloned().collect())
+    }
+
+    fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
+        let mut counts: BTreeMap<State, u64> = BTreeMap::new();
+        for record in self.records.values() {
+            *counts.entry(record.state).or_default() += 1;
+        }
+        Ok(counts.into_iter().collect())
+    }
+
+    fn beginning_with(&self, prefix: &str, limit: usize) -> Result<Vec<VolumeId>, StoreError> {
+        let ids = self.records.keys().filter(|id| id.as_str().starts_with(prefix));
+        Ok(ids.take(limit).cloned().collect())
     }
 
     fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError> {
@@ -273,6 +292,61 @@ fn what_cannot_be_stored_is_protected_all_the_same() {
     *setting.broken.lock().expect("one thread") = true;
     setting.probed(5, holds());
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
+}
+
+/// The same world, seen for the first time by an agent that starts.
+fn start_again(setting: &mut Setting) {
+    setting.reconciler.devices = Present::default();
+    setting.reconciler.records.clear();
+    setting.deeds.take();
+    let _entered = setting.runtime.enter();
+    setting.reconciler.start().expect("started");
+}
+
+#[test]
+fn at_the_start_all_is_stored_before_the_first_rule_and_each_is_ruled_once() {
+    let mut setting = setting();
+    attach_partition(setting.sysfs.path());
+    start_again(&mut setting);
+    let deeds = setting.deeds.take();
+    let stored = deeds.iter().filter(|deed| matches!(deed, Deed::Stored(_))).count();
+    assert_eq!(stored, 1, "the one that is new: {deeds:?}");
+    assert!(matches!(&deeds[stored..], [Deed::Ruled(_), Deed::Ruled(_)]), "{deeds:?}");
+}
+
+#[test]
+fn what_cannot_be_stored_at_the_start_is_not_armed() {
+    let mut setting = setting();
+    setting.probed(5, holds());
+    let permit = Permit { reason: "test".into(), uid: 0, at: now(), expires: now() + 600 };
+    setting.reconciler.apply(&"dm:UUID-1".into(), Event::Permitted(permit));
+    assert_eq!(setting.state(), State::Permitted);
+    let id = VolumeId::from("dm:UUID-1");
+    setting.reconciler.step(&id, Event::Closed);
+    *setting.broken.lock().expect("one thread") = true;
+    start_again(&mut setting);
+    assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
+    *setting.broken.lock().expect("one thread") = false;
+    start_again(&mut setting);
+    assert_eq!(setting.state(), State::Permitted);
+}
+
+#[test]
+fn a_device_comes_after_what_it_lies_on() {
+    let device = |minor, below: &[u32]| Device {
+        name: format!("d{minor}"),
+        dev: Dev { major: 7, minor },
+        diskseq: 1,
+        size: 1,
+        identity: crate::volume::identity::Identity::strong("t", &minor.to_string(), ""),
+        below: below
+            .iter()
+            .map(|minor| Below { dev: Dev { major: 7, minor: *minor }, extents: Vec::new() })
+            .collect(),
+    };
+    let order = |devices| lower_first(devices).iter().map(|device| device.dev.minor).collect::<Vec<_>>();
+    assert_eq!(order(vec![device(1, &[2, 3]), device(2, &[3]), device(3, &[])]), [3, 2, 1]);
+    assert_eq!(order(vec![device(1, &[2]), device(2, &[1])]).len(), 2, "a circle ends");
 }
 
 #[test]

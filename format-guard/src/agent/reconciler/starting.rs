@@ -1,0 +1,83 @@
+//! The first look at the world: what it means for records and rules is carried out once, when all devices are known.
+//!
+//! Thousands of volumes on one disk would each have theirs put again and again, and a commit for each. The order stays: all is
+//! stored before the first rule is put, and every rule before the first formatter is let go of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Reconciler, not_stored};
+use crate::{
+    enforce::Enforcer,
+    record::{Record, store::HistoryEvent},
+    volume::{Dev, VolumeId},
+};
+
+/// What is put off.
+#[derive(Default)]
+pub(super) struct Starting {
+    records: BTreeMap<VolumeId, Unstored>,
+    unsettled: BTreeSet<Dev>,
+    unruled: BTreeSet<Dev>,
+    unreleased: BTreeSet<VolumeId>,
+}
+
+/// A record that is not stored yet.
+struct Unstored {
+    /// As it is stored.
+    old: Record,
+    new: Record,
+    told: Vec<HistoryEvent>,
+}
+
+impl Starting {
+    /// The newest record of a volume, if it is one of those that are not stored yet.
+    pub(super) fn record(&self, id: &VolumeId) -> Option<&Record> {
+        self.records.get(id).map(|unstored| &unstored.new)
+    }
+
+    pub(super) fn store_later(&mut self, old: &Record, new: &Record, told: &[HistoryEvent]) {
+        let unstored = self.records.entry(new.id.clone()).or_insert_with(|| Unstored {
+            old: old.clone(),
+            new: new.clone(),
+            told: Vec::new(),
+        });
+        unstored.new.clone_from(new);
+        unstored.told.extend_from_slice(told);
+    }
+
+    pub(super) fn settle_later(&mut self, dev: Dev) {
+        self.unsettled.insert(dev);
+    }
+
+    pub(super) fn rule_later(&mut self, dev: Dev) {
+        self.unruled.insert(dev);
+    }
+
+    pub(super) fn release_later(&mut self, id: &VolumeId) {
+        self.unreleased.insert(id.clone());
+    }
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Stores, rules and releases what was put off.
+    pub(super) fn carry_out_start(&mut self) {
+        let unsettled = self.starting.as_mut().map(|starting| std::mem::take(&mut starting.unsettled));
+        self.settle_all(unsettled.unwrap_or_default());
+        let Some(starting) = self.starting.take() else { return };
+        let stored: Vec<(&Record, &[HistoryEvent])> =
+            starting.records.values().map(|unstored| (&unstored.new, unstored.told.as_slice())).collect();
+        if let Err(error) = self.store.put_all(&stored) {
+            for Unstored { old, mut new, .. } in starting.records.into_values() {
+                if not_stored(&old, &mut new, &error) {
+                    self.records.entry(new.id.clone()).and_modify(|record| *record = new);
+                }
+            }
+        }
+        for dev in starting.unruled {
+            self.put_rule(dev);
+        }
+        for id in starting.unreleased {
+            self.release(&id);
+        }
+    }
+}
