@@ -30,7 +30,8 @@ fn once<D: Device>(make: impl Fn() -> Result<D>) -> Result<()> {
         ensure!(volume["content"]["uuid"] == uuid_by_blkid(path)?, "{volume}");
         ensure!(volume["marks"].as_array().is_some_and(|marks| marks.len() >= 2), "{volume}");
         let before = Snapshot::of(&device)?;
-        attack::all_refused(&guard, path)?;
+        let refused = if name == FILE_SYSTEMS[0].0 { attack::all_refused } else { attack::some_refused };
+        refused(&guard, path)?;
         before.unchanged(&device).context(name)?;
         guard.wait_for_state(path, "formatted")?;
     }
