@@ -109,7 +109,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "blkdiscard", class: Class::ERASER },
     Program { name: "shred", class: Class::ERASER },
     Program { name: "pvremove", class: Class::ERASER },
-    // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel.
+    // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel, exfatlabel -i,
+    // tune.exfat -I, ntfslabel --new-serial, nilfs-tune -U.
     Program { name: "tune2fs", class: Class::RELABELLER.with(Class::MAINTAINER) },
     Program { name: "e2label", class: Class::RELABELLER.with(Class::MAINTAINER) },
     Program { name: "xfs_db", class: Class::RELABELLER.with(Class::MAINTAINER) },
@@ -117,6 +118,10 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "swaplabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
     Program { name: "fatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
     Program { name: "mlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "exfatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "tune.exfat", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "ntfslabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    Program { name: "nilfs-tune", class: Class::RELABELLER.with(Class::MAINTAINER) },
     // LVM wipes stale signatures on a logical volume that it has just made.
     // Not a maintainer by this name: `lvm pvcreate` is the same program.
     Program { name: "lvm", class: Class::OWNER },

@@ -189,8 +189,16 @@ impl Marks<'_> {
     }
 
     /// mkfs.ext4 without discard writes over the backup boot sector first, sgdisk -Z over `FSInfo`. Their numbers are at
-    /// bytes 50 and 48 of the first sector (FAT specification 1.03).
+    /// bytes 50 and 48 of the first sector (FAT specification 1.03). The serial number, which libblkid calls UUID, is where
+    /// the kind of FAT says: that with 32 bits has no number of sectors at byte 22. A signature before it says that it is there.
     fn fat(&mut self) {
+        let is_fat32 = self.read(22, 2).is_some_and(|sectors| sectors == [0, 0]);
+        let serial = if is_fat32 { 67 } else { 39 };
+        if let Some([0x29, bytes @ ..]) = self.read(serial - 1, 5).as_deref()
+            && bytes.iter().any(|byte| *byte != 0)
+        {
+            self.push(serial, bytes.to_vec(), MarkKind::Uuid);
+        }
         let Some(numbers) = self.read(48, 4) else { return };
         let sector = |at: usize| u64::from(u16::from_le_bytes([numbers[at], numbers[at + 1]])) * 512;
         let (info, backup) = (sector(0), sector(2));
@@ -267,6 +275,24 @@ mod tests {
         );
         let marks = derive(&found("ext4", 1080), 8192, &Image(vec![0xff; 8192]));
         assert_eq!(marks.len(), 2, "{marks:?}");
+    }
+
+    #[test]
+    fn the_serial_number_of_a_fat_is_its_uuid() {
+        for (kind, magic, sectors, serial) in [(b"FAT32   ", 82, 0, 67), (b"FAT16   ", 54, 9, 39)] {
+            let mut image = Image(vec![0; 8192]);
+            image.0[magic..magic + 8].copy_from_slice(kind);
+            (image.0[22], image.0[serial - 1]) = (sectors, 0x29);
+            image.0[serial..serial + 4].copy_from_slice(b"\x01\x02\x03\x04");
+            let marks = derive(&found("vfat", magic as u64), 8192, &image);
+            let bytes = b"\x01\x02\x03\x04".to_vec();
+            assert!(
+                marks.contains(&Mark { offset: serial as u64, kind: MarkKind::Uuid, bytes }),
+                "{marks:?}"
+            );
+            image.0[serial - 1] = 0;
+            assert_eq!(derive(&found("vfat", magic as u64), 8192, &image).len(), 1);
+        }
     }
 
     #[test]

@@ -198,10 +198,13 @@ const WORK: &[Work] = &[
     work("vfat", "fsck.vfat, fatlabel", &["fsck.vfat -a $N", "fatlabel $N DATA", "fsck.vfat -n $N"]),
     work("vfat", "fatlabel -i", &["fatlabel -i $N 12345678", "fsck.vfat -n $N"]),
     work("exfat", "mount, write, umount", &["mount $N $M", "cp /etc/passwd $M/x", "umount $M"]),
+    work("exfat", "exfatlabel -i", &["exfatlabel -i $N 0x12345678", "fsck.exfat -n $N"]),
     work("exfat", "fsck.exfat, exfatlabel", &["fsck.exfat -y $N", "exfatlabel $N DATA", "fsck.exfat -n $N"]),
     work("ntfs", "ntfsfix, ntfsresize", &["ntfsfix $N", "ntfsresize -i -f $N", "ntfslabel $N DATA"]),
+    work("ntfs", "ntfslabel --new-serial", &["ntfslabel --new-serial=1122334455667788 $N", "ntfsinfo -m $N"]),
     work("nilfs2", "mount, write, umount", &["mount -t nilfs2 $N $M", "cp /etc/passwd $M/x", "umount $M"]),
     work("nilfs2", "nilfs-tune -L", &["nilfs-tune -L data $N"]),
+    work("nilfs2", "nilfs-tune -U", &["nilfs-tune -U 11111111-2222-3333-4444-555555555555 $N"]),
     work("swap", "swapon, swapoff, swaplabel", &["swapon $N", "swapoff $N", "swaplabel -L data $N"]),
     work(
         "swap",
@@ -573,9 +576,14 @@ fn with_guard(
     let before = guard.events("denied")?.len();
     let with = place.run(work.steps)?;
     let denied = guard.events("denied")?.split_off(before);
+    // The record follows a tool that changed the UUID.
+    let reads_as =
+        tool::run(&format!("blkid -p -s UUID -o value {}", device.display()))?.text.trim().to_owned();
     guard
         .wait_for_volume(device, work.state, |volume| {
-            volume["state"] == work.state && volume["discrepancy"].is_null()
+            volume["state"] == work.state
+                && volume["discrepancy"].is_null()
+                && (reads_as.is_empty() || volume["content"]["uuid"] == reads_as.as_str())
         })
         .with_context(|| format!("{} on {}", work.name, work.on))?;
     let last = work.steps.len() - 1;
