@@ -760,8 +760,9 @@ impl<E: Enforcer> Reconciler<E> {
                 error!("{error}");
             }
         }
-        for (_, entry) in self.enforcer.holders() {
-            if self.take_up(&entry) {
+        for (lead, entry) in self.enforcer.holders() {
+            let lead = self.devices.get(Dev::from_kernel(lead));
+            if lead.is_some_and(|lead| lead.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.repaired += 1;
             }
@@ -794,6 +795,9 @@ impl<E: Enforcer> Reconciler<E> {
         match EventKind::from_raw(event.kind) {
             Some(EventKind::Denied) => self.refused(event, "denied"),
             Some(EventKind::WouldDeny) => self.refused(event, "would-deny"),
+            // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
+            Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
+                if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
             Some(EventKind::FormatBegan) => self.format_began(dev, event.process, &event.comm, event.cgroup),
             Some(EventKind::FormatEnded) => {
                 if self.ends.len() < MAX_ENDS {

@@ -586,6 +586,20 @@ fn begin(setting: &mut Setting, dev: Dev, lead: Dev) {
 }
 
 #[test]
+fn a_format_of_the_medium_that_was_there_before_says_nothing_of_the_one_that_is_there_now() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    attach(setting.sysfs.path(), 9);
+    setting.give(Input::Changed { name: "dm-0".into() });
+    assert_eq!(setting.state(), State::Unverified);
+    // With the attachment of the first one: both what waited in the ring buffer and what the kernel still has.
+    begin(&mut setting, DEV, DEV);
+    setting.give(Input::Tick);
+    assert_eq!(setting.state(), State::Unverified);
+}
+
+#[test]
 fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_meanwhile() {
     let mut setting = setting();
     setting.probed(5, Finding::Blank);
