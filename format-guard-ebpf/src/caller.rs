@@ -4,9 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid,
-    generated::{
-        bpf_copy_from_user, bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task_btf,
-    },
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task_btf},
 };
 use format_guard_common::{
     event::Process,
@@ -14,7 +12,10 @@ use format_guard_common::{
 };
 
 use crate::{
-    kernel::{MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field},
+    kernel::{
+        MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field,
+        from_user,
+    },
     maps::PROGRAMS,
 };
 
@@ -62,7 +63,7 @@ pub(crate) fn class_by_arguments() -> Class {
         let (start, end): (u64, u64) = (field(mm, &MM_ARG_START), field(mm, &MM_ARG_END));
         let length = end.wrapping_sub(start);
         let length = if length > ARGUMENTS as u64 { ARGUMENTS as u64 } else { length };
-        bpf_copy_from_user(arguments.as_mut_ptr().cast(), length as u32, start as *const _);
+        from_user(arguments.as_mut_ptr().cast(), length as u32, start);
     }
     if erases(name, &arguments) { Class::ERASER } else { Class::UNKNOWN }
 }

@@ -2,10 +2,7 @@
 //! block layer by `passthrough`.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_probe_read_user,
-        generated::{bpf_copy_from_user, bpf_probe_read_user as probe_read_user},
-    },
+    helpers::{bpf_probe_read_user, generated::bpf_probe_read_user as probe_read_user},
     macros::lsm,
     programs::LsmContext,
 };
@@ -13,7 +10,10 @@ use format_guard_common::{NoContent, Operation, Request};
 
 use crate::{
     gate,
-    kernel::{URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, probed},
+    kernel::{
+        URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, from_user,
+        probed,
+    },
     layer,
     passthrough::{self, Memory},
 };
@@ -55,8 +55,8 @@ struct Faulting;
 impl Memory for Faulting {
     #[inline(always)]
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
-        // SAFETY: as many bytes of stack; the helper checks the user address.
-        unsafe { bpf_copy_from_user(into.as_mut_ptr().cast(), into.len() as u32, address as *const _) == 0 }
+        // SAFETY: as many bytes of stack; only `file_ioctl` uses it.
+        unsafe { from_user(into.as_mut_ptr().cast(), into.len() as u32, address) == 0 }
     }
 }
 
@@ -86,8 +86,8 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
         return passthrough::by_ioctl(&ctx, &Faulting, false);
     };
     let mut range = [0_u64; 2];
-    // SAFETY: 16 bytes of stack; the helper checks the user address.
-    let failed = unsafe { bpf_copy_from_user(range.as_mut_ptr().cast(), 16, argument as *const _) } != 0;
+    // SAFETY: 16 bytes of stack.
+    let failed = unsafe { from_user(range.as_mut_ptr().cast(), 16, argument) } != 0;
     judge(file, dev, if failed { WHOLE } else { range })
 }
 

@@ -3,7 +3,15 @@
 //! Offsets live in `.rodata`, which is frozen before load: that lets the verifier take direct loads through BTF
 //! pointers at them. Nothing here may be a map value or a constant of one kernel version.
 
-use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    Global,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_copy_from_user, bpf_probe_read_user},
+    },
+};
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -22,6 +30,29 @@ offsets! {
     TASK_THREAD_STATUS, TASK_MM, MM_ARG_START, MM_ARG_END, VMA_VM_FILE, VMA_VM_FLAGS,
     INODE_I_INO, INODE_I_SB, SUPER_S_DEV, MM_EXE_FILE, DENTRY_D_INODE, VFSMOUNT_MNT_SB, TASK_NSPROXY, NSPROXY_MNT_NS,
     MNT_NS_INUM, MAP_ID, PROG_AUX, PROG_AUX_ID,
+}
+
+/// Not zero: the programs that judge stand at the functions `security_*` (tier `fmod_ret`) and not at the hooks of BPF LSM.
+/// Set before load.
+#[unsafe(no_mangle)]
+pub(crate) static MODIFY_RETURN: Global<u32> = Global::new(0);
+
+/// Copies from the caller's memory; zero when all was read. At a hook of BPF LSM the program is one that may wait for a page
+/// that is not there; at the functions `security_*` none may.
+///
+/// # Safety
+/// `into` must have room for `length` bytes, and the program must be sleepable at its hook of BPF LSM.
+#[inline(always)]
+pub(crate) unsafe fn from_user(into: *mut c_void, length: u32, address: u64) -> i64 {
+    let address = address as *const c_void;
+    // SAFETY: as above; the helpers check the user address.
+    unsafe {
+        if MODIFY_RETURN.load() == 0 {
+            bpf_copy_from_user(into, length, address)
+        } else {
+            bpf_probe_read_user(into, length, address)
+        }
+    }
 }
 
 const S_IFMT: u16 = 0o170_000;

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 
 use crate::{
     gate,
-    kernel::{VMA_VM_FILE, VMA_VM_FLAGS, block_device_probed, probed},
+    kernel::{MODIFY_RETURN, VMA_VM_FILE, VMA_VM_FLAGS, block_device_probed, probed},
 };
 
 // include/uapi/asm-generic/mman-common.h, include/uapi/linux/mman.h
@@ -32,8 +32,9 @@ pub(crate) fn mmap_file(ctx: LsmContext) -> i32 {
     if file.is_null() {
         return 0;
     }
-    let protection: u64 = ctx.arg(2);
-    let flags: u64 = ctx.arg(3);
+    // security_mmap_file(file, prot, flags) asks the hooks (file, reqprot, prot, flags), security/security.c.
+    let (second, third): (u64, u64) = (ctx.arg(1), ctx.arg(2));
+    let (protection, flags) = if MODIFY_RETURN.load() == 0 { (third, ctx.arg(3)) } else { (second, third) };
     if protection & PROT_WRITE == 0
         || (flags & MAP_TYPE != MAP_SHARED && flags & MAP_TYPE != MAP_SHARED_VALIDATE)
     {

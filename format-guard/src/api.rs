@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Mode,
-    enforce::lsm::PartReport,
+    enforce::bpf::PartReport,
     record::{Content, Formatter, Permit, Record, store::HistoryEvent},
     volume::{marks::Mark, sysfs::Device},
 };
@@ -27,6 +27,9 @@ pub struct Status {
     pub version: String,
     /// The tier in force.
     pub tier: String,
+    /// What it leaves open that the best one does not.
+    #[serde(default)]
+    pub open: Vec<String>,
     /// Enforce or audit: what is in force.
     pub mode: Mode,
     /// Others are kept from taking the guard away.

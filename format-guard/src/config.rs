@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::enforce::tier::Choice;
+
 /// Where the file is looked for when no other is named.
 pub const DEFAULT_FILE: &str = "/etc/format-guard/config.toml";
 /// Where the agent's socket is unless configured otherwise.
@@ -65,6 +67,12 @@ pub const KEYS: &[(&str, &str)] = &[
         "\"enforce\" carries refusals out, \"audit\" only tells them. What format-guard mode sets on a running agent \
          outranks this.",
     ),
+    (
+        "tier",
+        "How the kernel is made to refuse: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= must list), \"fmod_ret\" \
+         (the functions that call them), or \"auto\", the best of them that is proven. What the one in force leaves open, \
+         format-guard status says. Needs a restart.",
+    ),
     ("state_dir", "The database of volumes. It must be on a disk that is kept. Needs a restart."),
     ("run_dir", "The control socket, control.sock. Needs a restart."),
     ("pin_dir", "The kernel objects that outlive the agent, on a bpf file system. Needs a restart."),
@@ -103,6 +111,8 @@ pub const KEYS: &[(&str, &str)] = &[
 pub struct Config {
     /// Enforce or audit.
     pub mode: Mode,
+    /// How the kernel is made to refuse.
+    pub tier: Choice,
     /// The database; must outlive a reboot.
     pub state_dir: PathBuf,
     /// The control socket.
@@ -129,6 +139,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mode: Mode::Enforce,
+            tier: Choice::Auto,
             state_dir: PathBuf::from("/var/lib/format-guard"),
             run_dir: PathBuf::from("/run/format-guard"),
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
@@ -226,6 +237,7 @@ impl Config {
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
         [
+            ("tier", self.tier != new.tier),
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
@@ -330,7 +342,7 @@ mod tests {
             let error = Config::parse(&format!("{key} = 1")).expect_err("refused");
             assert_eq!(error, format!("there is no key '{key}': did you mean '{known}'?"));
         }
-        assert!(Config::parse("xyzzy = 1").expect_err("refused").contains("there are mode, state_dir"));
+        assert!(Config::parse("xyzzy = 1").expect_err("refused").contains("there are mode, tier, state_dir"));
         assert!(Config::parse("[agent]\nmode = 'audit'").is_err(), "a section is no key either");
     }
 
@@ -355,6 +367,7 @@ mod tests {
             "mode = 'off'",
             "probe_deadline = -1",
             "mode = 'strict'",
+            "tier = 'best'",
             "trusted = ['/usr/bin/qemu']",
             "trusted = ['']",
             "passthrough = true",

@@ -171,6 +171,9 @@ impl Guard {
         .with_context(|| self.log())?;
         let status: Value = serde_json::from_str(&status.text)?;
         ensure!(status["proven"] == true, "the canary has not proven the guard: {status}");
+        // Not by the way that this run is about it proves nothing of it.
+        let tier = env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| "lsm".to_owned());
+        ensure!(status["tier"] == tier.as_str(), "the guard is not of tier {tier}: {status}");
         Ok(())
     }
 

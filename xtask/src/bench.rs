@@ -22,6 +22,9 @@ pub(crate) enum Bench {
         /// Records in the database
         #[arg(long, default_value_t = 100_000)]
         records: u32,
+        /// Volumes that are attached at the start
+        #[arg(long, default_value_t = 2000)]
+        volumes: u32,
     },
     /// What the guard costs per system call, in guest instructions
     Hook {
@@ -35,7 +38,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     setup::ready()?;
     match bench {
-        Bench::Attach { kernel, records } => attach(kernel, *records),
+        Bench::Attach { kernel, records, volumes } => attach(kernel, *records, *volumes),
         Bench::Hook { kernel } => hook(kernel),
     }
 }
@@ -52,6 +55,7 @@ fn hook(kernel: &String) -> Result<ExitCode> {
             disks: Vec::new(),
             timeout: Duration::from_mins(20),
             cpu: Cpu::Counting,
+            parameters: String::new(),
         };
         let status = guest.run(&mut std::io::stdout())?;
         if status != 0 {
@@ -61,7 +65,7 @@ fn hook(kernel: &String) -> Result<ExitCode> {
     Ok(result)
 }
 
-fn attach(kernel: &str, records: u32) -> Result<ExitCode> {
+fn attach(kernel: &str, records: u32, volumes: u32) -> Result<ExitCode> {
     println!("bench: building");
     let guard = executable("format-guard", "bin", "format-guard")?;
     let bench = executable("format-guard-tests", "bin", "bench-attach")?;
@@ -79,12 +83,14 @@ fn attach(kernel: &str, records: u32) -> Result<ExitCode> {
     }
     let mut words = against(&guard, &bench, []);
     words.insert(1, format!("FORMAT_GUARD_RECORDS={}", kept.path().display()).into());
+    words.insert(1, format!("FORMAT_GUARD_VOLUMES={volumes}").into());
     let guest = Guest {
         kernel: Kernel::get(kernel)?,
         command: words,
         disks: Vec::new(),
         timeout: Duration::from_hours(1),
         cpu: Cpu::Counting,
+        parameters: String::new(),
     };
     Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

@@ -77,6 +77,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
             disks: disks.clone(),
             timeout: TIMEOUT,
             cpu: Cpu::Timed,
+            parameters: String::new(),
         };
         // Every other one, more or less, is cut while its agent starts and what was there before is looked at.
         let (since, spared) = (rng.usize(..2), LIFE.mul_f64(rng.f64()));

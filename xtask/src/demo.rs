@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         disks: Vec::new(),
         timeout: Duration::from_mins(15),
         cpu: Cpu::Timed,
+        parameters: String::new(),
     };
     Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

@@ -111,6 +111,7 @@ fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -
             disks: Vec::new(),
             timeout: TIMEOUT,
             cpu: Cpu::Timed,
+            parameters: String::new(),
         };
         let mut output = Vec::new();
         let status = guest.run(&mut output)?;

@@ -34,7 +34,18 @@ pub(crate) struct Arguments {
     /// Kernel for the scenarios: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.1, 6.12, 7]
     #[arg(long)]
     kernel: Vec<String>,
+    /// How the guard refuses: `lsm`, or `fmod_ret` in guests without bpf among their security modules
+    #[arg(long, default_value = LSM, value_parser = [LSM, FMOD_RET])]
+    tier: String,
 }
+
+const LSM: &str = "lsm";
+const FMOD_RET: &str = "fmod_ret";
+/// What a kernel is booted with that has no bpf among its security modules.
+const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
+/// Scenarios that the weaker tier is given by default: of every function that it stands at.
+const OF_FUNCTIONS: [&str; 5] =
+    ["formats_once::a_loop", "life::", "passthrough::", "protection::", "roads::"];
 
 /// The kernel that is given every scenario when none is named.
 const WHOLE: &str = "6.12";
@@ -75,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Scenarios find it beside the other.
     executable_with("fault-points", "format-guard", "bin", "format-guard-faulty")?;
     let everywhere = !arguments.kernel.is_empty();
-    let boots = boots(&kernels, arguments.filter.as_deref(), everywhere)?;
+    let boots = boots(&kernels, arguments.filter.as_deref(), everywhere, &arguments.tier)?;
     outcomes.extend(in_guests(boots, &guard)?);
     if arguments.filter.is_none() {
         outcomes.extend(tables(&arguments.kernel, &guard)?);
@@ -163,11 +174,13 @@ struct Boot {
     executable: PathBuf,
     arguments: Vec<OsString>,
     disks: Vec<Disk>,
+    /// How the guard refuses in it.
+    tier: String,
     /// Runs after this one, with the same disks.
     then: Option<Box<Self>>,
 }
 
-fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<Vec<Boot>> {
+fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str) -> Result<Vec<Boot>> {
     let scenarios = executable("format-guard-tests", "test", "scenarios")?;
     let reboot = executable("format-guard-tests", "test", "reboot")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
@@ -183,6 +196,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<V
             executable: scenarios.clone(),
             arguments,
             disks: Vec::new(),
+            tier: tier.to_owned(),
             then: None,
         };
         if filter.is_some() {
@@ -195,6 +209,10 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<V
             boots.push(of_scenarios("scenarios", libtest(&words)));
             if whole {
                 boots.extend(ONCE.map(|(name, modules)| of_scenarios(name, libtest(modules))));
+            }
+            if tier == LSM && kernel.key == WHOLE {
+                let functions = of_scenarios("scenarios without BPF LSM", libtest(&OF_FUNCTIONS));
+                boots.push(Boot { tier: FMOD_RET.to_owned(), ..functions });
             }
         }
         if filter.is_some_and(|filter| !"reboot".contains(filter)) {
@@ -213,6 +231,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool) -> Result<V
             executable: reboot.clone(),
             arguments: ["--ignored", "--exact", name, "--test-threads=1"].map(OsString::from).to_vec(),
             disks: disks.clone(),
+            tier: tier.to_owned(),
             then,
         };
         boots.push(half("first_boot", Some(Box::new(half("second_boot", None)))));
@@ -264,12 +283,15 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     let mut command = against(guard, &boot.executable, boot.arguments.iter().cloned());
     // libtest tells times to those alone who may use what is not stable.
     command.insert(1, "RUSTC_BOOTSTRAP=1".into());
+    command.insert(1, format!("FORMAT_GUARD_TIER={}", boot.tier).into());
+    let parameters = if boot.tier == LSM { "" } else { WITHOUT_BPF };
     let guest = Guest {
         kernel: boot.kernel.clone(),
         command,
         disks: boot.disks.clone(),
         timeout: TIMEOUT,
         cpu: Cpu::Timed,
+        parameters: parameters.to_owned(),
     };
     let status = guest.run(&mut File::create(log)?)?;
     let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();

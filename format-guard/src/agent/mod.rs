@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, Mode},
-    enforce::lsm::LsmEnforcer,
+    enforce::bpf::BpfEnforcer,
     record::{
         Seconds,
         sqlite::{Opened, SqliteStore},
@@ -94,7 +94,7 @@ pub async fn run(start: Start) -> Result<()> {
         degraded.push(text);
     }
     let mut enforcer =
-        LsmEnforcer::load(&config.pin_dir, &config, start.audit || config.mode == Mode::Audit)?;
+        BpfEnforcer::load(&config.pin_dir, &config, start.audit || config.mode == Mode::Audit)?;
     let kernel_events = enforcer.events()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
@@ -118,7 +118,7 @@ pub async fn run(start: Start) -> Result<()> {
     };
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
     let told = reconciler.told();
-    let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<LsmEnforcer>> {
+    let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<BpfEnforcer>> {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
         reconciler.start()?;
         info!("every device has its rule");

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     api::{self, Failure},
     config::{Config, Mode},
-    enforce::{Enforcer, lsm::PartReport},
+    enforce::{Enforcer, bpf::PartReport},
     record::{
         Formatter, Record, Seconds,
         store::{HistoryEvent, Store, StoreError},

@@ -13,7 +13,7 @@ use crate::{
     agent::{self, Start},
     api,
     config::Config,
-    enforce::lsm::LoadError,
+    enforce::bpf::LoadError,
 };
 
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,10 @@ use serde::Serialize;
 use super::{CommandError, format::wrap, print_json};
 use crate::config::Config;
 use crate::enforce::{
-    lsm::{LsmEnforcer, PartReport},
+    Enforcer,
+    bpf::{BpfEnforcer, PartReport},
     offsets::KERNEL_BTF,
+    tier::{self, Tier},
 };
 
 /// Where programs are pinned while they are tried.
@@ -22,10 +24,12 @@ struct Requirement {
     name: &'static str,
     /// Whether it is there.
     met: bool,
+    /// Whether there is no guard without it; else there is a weaker one.
+    needed: bool,
     /// What was found.
     finding: String,
     /// What to change; empty where nothing is missing.
-    remedy: &'static str,
+    remedy: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,6 +37,10 @@ struct Requirement {
 pub(super) struct Report {
     /// Enforcement was tried and refused what it must.
     enforceable: bool,
+    /// The tier that did; empty where none could be tried.
+    tier: &'static str,
+    /// What it leaves open that the best one does not.
+    open: &'static [&'static str],
     /// Each requirement.
     requirements: Vec<Requirement>,
     /// Each kernel program, where they could be tried.
@@ -41,28 +49,36 @@ pub(super) struct Report {
 
 pub(super) fn run(json: bool) -> Result<(), CommandError> {
     let mut requirements = requirements();
-    let mut programs = Vec::new();
-    if requirements.iter().all(|each| each.met) {
+    let (mut programs, mut proven) = (Vec::new(), None);
+    if requirements.iter().all(|each| each.met || !each.needed) {
         let tried = trial();
         requirements.push(Requirement {
             name: "enforcement",
             met: tried.is_ok(),
+            needed: true,
             finding: match &tried {
-                Ok(_) => "the canary was refused".to_owned(),
+                Ok((tier, _)) => format!("the canary was refused, tier {}", tier.name()),
                 Err(error) => error.clone(),
             },
-            remedy: if tried.is_ok() { "" } else { "see the finding" },
+            remedy: if tried.is_ok() { String::new() } else { "see the finding".to_owned() },
         });
-        programs = tried.unwrap_or_default();
+        if let Ok((tier, tried)) = tried {
+            (programs, proven) = (tried, Some(tier));
+        }
     }
-    let enforceable = requirements.iter().all(|each| each.met);
-    let report = Report { enforceable, requirements, programs };
+    let report = Report {
+        enforceable: proven.is_some(),
+        tier: proven.map_or("", Tier::name),
+        open: proven.map_or(&[], Tier::open),
+        requirements,
+        programs,
+    };
     if json {
         print_json(&report)?;
     } else {
         print(&report);
     }
-    match report.requirements.iter().find(|each| !each.met) {
+    match report.requirements.iter().find(|each| !each.met && each.needed) {
         None => Ok(()),
         Some(missing) => Err(CommandError::NotEnforceable(format!("{} is missing", missing.name))),
     }
@@ -70,11 +86,18 @@ pub(super) fn run(json: bool) -> Result<(), CommandError> {
 
 fn print(report: &Report) {
     for each in &report.requirements {
-        let mark = if each.met { "ok     " } else { "MISSING" };
+        let mark = match (each.met, each.needed) {
+            (true, _) => "ok     ",
+            (false, true) => "MISSING",
+            (false, false) => "weaker ",
+        };
         println!("{mark} {}", wrap(&format!("{}: {}", each.name, each.finding), 80, 8));
         if !each.met {
-            println!("        {}", wrap(each.remedy, 80, 8));
+            println!("        {}", wrap(&each.remedy, 80, 8));
         }
+    }
+    for open in report.open {
+        println!("note    {}", wrap(&format!("tier {} leaves open: {open}", report.tier), 80, 8));
     }
     for part in report.programs.iter().filter(|part| !part.attached) {
         println!("note    {}", wrap(&format!("without {}: {}", part.program, part.open), 80, 8));
@@ -82,13 +105,14 @@ fn print(report: &Report) {
 }
 
 fn requirements() -> Vec<Requirement> {
-    let lsm = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let modules = tier::modules();
     let root = rustix::process::geteuid().is_root();
-    let requirement = |name, met, finding: String, remedy| Requirement {
+    let requirement = |name, met, finding: String, remedy: &str| Requirement {
         name,
         met,
+        needed: true,
         finding,
-        remedy: if met { "" } else { remedy },
+        remedy: if met { String::new() } else { remedy.to_owned() },
     };
     vec![
         requirement(
@@ -109,17 +133,7 @@ fn requirements() -> Vec<Requirement> {
             KERNEL_BTF.to_owned(),
             "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's and Ubuntu's are)",
         ),
-        requirement(
-            "BPF LSM",
-            lsm.trim().split(',').any(|name| name == "bpf"),
-            if lsm.is_empty() {
-                "/sys/kernel/security/lsm cannot be read".to_owned()
-            } else {
-                format!("lsm={}", lsm.trim())
-            },
-            "add bpf to the list of security modules: boot with lsm=<the list above>,bpf; mount securityfs if the \
-             list cannot be read",
-        ),
+        bpf_lsm(modules.as_deref()),
         requirement(
             "bpf file system",
             is_bpf_fs(Path::new("/sys/fs/bpf")),
@@ -127,6 +141,32 @@ fn requirements() -> Vec<Requirement> {
             "mount -t bpf bpf /sys/fs/bpf",
         ),
     ]
+}
+
+/// The best tier's place; without it the functions that call the hooks are left.
+fn bpf_lsm(modules: Option<&str>) -> Requirement {
+    let met = modules.is_some_and(tier::lists_bpf);
+    let (finding, remedy) = match modules {
+        None => (
+            "the list of security modules cannot be read".to_owned(),
+            "mount -t securityfs securityfs /sys/kernel/security".to_owned(),
+        ),
+        Some(modules) => {
+            let listed: Vec<&str> = modules.split(',').filter(|name| *name != "capability").collect();
+            let separator = if listed.is_empty() { "" } else { "," };
+            (
+                format!("lsm={modules}"),
+                format!("add to the boot parameters: lsm={}{separator}bpf", listed.join(",")),
+            )
+        }
+    };
+    Requirement {
+        name: "BPF LSM",
+        met,
+        needed: false,
+        finding,
+        remedy: if met { String::new() } else { remedy },
+    }
 }
 
 /// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
@@ -138,10 +178,13 @@ fn is_bpf_fs(path: &Path) -> bool {
 
 /// Loads, attaches and proves the programs, and takes them away again. In audit mode: nothing else is refused
 /// meanwhile.
-fn trial() -> Result<Vec<PartReport>, String> {
+fn trial() -> Result<(Tier, Vec<PartReport>), String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
-    let tried = LsmEnforcer::load(path, &Config::default(), true).and_then(|mut enforcer| enforcer.attach());
+    let tried = BpfEnforcer::load(path, &Config::default(), true).and_then(|mut enforcer| {
+        let parts = enforcer.attach()?;
+        Ok((enforcer.tier(), parts))
+    });
     if let Err(error) = fs::remove_dir_all(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {

@@ -19,6 +19,9 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     if !status.protected {
         println!("the guard itself is not protected: root may take it away (see format-guard protect)");
     }
+    for text in &status.open {
+        println!("left open by tier {}: {}", status.tier, wrap(text, 80, 4));
+    }
     for text in &status.degraded {
         println!("degraded: {}", wrap(text, 80, 10));
     }

@@ -1,4 +1,4 @@
-//! The `lsm` tier: loads the BPF LSM programs, hands over from an earlier agent, and keeps their maps.
+//! The tiers `lsm` and `fmod_ret`: loads the BPF programs, hands over from an earlier agent, and keeps their maps.
 //!
 //! A program that this kernel has a place for and that does not load is an error that names it and carries the
 //! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
@@ -8,6 +8,7 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
+    os::fd::{AsFd, AsRawFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -29,10 +30,12 @@ use format_guard_common::{
 
 use super::{
     Counts, Enforcer, MapError, canary,
+    modify_return::{self, Programs},
     offsets::{KERNEL_BTF, KernelTypes, OffsetError},
     pins::Pins,
     protection::{Protected, ProtectionError},
     rule,
+    tier::{self, Tier},
 };
 use crate::{
     config::{Config, Passthrough},
@@ -45,19 +48,23 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fo
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Lsm(&'static str),
+    /// A hook that returns nothing: nobody can stand at the function that calls it (`fmod_ret`).
+    Notice(&'static str),
     Enter(&'static str),
     Exit(&'static str),
     Tracepoint(&'static str),
 }
 
 impl Place {
-    /// The kernel function whose presence says that the kernel has the place.
-    fn function(self) -> String {
-        match self {
-            Self::Lsm(hook) => format!("bpf_lsm_{hook}"),
+    /// The kernel function whose presence says that the kernel has the place; `None` where the tier has none.
+    fn function(self, tier: Tier) -> Option<String> {
+        Some(match self {
+            Self::Lsm(hook) if tier == Tier::FmodRet => format!("security_{hook}"),
+            Self::Notice(_) if tier == Tier::FmodRet => return None,
+            Self::Lsm(hook) | Self::Notice(hook) => format!("bpf_lsm_{hook}"),
             Self::Enter(name) | Self::Exit(name) => name.to_owned(),
             Self::Tracepoint(name) => format!("__traceiter_{name}"),
-        }
+        })
     }
 }
 
@@ -83,8 +90,8 @@ const PARTS: &[Part] = &[
     },
     Part {
         program: "bdev_free_security",
-        place: Place::Lsm("bdev_free_security"),
-        without: Some("the rule of a device that is gone is dropped by its uevent only (before kernel 6.12)"),
+        place: Place::Notice("bdev_free_security"),
+        without: Some("the rule of a device that is gone is dropped by its uevent only"),
     },
     Part {
         program: "bd_link_disk_holder",
@@ -211,6 +218,12 @@ pub enum LoadError {
         /// The kernel function that is missing.
         place: String,
     },
+    /// The object cannot be made ready for the functions `security_*`.
+    #[error("cannot make the guard's programs ready for the kernel's security functions: {reason}")]
+    Functions {
+        /// What is wrong.
+        reason: String,
+    },
     /// The pin directory cannot be used.
     #[error("cannot pin below {path} (is a bpf file system mounted there?): {source}")]
     Pin {
@@ -240,7 +253,7 @@ pub struct PartReport {
 }
 
 /// The loaded guard.
-pub struct LsmEnforcer {
+pub struct BpfEnforcer {
     ebpf: Ebpf,
     pins: Pins,
     rules: Array<MapData, Rule>,
@@ -255,11 +268,15 @@ pub struct LsmEnforcer {
     counters: PerCpuArray<MapData, u64>,
     protected: Protected,
     types: KernelTypes,
-    /// Stands for the object and its read-only globals.
-    build: u64,
+    offsets: Vec<(&'static str, u32)>,
+    /// The one that is proven, or to be tried next.
+    tier: Tier,
+    /// What to try after it.
+    weaker: &'static [Tier],
+    refuse_passthrough: u32,
 }
 
-impl LsmEnforcer {
+impl BpfEnforcer {
     /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
     /// an earlier agent attached stays in force.
     pub fn load(pin_root: &Path, config: &Config, audit: bool) -> Result<Self, LoadError> {
@@ -267,19 +284,12 @@ impl LsmEnforcer {
         let offsets = types.offsets()?;
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
-        let mut loader = EbpfLoader::new();
-        // For relocations, which our programs have none of.
-        loader.btf(None);
-        loader.default_map_pin_directory(pins.maps());
-        for (global, offset) in &offsets {
-            loader.override_global(global, offset, true);
-        }
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
-        loader.override_global("REFUSE_PASSTHROUGH", &refuse_passthrough, true);
-        let mut build = DefaultHasher::new();
-        (OBJECT, &offsets, refuse_passthrough).hash(&mut build);
-        let build = build.finish();
-        let mut ebpf = loader.load(OBJECT)?;
+        let [tier, weaker @ ..] = config.tier.tiers(tier::modules().as_deref()) else {
+            unreachable!("every choice names a tier")
+        };
+        let tier = *tier;
+        let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, tier)?;
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
         let taken = Slots::new(slots.iter().filter_map(Result::ok));
@@ -326,7 +336,10 @@ impl LsmEnforcer {
             counters,
             protected,
             types,
-            build,
+            offsets,
+            tier,
+            weaker,
+            refuse_passthrough,
         };
         enforcer.put_unknown(&rule::unknown(audit))?;
         Ok(enforcer)
@@ -338,8 +351,27 @@ impl LsmEnforcer {
     }
 
     /// Puts every program in force and proves it by the canary: those that an earlier agent of this build left, or else
-    /// new ones, which take the place of an earlier agent's only then.
+    /// new ones, which take the place of an earlier agent's only then. Where the kernel does not run them, the next tier is
+    /// tried.
     pub fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+        loop {
+            match self.attach_in(self.tier) {
+                Err(LoadError::Canary(error @ canary::CanaryError::NotEnforced(_))) => {
+                    let [next, weaker @ ..] = self.weaker else { return Err(error.into()) };
+                    tracing::warn!(
+                        tier = self.tier.name(),
+                        next = next.name(),
+                        "{error}; the next tier is tried"
+                    );
+                    (self.tier, self.weaker) = (*next, weaker);
+                    self.ebpf = load_object(&self.pins, &self.offsets, self.refuse_passthrough, self.tier)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn attach_in(&mut self, tier: Tier) -> Result<Vec<PartReport>, LoadError> {
         let parts = self.places()?;
         let reports = PARTS.iter().map(|part| {
             let attached = parts.iter().any(|placed| placed.program == part.program);
@@ -347,30 +379,68 @@ impl LsmEnforcer {
             PartReport { program: part.program.to_owned(), attached, open: open.to_owned() }
         });
         let reports = reports.collect();
-        let links = self.pins.links(self.build);
+        let build = self.build();
+        let links = self.pins.links(build);
         let pin_error = |source| LoadError::Pin { path: links.clone(), source };
         if self.is_attached(&parts, &links) && self.prove().is_ok() {
-            self.pins.retire_others(self.build).map_err(pin_error)?;
+            self.pins.retire_others(build).map_err(pin_error)?;
             return Ok(reports);
         }
         let unproven = self.pins.unproven_links().map_err(pin_error)?;
         // Some megabytes, which those who keep what is there do not need.
         let btf = Btf::from_sys_fs()?;
-        let proven = parts.iter().try_for_each(|part| self.attach_part(part, &btf, &unproven));
-        if let Err(error) = proven.and_then(|()| self.prove()) {
+        let pinned = self.pinned_maps()?;
+        let functions = match tier {
+            Tier::Lsm => None,
+            Tier::FmodRet => Some(self.programs_of_functions(&pinned)?),
+        };
+        let attached =
+            parts.iter().try_for_each(|part| self.attach_part(part, functions.as_ref(), &btf, &unproven));
+        if let Err(error) = attached.and_then(|()| self.prove()) {
             let _ = fs::remove_dir_all(&unproven);
             return Err(error);
         }
         fault::point(Point::AfterProof);
-        self.pins.take_over(&unproven, self.build).map_err(pin_error)?;
+        self.pins.take_over(&unproven, build).map_err(pin_error)?;
         Ok(reports)
+    }
+
+    /// The maps that outlive the agent, by name: those that were taken from the object are among them.
+    fn pinned_maps(&self) -> Result<BTreeMap<String, MapData>, LoadError> {
+        let pins = fs::read_dir(self.pins.maps())
+            .map_err(|source| LoadError::Pin { path: self.pins.maps().to_owned(), source })?;
+        let maps = pins.filter_map(|pin| {
+            let pin = pin.ok()?;
+            Some((pin.file_name().into_string().ok()?, MapData::from_pin(pin.path()).ok()?))
+        });
+        Ok(maps.collect())
+    }
+
+    /// The object for the functions `security_*`, with the maps that there are: its own and these.
+    fn programs_of_functions(&self, pinned: &BTreeMap<String, MapData>) -> Result<Programs, LoadError> {
+        let descriptor = |name: &str| -> Option<RawFd> {
+            let own = || match self.ebpf.map(name)? {
+                Map::Array(map) | Map::LruHashMap(map) => Some(map),
+                _ => None,
+            };
+            Some(pinned.get(name).or_else(own)?.fd().as_fd().as_raw_fd())
+        };
+        Programs::parse(OBJECT, descriptor)
+            .map_err(|error| LoadError::Functions { reason: error.to_string() })
+    }
+
+    /// Stands for the object, its read-only globals and where it is attached.
+    fn build(&self) -> u64 {
+        let mut build = DefaultHasher::new();
+        (OBJECT, &self.offsets, self.refuse_passthrough, self.tier).hash(&mut build);
+        build.finish()
     }
 
     /// The parts that this kernel has a place for.
     fn places(&self) -> Result<Vec<&'static Part>, LoadError> {
         let mut parts = Vec::new();
         for part in PARTS {
-            let function = part.place.function();
+            let Some(function) = part.place.function(self.tier) else { continue };
             // A tracepoint needs no function in BTF; aya reports one that is missing.
             if matches!(part.place, Place::Tracepoint(_)) || self.types.has_function(&function) {
                 parts.push(part);
@@ -441,14 +511,24 @@ impl LsmEnforcer {
         Ok(())
     }
 
-    fn attach_part(&mut self, part: &Part, btf: &Btf, links: &Path) -> Result<(), LoadError> {
-        let link = self.load_part(part, btf).map_err(|error| LoadError::Program {
-            program: part.program,
-            place: part.place.function(),
-            reason: verifier_reason(&error),
-        })?;
+    fn attach_part(
+        &mut self,
+        part: &Part,
+        functions: Option<&Programs>,
+        btf: &Btf,
+        links: &Path,
+    ) -> Result<(), LoadError> {
+        let place = part.place.function(self.tier).unwrap_or_default();
+        let failed = |reason| LoadError::Program { program: part.program, place: place.clone(), reason };
         let path = links.join(part.program);
-        link.pin(&path).map_err(|error| LoadError::Pin { path, source: io::Error::other(error) })?;
+        let pinned = if let (Place::Lsm(_), Some(programs)) = (part.place, functions) {
+            let link = programs.attach(part.program, &place, btf);
+            modify_return::pin(&link.map_err(|error| failed(error.to_string()))?, &path)
+        } else {
+            let link = self.load_part(part, btf).map_err(|error| failed(verifier_reason(&error)))?;
+            link.pin(&path).map(drop).map_err(io::Error::other)
+        };
+        pinned.map_err(|source| LoadError::Pin { path, source })?;
         fault::point(Point::AfterPin);
         Ok(())
     }
@@ -470,9 +550,29 @@ impl LsmEnforcer {
     }
 }
 
+/// Reads the object with its maps below the pins.
+fn load_object(
+    pins: &Pins,
+    offsets: &[(&'static str, u32)],
+    refuse_passthrough: u32,
+    tier: Tier,
+) -> Result<Ebpf, EbpfError> {
+    let mut loader = EbpfLoader::new();
+    // For relocations, which our programs have none of.
+    loader.btf(None);
+    loader.default_map_pin_directory(pins.maps());
+    for (global, offset) in offsets {
+        loader.override_global(global, offset, true);
+    }
+    let modify_return = u32::from(tier == Tier::FmodRet);
+    loader.override_global("REFUSE_PASSTHROUGH", &refuse_passthrough, true);
+    loader.override_global("MODIFY_RETURN", &modify_return, true);
+    loader.load(OBJECT)
+}
+
 fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink, ProgramError> {
     Ok(match place {
-        Place::Lsm(hook) => {
+        Place::Lsm(hook) | Place::Notice(hook) => {
             let lsm: &mut Lsm = program.try_into()?;
             lsm.load(hook, btf)?;
             let id = lsm.attach()?;
@@ -603,7 +703,7 @@ fn absent_is_done(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
     }
 }
 
-impl Enforcer for LsmEnforcer {
+impl Enforcer for BpfEnforcer {
     /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         if windows.count > 0 {
@@ -669,7 +769,11 @@ impl Enforcer for LsmEnforcer {
     }
 
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
-        self.protected.keep(&self.pins, &self.pins.links(self.build), until)
+        self.protected.keep(&self.pins, &self.pins.links(self.build()), until)
+    }
+
+    fn tier(&self) -> Tier {
+        self.tier
     }
 
     fn counts(&self) -> Counts {

@@ -2,12 +2,14 @@
 //!
 //! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from `decide()`.
 
+pub mod bpf;
 pub mod canary;
-pub mod lsm;
+mod modify_return;
 pub mod offsets;
 pub mod pins;
 pub mod protection;
 pub mod rule;
+pub mod tier;
 
 use format_guard_common::{Rule, Windows, event::HolderEntry};
 
@@ -56,6 +58,8 @@ pub trait Enforcer {
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
     fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError>;
+    /// The way in which it makes the kernel refuse.
+    fn tier(&self) -> tier::Tier;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
 }

@@ -18,8 +18,6 @@ use format_guard_tests::{
     wait_for,
 };
 
-/// Volumes that are attached at the start.
-const VOLUMES: u32 = 2000;
 /// Volumes that are attached one by one.
 const ONE_BY_ONE: u32 = 100;
 /// Volumes that one dmsetup makes: a command line has a limit.
@@ -33,6 +31,8 @@ const MEMORY_GOAL: u64 = 64;
 fn main() -> Result<()> {
     let records =
         PathBuf::from(env::var_os("FORMAT_GUARD_RECORDS").context("FORMAT_GUARD_RECORDS names records")?);
+    let volumes: u32 =
+        env::var("FORMAT_GUARD_VOLUMES").context("FORMAT_GUARD_VOLUMES is a number")?.parse()?;
     module("dm_mod")?;
     must("modprobe null_blk nr_devices=1 gb=1024")?;
     let state = Path::new("/run/fg-bench");
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         fs::copy(file.path(), state.join(file.file_name()))?;
     }
     println!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
-    make(0, VOLUMES)?;
+    make(0, volumes)?;
     let mut guard = Guard::unstarted(Some(state))?;
     guard.spawn_agent()?;
     let ruled =
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
 
     // Devices that are new to everybody, one after another.
-    let mut guarded = latencies(VOLUMES, |number| {
+    let mut guarded = latencies(volumes, |number| {
         let path = PathBuf::from(format!("/dev/mapper/fgbench{number}"));
         wait_for("the rule", || {
             Ok(guard.shown(&path).is_ok_and(|volume| volume["state"].is_string()).then_some(()))
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
     let mut udevd =
         Command::new("/lib/systemd/systemd-udevd").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))?;
-    let mut settled = latencies(VOLUMES + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
+    let mut settled = latencies(volumes + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
     udevd.kill()?;
     udevd.wait()?;
     for (name, times) in [("its rule", &mut guarded), ("udevadm settle", &mut settled)] {

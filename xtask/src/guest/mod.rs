@@ -45,6 +45,9 @@ pub(crate) struct Arguments {
     /// Disk image to attach, as [virtio:|scsi:|nvme:]FILE (may be repeated)
     #[arg(long)]
     disk: Vec<Disk>,
+    /// Boot parameters besides those that every guest has
+    #[arg(long, default_value = "")]
+    parameters: String,
     /// Command to run, after --
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -66,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             disks: arguments.disk.clone(),
             timeout: Duration::from_secs(arguments.timeout),
             cpu: Cpu::Timed,
+            parameters: arguments.parameters.clone(),
         };
         let status = guest.run(&mut io::stdout())?;
         if status != 0 {
@@ -132,6 +136,10 @@ impl FromStr for Disk {
     }
 }
 
+/// Boot parameters of every guest.
+const PARAMETERS: &str =
+    "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0";
+
 /// Guests that run at the same time at most: each keeps one core busy.
 pub(crate) const GUESTS: usize = 2;
 
@@ -159,6 +167,8 @@ pub(crate) struct Guest {
     pub(crate) timeout: Duration,
     /// How it counts time.
     pub(crate) cpu: Cpu,
+    /// Boot parameters besides those that every guest has.
+    pub(crate) parameters: String,
 }
 
 /// How a guest counts time.
@@ -290,8 +300,6 @@ impl Guest {
                 "-no-reboot",
                 "-device",
                 "virtio-rng-pci",
-                "-append",
-                "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0",
                 "-device",
                 "virtio-serial-pci",
                 "-chardev",
@@ -300,6 +308,7 @@ impl Guest {
                 "virtserialport,chardev=out,name=out",
             ],
         );
+        qemu.arg("-append").arg(format!("{PARAMETERS} {}", self.parameters));
         qemu.arg("-kernel").arg(self.kernel.directory.join("vmlinux"));
         qemu.arg("-initrd").arg(initramfs);
         qemu.arg("-serial").arg(format!("file:{}", console.display()));

@@ -74,7 +74,8 @@ impl<E: Enforcer> Reconciler<E> {
         let by_state = self.store.counts().map_err(|error| failed(&error))?;
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            tier: "lsm".to_owned(),
+            tier: self.enforcer.tier().name().to_owned(),
+            open: self.enforcer.tier().open().iter().map(|open| (*open).to_owned()).collect(),
             mode: self.mode(),
             protected: self.protected,
             set_mode: self.set_mode.clone(),

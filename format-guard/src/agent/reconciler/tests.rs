@@ -11,7 +11,7 @@ use format_guard_common::{Rule, Windows, event::HolderEntry};
 
 use super::*;
 use crate::{
-    enforce::{Counts, MapError, protection::ProtectionError},
+    enforce::{Counts, MapError, protection::ProtectionError, tier::Tier},
     record::{
         Permit,
         store::{StoreError, Wanted},
@@ -169,6 +169,10 @@ impl Enforcer for RecordingEnforcer {
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
         self.protected.set(until);
         Ok(())
+    }
+
+    fn tier(&self) -> Tier {
+        Tier::Lsm
     }
 
     fn counts(&self) -> Counts {
