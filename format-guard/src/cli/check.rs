@@ -133,7 +133,7 @@ fn requirements() -> Vec<Requirement> {
             KERNEL_BTF.to_owned(),
             "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's and Ubuntu's are)",
         ),
-        bpf_lsm(modules.as_deref()),
+        bpf_lsm(modules.as_deref(), kernel_config().as_deref()),
         requirement(
             "bpf file system",
             is_bpf_fs(Path::new("/sys/fs/bpf")),
@@ -143,13 +143,27 @@ fn requirements() -> Vec<Requirement> {
     ]
 }
 
+/// What the running kernel was built with, where its package says so.
+fn kernel_config() -> Option<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    fs::read_to_string(format!("/boot/config-{}", release.trim())).ok()
+}
+
+fn is_built_without_bpf_lsm(config: &str) -> bool {
+    config.lines().any(|line| line == "# CONFIG_BPF_LSM is not set")
+}
+
 /// The best tier's place; without it the functions that call the hooks are left.
-fn bpf_lsm(modules: Option<&str>) -> Requirement {
+fn bpf_lsm(modules: Option<&str>, config: Option<&str>) -> Requirement {
     let met = modules.is_some_and(tier::lists_bpf);
     let (finding, remedy) = match modules {
         None => (
             "the list of security modules cannot be read".to_owned(),
             "mount -t securityfs securityfs /sys/kernel/security".to_owned(),
+        ),
+        Some(modules) if config.is_some_and(is_built_without_bpf_lsm) => (
+            format!("lsm={modules}"),
+            "no boot parameter helps: this kernel is built without CONFIG_BPF_LSM".to_owned(),
         ),
         Some(modules) => {
             let listed: Vec<&str> = modules.split(',').filter(|name| *name != "capability").collect();
@@ -191,4 +205,42 @@ fn trial() -> Result<(Tier, Vec<PartReport>), String> {
         return Err(format!("the trial's pins at {} cannot be removed: {error}", path.display()));
     }
     tried.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists of active security modules, and of what the kernel was built with the lines that matter, as they were found:
+    /// Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18 (github.com/microsoft/WSL/issues/41612); Flatcar of 2021
+    /// (github.com/flatcar/Flatcar/issues/343).
+    const HOSTS: [(&str, &str, Option<&str>); 5] = [
+        ("lockdown,capability,landlock,yama,apparmor,tomoyo,bpf,ima,evm", "CONFIG_BPF_LSM=y", None),
+        (
+            "lockdown,capability,landlock,yama,apparmor",
+            "CONFIG_BPF_LSM=y",
+            Some("add to the boot parameters: lsm=lockdown,landlock,yama,apparmor,bpf"),
+        ),
+        (
+            "capability,landlock,yama,safesetid,selinux,ima",
+            "CONFIG_DEBUG_INFO_BTF=y\nCONFIG_BPF_LSM=y",
+            Some("add to the boot parameters: lsm=landlock,yama,safesetid,selinux,ima,bpf"),
+        ),
+        ("capability", "", Some("add to the boot parameters: lsm=bpf")),
+        (
+            "capability,selinux",
+            "CONFIG_BPF=y\n# CONFIG_BPF_LSM is not set",
+            Some("no boot parameter helps: this kernel is built without CONFIG_BPF_LSM"),
+        ),
+    ];
+
+    #[test]
+    fn a_host_without_bpf_among_its_modules_is_told_the_line_to_add() {
+        for (modules, config, remedy) in HOSTS {
+            let found = bpf_lsm(Some(modules), Some(config));
+            assert_eq!((found.met, found.needed), (remedy.is_none(), false), "{modules}");
+            assert_eq!(found.remedy, remedy.unwrap_or_default(), "{modules}");
+        }
+        assert!(bpf_lsm(None, None).remedy.contains("securityfs"));
+    }
 }
