@@ -7,15 +7,16 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Arc, OnceLock},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{
     build::executable,
     command::workspace,
-    guest::{Cpu, Disk, Ended, Guest, against, sparse_image},
+    guest::{Cpu, Disk, Ended, GUESTS, Guest, against, sparse_image},
     kernels::Kernel,
     setup,
 };
@@ -56,8 +57,28 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     println!("cuts: {number} on {} ({}), seed {seed}", kernel.key, kernel.release);
-    let mut rng = fastrand::Rng::with_seed(seed);
     let reboot = executable("format-guard-tests", "test", "reboot")?;
+    // Some series at a time, each on disks of its own.
+    let (series, reboot) = (u32::try_from(GUESTS)?, &reboot);
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..series)
+            .map(|i| {
+                let number = number / series + u32::from(i < number % series);
+                let seed = seed.wrapping_add(u64::from(i) << 32);
+                scope.spawn(move || one_after_another(kernel, guard, reboot, number, seed))
+            })
+            .collect();
+        let mut held = true;
+        for one in all {
+            held &= one.join().unwrap_or_else(|_| bail!("a series broke"))?;
+        }
+        Ok(held)
+    })
+}
+
+/// One series of cuts.
+fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, seed: u64) -> Result<bool> {
+    let mut rng = fastrand::Rng::with_seed(seed);
     let directory = tempfile::tempdir_in(workspace().join("target"))?;
     let image = |name: &str, size: u64| -> Result<Disk> {
         let path = directory.path().join(name);
@@ -69,7 +90,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
     for life in 0..=number {
         let last = life == number;
         let words = ["--ignored", "--exact", "--nocapture", "a_life_until_the_power_is_cut"];
-        let mut command = against(guard, &reboot, words.map(Into::into));
+        let mut command = against(guard, reboot, words.map(Into::into));
         command.insert(1, format!("FORMAT_GUARD_LIFE={life}:{}:{last}", rng.u64(..)).into());
         let guest = Guest {
             kernel: kernel.clone(),
@@ -100,7 +121,10 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
             println!("{text}");
             io::copy(&mut File::open(&console)?, &mut io::stdout())?;
             let kept = directory.keep();
-            println!("cuts: life {life} ended as {ended:?}; its disks are kept in {}", kept.display());
+            println!(
+                "cuts: seed {seed}, life {life} ended as {ended:?}; its disks are kept in {}",
+                kept.display()
+            );
             return Ok(false);
         }
         // Without what libtest says of them.
@@ -108,13 +132,13 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
         let told = told.filter(|line| !line.is_empty() && !line.starts_with("test "));
         found += u32::from(output.said[1].get().is_some());
         println!(
-            "cuts: life {life}, {:.1} s from {}: {}",
+            "cuts: seed {seed}, life {life}, {:.1} s from {}: {}",
             spared.as_secs_f64(),
             SAID[since],
             told.collect::<Vec<_>>().join(", ")
         );
     }
-    println!("cuts: {found} of {} lives were long enough to look at everything", number + 1);
+    println!("cuts: seed {seed}: {found} of {} lives were long enough to look at everything", number + 1);
     Ok(true)
 }
 
