@@ -86,7 +86,8 @@ fn life(rng: &mut Rng) -> Duration {
     Duration::from_millis(match rng.u8(0..10) {
         0..=3 => rng.u64(0..500),
         4..=7 => rng.u64(0..3_000),
-        _ => rng.u64(4_000..10_000),
+        // Long enough for a volume to be armed and formatted.
+        _ => rng.u64(6_000..14_000),
     })
 }
 
