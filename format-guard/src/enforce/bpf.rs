@@ -267,7 +267,8 @@ pub struct BpfEnforcer {
     holders: HashMap<MapData, u32, HolderEntry>,
     counters: PerCpuArray<MapData, u64>,
     protected: Protected,
-    types: KernelTypes,
+    /// Of the functions at which a program may stand, those that this kernel has.
+    functions: BTreeSet<String>,
     offsets: Vec<(&'static str, u32)>,
     /// The one that is proven, or to be tried next.
     tier: Tier,
@@ -282,6 +283,9 @@ impl BpfEnforcer {
     pub fn load(pin_root: &Path, config: &Config, audit: bool) -> Result<Self, LoadError> {
         let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
         let offsets = types.offsets()?;
+        let functions = functions(&types);
+        // Tens of megabytes, which are not needed beside those that attaching needs.
+        drop(types);
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
@@ -335,7 +339,7 @@ impl BpfEnforcer {
             holders,
             counters,
             protected,
-            types,
+            functions,
             offsets,
             tier,
             weaker,
@@ -442,7 +446,7 @@ impl BpfEnforcer {
         for part in PARTS {
             let Some(function) = part.place.function(self.tier) else { continue };
             // A tracepoint needs no function in BTF; aya reports one that is missing.
-            if matches!(part.place, Place::Tracepoint(_)) || self.types.has_function(&function) {
+            if matches!(part.place, Place::Tracepoint(_)) || self.functions.contains(&function) {
                 parts.push(part);
             } else if part.without.is_none() {
                 return Err(LoadError::NoPlace { program: part.program, place: function });
@@ -548,6 +552,13 @@ impl BpfEnforcer {
         }
         Ok(link)
     }
+}
+
+/// Of the functions at which a program may stand, in whichever tier, those that these kernel types name.
+fn functions(types: &KernelTypes) -> BTreeSet<String> {
+    let places = PARTS.iter().map(|part| part.place);
+    let functions = places.flat_map(|place| [Tier::Lsm, Tier::FmodRet].map(|tier| place.function(tier)));
+    functions.flatten().filter(|function| types.has_function(function)).collect()
 }
 
 /// Reads the object with its maps below the pins.
