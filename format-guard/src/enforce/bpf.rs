@@ -668,12 +668,16 @@ fn words(comm: [u8; 16]) -> [u64; 2] {
 
 /// The error in one line, and the end of the verifier's log, where its reason stands.
 fn verifier_reason(error: &ProgramError) -> String {
-    const LINES: usize = 12;
     let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
-    let log = verifier_log.to_string();
+    format!("{io_error}{}", end_of(&verifier_log.to_string()))
+}
+
+/// The end of the verifier's log, to be put after an error.
+pub(super) fn end_of(log: &str) -> String {
+    const LINES: usize = 12;
     let lines: Vec<&str> = log.lines().collect();
     let tail = &lines[lines.len().saturating_sub(LINES)..];
-    format!("{io_error}; the verifier says:\n  {}", tail.join("\n  "))
+    format!("; the verifier says:\n  {}", tail.join("\n  "))
 }
 
 /// A map to be filled now; it stays with the object, which needs it to load the programs.

@@ -22,7 +22,9 @@ use aya_obj::{
     relocation::EbpfRelocationError,
 };
 
-/// The last bytes of the verifier's log that are asked for.
+use super::bpf::end_of;
+
+/// Room for the verifier's log, in bytes.
 const LOG: usize = 1 << 20;
 
 /// Why a program is not attached.
@@ -91,14 +93,13 @@ impl Programs {
         let mut attr = empty();
         // SAFETY: the part of the union that BPF_RAW_TRACEPOINT_OPEN reads; no name: the program itself says where.
         unsafe { &mut attr.raw_tracepoint }.prog_fd = descriptor(&program);
-        bpf("attach", bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr, String::new)
+        made(call(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)).map_err(refused("attach"))
     }
 
     fn load(&self, name: &str, function: &str, kernel: &Btf) -> Result<OwnedFd, ModifyReturnError> {
         let program = self.object.programs.get(name).ok_or(ModifyReturnError::NoProgram)?;
         let code = self.object.functions.get(&program.function_key()).ok_or(ModifyReturnError::NoProgram)?;
         let (functions, lines) = (code.func_info.func_info_bytes(), code.line_info.line_info_bytes());
-        let mut log = vec![0_u8; LOG];
         let mut attr = empty();
         // SAFETY: the part of the union that BPF_PROG_LOAD reads.
         let load = unsafe { &mut attr.__bindgen_anon_3 };
@@ -121,14 +122,18 @@ impl Programs {
             load.line_info_cnt = length(code.line_info.len());
             load.line_info_rec_size = length(code.line_info_rec_size);
         }
-        if let Ok(loaded) = bpf("load", bpf_cmd::BPF_PROG_LOAD, &mut attr, String::new) {
-            return Ok(loaded);
-        }
-        // Once more, for the verifier's reasons.
-        // SAFETY: as above.
-        let load = unsafe { &mut attr.__bindgen_anon_3 };
-        (load.log_level, load.log_buf, load.log_size) = (1, log.as_mut_ptr() as u64, length(log.len()));
-        bpf("load", bpf_cmd::BPF_PROG_LOAD, &mut attr, || last_lines(&log))
+        made(call(bpf_cmd::BPF_PROG_LOAD, &mut attr)).or_else(|error| {
+            // Once more, for the verifier's reasons.
+            let mut log = vec![0_u8; LOG];
+            // SAFETY: as above.
+            let load = unsafe { &mut attr.__bindgen_anon_3 };
+            (load.log_level, load.log_buf, load.log_size) = (1, log.as_mut_ptr() as u64, length(log.len()));
+            made(call(bpf_cmd::BPF_PROG_LOAD, &mut attr)).map_err(|_| {
+                let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+                let log = end_of(&String::from_utf8_lossy(&log[..end]));
+                ModifyReturnError::Kernel { call: "load", error, log }
+            })
+        })
     }
 }
 
@@ -147,16 +152,7 @@ fn load_types(bytes: &[u8]) -> Result<OwnedFd, ModifyReturnError> {
     // SAFETY: the part of the union that BPF_BTF_LOAD reads.
     let load = unsafe { &mut attr.__bindgen_anon_7 };
     (load.btf, load.btf_size) = (bytes.as_ptr() as u64, length(bytes.len()));
-    bpf("load the types", bpf_cmd::BPF_BTF_LOAD, &mut attr, String::new)
-}
-
-fn last_lines(log: &[u8]) -> String {
-    const LINES: usize = 12;
-    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    let text = String::from_utf8_lossy(&log[..end]);
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = &lines[lines.len().saturating_sub(LINES)..];
-    format!("; the verifier says:\n  {}", tail.join("\n  "))
+    made(call(bpf_cmd::BPF_BTF_LOAD, &mut attr)).map_err(refused("load the types"))
 }
 
 fn empty() -> bpf_attr {
@@ -173,17 +169,14 @@ fn length(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// A call that makes a descriptor.
-fn bpf(
-    name: &'static str,
-    command: bpf_cmd,
-    attr: &mut bpf_attr,
-    log: impl Fn() -> String,
-) -> Result<OwnedFd, ModifyReturnError> {
-    let made = call(command, attr);
-    made.map_err(|error| ModifyReturnError::Kernel { call: name, error, log: log() })
-        // SAFETY: a descriptor that the kernel has made now, and that nobody else owns.
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+fn refused(call: &'static str) -> impl FnOnce(io::Error) -> ModifyReturnError {
+    move |error| ModifyReturnError::Kernel { call, error, log: String::new() }
+}
+
+/// The descriptor that a call has made.
+fn made(result: io::Result<RawFd>) -> io::Result<OwnedFd> {
+    // SAFETY: made by the kernel now, and nobody else's.
+    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// bpf(2).
