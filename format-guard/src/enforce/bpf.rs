@@ -270,6 +270,8 @@ pub struct BpfEnforcer {
     /// Of the functions at which a program may stand, those that this kernel has.
     functions: BTreeSet<String>,
     offsets: Vec<(&'static str, u32)>,
+    /// Stands for the object, its read-only globals and where it is attached.
+    build: u64,
     /// The one that is proven, or to be tried next.
     tier: Tier,
     /// What to try after it.
@@ -289,11 +291,9 @@ impl BpfEnforcer {
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
-        let [tier, weaker @ ..] = config.tier.tiers(tier::modules().as_deref()) else {
-            unreachable!("every choice names a tier")
-        };
-        let tier = *tier;
+        let (tier, weaker) = config.tier.tiers(tier::modules().as_deref());
         let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, tier)?;
+        let build = build_of(&offsets, refuse_passthrough, tier);
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
         let taken = Slots::new(slots.iter().filter_map(Result::ok));
@@ -341,6 +341,7 @@ impl BpfEnforcer {
             protected,
             functions,
             offsets,
+            build,
             tier,
             weaker,
             refuse_passthrough,
@@ -359,7 +360,7 @@ impl BpfEnforcer {
     /// tried.
     pub fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
         loop {
-            match self.attach_in(self.tier) {
+            match self.attach_in_tier() {
                 Err(LoadError::Canary(error @ canary::CanaryError::NotEnforced(_))) => {
                     let [next, weaker @ ..] = self.weaker else { return Err(error.into()) };
                     tracing::warn!(
@@ -369,13 +370,14 @@ impl BpfEnforcer {
                     );
                     (self.tier, self.weaker) = (*next, weaker);
                     self.ebpf = load_object(&self.pins, &self.offsets, self.refuse_passthrough, self.tier)?;
+                    self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
                 }
                 other => return other,
             }
         }
     }
 
-    fn attach_in(&mut self, tier: Tier) -> Result<Vec<PartReport>, LoadError> {
+    fn attach_in_tier(&mut self) -> Result<Vec<PartReport>, LoadError> {
         let parts = self.places()?;
         let reports = PARTS.iter().map(|part| {
             let attached = parts.iter().any(|placed| placed.program == part.program);
@@ -383,20 +385,23 @@ impl BpfEnforcer {
             PartReport { program: part.program.to_owned(), attached, open: open.to_owned() }
         });
         let reports = reports.collect();
-        let build = self.build();
-        let links = self.pins.links(build);
+        let links = self.pins.links(self.build);
         let pin_error = |source| LoadError::Pin { path: links.clone(), source };
         if self.is_attached(&parts, &links) && self.prove().is_ok() {
-            self.pins.retire_others(build).map_err(pin_error)?;
+            self.pins.retire_others(self.build).map_err(pin_error)?;
             return Ok(reports);
         }
         let unproven = self.pins.unproven_links().map_err(pin_error)?;
         // Some megabytes, which those who keep what is there do not need.
         let btf = Btf::from_sys_fs()?;
-        let pinned = self.pinned_maps()?;
-        let functions = match tier {
+        // Open until the programs that refer to them are loaded.
+        let pinned;
+        let functions = match self.tier {
             Tier::Lsm => None,
-            Tier::FmodRet => Some(self.programs_of_functions(&pinned)?),
+            Tier::FmodRet => {
+                pinned = self.pinned_maps()?;
+                Some(self.programs_of_functions(&pinned)?)
+            }
         };
         let attached =
             parts.iter().try_for_each(|part| self.attach_part(part, functions.as_ref(), &btf, &unproven));
@@ -405,7 +410,7 @@ impl BpfEnforcer {
             return Err(error);
         }
         fault::point(Point::AfterProof);
-        self.pins.take_over(&unproven, build).map_err(pin_error)?;
+        self.pins.take_over(&unproven, self.build).map_err(pin_error)?;
         Ok(reports)
     }
 
@@ -431,13 +436,6 @@ impl BpfEnforcer {
         };
         Programs::parse(OBJECT, descriptor)
             .map_err(|error| LoadError::Functions { reason: error.to_string() })
-    }
-
-    /// Stands for the object, its read-only globals and where it is attached.
-    fn build(&self) -> u64 {
-        let mut build = DefaultHasher::new();
-        (OBJECT, &self.offsets, self.refuse_passthrough, self.tier).hash(&mut build);
-        build.finish()
     }
 
     /// The parts that this kernel has a place for.
@@ -559,6 +557,13 @@ fn functions(types: &KernelTypes) -> BTreeSet<String> {
     let places = PARTS.iter().map(|part| part.place);
     let functions = places.flat_map(|place| [Tier::Lsm, Tier::FmodRet].map(|tier| place.function(tier)));
     functions.flatten().filter(|function| types.has_function(function)).collect()
+}
+
+/// Stands for the object, its read-only globals and where it is attached.
+fn build_of(offsets: &[(&'static str, u32)], refuse_passthrough: u32, tier: Tier) -> u64 {
+    let mut build = DefaultHasher::new();
+    (OBJECT, offsets, refuse_passthrough, tier).hash(&mut build);
+    build.finish()
 }
 
 /// Reads the object with its maps below the pins.
@@ -784,7 +789,7 @@ impl Enforcer for BpfEnforcer {
     }
 
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
-        self.protected.keep(&self.pins, &self.pins.links(self.build()), until)
+        self.protected.keep(&self.pins, &self.pins.links(self.build), until)
     }
 
     fn tier(&self) -> Tier {

@@ -56,14 +56,14 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// What is tried, in this order, where these security modules are active.
+    /// What is tried first where these security modules are active, and what after it, in this order.
     #[must_use]
-    pub fn tiers(self, modules: Option<&str>) -> &'static [Tier] {
+    pub fn tiers(self, modules: Option<&str>) -> (Tier, &'static [Tier]) {
         match self {
-            Self::Lsm => &[Tier::Lsm],
-            Self::FmodRet => &[Tier::FmodRet],
-            Self::Auto if modules.is_some_and(|modules| !lists_bpf(modules)) => &[Tier::FmodRet],
-            Self::Auto => &[Tier::Lsm, Tier::FmodRet],
+            Self::Lsm => (Tier::Lsm, &[]),
+            Self::FmodRet => (Tier::FmodRet, &[]),
+            Self::Auto if modules.is_some_and(|modules| !lists_bpf(modules)) => (Tier::FmodRet, &[]),
+            Self::Auto => (Tier::Lsm, &[Tier::FmodRet]),
         }
     }
 }
@@ -86,9 +86,10 @@ mod tests {
 
     #[test]
     fn the_best_is_tried_first_and_what_cannot_be_is_not() {
-        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpf")), [Tier::Lsm, Tier::FmodRet]);
-        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpfx")), [Tier::FmodRet]);
-        assert_eq!(Choice::Auto.tiers(None), [Tier::Lsm, Tier::FmodRet]);
-        assert_eq!(Choice::Lsm.tiers(Some("lockdown")), [Tier::Lsm]);
+        let both: (Tier, &[Tier]) = (Tier::Lsm, &[Tier::FmodRet]);
+        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpf")), both);
+        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpfx")), (Tier::FmodRet, &[][..]));
+        assert_eq!(Choice::Auto.tiers(None), both);
+        assert_eq!(Choice::Lsm.tiers(Some("lockdown")), (Tier::Lsm, &[][..]));
     }
 }
