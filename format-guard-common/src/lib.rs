@@ -15,8 +15,10 @@ mod opaque;
 pub mod passthrough;
 pub mod program;
 pub mod protection;
+pub mod question;
 mod request;
 mod rule;
+pub mod snapshot;
 mod windows;
 
 pub use decide::decide;
