@@ -1,0 +1,79 @@
+//! The bytes that a write carries, wherever they lie in the program's memory.
+
+use format_guard_common::Content;
+
+use crate::system::copy;
+
+/// Pieces of one write at most (`UIO_MAXIOV`, include/uapi/linux/uio.h): the kernel refuses more.
+const MAX_PIECES: usize = 1024;
+
+/// Where the bytes of a write are.
+#[derive(Clone, Copy)]
+pub(crate) enum Bytes {
+    /// In one piece at this address.
+    Whole(usize),
+    /// In as many pieces as this array of `struct iovec` says.
+    Pieces(usize, usize),
+    /// In another file.
+    Elsewhere,
+}
+
+fn piece(array: usize, number: usize) -> Option<(u64, u64)> {
+    let mut piece = [0; 16];
+    let address = array.checked_add(number.checked_mul(16)?)?;
+    if !copy(address, &mut piece) {
+        return None;
+    }
+    let ([start, length], []) = piece.as_chunks::<8>() else { return None };
+    Some((u64::from_ne_bytes(*start), u64::from_ne_bytes(*length)))
+}
+
+impl Bytes {
+    /// How many the pieces are together: as many as there can be where that cannot be read.
+    pub(crate) fn total(self) -> u64 {
+        let Self::Pieces(array, count) = self else { return u64::MAX };
+        let mut total = 0_u64;
+        for number in 0..count.min(MAX_PIECES) {
+            let Some((_, length)) = piece(array, number) else { return u64::MAX };
+            total = total.saturating_add(length);
+        }
+        total
+    }
+}
+
+impl Content for Bytes {
+    fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
+        let mut bytes = [0; 16];
+        let wanted = bytes.get_mut(..usize::try_from(length).ok()?)?;
+        match *self {
+            Self::Whole(address) => {
+                copy(address.checked_add(usize::try_from(at).ok()?)?, wanted).then_some(())?;
+            }
+            Self::Pieces(array, count) => gather(array, count, at, wanted)?,
+            Self::Elsewhere => return None,
+        }
+        let ([low, high], []) = bytes.as_chunks::<8>() else { return None };
+        Some([low, high].map(|word| u64::from_le_bytes(*word)))
+    }
+}
+
+/// Fills `wanted` with what lies `at` bytes after the start of the pieces.
+fn gather(array: usize, count: usize, mut at: u64, mut wanted: &mut [u8]) -> Option<()> {
+    for number in 0..count.min(MAX_PIECES) {
+        let (start, length) = piece(array, number)?;
+        if at >= length {
+            at -= length;
+            continue;
+        }
+        let here = usize::try_from(length - at).ok()?.min(wanted.len());
+        let (now, rest) = wanted.split_at_mut(here);
+        if !copy(usize::try_from(start.checked_add(at)?).ok()?, now) {
+            return None;
+        }
+        if rest.is_empty() {
+            return Some(());
+        }
+        (wanted, at) = (rest, 0);
+    }
+    None
+}
