@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::enforce::tier::Choice;
+use crate::enforce::tier::{Choice, Tier};
 
 /// Where the file is looked for when no other is named.
 pub const DEFAULT_FILE: &str = "/etc/format-guard/config.toml";
@@ -69,9 +69,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     (
         "tier",
-        "How the kernel is made to refuse: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= must list), \"fmod_ret\" \
-         (the functions that call them), or \"auto\", the best of them that is proven. What the one in force leaves open, \
-         format-guard status says. Needs a restart.",
+        "How the guard refuses: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= must list), \"fmod_ret\" (the functions \
+         that call them), \"preload\" (the LD_PRELOAD library, in programs that load it), or \"auto\", the best of them that is \
+         proven. What the one in force leaves open, format-guard status says. Needs a restart.",
+    ),
+    (
+        "require",
+        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \"fmod_ret\" or \"preload\". Needs \
+         a restart.",
     ),
     ("state_dir", "The database of volumes. It must be on a disk that is kept. Needs a restart."),
     ("run_dir", "The control socket, control.sock. Needs a restart."),
@@ -111,8 +116,10 @@ pub const KEYS: &[(&str, &str)] = &[
 pub struct Config {
     /// Enforce or audit.
     pub mode: Mode,
-    /// How the kernel is made to refuse.
+    /// How the guard refuses.
     pub tier: Choice,
+    /// The weakest way with which it starts.
+    pub require: Tier,
     /// The database; must outlive a reboot.
     pub state_dir: PathBuf,
     /// The control socket.
@@ -140,6 +147,7 @@ impl Default for Config {
         Self {
             mode: Mode::Enforce,
             tier: Choice::Auto,
+            require: Tier::Preload,
             state_dir: PathBuf::from("/var/lib/format-guard"),
             run_dir: PathBuf::from("/run/format-guard"),
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
@@ -223,6 +231,12 @@ impl Config {
         if let Some(name) = config.trusted.iter().find(|name| name.is_empty() || name.contains('/')) {
             return Err(format!("trusted has '{name}': write a program's name, without its directory"));
         }
+        if config.tiers(None).is_empty() {
+            let required = config.require.name();
+            return Err(format!(
+                "tier is weaker than {required}, which require asks for: change one of them"
+            ));
+        }
         for (key, path) in
             [("state_dir", &config.state_dir), ("run_dir", &config.run_dir), ("pin_dir", &config.pin_dir)]
         {
@@ -233,11 +247,20 @@ impl Config {
         Ok(config)
     }
 
+    /// The ways to refuse that are tried where these security modules are active, best first; none weaker than is required.
+    #[must_use]
+    pub fn tiers(&self, modules: Option<&str>) -> Vec<Tier> {
+        let mut tiers = self.tier.tiers(modules);
+        tiers.retain(|tier| *tier <= self.require);
+        tiers
+    }
+
     /// A key that differs and that a running agent cannot change.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
         [
             ("tier", self.tier != new.tier),
+            ("require", self.require != new.require),
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
@@ -342,7 +365,11 @@ mod tests {
             let error = Config::parse(&format!("{key} = 1")).expect_err("refused");
             assert_eq!(error, format!("there is no key '{key}': did you mean '{known}'?"));
         }
-        assert!(Config::parse("xyzzy = 1").expect_err("refused").contains("there are mode, tier, state_dir"));
+        assert!(
+            Config::parse("xyzzy = 1")
+                .expect_err("refused")
+                .contains("there are mode, tier, require, state_dir")
+        );
         assert!(Config::parse("[agent]\nmode = 'audit'").is_err(), "a section is no key either");
     }
 
@@ -368,6 +395,8 @@ mod tests {
             "probe_deadline = -1",
             "mode = 'strict'",
             "tier = 'best'",
+            "require = 'auto'",
+            "tier = 'preload'\nrequire = 'lsm'",
             "trusted = ['/usr/bin/qemu']",
             "trusted = ['']",
             "passthrough = true",

@@ -1,6 +1,23 @@
-//! When a process started, as `/proc` tells it: an id is reused, together with its start it is not.
+//! Processes as `/proc` tells of them: an id is reused, together with its start it is not.
 
 use std::fs;
+
+use format_guard_common::event::Process;
+
+/// This program, whatever has become of its file.
+pub const OURSELVES: &str = "/proc/self/exe";
+
+/// Nanoseconds of one of the kernel's user-visible ticks.
+#[must_use]
+pub fn tick() -> u64 {
+    1_000_000_000 / rustix::param::clock_ticks_per_second()
+}
+
+/// A process that is there now. Its start is known to a tick.
+#[must_use]
+pub fn identity(pid: u32) -> Option<Process> {
+    Some(Process { started: start_of(pid)? * tick(), tgid: pid, zero: 0 })
+}
 
 /// Ticks since boot at which a process started; `None` where it cannot be seen.
 #[must_use]

@@ -40,6 +40,15 @@ pub fn database_is_sound(state: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The tier without the kernel.
+pub const PRELOAD: &str = "preload";
+
+/// The tier that this run is about.
+#[must_use]
+pub fn tier() -> String {
+    env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| "lsm".to_owned())
+}
+
 /// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build keeps the
 /// programs, and loading new ones takes longer under emulation than most scenarios do.
 pub const PINS: &str = "/sys/fs/bpf/fg-tests";
@@ -47,6 +56,8 @@ pub const PINS: &str = "/sys/fs/bpf/fg-tests";
 /// An agent and the enforcement that it leaves.
 pub struct Guard {
     root: PathBuf,
+    /// The agent's run directory.
+    run: PathBuf,
     agent: Option<Child>,
     audit: bool,
     /// Events up to this number are an earlier scenario's.
@@ -134,15 +145,21 @@ impl Guard {
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
         let state = state.map_or_else(|| root.join("state"), Path::to_owned);
-        let config = format!(
+        // Where the library looks that is loaded into the tests.
+        let published = (tier() == PRELOAD).then(|| env::var_os("FORMAT_GUARD_RUN_DIR").map(PathBuf::from));
+        let run = published.flatten().unwrap_or_else(|| root.join("run"));
+        let mut config = format!(
             "state_dir = '{}'\nrun_dir = '{}'\npin_dir = '{}'\nresync_interval = 1\nquarantine = 5\n\
              protect = false\n",
             state.display(),
-            root.join("run").display(),
+            run.display(),
             PINS
         );
+        if tier() == PRELOAD {
+            config.push_str("tier = 'preload'\n");
+        }
         fs::write(root.join("config.toml"), config)?;
-        Ok(Self { root, agent: None, audit, since: 0 })
+        Ok(Self { root, run, agent: None, audit, since: 0 })
     }
 
     /// Starts the agent.
@@ -172,7 +189,7 @@ impl Guard {
         let status: Value = serde_json::from_str(&status.text)?;
         ensure!(status["proven"] == true, "the canary has not proven the guard: {status}");
         // Not by the way that this run is about it proves nothing of it.
-        let tier = env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| "lsm".to_owned());
+        let tier = tier();
         ensure!(status["tier"] == tier.as_str(), "the guard is not of tier {tier}: {status}");
         Ok(())
     }
@@ -334,7 +351,7 @@ impl Guard {
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.root.join("run/control.sock")
+        self.run.join("control.sock")
     }
 
     /// What the agent has logged.

@@ -1,6 +1,7 @@
 //! Runs the real tools and keeps what they print.
 
 use std::{
+    path::Path,
     process::{Command, Stdio},
     sync::{OnceLock, mpsc},
     thread,
@@ -132,5 +133,9 @@ pub fn must_with(line: &str, input: &str) -> Result<String> {
 /// # Errors
 /// When it cannot be loaded.
 pub fn module(name: &str) -> Result<()> {
+    // Also where it is a part of the kernel itself.
+    if Path::new("/sys/module").join(name).exists() {
+        return Ok(());
+    }
     must(&format!("modprobe {name}")).map(drop)
 }

@@ -3,7 +3,11 @@
 use std::{
     ffi::CStr,
     fs::{self, File},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
 };
 
 /// Where control groups (v2) are mounted.
@@ -16,6 +20,14 @@ const ID: usize = 64;
 pub(super) fn of(pid: u32, cgroup: u64) -> Option<String> {
     let path = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().or_else(|| path_of(cgroup))?;
     in_path(&path)
+}
+
+/// The id of a process's control group (v2): the inode of its directory.
+pub(super) fn group_of(pid: u32) -> Option<u64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let directory = Path::new(CGROUPS.to_str().ok()?).join(path);
+    Some(fs::metadata(directory).ok()?.ino())
 }
 
 /// The last id in a path, alone or between a runtime's prefix and suffix (`cri-containerd-ID.scope`).

@@ -42,6 +42,8 @@ use crate::{
     volume::{probe::Finding, sysfs::Device},
 };
 
+/// For root alone.
+pub(super) const MODE: u32 = 0o600;
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 64 << 10;
 /// Longest wait for a line of the history, in seconds.
@@ -76,8 +78,8 @@ pub(super) struct Agent {
     pub(super) told: watch::Receiver<u64>,
 }
 
-/// Makes the socket, for root alone. One that an earlier agent left is replaced, one in use is not.
-pub(super) fn listen(path: &Path) -> Result<UnixListener> {
+/// Makes a socket of this mode. One that an earlier agent left is replaced, one in use is not.
+pub(super) fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => bail!("another agent listens on {}; stop that one first", path.display()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -87,7 +89,7 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

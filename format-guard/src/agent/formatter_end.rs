@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{io::unix::AsyncFd, sync::mpsc, time};
 
 use super::reconciler::Input;
-use crate::process::start_of;
+use crate::process::{start_of, tick};
 
 /// How long the kernel's record of the exit status may lag behind the end that the pidfd shows.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -69,5 +69,5 @@ fn open(process: Process) -> Option<OwnedFd> {
 
 /// Nanoseconds in the kernel's user-visible ticks, as it rounds them itself (`nsec_to_clock_t`).
 fn ticks(nanoseconds: u64) -> u64 {
-    nanoseconds / (1_000_000_000 / rustix::param::clock_ticks_per_second())
+    nanoseconds / tick()
 }

@@ -10,6 +10,7 @@ mod formatter_end;
 pub(crate) mod kernel_events;
 mod mappings;
 mod prober;
+mod questions;
 mod ready;
 pub mod reconciler;
 pub(crate) mod uevents;
@@ -21,16 +22,27 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use aya::maps::{MapData, RingBuf};
+use format_guard_common::question::SOCKET;
 use tokio::{
+    net::UnixListener,
     signal::unix,
     sync::{mpsc, oneshot, watch},
+    task::JoinSet,
     time,
 };
 use tracing::{info, warn};
 
 use crate::{
     config::{Config, Mode},
-    enforce::bpf::BpfEnforcer,
+    enforce::{
+        Enforcer,
+        bpf::{BpfEnforcer, LoadError},
+        pins,
+        preload::{self, PreloadEnforcer},
+        tier::{self, Tier},
+    },
+    process::OURSELVES,
     record::{
         Seconds,
         sqlite::{Opened, SqliteStore},
@@ -93,14 +105,13 @@ pub async fn run(start: Start) -> Result<()> {
         warn!("{text}");
         degraded.push(text);
     }
-    let mut enforcer =
-        BpfEnforcer::load(&config.pin_dir, &config, start.audit || config.mode == Mode::Audit)?;
-    let kernel_events = enforcer.events()?;
+    let mut ways = Ways::new(&start)?;
+    let way = ways.next()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
     let (inputs, receiver) = mpsc::channel(QUEUE);
-    let (prober, answers) = prober::Prober::new(prober::OURSELVES, config.deadline());
+    let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline());
     let (ends, watched) = formatter_end::Watcher::new();
     let world = World {
         sysfs: Sysfs::host(config.longhorn_dir()),
@@ -116,27 +127,29 @@ pub async fn run(start: Start) -> Result<()> {
         protect: config.protect,
         resync_interval: config.interval(),
     };
+    let (enforcer, events) = way;
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
     let told = reconciler.told();
-    let running = tokio::task::spawn_blocking(move || -> Result<Reconciler<BpfEnforcer>> {
+    let mut tasks = JoinSet::new();
+    let reconciler = blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
-        reconciler.start()?;
-        info!("every device has its rule");
-        let parts = reconciler.enforcer_mut().attach()?;
-        for part in parts.iter().filter(|part| !part.attached) {
-            info!(program = part.program, open = part.open, "this kernel has no place for a program");
-        }
-        reconciler.proven(parts);
-        Ok(reconciler)
-    });
-    let mut reconciler = running.await.context("the start was cut off")??;
-    let socket = control::listen(&config.socket())?;
+        reconciler.start().map(|()| reconciler)
+    })
+    .await??;
+    info!("every device has its rule");
+    let (mut reconciler, events) = ways.put_in_force(reconciler, events, &mut tasks, &inputs).await?;
+    let tier = reconciler.enforcer_mut().tier();
+    if tier != Tier::Preload {
+        preload::publish_that_all_passes(&config.run_dir)?;
+    }
+    let socket = control::listen(&config.socket(), control::MODE)?;
     ready::notify();
-    info!(socket = %config.socket().display(), "format-guard is in force");
+    info!(socket = %config.socket().display(), tier = tier.name(), "format-guard is in force");
 
-    let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(uevents::run(uevents, inputs.clone()));
-    tasks.spawn(kernel_events::run(kernel_events, inputs.clone()));
+    if let Events::Kernel(ring) = events {
+        tasks.spawn(kernel_events::run(ring, inputs.clone()));
+    }
     tasks.spawn(prober::run(answers, inputs.clone()));
     tasks.spawn(formatter_end::run(watched, inputs.clone()));
     let (interval, intervals) = watch::channel(config.resync_interval);
@@ -155,6 +168,139 @@ pub async fn run(start: Start) -> Result<()> {
         },
         _ = terminate.recv() => stop(&inputs).await,
         _ = interrupt.recv() => stop(&inputs).await,
+    }
+}
+
+/// Does what blocks where it holds nobody up.
+async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(what).await.context("the start was cut off")
+}
+
+/// Where it is told what happens.
+enum Events {
+    /// The kernel programs' ring buffer.
+    Kernel(RingBuf<MapData>),
+    /// The socket that the library asks at.
+    Questions(UnixListener, preload::Questions),
+    /// A task reads them already.
+    Told,
+}
+
+type Way = (Box<dyn Enforcer + Send>, Events);
+type Guarded = Reconciler<Box<dyn Enforcer + Send>>;
+
+/// The ways to refuse that this host may have, best first.
+struct Ways {
+    start: Start,
+    left: Vec<Tier>,
+    failures: Vec<String>,
+}
+
+impl Ways {
+    fn new(start: &Start) -> Result<Self> {
+        let left = start.config.tiers(tier::modules().as_deref());
+        if left.is_empty() {
+            bail!(
+                "not started: require = \"{}\", and the active security modules do not list bpf; format-guard check says what \
+                 to change",
+                start.config.require.name()
+            );
+        }
+        Ok(Self { start: start.clone(), left, failures: Vec::new() })
+    }
+
+    /// The best of those that are left and can be made ready.
+    fn next(&mut self) -> Result<Way> {
+        loop {
+            let error = match self.make() {
+                Err(error) => error,
+                Ok(way) => return Ok(way),
+            };
+            match error.downcast_ref::<LoadError>() {
+                Some(failure) if self.may_be_weaker() => self.note(failure),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Whether another one may be tried: not where an earlier agent's programs are in force, which are better, and stay.
+    fn may_be_weaker(&self) -> bool {
+        !self.left.is_empty() && pins::enforce(&self.start.config.pin_dir).is_ok_and(|enforced| !enforced)
+    }
+
+    fn note(&mut self, error: &LoadError) {
+        warn!("{error}; a weaker tier is tried");
+        self.failures.push(format!("no better tier can be in force: {error}"));
+        // Maps that nobody reads.
+        if let Err(error) = pins::take_away(&self.start.config.pin_dir) {
+            warn!("the pins at {} cannot be removed: {error}", self.start.config.pin_dir.display());
+        }
+    }
+
+    /// Proves what is ready, or else what is left.
+    async fn put_in_force(
+        mut self,
+        mut reconciler: Guarded,
+        mut events: Events,
+        tasks: &mut JoinSet<Result<()>>,
+        inputs: &mpsc::Sender<Input>,
+    ) -> Result<(Guarded, Events)> {
+        loop {
+            // The canary is told of.
+            if let Events::Questions(listener, questions) = events {
+                tasks.spawn(questions::run(listener, questions, inputs.clone()));
+                events = Events::Told;
+            }
+            let attached = blocking(move || {
+                let attached = reconciler.enforcer_mut().attach();
+                (reconciler, attached)
+            });
+            let error = match attached.await? {
+                (mut reconciler, Ok(parts)) => {
+                    for part in parts.iter().filter(|part| !part.attached) {
+                        info!(
+                            program = part.program,
+                            open = part.open,
+                            "this kernel has no place for a program"
+                        );
+                    }
+                    reconciler.degrade(self.failures);
+                    reconciler.proven(parts);
+                    return Ok((reconciler, events));
+                }
+                (back, Err(error)) => {
+                    reconciler = back;
+                    error
+                }
+            };
+            if !self.may_be_weaker() {
+                return Err(error.into());
+            }
+            self.note(&error);
+            let enforcer;
+            (enforcer, events) = self.next()?;
+            let replaced = blocking(move || reconciler.replace_enforcer(enforcer).map(|()| reconciler));
+            reconciler = replaced.await??;
+        }
+    }
+
+    /// Makes the first of those that are left ready; the kernel's tiers try each other.
+    fn make(&mut self) -> Result<Way> {
+        let config = &self.start.config;
+        let audit = self.start.audit || config.mode == Mode::Audit;
+        let (kernel, others) = self.left.iter().partition::<Vec<Tier>, _>(|tier| **tier != Tier::Preload);
+        if let [tier, weaker @ ..] = kernel.as_slice() {
+            self.left = others;
+            let mut enforcer = BpfEnforcer::load(&config.pin_dir, config, audit, *tier, weaker.to_vec())?;
+            let events = Events::Kernel(enforcer.events()?);
+            return Ok((Box::new(enforcer), events));
+        }
+        self.left.clear();
+        let enforcer =
+            PreloadEnforcer::new(&config.run_dir, &config.trusted, audit).map_err(LoadError::from)?;
+        let socket = control::listen(&config.run_dir.join(SOCKET), questions::MODE)?;
+        let events = Events::Questions(socket, enforcer.questions());
+        Ok((Box::new(enforcer), events))
     }
 }
 

@@ -31,8 +31,6 @@ use crate::volume::{
     sysfs::Device,
 };
 
-/// The program that probes: this one, also where its file was replaced by another version.
-pub(super) const OURSELVES: &str = "/proc/self/exe";
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 

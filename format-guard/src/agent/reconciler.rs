@@ -21,7 +21,6 @@ use format_guard_common::{
     State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -36,7 +35,7 @@ use super::{
 use crate::{
     api::{self, Failure},
     config::{Config, Mode},
-    enforce::{Enforcer, bpf::PartReport},
+    enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Formatter, Record, Seconds,
         store::{HistoryEvent, Store, StoreError},
@@ -355,6 +354,22 @@ impl<E: Enforcer> Reconciler<E> {
     /// The kernel programs, to attach them.
     pub fn enforcer_mut(&mut self) -> &mut E {
         &mut self.enforcer
+    }
+
+    /// Puts every rule by another way to refuse.
+    pub fn replace_enforcer(&mut self, enforcer: E) -> Result<()> {
+        self.enforcer = enforcer;
+        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
+        let devices: Vec<Dev> = self.devices.iter().map(|device| device.dev).collect();
+        for dev in devices {
+            self.put_rule(dev);
+        }
+        Ok(())
+    }
+
+    /// Why protection is less than it could be.
+    pub fn degrade(&mut self, reasons: Vec<String>) {
+        self.world.degraded.extend(reasons);
     }
 
     /// What is attached, once the canary has proven it.
@@ -953,12 +968,6 @@ fn lower_first(mut devices: Vec<Device>) -> Vec<Device> {
 
 fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
     HistoryEvent::new(at, id.to_string(), report.kind, report.text.clone())
-}
-
-/// The clock of the kernel's events.
-fn since_boot() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
 /// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.

@@ -195,7 +195,12 @@ fn is_bpf_fs(path: &Path) -> bool {
 fn trial() -> Result<(Tier, Vec<PartReport>), String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
-    let tried = BpfEnforcer::load(path, &Config::default(), true).and_then(|mut enforcer| {
+    let tiers = Config { require: Tier::FmodRet, ..Config::default() }.tiers(tier::modules().as_deref());
+    let [first, weaker @ ..] = tiers.as_slice() else {
+        return Err("this kernel has no place for it".to_owned());
+    };
+    let enforcer = BpfEnforcer::load(path, &Config::default(), true, *first, weaker.to_vec());
+    let tried = enforcer.and_then(|mut enforcer| {
         let parts = enforcer.attach()?;
         Ok((enforcer.tier(), parts))
     });

@@ -1,6 +1,7 @@
 //! The command line: one file per command. It asks the agent and prints; it decides nothing.
 
 mod agent;
+mod canary;
 mod check;
 mod client;
 mod config;
@@ -11,6 +12,7 @@ mod manual;
 mod mode;
 mod probe;
 mod protect;
+mod run;
 mod status;
 mod volume;
 
@@ -65,6 +67,8 @@ enum Command {
     Events(events::Arguments),
     /// Format a blank volume once; succeed where it holds that type already
     EnsureFs(ensure_fs::Arguments),
+    /// Run a command under the library for hosts whose kernel cannot refuse
+    Run(run::Arguments),
     /// Print completions for a shell
     Completions(manual::Completions),
     /// Write the manual pages
@@ -72,6 +76,9 @@ enum Command {
     /// Look at a device once, for the agent
     #[command(hide = true)]
     Probe(probe::Arguments),
+    /// Try what must be refused, for the agent
+    #[command(hide = true)]
+    Canary(canary::Arguments),
 }
 
 /// How to print.
@@ -132,12 +139,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Config(command) => config::run(command),
         Command::Events(arguments) => events::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
+        Command::Run(arguments) => run::run(&arguments),
         Command::Completions(arguments) => {
             manual::completions(&arguments);
             Ok(())
         }
         Command::Man(arguments) => manual::pages(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Canary(arguments) => canary::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,9 +33,10 @@ use super::{
     modify_return::{self, Programs},
     offsets::{KERNEL_BTF, KernelTypes, OffsetError},
     pins::Pins,
+    preload::PreloadError,
     protection::{Protected, ProtectionError},
     rule,
-    tier::{self, Tier},
+    tier::Tier,
 };
 use crate::{
     config::{Config, Passthrough},
@@ -238,6 +239,9 @@ pub enum LoadError {
     /// The canary did not prove enforcement.
     #[error(transparent)]
     Canary(#[from] canary::CanaryError),
+    /// The library is not there, or does not refuse.
+    #[error(transparent)]
+    Preload(#[from] PreloadError),
 }
 
 /// What became of one program.
@@ -275,14 +279,22 @@ pub struct BpfEnforcer {
     /// The one that is proven, or to be tried next.
     tier: Tier,
     /// What to try after it.
-    weaker: &'static [Tier],
+    weaker: Vec<Tier>,
     refuse_passthrough: u32,
 }
 
 impl BpfEnforcer {
     /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
     /// an earlier agent attached stays in force.
-    pub fn load(pin_root: &Path, config: &Config, audit: bool) -> Result<Self, LoadError> {
+    ///
+    /// `tier` is to be tried first, and those in `weaker` after it.
+    pub fn load(
+        pin_root: &Path,
+        config: &Config,
+        audit: bool,
+        tier: Tier,
+        weaker: Vec<Tier>,
+    ) -> Result<Self, LoadError> {
         let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
         let offsets = types.offsets()?;
         let functions = functions(&types);
@@ -291,7 +303,6 @@ impl BpfEnforcer {
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
-        let (tier, weaker) = config.tier.tiers(tier::modules().as_deref());
         let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, tier)?;
         let build = build_of(&offsets, refuse_passthrough, tier);
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
@@ -355,28 +366,6 @@ impl BpfEnforcer {
         take(&mut self.ebpf, "EVENTS", RingBuf::try_from)
     }
 
-    /// Puts every program in force and proves it by the canary: those that an earlier agent of this build left, or else
-    /// new ones, which take the place of an earlier agent's only then. Where the kernel does not run them, the next tier is
-    /// tried.
-    pub fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
-        loop {
-            match self.attach_in_tier() {
-                Err(LoadError::Canary(error @ canary::CanaryError::NotEnforced(_))) => {
-                    let [next, weaker @ ..] = self.weaker else { return Err(error.into()) };
-                    tracing::warn!(
-                        tier = self.tier.name(),
-                        next = next.name(),
-                        "{error}; the next tier is tried"
-                    );
-                    (self.tier, self.weaker) = (*next, weaker);
-                    self.ebpf = load_object(&self.pins, &self.offsets, self.refuse_passthrough, self.tier)?;
-                    self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
-                }
-                other => return other,
-            }
-        }
-    }
-
     fn attach_in_tier(&mut self) -> Result<Vec<PartReport>, LoadError> {
         let parts = self.places()?;
         let reports = PARTS.iter().map(|part| {
@@ -396,12 +385,11 @@ impl BpfEnforcer {
         let btf = Btf::from_sys_fs()?;
         // Open until the programs that refer to them are loaded.
         let pinned;
-        let functions = match self.tier {
-            Tier::Lsm => None,
-            Tier::FmodRet => {
-                pinned = self.pinned_maps()?;
-                Some(self.programs_of_functions(&pinned)?)
-            }
+        let functions = if self.tier == Tier::FmodRet {
+            pinned = self.pinned_maps()?;
+            Some(self.programs_of_functions(&pinned)?)
+        } else {
+            None
         };
         let attached =
             parts.iter().try_for_each(|part| self.attach_part(part, functions.as_ref(), &btf, &unproven));
@@ -617,7 +605,7 @@ fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink
 
 /// What every program is known as, the operator's trust included. Trust adds to what a program is and takes nothing
 /// away: a formatter stays one.
-fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::Class> {
+pub(super) fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::Class> {
     let trusted = trusted.iter().map(|name| (program::comm(name), program::Class::TRUSTED));
     let tables = program::PROGRAMS.iter().map(|known| (program::comm(known.name), known.class));
     let mut known = BTreeMap::from([(program::comm(canary::NAME), program::Class::FORMATTER)]);
@@ -724,6 +712,30 @@ fn absent_is_done(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
 }
 
 impl Enforcer for BpfEnforcer {
+    /// Those programs that an earlier agent of this build left, or else new ones, which take the place of an earlier agent's
+    /// once they are proven. Where the kernel does not run them, the next tier is tried.
+    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+        loop {
+            match self.attach_in_tier() {
+                Err(LoadError::Canary(error @ canary::CanaryError::NotEnforced(_))) => {
+                    if self.weaker.is_empty() {
+                        return Err(error.into());
+                    }
+                    let next = self.weaker.remove(0);
+                    tracing::warn!(
+                        tier = self.tier.name(),
+                        next = next.name(),
+                        "{error}; the next tier is tried"
+                    );
+                    self.tier = next;
+                    self.ebpf = load_object(&self.pins, &self.offsets, self.refuse_passthrough, self.tier)?;
+                    self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         if windows.count > 0 {

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     process, thread,
 };
@@ -15,6 +15,8 @@ use rustix::{
     io::Errno,
     thread::set_name,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::volume::Dev;
 
@@ -73,16 +75,16 @@ impl Node {
         self.dev
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Proves that the rule for this node refuses a formatter, and that nobody else is refused.
     pub fn prove(&self) -> Result<(), CanaryError> {
-        let innocent = open_as(INNOCENT, &self.path);
-        if innocent != Errno::NXIO {
-            return Err(CanaryError::RefusedByOther(innocent));
-        }
-        match open_as(NAME, &self.path) {
-            Errno::PERM => Ok(()),
-            other => Err(CanaryError::NotEnforced(other)),
-        }
+        let [innocent, formatter] = [INNOCENT, NAME].map(|name| open_as(name, &self.path));
+        judge(innocent, Errno::NXIO, formatter)
     }
 
     fn make_in(place: &Path) -> io::Result<Self> {
@@ -112,18 +114,65 @@ impl Drop for Node {
     }
 }
 
+/// What writes by a formatter and by nobody in particular failed with, in a process under the `LD_PRELOAD` library.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Tried {
+    innocent: i32,
+    formatter: i32,
+}
+
+impl Tried {
+    /// Tries both, in the calling thread, through the C library's functions. No driver has the node, and a descriptor that names it only (`O_PATH`)
+    /// takes no write: what is not refused before it comes to the kernel gives EBADF.
+    #[must_use]
+    pub fn at(node: &Path) -> Self {
+        let [innocent, formatter] = [INNOCENT, NAME].map(|name| {
+            error_of(done_as(name, || {
+                let mut file = fs::File::from(open(node, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+                let written = file.write(b"canary").map(drop);
+                written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+            }))
+            .raw_os_error()
+        });
+        Self { innocent, formatter }
+    }
+
+    /// Whether they prove that the library refuses.
+    pub fn judge(self) -> Result<(), CanaryError> {
+        let [innocent, formatter] = [self.innocent, self.formatter].map(Errno::from_raw_os_error);
+        judge(innocent, Errno::BADF, formatter)
+    }
+}
+
+/// Only a formatter is refused; nobody else comes further than to where it `ends` for want of a driver.
+fn judge(innocent: Errno, ends: Errno, formatter: Errno) -> Result<(), CanaryError> {
+    if innocent != ends {
+        return Err(CanaryError::RefusedByOther(innocent));
+    }
+    match formatter {
+        Errno::PERM => Ok(()),
+        other => Err(CanaryError::NotEnforced(other)),
+    }
+}
+
 /// What an open for writing by a thread of this name fails with.
 fn open_as(name: &str, path: &Path) -> Errno {
     thread::scope(|scope| {
         let tried = scope.spawn(|| {
-            let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
-            set_name(&name)?;
-            open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            done_as(name, || open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map(drop))
         });
-        match tried.join() {
-            Ok(Err(errno)) => errno,
-            // The number is nobody's: an open that succeeds, or a panic, proves nothing.
-            Ok(Ok(_)) | Err(_) => Errno::INVAL,
-        }
+        error_of(tried.join().unwrap_or(Ok(())))
     })
+}
+
+/// Does this by the name of a program.
+fn done_as(name: &str, what: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::INVAL)?;
+    set_name(&name)?;
+    what()
+}
+
+/// The number is nobody's: what succeeds, or a panic, proves nothing.
+fn error_of(tried: Result<(), Errno>) -> Errno {
+    tried.err().unwrap_or(Errno::INVAL)
 }

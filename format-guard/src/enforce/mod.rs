@@ -7,11 +7,16 @@ pub mod canary;
 mod modify_return;
 pub mod offsets;
 pub mod pins;
+pub mod preload;
 pub mod protection;
 pub mod rule;
 pub mod tier;
 
+use std::time::Duration;
+
+use bpf::{LoadError, PartReport};
 use format_guard_common::{Rule, Windows, event::HolderEntry};
+use rustix::time::{ClockId, clock_gettime};
 
 /// An error of a kernel map.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +43,68 @@ pub struct Counts {
     pub full_maps: u64,
 }
 
-/// The kernel's rules and holders. One implementation loads BPF programs; the reconciler's tests record.
+/// The clock of the kernel's events (`CLOCK_BOOTTIME`).
+#[must_use]
+pub fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
+}
+
+impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
+    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+        (**self).attach()
+    }
+
+    fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
+        (**self).put_rule(rule, windows)
+    }
+
+    fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
+        (**self).put_unknown(rule)
+    }
+
+    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
+        (**self).remove_rule(dev)
+    }
+
+    fn ruled(&self) -> Vec<u32> {
+        (**self).ruled()
+    }
+
+    fn holder(&self, lead: u32) -> Option<HolderEntry> {
+        (**self).holder(lead)
+    }
+
+    fn holders(&self) -> Vec<(u32, HolderEntry)> {
+        (**self).holders()
+    }
+
+    fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
+        (**self).release_holder(lead)
+    }
+
+    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
+        (**self).untaint(dev, diskseq)
+    }
+
+    fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError> {
+        (**self).protect(until)
+    }
+
+    fn tier(&self) -> tier::Tier {
+        (**self).tier()
+    }
+
+    fn counts(&self) -> Counts {
+        (**self).counts()
+    }
+}
+
+/// Rules and holders, where they are in force. One implementation loads BPF programs, one publishes for the `LD_PRELOAD`
+/// library; the reconciler's tests record.
 pub trait Enforcer {
+    /// Puts in force what was put so far, and proves it by the canary. What an earlier agent left stays until then.
+    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError>;
     /// Puts or replaces the rule for a device, and the windows to the volumes that lie on it.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError>;
     /// Puts the rule for devices that have none.

@@ -95,6 +95,18 @@ pub fn are_there(root: &Path) -> io::Result<bool> {
     Ok(!layouts(root)?.is_empty())
 }
 
+/// Whether programs that an agent of any version has pinned below `root` may refuse.
+pub fn enforce(root: &Path) -> io::Result<bool> {
+    for layout in layouts(root)? {
+        for entry in fs::read_dir(layout)? {
+            if entry?.file_name().to_string_lossy().starts_with("links") {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Takes away what agents of every version pinned below `root`: the kernel refuses nothing any more.
 pub fn take_away(root: &Path) -> io::Result<()> {
     layouts(root)?.into_iter().try_for_each(fs::remove_dir_all)

@@ -48,6 +48,9 @@ pub enum ProtectionError {
     /// A pinned link cannot be looked at.
     #[error("cannot look at a link: {0}")]
     Link(#[from] LinkError),
+    /// Nothing stands where it could be.
+    #[error("no kernel program is in force that could keep them from it")]
+    NoKernel,
     /// The kernel programs did not see the introduction.
     #[error("the kernel programs did not see this agent")]
     Unseen,

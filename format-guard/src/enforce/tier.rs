@@ -7,13 +7,16 @@ use serde::{Deserialize, Serialize};
 /// Where the kernel says which security modules are active; on securityfs.
 const MODULES: &str = "/sys/kernel/security/lsm";
 
-/// A way to refuse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A way to refuse, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Tier {
     /// The hooks of BPF LSM.
     Lsm,
     /// The `security_*` functions that call the hooks (`fmod_ret`).
     FmodRet,
+    /// The `LD_PRELOAD` library, in programs that load it.
+    Preload,
 }
 
 impl Tier {
@@ -23,6 +26,7 @@ impl Tier {
         match self {
             Self::Lsm => "lsm",
             Self::FmodRet => "fmod_ret",
+            Self::Preload => "preload",
         }
     }
 
@@ -37,6 +41,18 @@ impl Tier {
                  same CPU while that is judged (some microseconds)",
                 "the arguments of a discard or passthrough command, or of cryptsetup and sgdisk, that are not in memory \
                  cannot be read: such a discard is judged as one of the whole device, such a command as one that writes",
+            ],
+            Self::Preload => &[
+                "the kernel refuses nothing: only programs that were started under the library are guarded (format-guard run, \
+                 /etc/ld.so.preload)",
+                "programs that make system calls by themselves pass it, although they were started under it: static ones, those \
+                 written in Go, and whoever uses io_uring or Linux aio",
+                "what is written by stdio to a descriptor that another program opened is not seen",
+                "commands past the block layer (SG_IO, NVMe passthrough) are not judged",
+                "a new device over a guarded volume takes writes by unknown programs until its rule is there",
+                "a first format that failed is told from a complete one by what is on the disk alone",
+                "nothing of the guard itself is protected: root may replace the rules and end the agent",
+                "where the agent does not run, known formatters are refused by those programs, and nobody else",
             ],
         }
     }
@@ -53,17 +69,22 @@ pub enum Choice {
     Lsm,
     /// The functions that call them, whatever the kernel offers.
     FmodRet,
+    /// The `LD_PRELOAD` library, whatever the kernel offers.
+    Preload,
 }
 
 impl Choice {
-    /// What is tried first where these security modules are active, and what after it, in this order.
+    /// What is tried where these security modules are active, in this order.
     #[must_use]
-    pub fn tiers(self, modules: Option<&str>) -> (Tier, &'static [Tier]) {
+    pub fn tiers(self, modules: Option<&str>) -> Vec<Tier> {
         match self {
-            Self::Lsm => (Tier::Lsm, &[]),
-            Self::FmodRet => (Tier::FmodRet, &[]),
-            Self::Auto if modules.is_some_and(|modules| !lists_bpf(modules)) => (Tier::FmodRet, &[]),
-            Self::Auto => (Tier::Lsm, &[Tier::FmodRet]),
+            Self::Lsm => vec![Tier::Lsm],
+            Self::FmodRet => vec![Tier::FmodRet],
+            Self::Preload => vec![Tier::Preload],
+            Self::Auto if modules.is_some_and(|modules| !lists_bpf(modules)) => {
+                vec![Tier::FmodRet, Tier::Preload]
+            }
+            Self::Auto => vec![Tier::Lsm, Tier::FmodRet, Tier::Preload],
         }
     }
 }
@@ -86,10 +107,11 @@ mod tests {
 
     #[test]
     fn the_best_is_tried_first_and_what_cannot_be_is_not() {
-        let both: (Tier, &[Tier]) = (Tier::Lsm, &[Tier::FmodRet]);
-        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpf")), both);
-        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpfx")), (Tier::FmodRet, &[][..]));
-        assert_eq!(Choice::Auto.tiers(None), both);
-        assert_eq!(Choice::Lsm.tiers(Some("lockdown")), (Tier::Lsm, &[][..]));
+        let all = vec![Tier::Lsm, Tier::FmodRet, Tier::Preload];
+        assert!(all.is_sorted());
+        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpf")), all);
+        assert_eq!(Choice::Auto.tiers(Some("lockdown,bpfx")), all[1..]);
+        assert_eq!(Choice::Auto.tiers(None), all);
+        assert_eq!(Choice::Lsm.tiers(Some("lockdown")), [Tier::Lsm]);
     }
 }

@@ -6,8 +6,12 @@ use std::time::Duration;
 use format_guard_common::{event::KernelEvent, protection::Tampering};
 use tracing::{error, warn};
 
-use super::{Reconciler, exe_of, since_boot, text_of};
-use crate::{api, config::Mode, enforce::Enforcer};
+use super::{Reconciler, exe_of, text_of};
+use crate::{
+    api,
+    config::Mode,
+    enforce::{Enforcer, since_boot},
+};
 
 /// Over the two ticks that may be late: an agent that hangs for longer protects nothing.
 const MARGIN: Duration = Duration::from_secs(10);

@@ -1,0 +1,17 @@
+//! `format-guard canary`: tries for the agent, under the `LD_PRELOAD` library, what that must refuse.
+
+use std::path::PathBuf;
+
+use super::CommandError;
+use crate::enforce::canary::Tried;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The node to try at
+    node: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
+    println!("{}", serde_json::to_string(&Tried::at(&arguments.node)).map_err(anyhow::Error::from)?);
+    Ok(())
+}
