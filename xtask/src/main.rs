@@ -10,6 +10,7 @@ mod guest;
 mod kernels;
 mod matrix;
 mod packages;
+mod preload;
 mod setup;
 mod test;
 mod toolchain;

@@ -19,19 +19,18 @@ use crate::{
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
     kernels::{self, Kernel, chosen},
     matrix::{self, Turn},
-    setup,
+    preload, setup,
 };
 
 /// When one boot is ended.
 const TIMEOUT: Duration = Duration::from_mins(30);
-/// Kernels that the scenarios are held on by default.
-const KERNELS: [&str; 3] = ["6.1", "6.12", "7"];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Run only scenarios whose name contains this, and no host tests
     filter: Option<String>,
-    /// Kernel for the scenarios: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.1, 6.12, 7]
+    /// Kernel for the scenarios: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: all of them on 6.12, those of the hooks
+    /// on one of the others in turn, and whether the guard refuses on the rest]
     #[arg(long)]
     kernel: Vec<String>,
     /// How the guard refuses: `lsm`, or `fmod_ret` in guests without bpf among their security modules
@@ -49,16 +48,29 @@ const OF_FUNCTIONS: [&str; 5] =
 
 /// The kernel that is given every scenario when none is named.
 const WHOLE: &str = "6.12";
-/// Scenarios that the other kernels are given then: of the hooks that judge, and of what differs between kernels. Everyday work
-/// and every tool on every kind of volume are rows of the tables, which take the kernels in turn.
+/// Scenarios that one of the other kernels is given then, by the day: of the hooks that judge, and of what differs between
+/// kernels. Everyday work and every tool on every kind of volume are rows of the tables, which take the kernels in turn.
 const CORE: [&str; 7] =
     ["formats_once::a_loop", "incidents::", "life::", "passthrough::", "protection::", "roads::", "stacks::"];
+/// What the rest is given: the programs are loaded there, proven, and hold every tool.
+const LEAST: [&str; 1] = ["formats_once::a_loop"];
 /// Scenarios of what the agent does, whatever the kernel: only there. What differs in sysfs between kernels is held by
 /// recorded trees. With `--kernel` they are held on each kernel named.
 const ONCE: [(&str, &[&str]); 2] = [
     (
         "scenarios of the agent",
-        &["audit::", "command_line::", "hanging::", "identity::", "permit::", "states::"],
+        // Most of those of the command line run under the LD_PRELOAD library, on this host.
+        &[
+            "audit::",
+            "command_line::a_refusal_names",
+            "command_line::ensure_fs_goes_on_after",
+            "command_line::ensure_fs_is_not_fooled",
+            "command_line::the_configuration_is_read_again",
+            "hanging::",
+            "identity::",
+            "permit::",
+            "states::",
+        ],
     ),
     ("scenarios of its faults", &["database::", "faults::", "handover::", "storm::", "world::"]),
 ];
@@ -74,8 +86,10 @@ struct Outcome {
 /// `cargo xtask test`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
-    let kernels =
-        chosen(&arguments.kernel, &KERNELS).into_iter().map(Kernel::get).collect::<Result<Vec<_>>>()?;
+    let kernels = chosen(&arguments.kernel, &kernels::keys())
+        .into_iter()
+        .map(Kernel::get)
+        .collect::<Result<Vec<_>>>()?;
     let mut outcomes = Vec::new();
     if arguments.filter.is_none() {
         outcomes.push(host()?);
@@ -85,6 +99,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let guard = executable("format-guard", "bin", "format-guard")?;
     // Scenarios find it beside the other.
     executable_with("fault-points", "format-guard", "bin", "format-guard-faulty")?;
+    if arguments.filter.is_none() {
+        outcomes.extend(under_the_library(&guard)?);
+    }
     let everywhere = !arguments.kernel.is_empty();
     let boots = boots(&kernels, arguments.filter.as_deref(), everywhere, &arguments.tier)?;
     outcomes.extend(in_guests(boots, &guard)?);
@@ -117,6 +134,24 @@ fn host() -> Result<Outcome> {
     outcome("host", &text, result.status.success(), start)
 }
 
+/// The tier that needs no kernel, on this host.
+fn under_the_library(guard: &Path) -> Result<Vec<Outcome>> {
+    println!("test: under the LD_PRELOAD library");
+    let mut outcomes = Vec::new();
+    let start = Instant::now();
+    for (name, success, text) in preload::hold(guard)? {
+        println!("== preload {name}\n{}", text.trim_end());
+        outcomes.push(outcome(&format!("preload {name}"), &text, success, start)?);
+    }
+    Ok(outcomes)
+}
+
+/// Days since 1970: what is held by the day goes by it.
+fn today() -> Result<usize> {
+    let day = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 86_400;
+    Ok(usize::try_from(day)?)
+}
+
 /// The fuzz targets, for some seconds each.
 fn fuzz() -> Result<Outcome> {
     const SECONDS: u64 = 5;
@@ -136,8 +171,7 @@ fn fuzz() -> Result<Outcome> {
 /// The tables of `cargo xtask matrix`, on the kernels that are named or else on one, by the day: all kinds of volumes take a
 /// day of eight there, everyday work one of four.
 fn tables(named: &[String], guard: &Path) -> Result<Vec<Outcome>> {
-    let day = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 86_400;
-    let day = usize::try_from(day)?;
+    let day = today()?;
     let all = kernels::keys();
     let today = all[day / 8 % all.len()];
     let matrix = executable("format-guard-tests", "bin", "matrix")?;
@@ -189,6 +223,8 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
         words.iter().copied().chain(always).chain(filter).map(OsString::from).collect()
     };
     let mut boots = Vec::new();
+    let others: Vec<&str> = kernels::keys().into_iter().filter(|key| *key != WHOLE).collect();
+    let in_turn = others[today()? % others.len()];
     for kernel in kernels {
         let of_scenarios = |name: &str, arguments: Vec<OsString>| Boot {
             name: format!("{} {name}", kernel.key),
@@ -204,8 +240,13 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
         } else {
             let whole = everywhere || kernel.key == WHOLE;
             let once = ONCE.iter().flat_map(|(_, modules)| modules.iter());
-            let words: Vec<&str> =
-                if whole { once.flat_map(|name| ["--skip", name]).collect() } else { CORE.to_vec() };
+            let words: Vec<&str> = if whole {
+                once.copied().chain(["command_line::"]).flat_map(|name| ["--skip", name]).collect()
+            } else if kernel.key == in_turn {
+                CORE.to_vec()
+            } else {
+                LEAST.to_vec()
+            };
             boots.push(of_scenarios("scenarios", libtest(&words)));
             if whole {
                 boots.extend(ONCE.map(|(name, modules)| of_scenarios(name, libtest(modules))));
@@ -216,6 +257,9 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             }
         }
         if filter.is_some_and(|filter| !"reboot".contains(filter)) {
+            continue;
+        }
+        if filter.is_none() && !everywhere && kernel.key != WHOLE && kernel.key != in_turn {
             continue;
         }
         // The second boot finds what the first one left on its disks.

@@ -1,0 +1,128 @@
+//! Programs under the library do what they do without it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    device::Device,
+    guard::{Guard, binary},
+    tool::{must, run},
+};
+use serde_json::Value;
+
+use crate::{formatted, library};
+
+/// A C program of this source, built and then run with this argument.
+fn build(directory: &Path, source: &Path, options: &str) -> Result<PathBuf> {
+    let program = directory.join("program");
+    must(&format!("cc -w {options} -o {} {} -lpthread -ldl -lm", program.display(), source.display()))?;
+    Ok(program)
+}
+
+#[test]
+fn what_programs_do_to_the_c_library_goes_on() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = formatted(&guard, 64)?;
+    let directory = tempfile::tempdir()?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preload/abuse.c");
+    // Fortified: other functions are called then. (Its own calloc must not become a call of itself.)
+    for options in ["-O0", "-O2 -D_FORTIFY_SOURCE=2 -fno-builtin-malloc -fno-builtin-calloc"] {
+        let program = build(directory.path(), &source, options)?;
+        must(&format!("{} {}", program.display(), device.path().display()))?;
+    }
+    guard.wait_for_state(device.path(), "formatted")?;
+    must(&format!("blkid -p {}", device.path().display()))?;
+    Ok(())
+}
+
+/// The source of `SQLite` lies where cargo keeps what this project is built from: a quarter of a million lines.
+#[test]
+fn a_program_of_some_size_is_built_and_works() -> Result<()> {
+    library()?;
+    let metadata = must("cargo metadata --format-version 1 --offline")?;
+    let metadata: Value =
+        serde_json::from_str(metadata.lines().find(|line| line.starts_with('{')).context("no JSON")?)?;
+    let packages = metadata["packages"].as_array().context("no packages")?;
+    let package =
+        packages.iter().find(|package| package["name"] == "libsqlite3-sys").context("no package")?;
+    let manifest = Path::new(package["manifest_path"].as_str().context("no path")?);
+    let sources = manifest.with_file_name("sqlite3");
+    let directory = tempfile::tempdir()?;
+    let main = directory.path().join("main.c");
+    fs::write(
+        &main,
+        "#include <stdio.h>\n#include \"sqlite3.h\"\n\
+         static int row(void *p, int n, char **v, char **c) { (void)p; (void)n; (void)c; puts(v[0]); return 0; }\n\
+         int main(int n, char **a) {\n\
+           sqlite3 *db; (void)n;\n\
+           return sqlite3_open(a[1], &db) || sqlite3_exec(db, \"PRAGMA journal_mode=WAL; PRAGMA mmap_size=1048576;\"\n\
+             \"CREATE TABLE t(x); WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM c WHERE i<10000)\"\n\
+             \"INSERT INTO t SELECT i FROM c; SELECT sum(x) FROM t; PRAGMA integrity_check\", row, 0, 0);\n\
+         }\n",
+    )?;
+    let source = format!("{} {}", main.display(), sources.join("sqlite3.c").display());
+    let program = directory.path().join("program");
+    must(&format!("cc -O0 -I{} -o {} {source} -lpthread -ldl -lm", sources.display(), program.display()))?;
+    let said = must(&format!("{} {}", program.display(), directory.path().join("db").display()))?;
+    ensure!(said.contains("50005000") && said.trim_end().ends_with("ok"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn languages_and_daemons_run_under_it() -> Result<()> {
+    library()?;
+    let directory = tempfile::tempdir()?;
+    let script = directory.path().join("script");
+    for (program, text, said) in [
+        ("bash", "f() { echo $(echo $((6*7))); }; f | cat; exec 3>/dev/null; echo x >&3; exec 3>&-", "42"),
+        (
+            "python3",
+            "import subprocess, threading, tempfile, mmap\n\
+             t = threading.Thread(target=lambda: subprocess.run(['true'], check=True)); t.start(); t.join()\n\
+             f = tempfile.TemporaryFile(); f.write(b'x' * 4096); f.flush(); mmap.mmap(f.fileno(), 4096)[0] = 1\n\
+             print(42)",
+            "42",
+        ),
+        (
+            "perl",
+            "open(F, '+>', undef) or die; print F 'x' x 4096; if (!fork) { exit 0 } wait; print 6*7, \"\\n\"",
+            "42",
+        ),
+    ] {
+        fs::write(&script, text)?;
+        let ran = must(&format!("{program} {}", script.display()))?;
+        ensure!(ran.trim() == said, "{program}: {ran}");
+    }
+    must("/lib/systemd/systemd-udevd --version")?;
+    let java = run("java -version")?;
+    println!("java -version: status {} ({})", java.status, java.message());
+    ensure!(java.status == 0 || java.text.is_empty(), "{java:?}");
+    Ok(())
+}
+
+#[test]
+fn run_starts_a_command_under_the_library_and_refuses_what_cannot_load_it() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = formatted(&guard, 64)?;
+    let before = device.sha256()?;
+    let run_dir = std::env::var("FORMAT_GUARD_RUN_DIR")?;
+    let start = |rest: &str| {
+        // Without the library of this process: its own is what is tried.
+        run(&format!("env -u LD_PRELOAD {} run --run-dir {run_dir} -- {rest}", binary()?.display()))
+    };
+    let ran = start("sh -c true")?;
+    ensure!(ran.status == 0 && ran.text.is_empty(), "{ran:?}");
+    ensure!(start("false")?.status == 1 && start("sh -c exit\\ 7")?.status != 1, "its exit status");
+    let ran = start(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
+    ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
+    ensure!(device.sha256()? == before, "bytes changed");
+    // Linked statically in Debian and Ubuntu.
+    let ran = start("/sbin/ldconfig --version")?;
+    ensure!(ran.status == 1 && ran.text.contains("it is linked statically"), "{ran:?}");
+    let ran = start("no-such-program")?;
+    ensure!(ran.status == 1 && ran.text.contains("there is no program no-such-program"), "{ran:?}");
+    Ok(())
+}
