@@ -5,7 +5,7 @@ use std::{fs, process::ExitCode, slice, time::Duration};
 use anyhow::Result;
 
 use crate::{
-    build::executable,
+    build::{executable, released},
     command::{command, read, workspace},
     guest::{Cpu, Guest, against},
     kernels::{Kernel, chosen},
@@ -67,9 +67,9 @@ fn hook(kernel: &String) -> Result<ExitCode> {
 
 fn attach(kernel: &str, records: u32, volumes: u32) -> Result<ExitCode> {
     println!("bench: building");
-    let guard = executable("format-guard", "bin", "format-guard")?;
-    let bench = executable("format-guard-tests", "bin", "bench-attach")?;
-    let maker = executable("format-guard-tests", "bin", "make-records")?;
+    let guard = released("format-guard", "format-guard")?;
+    let bench = released("format-guard-tests", "bench-attach")?;
+    let maker = released("format-guard-tests", "make-records")?;
     println!("bench: making {records} records");
     // In memory: every one is committed to the disk.
     let made = tempfile::tempdir_in("/dev/shm")?;

@@ -12,12 +12,19 @@ pub(crate) fn executable(package: &str, kind: &str, name: &str) -> Result<PathBu
     executable_with("", package, kind, name)
 }
 
+/// The same as it is released: for figures.
+pub(crate) fn released(package: &str, name: &str) -> Result<PathBuf> {
+    build(&["build", "--release"], "", package, "bin", name)
+}
+
 /// The same, of a package with these features.
 pub(crate) fn executable_with(features: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
-    let mut arguments = match kind {
-        "test" => vec!["test", "--no-run"],
-        _ => vec!["build"],
-    };
+    let how: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
+    build(how, features, package, kind, name)
+}
+
+fn build(how: &[&str], features: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+    let mut arguments = how.to_vec();
     let selector = format!("--{kind}");
     arguments.extend([
         "--quiet",

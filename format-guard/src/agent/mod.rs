@@ -7,6 +7,7 @@ mod container;
 mod control;
 pub mod detach;
 mod formatter_end;
+mod inputs;
 pub(crate) mod kernel_events;
 mod mappings;
 mod prober;
@@ -26,6 +27,7 @@ use aya::maps::{MapData, RingBuf};
 use format_guard_common::question::SOCKET;
 use tokio::{
     net::UnixListener,
+    runtime::Handle,
     signal::unix,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -50,9 +52,6 @@ use crate::{
     volume::sysfs::Sysfs,
 };
 use reconciler::{Input, Reconciler, World};
-
-/// Inputs that wait for the reconciler at most; who sends more waits.
-const QUEUE: usize = 1024;
 
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
@@ -110,7 +109,7 @@ pub async fn run(start: Start) -> Result<()> {
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
-    let (inputs, receiver) = mpsc::channel(QUEUE);
+    let (senders, received) = inputs::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline());
     let (ends, watched) = formatter_end::Watcher::new();
     let world = World {
@@ -137,7 +136,7 @@ pub async fn run(start: Start) -> Result<()> {
     })
     .await??;
     info!("every device has its rule");
-    let (mut reconciler, events) = ways.put_in_force(reconciler, events, &mut tasks, &inputs).await?;
+    let (mut reconciler, events) = ways.put_in_force(reconciler, events, &mut tasks, &senders.urgent).await?;
     let tier = reconciler.enforcer_mut().tier();
     if tier != Tier::Preload {
         preload::publish_that_all_passes(&config.run_dir)?;
@@ -146,17 +145,18 @@ pub async fn run(start: Start) -> Result<()> {
     ready::notify();
     info!(socket = %config.socket().display(), tier = tier.name(), "format-guard is in force");
 
-    tasks.spawn(uevents::run(uevents, inputs.clone()));
+    tasks.spawn(uevents::run(uevents, senders.others.clone()));
     if let Events::Kernel(ring) = events {
-        tasks.spawn(kernel_events::run(ring, inputs.clone()));
+        tasks.spawn(kernel_events::run(ring, senders.urgent.clone()));
     }
-    tasks.spawn(prober::run(answers, inputs.clone()));
-    tasks.spawn(formatter_end::run(watched, inputs.clone()));
+    tasks.spawn(prober::run(answers, senders.others.clone()));
+    tasks.spawn(formatter_end::run(watched, senders.urgent.clone()));
     let (interval, intervals) = watch::channel(config.resync_interval);
-    tasks.spawn(ticks(intervals, inputs.clone()));
-    tasks.spawn(reloads(start, interval, inputs.clone()));
-    tasks.spawn(control::run(socket, control::Agent { inputs: inputs.clone(), prober, told }));
-    tasks.spawn_blocking(move || reconciler.run(receiver));
+    tasks.spawn(ticks(intervals, senders.others.clone()));
+    tasks.spawn(reloads(start, interval, senders.others.clone()));
+    tasks.spawn(control::run(socket, control::Agent { inputs: senders.urgent.clone(), prober, told }));
+    let runtime = Handle::current();
+    tasks.spawn_blocking(move || reconciler.run(received, &runtime));
 
     let mut terminate = unix::signal(unix::SignalKind::terminate())?;
     let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
@@ -166,8 +166,8 @@ pub async fn run(start: Start) -> Result<()> {
             Some(Err(error)) => Err(anyhow::Error::new(error).context("a task of the agent broke; enforcement stays")),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended without an error; enforcement stays"),
         },
-        _ = terminate.recv() => stop(&inputs).await,
-        _ = interrupt.recv() => stop(&inputs).await,
+        _ = terminate.recv() => stop(&senders.urgent).await,
+        _ = interrupt.recv() => stop(&senders.urgent).await,
     }
 }
 

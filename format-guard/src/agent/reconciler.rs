@@ -4,10 +4,10 @@
 //! no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing is loosened.
 
 mod answers;
+mod batch;
 mod protection;
 mod refusals;
 mod stacks;
-mod starting;
 mod vacated;
 
 use std::{
@@ -21,14 +21,18 @@ use format_guard_common::{
     State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+};
 use tracing::{error, info, warn};
 
-use starting::Starting;
+use batch::Batch;
 use vacated::Vacated;
 
 use super::{
     formatter_end::Watcher,
+    inputs::Inputs,
     mappings, now,
     prober::{Answer, Prober},
 };
@@ -231,8 +235,8 @@ pub struct Reconciler<E> {
     protect_failure: Option<String>,
     /// Lines of the history that are not stored yet.
     untold: Vec<HistoryEvent>,
-    /// What the first look at the world has put off.
-    starting: Option<Starting>,
+    /// What is put off, while many things happen at once.
+    batch: Option<Batch>,
     /// How often uevents were lost.
     lost_uevents: u64,
     /// How long the newest kernel event waited.
@@ -268,7 +272,7 @@ impl<E: Enforcer> Reconciler<E> {
             protected: false,
             protect_failure: None,
             untold: Vec::new(),
-            starting: None,
+            batch: None,
             lost_uevents: 0,
             lag: Duration::ZERO,
         }
@@ -289,12 +293,12 @@ impl<E: Enforcer> Reconciler<E> {
         for (lead, _) in unseen {
             self.enforcer.release_holder(lead)?;
         }
-        self.starting = Some(Starting::default());
+        self.batch = Some(Batch::default());
         self.compare_with_sysfs()?;
         for dev in mounted_devices() {
             self.apply_to_device(dev, &Event::Mounted);
         }
-        self.carry_out_start();
+        self.carry_out_batch();
         Ok(())
     }
 
@@ -392,21 +396,32 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
-    pub fn run(&mut self, mut inputs: mpsc::Receiver<Input>) -> Result<()> {
-        while let Some(input) = inputs.blocking_recv() {
+    pub fn run(&mut self, mut inputs: Inputs, runtime: &Handle) -> Result<()> {
+        while let Some(input) = inputs.next(runtime) {
             if let Input::Stop(done) = input {
                 self.close();
                 // Whoever asked may have gone.
                 let _ = done.send(());
                 break;
             }
-            self.handle(input)?;
+            match input {
+                Input::Probed(first) => self.probed_together(inputs.together(first)),
+                other => self.handle(other)?,
+            }
             if inputs.is_empty() {
                 self.store_untold();
             }
         }
         self.store_untold();
         Ok(())
+    }
+
+    fn probed_together(&mut self, answers: Vec<Answer>) {
+        self.batch = (answers.len() > 1).then(Batch::default);
+        for answer in answers {
+            self.probed(answer);
+        }
+        self.carry_out_batch();
     }
 
     fn handle(&mut self, input: Input) -> Result<()> {
@@ -598,7 +613,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn load(&self, device: &Device) -> Result<Record> {
         let identity = &device.identity;
         let weak = identity.strength != Strength::Strong;
-        let put_off = self.starting.as_ref().and_then(|starting| starting.record(&identity.id));
+        let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
         let stored =
             put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
         let mut record =
@@ -700,8 +715,8 @@ impl<E: Enforcer> Reconciler<E> {
             })
             .collect();
         if (new != *old || !told.is_empty()) && !transition::is_provisional(&new) {
-            if let Some(starting) = &mut self.starting {
-                starting.store_later(old, &new, &told);
+            if let Some(batch) = &mut self.batch {
+                batch.store_later(old, &new, &told);
             } else if let Err(error) = self.store.put(&new, &told)
                 && not_stored(old, &mut new, &error)
             {
@@ -720,8 +735,8 @@ impl<E: Enforcer> Reconciler<E> {
         for effect in effects {
             match effect {
                 Effect::Probe => self.probe(id),
-                Effect::ReleaseHolder => match &mut self.starting {
-                    Some(starting) => starting.release_later(id),
+                Effect::ReleaseHolder => match &mut self.batch {
+                    Some(batch) => batch.release_later(id),
                     None => self.release(id),
                 },
                 Effect::Report(_) => {}

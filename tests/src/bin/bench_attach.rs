@@ -49,13 +49,19 @@ fn main() -> Result<()> {
     let ruled =
         wait_for_long("the rules", || Ok(guard.log().contains("every device has its rule").then_some(())));
     ruled.with_context(|| guard.log())?;
-    wait_for_long("the agent to be in force", || Ok((guard.ask("status")?.status == 0).then_some(())))?;
-    let log = guard.log();
-    let seconds = seconds_between(&log, "format-guard starts", "every device has its rule")?;
+    let seconds = seconds_between(&guard.log(), "format-guard starts", "every device has its rule")?;
+    println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
+    let answered = || Ok(guard.ask("status").is_ok_and(|ran| ran.status == 0).then_some(()));
+    wait_for_long("the agent to be in force", answered)?;
+    // They read blank, and are recorded as formatted.
+    wait_for_long("every volume to be probed", || {
+        let found = guard.json("status")?["discrepancies"].as_u64();
+        Ok((found >= Some(u64::from(volumes))).then_some(()))
+    })?;
+    println!("every volume is probed {:.2} s after the start", seconds_to_last(&guard.log(), "discrepancy")?);
     let memory = memory(guard.agent_id()?)?;
     let status = guard.json("status")?;
     println!("{} records, {} devices", status["volumes"][0]["count"], status["devices"]);
-    println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
     println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
 
     // Devices that are new to everybody, one after another.
@@ -123,10 +129,17 @@ fn percentiles(times: &mut [f64]) -> [f64; 2] {
 
 /// Between the first lines with these words in a log, whose lines begin with a time of day in UTC.
 fn seconds_between(log: &str, first: &str, second: &str) -> Result<f64> {
-    let time = |word: &str| -> Result<f64> {
-        let line =
-            log.lines().find(|line| line.contains(word)).with_context(|| format!("no line '{word}'"))?;
-        let time = line.get(11..26).context("no time")?;
+    between(log.lines().find(|line| line.contains(first)), log.lines().find(|line| line.contains(second)))
+}
+
+/// From the start of the agent to the last line with this word.
+fn seconds_to_last(log: &str, word: &str) -> Result<f64> {
+    between(log.lines().next(), log.lines().rfind(|line| line.contains(word)))
+}
+
+fn between(first: Option<&str>, second: Option<&str>) -> Result<f64> {
+    let time = |line: Option<&str>| -> Result<f64> {
+        let time = line.and_then(|line| line.get(11..26)).context("no line, or no time in it")?;
         let parts: Vec<f64> = time.split(':').map(str::parse).collect::<Result<_, _>>()?;
         Ok(parts.iter().fold(0.0, |sum, part| sum * 60.0 + part))
     };

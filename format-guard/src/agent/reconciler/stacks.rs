@@ -60,8 +60,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Puts the rule for one device.
     pub(super) fn put_rule(&mut self, dev: Dev) {
-        if let Some(starting) = &mut self.starting {
-            starting.rule_later(dev);
+        if let Some(batch) = &mut self.batch {
+            batch.rule_later(dev);
             return;
         }
         let (Some(device), Some(record)) = (self.devices.get(dev), self.record_at(dev)) else { return };
@@ -94,8 +94,8 @@ impl<E: Enforcer> Reconciler<E> {
     /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
     /// ever adds protection or takes back what it added, so there is an end to it.
     pub(super) fn settle(&mut self, dev: Dev) {
-        if let Some(starting) = &mut self.starting {
-            starting.settle_later(dev);
+        if let Some(batch) = &mut self.batch {
+            batch.settle_later(dev);
             return;
         }
         let around = self.devices.related(dev);

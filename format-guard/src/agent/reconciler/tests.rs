@@ -286,6 +286,29 @@ fn armed_is_stored_before_it_is_allowed() {
 }
 
 #[test]
+fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
+    let mut setting = setting();
+    let answers = [Finding::Blank, Finding::Blank].map(|finding| Answer {
+        dev: DEV,
+        diskseq: 5,
+        begun: Instant::now(),
+        result: Ok(finding),
+    });
+    setting.deeds.take();
+    let entered = setting.runtime.enter();
+    setting.reconciler.probed_together(answers.to_vec());
+    drop(entered);
+    assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
+    *setting.broken.lock().expect("one thread") = true;
+    setting.give(Input::Removed { name: "dm-0".to_owned() });
+    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()) };
+    let entered = setting.runtime.enter();
+    setting.reconciler.probed_together(vec![holding.clone(), holding]);
+    drop(entered);
+    assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
+}
+
+#[test]
 fn what_cannot_be_stored_is_not_armed() {
     let mut setting = setting();
     setting.probed(5, Finding::Blank);

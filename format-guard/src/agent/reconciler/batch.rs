@@ -1,7 +1,8 @@
-//! The first look at the world: what it means for records and rules is carried out once, when all devices are known.
+//! What many events at once mean for records and rules: carried out once, when all of them are known. So are the first look at
+//! the world, and the answers of probes.
 //!
-//! Thousands of volumes on one disk would each have theirs put again and again, and a commit for each. The order stays: all is
-//! stored before the first rule is put, and every rule before the first formatter is let go of.
+//! Thousands of volumes on one disk would each have its rule put again and again, and a commit for each. The order stays: all
+//! is stored before the first rule is put, and every rule before the first formatter is let go of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,7 @@ use crate::{
 
 /// What is put off.
 #[derive(Default)]
-pub(super) struct Starting {
+pub(super) struct Batch {
     records: BTreeMap<VolumeId, Unstored>,
     unsettled: BTreeSet<Dev>,
     unruled: BTreeSet<Dev>,
@@ -29,7 +30,7 @@ struct Unstored {
     told: Vec<HistoryEvent>,
 }
 
-impl Starting {
+impl Batch {
     /// The newest record of a volume, if it is one of those that are not stored yet.
     pub(super) fn record(&self, id: &VolumeId) -> Option<&Record> {
         self.records.get(id).map(|unstored| &unstored.new)
@@ -59,24 +60,24 @@ impl Starting {
 }
 
 impl<E: Enforcer> Reconciler<E> {
-    /// Stores, rules and releases what was put off.
-    pub(super) fn carry_out_start(&mut self) {
-        let unsettled = self.starting.as_mut().map(|starting| std::mem::take(&mut starting.unsettled));
+    /// Stores, rules and releases what was put off since there is a batch.
+    pub(super) fn carry_out_batch(&mut self) {
+        let unsettled = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unsettled));
         self.settle_all(unsettled.unwrap_or_default());
-        let Some(starting) = self.starting.take() else { return };
+        let Some(batch) = self.batch.take() else { return };
         let stored: Vec<(&Record, &[HistoryEvent])> =
-            starting.records.values().map(|unstored| (&unstored.new, unstored.told.as_slice())).collect();
+            batch.records.values().map(|unstored| (&unstored.new, unstored.told.as_slice())).collect();
         if let Err(error) = self.store.put_all(&stored) {
-            for Unstored { old, mut new, .. } in starting.records.into_values() {
+            for Unstored { old, mut new, .. } in batch.records.into_values() {
                 if not_stored(&old, &mut new, &error) {
                     self.records.entry(new.id.clone()).and_modify(|record| *record = new);
                 }
             }
         }
-        for dev in starting.unruled {
+        for dev in batch.unruled {
             self.put_rule(dev);
         }
-        for id in starting.unreleased {
+        for id in batch.unreleased {
             self.release(&id);
         }
     }
