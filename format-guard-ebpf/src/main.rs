@@ -13,6 +13,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod caller;
+mod device_access;
 mod erase;
 mod gate;
 mod kernel;

@@ -70,13 +70,18 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "tier",
         "How the guard refuses: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= must list), \"fmod_ret\" (the functions \
-         that call them), \"preload\" (the LD_PRELOAD library, in programs that load it), or \"auto\", the best of them that is \
+         that call them), \"cgroup\" (a program at the root of the control groups), \"preload\" (the LD_PRELOAD library, in programs that load it), or \"auto\", the best of them that is \
          proven. What the one in force leaves open, format-guard status says. Needs a restart.",
     ),
     (
         "require",
-        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \"fmod_ret\" or \"preload\". Needs \
-         a restart.",
+        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \"fmod_ret\", \"cgroup\" or \
+         \"preload\". Needs a restart.",
+    ),
+    (
+        "cgroup_dir",
+        "The control group (version 2) whose processes tier \"cgroup\" refuses. Empty: all, where the host's control groups are \
+         mounted. Needs a restart.",
     ),
     ("state_dir", "The database of volumes. It must be on a disk that is kept. Needs a restart."),
     ("run_dir", "The control socket, control.sock. Needs a restart."),
@@ -120,6 +125,8 @@ pub struct Config {
     pub tier: Choice,
     /// The weakest way with which it starts.
     pub require: Tier,
+    /// The control group that tier `cgroup` stands at; empty: the root.
+    pub cgroup_dir: PathBuf,
     /// The database; must outlive a reboot.
     pub state_dir: PathBuf,
     /// The control socket.
@@ -148,6 +155,7 @@ impl Default for Config {
             mode: Mode::Enforce,
             tier: Choice::Auto,
             require: Tier::Preload,
+            cgroup_dir: PathBuf::new(),
             state_dir: PathBuf::from("/var/lib/format-guard"),
             run_dir: PathBuf::from("/run/format-guard"),
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
@@ -261,6 +269,7 @@ impl Config {
         [
             ("tier", self.tier != new.tier),
             ("require", self.require != new.require),
+            ("cgroup_dir", self.cgroup_dir != new.cgroup_dir),
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
@@ -368,7 +377,7 @@ mod tests {
         assert!(
             Config::parse("xyzzy = 1")
                 .expect_err("refused")
-                .contains("there are mode, tier, require, state_dir")
+                .contains("there are mode, tier, require, cgroup_dir, state_dir")
         );
         assert!(Config::parse("[agent]\nmode = 'audit'").is_err(), "a section is no key either");
     }

@@ -43,6 +43,9 @@ pub fn database_is_sound(state: &Path) -> Result<()> {
 /// The tier without the kernel.
 pub const PRELOAD: &str = "preload";
 
+/// The tier that judges opens.
+pub const CGROUP: &str = "cgroup";
+
 /// The tier that this run is about.
 #[must_use]
 pub fn tier() -> String {
@@ -155,8 +158,13 @@ impl Guard {
             run.display(),
             PINS
         );
-        if tier() == PRELOAD {
-            config.push_str("tier = 'preload'\n");
+        match tier().as_str() {
+            PRELOAD => config.push_str("tier = 'preload'\n"),
+            CGROUP => {
+                let group = env::var("FORMAT_GUARD_CGROUP").context("FORMAT_GUARD_CGROUP names a group")?;
+                config = format!("{config}tier = 'cgroup'\ncgroup_dir = '{group}'\n");
+            }
+            _ => {}
         }
         fs::write(root.join("config.toml"), config)?;
         Ok(Self { root, run, agent: None, audit, since: 0 })

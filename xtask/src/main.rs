@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cgroup;
 mod command;
 mod cuts;
 mod demo;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build::{executable, executable_with},
+    cgroup,
     command::{command, output, workspace},
     fuzz,
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
@@ -101,6 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     executable_with("fault-points", "format-guard", "bin", "format-guard-faulty")?;
     if arguments.filter.is_none() {
         outcomes.extend(under_the_library(&guard)?);
+        outcomes.push(in_a_control_group(&guard)?);
     }
     let everywhere = !arguments.kernel.is_empty();
     let boots = boots(&kernels, arguments.filter.as_deref(), everywhere, &arguments.tier)?;
@@ -144,6 +146,15 @@ fn under_the_library(guard: &Path) -> Result<Vec<Outcome>> {
         outcomes.push(outcome(&format!("preload {name}"), &text, success, start)?);
     }
     Ok(outcomes)
+}
+
+/// The tier that needs no types and no trampolines of a kernel, on this host.
+fn in_a_control_group(guard: &Path) -> Result<Outcome> {
+    println!("test: in a control group");
+    let start = Instant::now();
+    let (success, text) = cgroup::hold(guard)?;
+    println!("== cgroup\n{}", text.trim_end());
+    outcome("cgroup", &text, success, start)
 }
 
 /// Days since 1970: what is held by the day goes by it.

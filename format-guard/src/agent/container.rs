@@ -6,13 +6,10 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::Path,
 };
 
-/// Where control groups (v2) are mounted: alone, or beside those of v1 (systemd's hybrid hierarchy).
-const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-/// `CGROUP2_SUPER_MAGIC` of include/uapi/linux/magic.h.
-const CGROUP2: i64 = 0x6367_7270;
+use crate::enforce::cgroup;
+
 /// Hexadecimal digits of a container's id, as Docker, containerd, CRI-O and Podman make them.
 const ID: usize = 64;
 
@@ -27,12 +24,7 @@ pub(super) fn of(pid: u32, cgroup: u64) -> Option<String> {
 pub(super) fn group_of(pid: u32) -> Option<u64> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(fs::metadata(mount()?.join(path)).ok()?.ino())
-}
-
-fn mount() -> Option<&'static Path> {
-    let is_cgroup2 = |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|stat| stat.f_type == CGROUP2);
-    CGROUPS.into_iter().map(Path::new).find(is_cgroup2)
+    Some(fs::metadata(cgroup::mount()?.join(path)).ok()?.ino())
 }
 
 /// The last id in a path, alone or between a runtime's prefix and suffix (`cri-containerd-ID.scope`).
@@ -51,7 +43,7 @@ fn path_of(cgroup: u64) -> Option<String> {
         kind: i32,
         id: u64,
     }
-    let mount = File::open(mount()?).ok()?;
+    let mount = File::open(cgroup::mount()?).ok()?;
     let mut handle = Handle { bytes: 8, kind: 0xfe, id: cgroup };
     // SAFETY: a file_handle with as many bytes behind its header as it says.
     let fd = unsafe {

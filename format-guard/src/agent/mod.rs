@@ -288,14 +288,16 @@ impl Ways {
     fn make(&mut self) -> Result<Way> {
         let config = &self.start.config;
         let audit = self.start.audit || config.mode == Mode::Audit;
-        let (kernel, others) = self.left.iter().partition::<Vec<Tier>, _>(|tier| **tier != Tier::Preload);
-        if let [tier, weaker @ ..] = kernel.as_slice() {
-            self.left = others;
+        // Those that need the kernel's types try each other; the next one must do without.
+        let alike = |tier: &Tier| matches!(tier, Tier::Lsm | Tier::FmodRet);
+        let count = self.left.iter().take_while(|tier| alike(tier)).count().max(1);
+        let now: Vec<Tier> = self.left.drain(..count.min(self.left.len())).collect();
+        let [tier, weaker @ ..] = now.as_slice() else { bail!("no tier is left") };
+        if *tier != Tier::Preload {
             let mut enforcer = BpfEnforcer::load(&config.pin_dir, config, audit, *tier, weaker.to_vec())?;
             let events = Events::Kernel(enforcer.events()?);
             return Ok((Box::new(enforcer), events));
         }
-        self.left.clear();
         let enforcer =
             PreloadEnforcer::new(&config.run_dir, &config.trusted, audit).map_err(LoadError::from)?;
         let socket = control::listen(&config.run_dir.join(SOCKET), questions::MODE)?;

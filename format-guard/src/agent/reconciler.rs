@@ -440,7 +440,10 @@ impl<E: Enforcer> Reconciler<E> {
                     self.device_gone(dev);
                 }
             }
-            Input::Kernel(event) => self.kernel_event(&event),
+            Input::Kernel(mut event) => {
+                self.enforcer.complete(&mut event);
+                self.kernel_event(&event);
+            }
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, last } => self.ended(process, last),
             Input::Tick => self.resync()?,

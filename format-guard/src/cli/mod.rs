@@ -128,6 +128,11 @@ impl CommandError {
 /// Runs the command; the process's exit code.
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
+    if !matches!(arguments.command, Command::Agent(_)) {
+        // Whoever reads the output may have read enough.
+        // SAFETY: the default disposition, before any other thread exists.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     let socket = &arguments.socket;
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(&arguments),

@@ -1,4 +1,4 @@
-//! The tiers `lsm` and `fmod_ret`: loads the BPF programs, hands over from an earlier agent, and keeps their maps.
+//! The tiers `lsm`, `fmod_ret` and `cgroup`: loads the BPF programs, hands over from an earlier agent, and keeps their maps.
 //!
 //! A program that this kernel has a place for and that does not load is an error that names it and carries the
 //! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
@@ -8,7 +8,7 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, FEntry, FExit, Lsm, Program, ProgramError,
+        BtfTracePoint, CgroupDevice, FEntry, FExit, Lsm, Program, ProgramError,
         links::{FdLink, PinnedLink},
         loaded_programs,
     },
@@ -24,13 +24,13 @@ use aya::{
 use format_guard_common::{
     MAX_RULES, Rule, State, Windows,
     clear::{self, Clear},
-    event::{Counter, HolderEntry, Taint, TaintKey},
+    event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
     flag, program,
 };
 
 use super::{
-    Counts, Enforcer, MapError, canary,
-    modify_return::{self, Programs},
+    Counts, Enforcer, MapError, bpf_call, canary, cgroup,
+    modify_return::Programs,
     offsets::{KERNEL_BTF, KernelTypes, OffsetError},
     pins::Pins,
     preload::PreloadError,
@@ -41,6 +41,7 @@ use super::{
 use crate::{
     config::{Config, Passthrough},
     fault::{self, Point},
+    process,
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));
@@ -54,6 +55,8 @@ enum Place {
     Enter(&'static str),
     Exit(&'static str),
     Tracepoint(&'static str),
+    /// A control group: asked for every access to a device.
+    Cgroup,
 }
 
 impl Place {
@@ -62,6 +65,7 @@ impl Place {
         Some(match self {
             Self::Lsm(hook) if tier == Tier::FmodRet => format!("security_{hook}"),
             Self::Notice(_) if tier == Tier::FmodRet => return None,
+            Self::Cgroup => "cgroup".to_owned(),
             Self::Lsm(hook) | Self::Notice(hook) => format!("bpf_lsm_{hook}"),
             Self::Enter(name) | Self::Exit(name) => name.to_owned(),
             Self::Tracepoint(name) => format!("__traceiter_{name}"),
@@ -77,7 +81,10 @@ struct Part {
     without: Option<&'static str>,
 }
 
-/// In the order of attaching: what learns comes before what refuses.
+/// All of the tier `cgroup`.
+const OF_CGROUPS: &[Part] = &[Part { program: "device_access", place: Place::Cgroup, without: None }];
+
+/// Of the other tiers, in the order of attaching: what learns comes before what refuses.
 const PARTS: &[Part] = &[
     Part {
         program: "sched_process_exit",
@@ -236,6 +243,14 @@ pub enum LoadError {
     /// A rule cannot be put.
     #[error(transparent)]
     Rule(#[from] MapError),
+    /// There is no control group to stand at.
+    #[error("cannot open the control group {path} (are control groups of version 2 mounted?): {source}")]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// The canary did not prove enforcement.
     #[error(transparent)]
     Canary(#[from] canary::CanaryError),
@@ -281,6 +296,8 @@ pub struct BpfEnforcer {
     /// What to try after it.
     weaker: Vec<Tier>,
     refuse_passthrough: u32,
+    /// The control group of the tier `cgroup`; empty: the root.
+    cgroup: PathBuf,
 }
 
 impl BpfEnforcer {
@@ -295,11 +312,13 @@ impl BpfEnforcer {
         tier: Tier,
         weaker: Vec<Tier>,
     ) -> Result<Self, LoadError> {
-        let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
-        let offsets = types.offsets()?;
-        let functions = functions(&types);
-        // Tens of megabytes, which are not needed beside those that attaching needs.
-        drop(types);
+        let (offsets, functions) = if tier == Tier::Cgroup {
+            (Vec::new(), BTreeSet::new())
+        } else {
+            // Tens of megabytes, which are not kept beside those that attaching needs.
+            let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
+            (types.offsets()?, functions(&types))
+        };
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
@@ -356,6 +375,7 @@ impl BpfEnforcer {
             tier,
             weaker,
             refuse_passthrough,
+            cgroup: config.cgroup_dir.clone(),
         };
         enforcer.put_unknown(&rule::unknown(audit))?;
         Ok(enforcer)
@@ -368,7 +388,7 @@ impl BpfEnforcer {
 
     fn attach_in_tier(&mut self) -> Result<Vec<PartReport>, LoadError> {
         let parts = self.places()?;
-        let reports = PARTS.iter().map(|part| {
+        let reports = self.parts().iter().map(|part| {
             let attached = parts.iter().any(|placed| placed.program == part.program);
             let open = if attached { "" } else { part.without.unwrap_or_default() };
             PartReport { program: part.program.to_owned(), attached, open: open.to_owned() }
@@ -382,7 +402,7 @@ impl BpfEnforcer {
         }
         let unproven = self.pins.unproven_links().map_err(pin_error)?;
         // Some megabytes, which those who keep what is there do not need.
-        let btf = Btf::from_sys_fs()?;
+        let btf = if self.tier == Tier::Cgroup { None } else { Some(Btf::from_sys_fs()?) };
         // Open until the programs that refer to them are loaded.
         let pinned;
         let functions = if self.tier == Tier::FmodRet {
@@ -391,8 +411,9 @@ impl BpfEnforcer {
         } else {
             None
         };
-        let attached =
-            parts.iter().try_for_each(|part| self.attach_part(part, functions.as_ref(), &btf, &unproven));
+        let attached = parts
+            .iter()
+            .try_for_each(|part| self.attach_part(part, functions.as_ref(), btf.as_ref(), &unproven));
         if let Err(error) = attached.and_then(|()| self.prove()) {
             let _ = fs::remove_dir_all(&unproven);
             return Err(error);
@@ -426,13 +447,23 @@ impl BpfEnforcer {
             .map_err(|error| LoadError::Functions { reason: error.to_string() })
     }
 
+    /// The parts of the tier.
+    const fn parts(&self) -> &'static [Part] {
+        match self.tier {
+            Tier::Cgroup => OF_CGROUPS,
+            _ => PARTS,
+        }
+    }
+
     /// The parts that this kernel has a place for.
     fn places(&self) -> Result<Vec<&'static Part>, LoadError> {
         let mut parts = Vec::new();
-        for part in PARTS {
+        for part in self.parts() {
             let Some(function) = part.place.function(self.tier) else { continue };
             // A tracepoint needs no function in BTF; aya reports one that is missing.
-            if matches!(part.place, Place::Tracepoint(_)) || self.functions.contains(&function) {
+            if matches!(part.place, Place::Tracepoint(_) | Place::Cgroup)
+                || self.functions.contains(&function)
+            {
                 parts.push(part);
             } else if part.without.is_none() {
                 return Err(LoadError::NoPlace { program: part.program, place: function });
@@ -505,18 +536,22 @@ impl BpfEnforcer {
         &mut self,
         part: &Part,
         functions: Option<&Programs>,
-        btf: &Btf,
+        btf: Option<&Btf>,
         links: &Path,
     ) -> Result<(), LoadError> {
         let place = part.place.function(self.tier).unwrap_or_default();
         let failed = |reason| LoadError::Program { program: part.program, place: place.clone(), reason };
         let path = links.join(part.program);
-        let pinned = if let (Place::Lsm(_), Some(programs)) = (part.place, functions) {
-            let link = programs.attach(part.program, &place, btf);
-            modify_return::pin(&link.map_err(|error| failed(error.to_string()))?, &path)
-        } else {
-            let link = self.load_part(part, btf).map_err(|error| failed(verifier_reason(&error)))?;
-            link.pin(&path).map(drop).map_err(io::Error::other)
+        let pinned = match (part.place, functions, btf) {
+            (Place::Lsm(_), Some(programs), Some(btf)) => {
+                let link = programs.attach(part.program, &place, btf);
+                bpf_call::pin(&link.map_err(|error| failed(error.to_string()))?, &path)
+            }
+            (_, _, Some(btf)) => {
+                let link = self.load_part(part, btf).map_err(|error| failed(verifier_reason(&error)))?;
+                link.pin(&path).map(drop).map_err(io::Error::other)
+            }
+            (_, _, None) => bpf_call::pin(&self.attach_to_cgroup(part)?, &path),
         };
         pinned.map_err(|source| LoadError::Pin { path, source })?;
         fault::point(Point::AfterPin);
@@ -537,6 +572,33 @@ impl BpfEnforcer {
             );
         }
         Ok(link)
+    }
+
+    /// Attaches a program to the control group: beside what service managers and container runtimes attach below it, each of
+    /// which must allow an access.
+    fn attach_to_cgroup(&mut self, part: &Part) -> Result<OwnedFd, LoadError> {
+        let path = match cgroup::mount() {
+            Some(root) if self.cgroup.as_os_str().is_empty() => root,
+            _ => &self.cgroup,
+        };
+        let failed = |source| LoadError::Cgroup { path: path.to_owned(), source };
+        let cgroup = fs::File::open(path).map_err(failed)?;
+        let program = self
+            .ebpf
+            .program_mut(part.program)
+            .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")));
+        let loaded = program.and_then(|program| {
+            let device: &mut CgroupDevice = program.try_into()?;
+            device.load()?;
+            device.fd()
+        });
+        let program = loaded.map_err(|error| LoadError::Program {
+            program: part.program,
+            place: path.display().to_string(),
+            reason: verifier_reason(&error),
+        })?;
+        bpf_call::link_to_cgroup(program.as_fd(), cgroup.as_fd())
+            .map_err(|source| LoadError::Cgroup { path: path.to_owned(), source })
     }
 }
 
@@ -600,6 +662,7 @@ fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink
             let id = tracepoint.attach()?;
             tracepoint.take_link(id)?.into()
         }
+        Place::Cgroup => return Err(ProgramError::IOError(io::Error::other("it stands at a control group"))),
     })
 }
 
@@ -800,7 +863,28 @@ impl Enforcer for BpfEnforcer {
         Ok(tainted.iter().filter(|(_, taint)| taint.diskseq == diskseq).count() as u64)
     }
 
+    /// Where the kernel program knew no more than the process's id: its entry, too, so that it is known again when it is over.
+    fn complete(&mut self, event: &mut KernelEvent) {
+        if self.tier != Tier::Cgroup || event.process.started != 0 {
+            return;
+        }
+        let Some(process) = process::identity(event.process.tgid) else { return };
+        event.process = process;
+        let held: Vec<(u32, HolderEntry)> = self.holders.iter().filter_map(Result::ok).collect();
+        let ours = held.into_iter().filter(|(_, entry)| {
+            entry.process.started == 0 && entry.process.tgid == process.tgid && entry.dev == event.dev
+        });
+        for (lead, entry) in ours {
+            if let Err(error) = self.holders.insert(lead, HolderEntry { process, ..entry }, 0) {
+                tracing::warn!("the formatter of a device cannot be completed: {error}");
+            }
+        }
+    }
+
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
+        if self.tier == Tier::Cgroup {
+            return if until == 0 { Ok(()) } else { Err(ProtectionError::NoKernel) };
+        }
         self.protected.keep(&self.pins, &self.pins.links(self.build), until)
     }
 

@@ -3,7 +3,9 @@
 //! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from `decide()`.
 
 pub mod bpf;
+mod bpf_call;
 pub mod canary;
+pub mod cgroup;
 mod modify_return;
 pub mod offsets;
 pub mod pins;
@@ -15,7 +17,10 @@ pub mod tier;
 use std::time::Duration;
 
 use bpf::{LoadError, PartReport};
-use format_guard_common::{Rule, Windows, event::HolderEntry};
+use format_guard_common::{
+    Rule, Windows,
+    event::{HolderEntry, KernelEvent},
+};
 use rustix::time::{ClockId, clock_gettime};
 
 /// An error of a kernel map.
@@ -87,6 +92,10 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).untaint(dev, diskseq)
     }
 
+    fn complete(&mut self, event: &mut KernelEvent) {
+        (**self).complete(event);
+    }
+
     fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError> {
         (**self).protect(until)
     }
@@ -121,6 +130,8 @@ pub trait Enforcer {
     fn release_holder(&mut self, lead: u32) -> Result<(), MapError>;
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
+    /// Adds to what the kernel tells what it could not know.
+    fn complete(&mut self, _event: &mut KernelEvent) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
     fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError>;
     /// The way in which it makes the kernel refuse.

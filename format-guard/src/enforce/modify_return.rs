@@ -6,23 +6,22 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::CString,
     io,
-    mem::{size_of, zeroed},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-    os::unix::ffi::OsStrExt,
-    path::Path,
+    os::fd::{OwnedFd, RawFd},
 };
 
 use aya::{Btf, BtfError};
 use aya_obj::{
     Object, ParseError,
     btf::BtfKind,
-    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
+    generated::{bpf_attach_type, bpf_cmd, bpf_prog_type},
     relocation::EbpfRelocationError,
 };
 
-use super::bpf::end_of;
+use super::{
+    bpf::end_of,
+    bpf_call::{call, descriptor, empty, made},
+};
 
 /// Room for the verifier's log, in bytes.
 const LOG: usize = 1 << 20;
@@ -137,31 +136,12 @@ impl Programs {
     }
 }
 
-/// Pins a link.
-pub(super) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = empty();
-    // SAFETY: the part of the union that BPF_OBJ_PIN reads.
-    let object = unsafe { &mut attr.__bindgen_anon_4 };
-    (object.bpf_fd, object.pathname) = (descriptor(link), path.as_ptr() as u64);
-    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
-}
-
 fn load_types(bytes: &[u8]) -> Result<OwnedFd, ModifyReturnError> {
     let mut attr = empty();
     // SAFETY: the part of the union that BPF_BTF_LOAD reads.
     let load = unsafe { &mut attr.__bindgen_anon_7 };
     (load.btf, load.btf_size) = (bytes.as_ptr() as u64, length(bytes.len()));
     made(call(bpf_cmd::BPF_BTF_LOAD, &mut attr)).map_err(refused("load the types"))
-}
-
-fn empty() -> bpf_attr {
-    // SAFETY: integers alone, for which zero is a value.
-    unsafe { zeroed() }
-}
-
-fn descriptor(fd: &OwnedFd) -> u32 {
-    fd.as_raw_fd().cast_unsigned()
 }
 
 /// Nothing here has four thousand million of anything.
@@ -171,23 +151,4 @@ fn length(length: usize) -> u32 {
 
 fn refused(call: &'static str) -> impl FnOnce(io::Error) -> ModifyReturnError {
     move |error| ModifyReturnError::Kernel { call, error, log: String::new() }
-}
-
-/// The descriptor that a call has made.
-fn made(result: io::Result<RawFd>) -> io::Result<OwnedFd> {
-    // SAFETY: made by the kernel now, and nobody else's.
-    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// bpf(2).
-fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
-    // SAFETY: every pointer in `attr` is to memory that outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>())
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        RawFd::try_from(result).map_err(io::Error::other)
-    }
 }

@@ -15,6 +15,8 @@ pub enum Tier {
     Lsm,
     /// The `security_*` functions that call the hooks (`fmod_ret`).
     FmodRet,
+    /// A program at the root of the control groups that judges opens of devices.
+    Cgroup,
     /// The `LD_PRELOAD` library, in programs that load it.
     Preload,
 }
@@ -26,6 +28,7 @@ impl Tier {
         match self {
             Self::Lsm => "lsm",
             Self::FmodRet => "fmod_ret",
+            Self::Cgroup => "cgroup",
             Self::Preload => "preload",
         }
     }
@@ -41,6 +44,16 @@ impl Tier {
                  same CPU while that is judged (some microseconds)",
                 "the arguments of a discard or passthrough command, or of cryptsetup and sgdisk, that are not in memory \
                  cannot be read: such a discard is judged as one of the whole device, such a command as one that writes",
+            ],
+            Self::Cgroup => &[
+                "nobody is refused but programs that are known as formatters by their name, when they open a volume for writing: \
+                 a copy under another name, dd, and every other write, discard and mapping go on",
+                "a device that was opened before its volume was recorded stays open to its program",
+                "cryptsetup luksFormat and erase, and sgdisk -Z, go on: their names do everyday work, too",
+                "strict volumes are guarded like others, and commands past the block layer are not judged",
+                "the rule of a device that is gone is dropped by its uevent alone, and a mount is seen a moment later",
+                "a first format that failed is told from a complete one by what is on the disk alone",
+                "nothing of the guard itself is protected: root may take its program away, and end the agent",
             ],
             Self::Preload => &[
                 "the kernel refuses nothing: only programs that were started under the library are guarded (format-guard run, \
@@ -69,6 +82,8 @@ pub enum Choice {
     Lsm,
     /// The functions that call them, whatever the kernel offers.
     FmodRet,
+    /// A program at the root of the control groups, whatever the kernel offers.
+    Cgroup,
     /// The `LD_PRELOAD` library, whatever the kernel offers.
     Preload,
 }
@@ -80,11 +95,12 @@ impl Choice {
         match self {
             Self::Lsm => vec![Tier::Lsm],
             Self::FmodRet => vec![Tier::FmodRet],
+            Self::Cgroup => vec![Tier::Cgroup],
             Self::Preload => vec![Tier::Preload],
             Self::Auto if modules.is_some_and(|modules| !lists_bpf(modules)) => {
-                vec![Tier::FmodRet, Tier::Preload]
+                vec![Tier::FmodRet, Tier::Cgroup, Tier::Preload]
             }
-            Self::Auto => vec![Tier::Lsm, Tier::FmodRet, Tier::Preload],
+            Self::Auto => vec![Tier::Lsm, Tier::FmodRet, Tier::Cgroup, Tier::Preload],
         }
     }
 }
@@ -107,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_best_is_tried_first_and_what_cannot_be_is_not() {
-        let all = vec![Tier::Lsm, Tier::FmodRet, Tier::Preload];
+        let all = vec![Tier::Lsm, Tier::FmodRet, Tier::Cgroup, Tier::Preload];
         assert!(all.is_sorted());
         assert_eq!(Choice::Auto.tiers(Some("lockdown,bpf")), all);
         assert_eq!(Choice::Auto.tiers(Some("lockdown,bpfx")), all[1..]);

@@ -1,0 +1,64 @@
+//! bpf(2) by itself, for what aya does not offer: programs that stand at functions of the kernel, and links to control groups
+//! that can be pinned.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::zeroed,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+
+pub(super) fn empty() -> bpf_attr {
+    // SAFETY: integers alone, for which zero is a value.
+    unsafe { zeroed() }
+}
+
+pub(super) fn descriptor(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// The descriptor that a call has made.
+pub(super) fn made(result: io::Result<RawFd>) -> io::Result<OwnedFd> {
+    // SAFETY: made by the kernel now, and nobody else's.
+    result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bpf(2).
+pub(super) fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
+    // SAFETY: every pointer in `attr` is to memory that outlives the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size_of::<bpf_attr>())
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        RawFd::try_from(result).map_err(io::Error::other)
+    }
+}
+
+/// Attaches a program to a control group, beside others; detached when the descriptor is closed and no pin holds it.
+pub(super) fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    // SAFETY: the part of the union that BPF_LINK_CREATE reads.
+    let create = unsafe { &mut attr.link_create };
+    create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
+    create.__bindgen_anon_2.target_fd = cgroup.as_raw_fd().cast_unsigned();
+    create.attach_type = bpf_attach_type::BPF_CGROUP_DEVICE as u32;
+    made(call(bpf_cmd::BPF_LINK_CREATE, &mut attr))
+}
+
+/// Pins a link.
+pub(super) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    // SAFETY: the part of the union that BPF_OBJ_PIN reads.
+    let object = unsafe { &mut attr.__bindgen_anon_4 };
+    (object.bpf_fd, object.pathname) = (descriptor(link), path.as_ptr() as u64);
+    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}

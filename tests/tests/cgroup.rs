@@ -1,0 +1,141 @@
+//! Tier `cgroup`: known formatters are refused by their name when they open a volume, and nobody else is held up.
+//!
+//! Run as root in a control group that the guard stands at, in which this process is: `cargo xtask test` does it on this host.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack,
+    device::{Device, Loop, Snapshot},
+    guard::Guard,
+    tool::{must, run},
+};
+
+/// A volume that holds an ext4.
+fn formatted(guard: &Guard) -> Result<Loop> {
+    let device = Loop::new(64)?;
+    guard.wait_for_state(device.path(), "blank")?;
+    must(&format!("mkfs.ext4 -F -m0 -q {}", device.path().display())).with_context(|| guard.log())?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    Ok(device)
+}
+
+/// What it refuses: everything that goes by its name.
+fn by_name(node: &Path) -> [String; 7] {
+    let node = node.display();
+    [
+        format!("mkfs.ext4 -F {node}"),
+        format!("mkfs.xfs -f --unsupported {node}"),
+        format!("mkfs.btrfs -f -M {node}"),
+        format!("mkswap -f {node}"),
+        format!("wipefs -a -f {node}"),
+        format!("blkdiscard -f {node}"),
+        format!("pvcreate -ff -y {node}"),
+    ]
+}
+
+#[test]
+fn a_volume_is_formatted_once_and_everyday_work_goes_on() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = formatted(&guard)?;
+    let before = Snapshot::of(&device)?;
+    for line in by_name(device.path()) {
+        attack::refused(&guard, &line, "")?;
+    }
+    before.unchanged(&device)?;
+    let events = guard.events("denied")?;
+    let refusal = &events.last().context("no event")?["refusal"];
+    ensure!(refusal["operation"] == "open" && refusal["pid"].as_u64() > Some(1), "{refusal}");
+    let node = device.path().display();
+    let directory = tempfile::tempdir()?;
+    must(&format!("mount {node} {}", directory.path().display()))?;
+    fs::write(directory.path().join("file"), [7; 4096])?;
+    must(&format!("umount {}", directory.path().display()))?;
+    must(&format!("e2fsck -f -y {node}"))?;
+    must(&format!("resize2fs {node} 32M"))?;
+    must(&format!("tune2fs -L label {node}"))?;
+    must(&format!("dd if={node} of={node} bs=4096 count=1 conv=notrunc"))?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    Ok(())
+}
+
+#[test]
+fn what_is_not_verified_is_not_formatted() -> Result<()> {
+    let _guard = Guard::shared()?;
+    // A format that nobody recorded, on a device that is new to the guard.
+    let image = format_guard_tests::device::Image::new(64)?;
+    must(&format!("mkfs.ext4 -F -q {}", image.path().display()))?;
+    let device = Loop::over(image.path())?;
+    for line in by_name(device.path()) {
+        ensure!(run(&line)?.status != 0, "{line} succeeded");
+    }
+    must(&format!("blkid -p {}", device.path().display()))?;
+    Ok(())
+}
+
+#[test]
+fn one_formatter_begins_and_none_beside_it() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(64)?;
+    guard.wait_for_state(device.path(), "blank")?;
+    let lines = by_name(device.path());
+    let ended = thread::scope(|scope| {
+        let all: Vec<_> =
+            lines[..4].iter().map(|line| scope.spawn(|| run(line).map(|ran| ran.status))).collect();
+        all.into_iter().map(|one| one.join().unwrap_or(Ok(255))).collect::<Result<Vec<_>>>()
+    })?;
+    ensure!(ended.iter().filter(|status| **status == 0).count() == 1, "{ended:?}\n{}", guard.log());
+    guard.wait_for_state(device.path(), "formatted")?;
+    must(&format!("blkid -p {}", device.path().display()))?;
+    Ok(())
+}
+
+#[test]
+fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = formatted(&guard)?;
+    let node = device.path().display();
+    guard.say(&format!("volume permit {node} --reason test"))?;
+    must(&format!("mkfs.xfs -f --unsupported -q {node}"))?;
+    guard.wait_for_volume(device.path(), "xfs", |volume| volume["content"]["types"][0] == "xfs")?;
+    attack::refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
+    Ok(())
+}
+
+#[test]
+fn refusals_go_on_without_the_agent_and_in_audit_nothing_is_refused() -> Result<()> {
+    let mut guard = Guard::start()?;
+    let device = formatted(&guard)?;
+    let before = Snapshot::of(&device)?;
+    guard.kill_agent()?;
+    for line in by_name(device.path()) {
+        ensure!(run(&line)?.status != 0, "{line} succeeded without an agent");
+    }
+    before.unchanged(&device)?;
+    guard.start_agent()?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    attack::refused(&guard, &format!("wipefs -a -f {}", device.path().display()), "")?;
+    guard.say("mode audit --reason test")?;
+    must(&format!("mkswap -f {}", device.path().display()))?;
+    ensure!(!guard.events("would-deny")?.is_empty(), "nothing was told");
+    Ok(())
+}
+
+/// What `status` names must be open: else it says too little of what the tier is worth.
+#[test]
+fn what_it_leaves_open_is_open() -> Result<()> {
+    let guard = Guard::shared()?;
+    let open = guard.json("status")?["open"].to_string();
+    ensure!(open.contains("a copy under another name, dd"), "{open}");
+    let device = formatted(&guard)?;
+    let node = device.path().display();
+    must(&format!("dd if=/dev/zero of={node} bs=1M count=1 conv=notrunc"))?;
+    let copy: PathBuf = attack::copy("mkfs.xfs")?.into();
+    must(&format!("{} -f --unsupported -q {node}", copy.display()))?;
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Tests of tier `cgroup`, on this host: in a control group of their own, at which the guard stands.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{self, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    build::executable,
+    command::{command, output, workspace},
+};
+
+/// A control group, and every process in it; gone with the value.
+struct Group(PathBuf);
+
+impl Group {
+    /// Makes one where groups of version 2 are mounted.
+    fn new() -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let root = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            fields.next().filter(|_| fields.next() == Some("cgroup2"))
+        });
+        let root = root.context("no control groups of version 2 are mounted on this host")?;
+        let path = Path::new(root).join(format!("fg-tests-{}", process::id()));
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Agents that a test leaves, too. A group is gone once its last process is.
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+/// Runs them; whether they ended well, and what they printed.
+pub(crate) fn hold(guard: &Path) -> Result<(bool, String)> {
+    const ENTER: &str =
+        "mount -t bpf bpf /sys/fs/bpf && echo $$ > \"$FORMAT_GUARD_CGROUP/cgroup.procs\" && exec \"$@\"";
+    let tests = executable("format-guard-tests", "test", "cgroup")?;
+    let group = Group::new()?;
+    let mut run = command("unshare", ["--mount", "sh", "-c", ENTER, "sh"]);
+    run.arg(tests)
+        .arg("--test-threads=1")
+        .env("FORMAT_GUARD_BINARY", guard)
+        .env("FORMAT_GUARD_TIER", "cgroup")
+        .env("FORMAT_GUARD_CGROUP", &group.0)
+        .current_dir(workspace())
+        .stderr(Stdio::inherit());
+    let ran = output(&mut run)?;
+    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
+}
