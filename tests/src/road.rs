@@ -16,7 +16,7 @@ use std::{
     process, ptr, thread,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::{
     cmsg_space,
@@ -501,6 +501,36 @@ pub const ROADS: &[(&str, Road)] = &[
     ("a thread of many", thread_of_many),
     ("a descriptor passed over a socket", passed_descriptor),
 ];
+
+/// Whether a road is refused by a tier, as the documentation says.
+///
+/// # Errors
+/// When the table there has no such tier, or other roads than these.
+pub fn documented(tier: &str) -> Result<Vec<(&'static str, Road, bool)>> {
+    let table = include_str!("../../docs/tiers.md");
+    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
+    let mut lines = table.lines().skip_while(|line| !line.starts_with("| operation "));
+    let head = cells(lines.next().context("no table")?);
+    let column = head.iter().position(|cell| *cell == tier).with_context(|| format!("no tier {tier}"))?;
+    let rows: Vec<_> = lines.take_while(|line| line.starts_with('|')).map(cells).collect();
+    let said = |name: &str| {
+        let row = rows.iter().find(|row| row[0] == name).with_context(|| format!("no row {name}"))?;
+        match row.get(column) {
+            Some(&"refused") => Ok(true),
+            Some(&"open") => Ok(false),
+            other => bail!("{name}: {other:?} is neither refused nor open"),
+        }
+    };
+    ROADS.iter().map(|(name, road)| Ok((*name, *road, said(name)?))).collect()
+}
+
+/// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap space by its file
+/// system, and no target of `copy_file_range`.
+#[must_use]
+pub fn is_absent(name: &str, errno: Option<i32>) -> bool {
+    [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
+        && ["BLKSECDISCARD", "io_uring discard", "swapon", "copy_file_range"].contains(&name)
+}
 
 /// A process of ours.
 pub struct Child(libc::pid_t);

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack,
     device::{Device, Loop, Snapshot},
-    guard::Guard,
+    guard::{CGROUP, Guard},
+    road::{Aim, documented, in_child},
     tool::{must, run},
 };
 
@@ -134,6 +135,11 @@ fn what_it_leaves_open_is_open() -> Result<()> {
     ensure!(open.contains("a copy under another name, dd"), "{open}");
     let device = formatted(&guard)?;
     let node = device.path().display();
+    let aim = Aim { path: device.path(), offset: 1080, length: 2 };
+    for (name, road, refused) in documented(CGROUP)? {
+        let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
+        ensure!(refused == (errno == Some(libc::EPERM)), "{name} gave errno {errno:?}");
+    }
     must(&format!("dd if=/dev/zero of={node} bs=1M count=1 conv=notrunc"))?;
     let copy: PathBuf = attack::copy("mkfs.xfs")?.into();
     must(&format!("{} -f --unsupported -q {node}", copy.display()))?;

@@ -16,6 +16,10 @@ use crate::enforce::{
 /// Where programs are pinned while they are tried.
 const TRIAL: &str = "/sys/fs/bpf/format-guard-check";
 
+/// What is left where the kernel refuses nothing.
+const WITHOUT_KERNEL: &str =
+    "see the finding; tier preload guards programs that are started under a library (format-guard run)";
+
 /// One thing that enforcing needs.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -57,13 +61,20 @@ pub(super) fn run(json: bool) -> Result<(), CommandError> {
             met: tried.is_ok(),
             needed: true,
             finding: match &tried {
-                Ok((tier, _)) => format!("the canary was refused, tier {}", tier.name()),
+                Ok(tried) => {
+                    let better = tried.better.as_ref().map(|error| format!("; no better one: {error}"));
+                    format!(
+                        "the canary was refused, tier {}{}",
+                        tried.tier.name(),
+                        better.unwrap_or_default()
+                    )
+                }
                 Err(error) => error.clone(),
             },
-            remedy: if tried.is_ok() { String::new() } else { "see the finding".to_owned() },
+            remedy: if tried.is_ok() { String::new() } else { WITHOUT_KERNEL.to_owned() },
         });
-        if let Ok((tier, tried)) = tried {
-            (programs, proven) = (tried, Some(tier));
+        if let Ok(tried) = tried {
+            (programs, proven) = (tried.parts, Some(tried.tier));
         }
     }
     let report = Report {
@@ -127,12 +138,16 @@ fn requirements() -> Vec<Requirement> {
             std::env::consts::ARCH.to_owned(),
             "only x86_64 is supported",
         ),
-        requirement(
-            "kernel type information",
-            Path::new(KERNEL_BTF).exists(),
-            KERNEL_BTF.to_owned(),
-            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's and Ubuntu's are)",
-        ),
+        Requirement {
+            // Tier cgroup does without.
+            needed: false,
+            ..requirement(
+                "kernel type information",
+                Path::new(KERNEL_BTF).exists(),
+                KERNEL_BTF.to_owned(),
+                "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (all of Debian's and Ubuntu's are)",
+            )
+        },
         bpf_lsm(modules.as_deref(), kernel_config().as_deref()),
         requirement(
             "bpf file system",
@@ -190,26 +205,43 @@ fn is_bpf_fs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
-/// Loads, attaches and proves the programs, and takes them away again. In audit mode: nothing else is refused
-/// meanwhile.
-fn trial() -> Result<(Tier, Vec<PartReport>), String> {
+/// What came of a trial.
+struct Tried {
+    tier: Tier,
+    parts: Vec<PartReport>,
+    /// Why no better tier.
+    better: Option<String>,
+}
+
+/// Loads, attaches and proves the programs of the best of the kernel's tiers, and takes them away again. In audit mode:
+/// nothing else is refused meanwhile.
+fn trial() -> Result<Tried, String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
-    let tiers = Config { require: Tier::FmodRet, ..Config::default() }.tiers(tier::modules().as_deref());
-    let [first, weaker @ ..] = tiers.as_slice() else {
-        return Err("this kernel has no place for it".to_owned());
+    let config = Config { require: Tier::Cgroup, ..Config::default() };
+    let tiers = config.tiers(tier::modules().as_deref());
+    let of_types: Vec<Tier> = tiers.iter().copied().filter(|tier| *tier < Tier::Cgroup).collect();
+    let try_one = |first: Tier, weaker: &[Tier]| {
+        let tried =
+            BpfEnforcer::load(path, &config, true, first, weaker.to_vec()).and_then(|mut enforcer| {
+                let parts = enforcer.attach()?;
+                Ok(Tried { tier: enforcer.tier(), parts, better: None })
+            });
+        if let Err(error) = fs::remove_dir_all(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(format!("the trial's pins at {} cannot be removed: {error}", path.display()));
+        }
+        tried.map_err(|error| error.to_string())
     };
-    let enforcer = BpfEnforcer::load(path, &Config::default(), true, *first, weaker.to_vec());
-    let tried = enforcer.and_then(|mut enforcer| {
-        let parts = enforcer.attach()?;
-        Ok((enforcer.tier(), parts))
-    });
-    if let Err(error) = fs::remove_dir_all(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(format!("the trial's pins at {} cannot be removed: {error}", path.display()));
-    }
-    tried.map_err(|error| error.to_string())
+    let best = match of_types.as_slice() {
+        [first, weaker @ ..] => try_one(*first, weaker),
+        [] => Err("this kernel has no place for the guard".to_owned()),
+    };
+    best.or_else(|error| match try_one(Tier::Cgroup, &[]) {
+        Ok(tried) => Ok(Tried { better: Some(error), ..tried }),
+        Err(of_cgroup) => Err(format!("{error}; tier cgroup: {of_cgroup}")),
+    })
 }
 
 #[cfg(test)]

@@ -732,6 +732,9 @@ fn verifier_reason(error: &ProgramError) -> String {
 pub(super) fn end_of(log: &str) -> String {
     const LINES: usize = 12;
     let lines: Vec<&str> = log.lines().collect();
+    if lines.is_empty() {
+        return String::new();
+    }
     let tail = &lines[lines.len().saturating_sub(LINES)..];
     format!("; the verifier says:\n  {}", tail.join("\n  "))
 }

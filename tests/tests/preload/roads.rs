@@ -5,23 +5,11 @@ use std::ffi::CString;
 use anyhow::{Result, ensure};
 use format_guard_tests::{
     device::Device,
-    guard::Guard,
-    road::{Aim, GARBAGE, ROADS, in_child},
+    guard::{Guard, PRELOAD},
+    road::{Aim, GARBAGE, documented, in_child, is_absent},
 };
 
 use crate::formatted;
-
-/// Roads that do not lead through the C library's functions.
-const PAST: [&str; 8] = [
-    "aio",
-    "io_uring",
-    "io_uring worker",
-    "io_uring sqpoll",
-    "io_uring writev",
-    "io_uring write_fixed",
-    "io_uring fallocate",
-    "io_uring discard",
-];
 
 #[test]
 fn roads_through_the_c_library_reach_no_superblock() -> Result<()> {
@@ -30,10 +18,9 @@ fn roads_through_the_c_library_reach_no_superblock() -> Result<()> {
     let before = device.sha256()?;
     // The magic of an ext4.
     let aim = Aim { path: device.path(), offset: 1080, length: 2 };
-    for (name, road) in ROADS.iter().filter(|(name, _)| !PAST.contains(name)) {
+    for (name, road, _) in documented(PRELOAD)?.into_iter().filter(|(_, _, refused)| *refused) {
         let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
-        let absent = [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
-            && ["BLKSECDISCARD", "swapon", "copy_file_range"].contains(name);
+        let absent = is_absent(name, errno);
         println!("{name}: errno {errno:?}{}", if absent { " (this kernel or device lacks it)" } else { "" });
         ensure!(errno == Some(libc::EPERM) || absent, "{name} gave errno {errno:?}");
     }
@@ -48,9 +35,8 @@ fn roads_past_the_c_library_are_open() -> Result<()> {
     let open = guard.json("status")?["open"].to_string();
     ensure!(open.contains("io_uring or Linux aio"), "{open}");
     let device = formatted(&guard, 64)?;
-    // Where no mark is: what is asked is whether anybody is told.
     let aim = Aim { path: device.path(), offset: 1080, length: 2 };
-    for (name, road) in ROADS.iter().filter(|(name, _)| PAST.contains(name)) {
+    for (name, road, _) in documented(PRELOAD)?.into_iter().filter(|(_, _, refused)| !refused) {
         let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
         println!("{name}: errno {errno:?}");
         ensure!(errno != Some(libc::EPERM), "{name} is refused");
