@@ -2,6 +2,10 @@
 #![allow(clippy::missing_panics_doc, reason = "a panic is what a fuzzer looks for")]
 
 use axum::{extract::Query, http::Uri};
+use format_guard_common::{
+    question::{self, Question},
+    snapshot::{self, Snapshot},
+};
 
 use crate::{
     agent::{kernel_events, uevents},
@@ -45,6 +49,36 @@ pub fn kernel_record(bytes: &[u8]) {
     if let Some(event) = kernel_events::parse(bytes) {
         let _ = format!("{event:?}");
     }
+}
+
+/// What the `LD_PRELOAD` library and the agent tell each other: a question, and a file of rules that is whole by its head.
+pub fn library(bytes: &[u8]) {
+    if let Some(question) = bytes.first_chunk()
+        && let Some((_, question)) = Question::read(question)
+    {
+        assert_eq!(question.magic, question::MAGIC);
+    }
+    // Where a mapping lies, too.
+    let mut words = vec![0_u64; bytes.len() / 8];
+    for (to, from) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *to = u64::from_ne_bytes(*from);
+    }
+    let length = words.len() as u64 * 8;
+    if let [magic, version, said, ..] = words.as_mut_slice() {
+        (*magic, *version, *said) =
+            (u64::from_ne_bytes(snapshot::MAGIC), u64::from(snapshot::VERSION), length);
+    }
+    // SAFETY: any word is eight bytes.
+    let (_, bytes, _) = unsafe { words.align_to::<u8>() };
+    let Ok(snapshot) = Snapshot::of_whole(bytes) else { return };
+    for dev in [0, 7 << 20, u32::MAX] {
+        if let Some(entry) = snapshot.entry(dev) {
+            assert_eq!(entry.rule.dev, dev);
+            let _ = entry.rule.checks();
+            let _ = snapshot.windows(entry).map(|windows| windows.place(entry.rule.low, entry.rule.high));
+        }
+    }
+    let _ = snapshot.class([7; 16]);
 }
 
 /// What is on a device, as patches to one of 4 MiB that is blank: three bytes of offset, one of length, and the bytes.

@@ -250,8 +250,17 @@ mod tests {
 
     /// Lists of active security modules, and of what the kernel was built with the lines that matter, as they were found:
     /// Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18 (github.com/microsoft/WSL/issues/41612); Flatcar of 2021
-    /// (github.com/flatcar/Flatcar/issues/343).
-    const HOSTS: [(&str, &str, Option<&str>); 5] = [
+    /// (github.com/flatcar/Flatcar/issues/343); Ubuntu 24.04 and openSUSE (github.com/canonical/snapd/pull/15363); Red Hat
+    /// and `AlmaLinux` 9.8 (kernel 5.14.0-687.el9; github.com/atgreen/block-copyfail). For Google's Container-Optimized OS no
+    /// list was found.
+    const HOSTS: [(&str, &str, Option<&str>); 8] = [
+        (
+            "lockdown,capability,landlock,yama,apparmor",
+            "CONFIG_LSM=\"landlock,lockdown,yama,integrity,apparmor\"\nCONFIG_BPF_LSM=y",
+            Some("add to the boot parameters: lsm=lockdown,landlock,yama,apparmor,bpf"),
+        ),
+        ("lockdown,capability,landlock,yama,apparmor,bpf,ima,evm", "CONFIG_BPF_LSM=y", None),
+        ("lockdown,capability,landlock,yama,selinux,bpf", "CONFIG_BPF_LSM=y", None),
         ("lockdown,capability,landlock,yama,apparmor,tomoyo,bpf,ima,evm", "CONFIG_BPF_LSM=y", None),
         (
             "lockdown,capability,landlock,yama,apparmor",
