@@ -28,7 +28,7 @@ pub struct Header {
     pub superseded: u32,
     /// Bytes in the file.
     pub length: u64,
-    /// [`Header::sum`].
+    /// Of everything but itself and `superseded`.
     pub checksum: u64,
     /// Entries, which follow the rule for unknown devices.
     pub entries: u32,
@@ -41,10 +41,27 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of a file with this body: the rule for unknown devices, then so many entries, tables of windows and programs.
+    #[must_use]
+    pub fn of(body: &[u8], [entries, windows, programs]: [u32; 3], passes: bool) -> Self {
+        let mut header = Self {
+            magic: MAGIC,
+            version: VERSION,
+            superseded: 0,
+            length: (size_of::<Self>() + body.len()) as u64,
+            checksum: 0,
+            entries,
+            windows,
+            programs,
+            passes: u32::from(passes),
+        };
+        header.checksum = header.sum(body);
+        header
+    }
+
     /// The checksum of a file that begins with this header: of what follows, and of the header itself but for the checksum and
     /// what changes.
-    #[must_use]
-    pub fn sum(&self, body: &[u8]) -> u64 {
+    fn sum(&self, body: &[u8]) -> u64 {
         let header = Self { superseded: 0, checksum: 0, ..*self };
         checksum(bytes(&header)).rotate_left(1) ^ checksum(body)
     }
@@ -276,18 +293,7 @@ mod tests {
         }
         body.extend(bytes(&Windows { count: 1, ..Windows::new() }));
         body.extend(bytes(&Known { comm: *b"mkfs\0\0\0\0\0\0\0\0\0\0\0\0", class: 1, zero: 0 }));
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION,
-            superseded: 0,
-            length: (size_of::<Header>() + body.len()) as u64,
-            checksum: 0,
-            entries: 3,
-            windows: 1,
-            programs: 1,
-            passes: 0,
-        };
-        header.checksum = header.sum(&body);
+        let header = Header::of(&body, [3, 1, 1], false);
         let whole = [bytes(&header), &body].concat();
         let mut aligned = Aligned([0; 1 << 14]);
         aligned.0[..whole.len()].copy_from_slice(&whole);

@@ -20,7 +20,7 @@ use format_guard_common::{
     event::{EventKind, HolderEntry, KernelEvent, Process},
     program,
     question::{Ask, Question},
-    snapshot::{self, Entry, FILE, Header, Known, MAGIC, SUPERSEDED, VERSION},
+    snapshot::{self, Entry, FILE, Header, Known, SUPERSEDED},
 };
 
 use super::{
@@ -148,18 +148,8 @@ impl Published {
         for (comm, class) in &self.programs {
             body.extend(snapshot::bytes(&Known { comm: *comm, class: class.0, zero: 0 }));
         }
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION,
-            superseded: 0,
-            length: (size_of::<Header>() + body.len()) as u64,
-            checksum: 0,
-            entries: entries.len() as u32,
-            windows: windows.len() as u32,
-            programs: self.programs.len() as u32,
-            passes: u32::from(self.passes),
-        };
-        header.checksum = header.sum(&body);
+        let counts = [entries.len(), windows.len(), self.programs.len()].map(|count| count as u32);
+        let header = Header::of(&body, counts, self.passes);
         [snapshot::bytes(&header), &body].concat()
     }
 
