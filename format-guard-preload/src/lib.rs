@@ -35,8 +35,25 @@ mod write;
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
+    if !next::is_glibc() {
+        refuse_to_start();
+    }
     environment::read();
     next::find();
+}
+
+/// musl loads the library too, as it takes itself for whatever is named libc; nobody has held what it does there. A program that
+/// is not guarded must not go on as if it were.
+fn refuse_to_start() {
+    const LINE: &[u8] = b"format-guard: the library is for glibc, and this program is linked to another C library: it is not \
+        started, as nobody knows what of it would be refused; start it without LD_PRELOAD\n";
+    /// What shells say of a program that cannot be started.
+    const CANNOT_START: usize = 127;
+    // SAFETY: the line's bytes; then the process ends.
+    unsafe {
+        system::call3(libc::SYS_write, 2, LINE.as_ptr() as usize, LINE.len());
+        system::call3(libc::SYS_exit_group, CANNOT_START, 0, 0);
+    }
 }
 
 /// Nothing here panics; what would must not go on.

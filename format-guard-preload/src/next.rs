@@ -30,6 +30,12 @@ impl Next {
     }
 }
 
+/// Whether the C library is the one that this was made for: another has no function of this name.
+pub(crate) fn is_glibc() -> bool {
+    // SAFETY: a name that ends with a NUL.
+    !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"gnu_get_libc_version".as_ptr()) }.is_null()
+}
+
 /// Looks for all of them.
 pub(crate) fn find() {
     crate::open::find();

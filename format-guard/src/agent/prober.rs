@@ -2,7 +2,8 @@
 //!
 //! A read that hangs in the kernel cannot be cut off, and a process does not end before the last of its threads has
 //! come back from there. So the agent reads no device itself: it runs its own program as `format-guard probe` and
-//! leaves one that hangs behind. Its device stays without an answer; no other device waits, nor does the agent's stop.
+//! leaves one that hangs behind. Its device stays without an answer; no other device waits for it, nor does the agent's
+//! stop. A few run at a time: thousands at once would take the processors from whoever puts the rules.
 //! What parses a device's hostile content is not what holds the records either.
 
 use std::{
@@ -20,7 +21,7 @@ use anyhow::{Context, Result};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
 
@@ -31,6 +32,10 @@ use crate::volume::{
     sysfs::Device,
 };
 
+/// Probes that run at a time, those that take long not counted.
+const AT_A_TIME: usize = 8;
+/// When a probe takes long: the device hangs, or lags, and costs nobody a processor.
+const LONG: Duration = Duration::from_secs(1);
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -56,6 +61,7 @@ pub struct Prober {
     answers: mpsc::UnboundedSender<Answer>,
     /// Devices being probed; true: to be probed once more, as something has changed meanwhile.
     busy: Arc<Mutex<HashMap<Dev, bool>>>,
+    places: Arc<Semaphore>,
 }
 
 /// The answers, before they are passed on.
@@ -67,8 +73,13 @@ impl Prober {
     pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> (Self, Answers) {
         // One answer per device at most is under way.
         let (answers, receiver) = mpsc::unbounded_channel();
-        let prober =
-            Self { program: program.into(), deadline: Arc::default(), answers, busy: Arc::default() };
+        let prober = Self {
+            program: program.into(),
+            deadline: Arc::default(),
+            answers,
+            busy: Arc::default(),
+            places: Arc::new(Semaphore::new(AT_A_TIME)),
+        };
         prober.set_deadline(deadline);
         (prober, receiver)
     }
@@ -104,7 +115,7 @@ impl Prober {
 
     async fn answer(self, device: Device) {
         loop {
-            let (answer, hanging) = self.once_or_hanging(&device).await;
+            let (answer, hanging) = self.in_its_place(&device).await;
             // A closed channel means that the agent stops.
             let _ = self.answers.send(answer);
             if let Some(mut child) = hanging {
@@ -120,6 +131,19 @@ impl Prober {
                 }
             }
         }
+    }
+
+    /// Waits for a place, and gives it back when the probe is over, or takes long.
+    async fn in_its_place(&self, device: &Device) -> (Answer, Option<Child>) {
+        // Never closed.
+        let place = self.places.acquire().await;
+        let probe = self.once_or_hanging(device);
+        tokio::pin!(probe);
+        if let Ok(answer) = timeout(LONG, &mut probe).await {
+            return answer;
+        }
+        drop(place);
+        probe.await
     }
 
     /// Probes a device now, beside what else is under way; for an operator who waits.

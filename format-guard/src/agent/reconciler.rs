@@ -737,7 +737,10 @@ impl<E: Enforcer> Reconciler<E> {
         self.put_rules(id);
         for effect in effects {
             match effect {
-                Effect::Probe => self.probe(id),
+                Effect::Probe => match &mut self.batch {
+                    Some(batch) => batch.probe_later(id),
+                    None => self.probe(id),
+                },
                 Effect::ReleaseHolder => match &mut self.batch {
                     Some(batch) => batch.release_later(id),
                     None => self.release(id),

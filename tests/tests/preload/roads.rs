@@ -1,6 +1,6 @@
 //! Every road by system calls: those through the C library are refused, and those past it are the ones that `status` names.
 
-use std::ffi::CString;
+use std::{ffi::CString, fs::OpenOptions};
 
 use anyhow::{Result, ensure};
 use format_guard_tests::{
@@ -24,6 +24,19 @@ fn roads_through_the_c_library_reach_no_superblock() -> Result<()> {
         println!("{name}: errno {errno:?}{}", if absent { " (this kernel or device lacks it)" } else { "" });
         ensure!(errno == Some(libc::EPERM) || absent, "{name} gave errno {errno:?}");
     }
+    ensure!(device.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// Nobody stands before ftruncate: the kernel truncates files alone (`do_sys_ftruncate`, fs/open.c).
+#[test]
+fn a_device_cannot_be_truncated() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = formatted(&guard, 64)?;
+    let before = device.sha256()?;
+    let file = OpenOptions::new().write(true).open(device.path())?;
+    let errno = file.set_len(0).err().and_then(|error| error.raw_os_error());
+    ensure!(errno == Some(libc::EINVAL), "{errno:?}");
     ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! the world, and the answers of probes.
 //!
 //! Thousands of volumes on one disk would each have its rule put again and again, and a commit for each. The order stays: all
-//! is stored before the first rule is put, and every rule before the first formatter is let go of.
+//! is stored before the first rule is put, and every rule before the first formatter is let go of or a device is probed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,7 @@ pub(super) struct Batch {
     unsettled: BTreeSet<Dev>,
     unruled: BTreeSet<Dev>,
     unreleased: BTreeSet<VolumeId>,
+    unprobed: BTreeSet<VolumeId>,
 }
 
 /// A record that is not stored yet.
@@ -57,6 +58,10 @@ impl Batch {
     pub(super) fn release_later(&mut self, id: &VolumeId) {
         self.unreleased.insert(id.clone());
     }
+
+    pub(super) fn probe_later(&mut self, id: &VolumeId) {
+        self.unprobed.insert(id.clone());
+    }
 }
 
 impl<E: Enforcer> Reconciler<E> {
@@ -79,6 +84,9 @@ impl<E: Enforcer> Reconciler<E> {
         }
         for id in batch.unreleased {
             self.release(&id);
+        }
+        for id in batch.unprobed {
+            self.probe(&id);
         }
     }
 }
