@@ -4,8 +4,9 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    thread,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -84,15 +85,20 @@ fn one_formatter_begins_and_none_beside_it() -> Result<()> {
     let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     guard.wait_for_state(device.path(), "blank")?;
-    let lines = by_name(device.path());
-    let ended = thread::scope(|scope| {
-        let all: Vec<_> =
-            lines[..4].iter().map(|line| scope.spawn(|| run(line).map(|ran| ran.status))).collect();
-        all.into_iter().map(|one| one.join().unwrap_or(Ok(255))).collect::<Result<Vec<_>>>()
-    })?;
-    ensure!(ended.iter().filter(|status| **status == 0).count() == 1, "{ended:?}\n{}", guard.log());
-    guard.wait_for_state(device.path(), "formatted")?;
-    must(&format!("blkid -p {}", device.path().display()))?;
+    // A formatter, by its name, that opens the device and takes its time: until its input ends.
+    let directory = tempfile::tempdir()?;
+    let script = directory.path().join("mkfs.ext4");
+    fs::write(&script, format!("#!/bin/sh\nexec 3<>{}\nread end\nexit 0\n", device.path().display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let mut first = Command::new(&script).stdin(Stdio::piped()).spawn()?;
+    guard.wait_for_state(device.path(), "formatting")?;
+    for line in by_name(device.path()) {
+        ensure!(attack::refused(&guard, &line, "")?.status != 0, "{line}");
+    }
+    let events = guard.events("denied")?;
+    ensure!(events.iter().all(|event| event["refusal"]["reason"] == "being-formatted"), "{events:#?}");
+    drop(first.stdin.take());
+    ensure!(first.wait()?.success(), "it was refused");
     Ok(())
 }
 
