@@ -15,6 +15,7 @@
 )]
 
 mod agent;
+mod aio;
 mod caller;
 mod content;
 mod environment;

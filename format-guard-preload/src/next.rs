@@ -38,6 +38,7 @@ pub(crate) fn is_glibc() -> bool {
 
 /// Looks for all of them.
 pub(crate) fn find() {
+    crate::aio::find();
     crate::open::find();
     crate::write::find();
     crate::erase::find();

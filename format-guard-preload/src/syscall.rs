@@ -3,7 +3,7 @@
 use core::ffi::{c_char, c_int, c_long};
 
 use crate::{
-    erase, mapping,
+    aio, erase, mapping,
     next::stand_before,
     open::{CREAT, opened},
     system::{call, copy, returned},
@@ -25,6 +25,7 @@ fn refused(number: c_long, arguments: Arguments) -> bool {
         libc::SYS_splice | libc::SYS_copy_file_range => {
             write::refused_elsewhere(c as c_int, Position::Pointed(d as _), e)
         }
+        libc::SYS_io_submit => aio::refused(b as _, c as _),
         libc::SYS_ioctl => erase::refused_ioctl(a as c_int, b as _, c as _),
         libc::SYS_fallocate => erase::refused_fallocate(a as c_int, c as _, d as _),
         libc::SYS_mmap => mapping::refused_mmap(c as c_int, d as c_int, e as c_int),

@@ -57,6 +57,11 @@ pub(crate) fn returned(result: isize) -> isize {
     result
 }
 
+pub(crate) fn errno() -> i32 {
+    // SAFETY: as below.
+    unsafe { *libc::__errno_location() }
+}
+
 pub(crate) fn set_errno(errno: i32) {
     // SAFETY: the C library's own place for this thread.
     unsafe { *libc::__errno_location() = errno };

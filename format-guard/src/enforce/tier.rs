@@ -59,7 +59,7 @@ impl Tier {
                 "the kernel refuses nothing: only programs that were started under the library are guarded (format-guard run, \
                  /etc/ld.so.preload)",
                 "programs that make system calls by themselves pass it, although they were started under it: static ones, those \
-                 written in Go, and whoever uses io_uring or Linux aio",
+                 written in Go, and whoever uses io_uring",
                 "what is written by stdio to a descriptor that another program opened is not seen",
                 "commands past the block layer (SG_IO, NVMe passthrough) are not judged",
                 "a new device over a guarded volume takes writes by unknown programs until its rule is there",
