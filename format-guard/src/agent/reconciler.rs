@@ -307,8 +307,10 @@ impl<E: Enforcer> Reconciler<E> {
         for dev in mounted_devices() {
             let record = self.devices.id(dev).and_then(|id| self.records.get(id));
             if record.is_some_and(transition::is_mount_untold) {
-                warn!("device {dev}: the event of a mount was lost");
-                self.repaired += 1;
+                if self.enforcer.tier().tells_of_mounts() {
+                    warn!("device {dev}: the event of a mount was lost");
+                    self.repaired += 1;
+                }
                 self.apply_to_device(dev, &Event::Mounted);
             }
         }

@@ -33,6 +33,12 @@ impl Tier {
         }
     }
 
+    /// Whether a mount is told when it happens; else it is found out by looking.
+    #[must_use]
+    pub const fn tells_of_mounts(self) -> bool {
+        matches!(self, Self::Lsm | Self::FmodRet)
+    }
+
     /// What it leaves open that the best one does not, in sentences.
     #[must_use]
     pub const fn open(self) -> &'static [&'static str] {
