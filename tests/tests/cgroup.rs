@@ -133,6 +133,19 @@ fn refusals_go_on_without_the_agent_and_in_audit_nothing_is_refused() -> Result<
     Ok(())
 }
 
+#[test]
+fn a_guard_whose_tier_cannot_be_in_force_does_not_start() -> Result<()> {
+    let guard = Guard::unstarted(None)?;
+    guard.replace("cgroup_dir", "'/sys/fs/cgroup/no-such-group'")?;
+    let said = guard.start_in_vain("", 5)?;
+    ensure!(said.contains("cannot open the control group /sys/fs/cgroup/no-such-group"), "{said}");
+    guard.replace("tier", "'preload'")?;
+    guard.replace("require", "'cgroup'")?;
+    let said = guard.start_in_vain("", 1)?;
+    ensure!(said.contains("tier is weaker than cgroup, which require asks for"), "{said}");
+    Ok(())
+}
+
 /// What `status` names must be open: else it says too little of what the tier is worth.
 #[test]
 fn what_it_leaves_open_is_open() -> Result<()> {
