@@ -2,7 +2,7 @@
 
 use format_guard_common::Content;
 
-use crate::system::copy;
+use crate::system::{copy, words};
 
 /// Pieces of one write at most (`UIO_MAXIOV`, include/uapi/linux/uio.h): the kernel refuses more.
 const MAX_PIECES: usize = 1024;
@@ -18,14 +18,9 @@ pub(crate) enum Bytes {
     Elsewhere,
 }
 
-fn piece(array: usize, number: usize) -> Option<(u64, u64)> {
-    let mut piece = [0; 16];
-    let address = array.checked_add(number.checked_mul(16)?)?;
-    if !copy(address, &mut piece) {
-        return None;
-    }
-    let ([start, length], []) = piece.as_chunks::<8>() else { return None };
-    Some((u64::from_ne_bytes(*start), u64::from_ne_bytes(*length)))
+/// Address and length of one piece.
+fn piece(array: usize, number: usize) -> Option<[u64; 2]> {
+    words(array.checked_add(number.checked_mul(size_of::<libc::iovec>())?)?)
 }
 
 impl Bytes {
@@ -34,7 +29,7 @@ impl Bytes {
         let Self::Pieces(array, count) = self else { return u64::MAX };
         let mut total = 0_u64;
         for number in 0..count.min(MAX_PIECES) {
-            let Some((_, length)) = piece(array, number) else { return u64::MAX };
+            let Some([_, length]) = piece(array, number) else { return u64::MAX };
             total = total.saturating_add(length);
         }
         total
@@ -60,7 +55,7 @@ impl Content for Bytes {
 /// Fills `wanted` with what lies `at` bytes after the start of the pieces.
 fn gather(array: usize, count: usize, mut at: u64, mut wanted: &mut [u8]) -> Option<()> {
     for number in 0..count.min(MAX_PIECES) {
-        let (start, length) = piece(array, number)?;
+        let [start, length] = piece(array, number)?;
         if at >= length {
             at -= length;
             continue;

@@ -8,7 +8,7 @@ use libc::off_t;
 use crate::{
     gate::judge,
     next::{kernel, stand_before},
-    system::copy,
+    system::words,
 };
 
 // include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2].
@@ -28,18 +28,7 @@ pub(crate) fn refused_ioctl(fd: c_int, command: c_ulong, argument: *mut c_void) 
     if !matches!(command as u32, BLKDISCARD | BLKSECDISCARD | BLKZEROOUT) {
         return false;
     }
-    let mut range = [0; 16];
-    let range = if copy(argument as usize, &mut range) {
-        let [start, length] = [0, 8].map(|at| {
-            let mut word = [0; 8];
-            word.iter_mut().zip(range.iter().skip(at)).for_each(|(to, from)| *to = *from);
-            u64::from_ne_bytes(word)
-        });
-        (start, length)
-    } else {
-        WHOLE
-    };
-    erases(fd, range)
+    erases(fd, words(argument as usize).map_or(WHOLE, |[offset, length]| (offset, length)))
 }
 
 /// Whether a `fallocate` is refused: whatever its mode, on a block device it zeroes or discards (`blkdev_fallocate`,

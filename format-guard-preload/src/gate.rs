@@ -37,7 +37,7 @@ pub(crate) fn block_device(fd: i32) -> Option<u32> {
 }
 
 /// The attachment of an opened device; zero where the kernel does not number them.
-pub(crate) fn diskseq(fd: i32) -> u64 {
+fn diskseq(fd: i32) -> u64 {
     let mut diskseq = 0_u64;
     // SAFETY: the kernel writes eight bytes.
     let failed = unsafe { call3(libc::SYS_ioctl, fd as usize, BLKGETDISKSEQ, &raw mut diskseq as usize) };
@@ -47,16 +47,15 @@ pub(crate) fn diskseq(fd: i32) -> u64 {
 /// Judges a request to an opened device.
 pub(crate) fn judge<B: Content>(fd: i32, request: Request, content: &B) -> Result<(), Refused> {
     match block_device(fd) {
-        Some(dev) => judge_device(fd, dev, diskseq(fd), request, content),
+        Some(dev) => judge_device(fd, dev, request, content),
         None => Ok(()),
     }
 }
 
-/// The same, of a device whose number is known; `fd` is for its name.
+/// The same, of a device whose number is known.
 pub(crate) fn judge_device<B: Content>(
     fd: i32,
     dev: u32,
-    diskseq: u64,
     request: Request,
     content: &B,
 ) -> Result<(), Refused> {
@@ -64,6 +63,7 @@ pub(crate) fn judge_device<B: Content>(
         if snapshot.is_some_and(Snapshot::passes) {
             return Ok(());
         }
+        let diskseq = diskseq(fd);
         let entry =
             snapshot.and_then(|snapshot| snapshot.entry(dev)).filter(|entry| entry.rule.diskseq == diskseq);
         let rule = entry.map(|entry| &entry.rule).or(snapshot.map(Snapshot::unknown)).unwrap_or(&NOTHING);

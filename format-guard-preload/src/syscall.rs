@@ -6,7 +6,7 @@ use crate::{
     aio, erase, mapping,
     next::stand_before,
     open::{CREAT, opened},
-    system::{call, copy, returned},
+    system::{call, returned, words},
     write::{self, Position},
 };
 
@@ -47,8 +47,7 @@ fn flags(number: c_long, arguments: Arguments) -> Option<c_int> {
         libc::SYS_openat => Some(c as c_int),
         libc::SYS_openat2 => {
             // struct open_how, include/uapi/linux/openat2.h: it begins with the flags.
-            let mut flags = [0; 8];
-            copy(c, &mut flags).then(|| u64::from_ne_bytes(flags) as c_int)
+            words(c).map(|[flags]| flags as c_int)
         }
         _ => None,
     }

@@ -139,6 +139,12 @@ pub(crate) fn seconds() -> i64 {
     now.tv_sec
 }
 
+/// So many words of the program's memory; `None` where it is not there.
+pub(crate) fn words<const N: usize>(from: usize) -> Option<[u64; N]> {
+    let mut bytes = [[0; 8]; N];
+    copy(from, bytes.as_flattened_mut()).then(|| bytes.map(u64::from_ne_bytes))
+}
+
 /// Copies the program's memory, which may not be there: false where that is so.
 pub(crate) fn copy(from: usize, into: &mut [u8]) -> bool {
     let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };

@@ -7,9 +7,9 @@ use libc::{iovec, off_t, size_t, ssize_t};
 
 use crate::{
     content::Bytes,
-    gate::{block_device, diskseq, judge_device},
+    gate::{block_device, judge_device},
     next::{kernel, stand_before},
-    system::{call3, copy},
+    system::{call3, words},
 };
 
 /// Where a write begins.
@@ -28,8 +28,7 @@ impl Position {
         match self {
             Self::At(offset) => offset.cast_unsigned(),
             Self::Pointed(pointer) if !pointer.is_null() => {
-                let mut offset = [0; 8];
-                if copy(pointer as usize, &mut offset) { u64::from_ne_bytes(offset) } else { 0 }
+                words(pointer as usize).map_or(0, |[offset]| offset)
             }
             Self::Own | Self::Pointed(_) => {
                 // SAFETY: no memory.
@@ -45,7 +44,7 @@ pub(crate) fn refused(fd: c_int, position: Position, bytes: Bytes, length: size_
     let Some(dev) = block_device(fd) else { return false };
     let length = if matches!(bytes, Bytes::Pieces(..)) { bytes.total() } else { length as u64 };
     let request = Request { operation: Operation::Write, offset: position.first(fd), length };
-    judge_device(fd, dev, diskseq(fd), request, &bytes).is_err()
+    judge_device(fd, dev, request, &bytes).is_err()
 }
 
 /// The same of bytes in one piece.
