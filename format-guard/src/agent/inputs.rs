@@ -13,7 +13,6 @@ const IN_A_ROW: u32 = 64;
 const TOGETHER: usize = 256;
 
 /// Where inputs are sent.
-#[derive(Clone)]
 pub(super) struct Senders {
     /// What somebody waits for, or the kernel tells.
     pub(super) urgent: mpsc::Sender<Input>,

@@ -105,7 +105,7 @@ pub async fn run(start: Start) -> Result<()> {
         degraded.push(text);
     }
     let mut ways = Ways::new(&start)?;
-    let way = ways.next()?;
+    let (enforcer, events) = ways.next()?;
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
@@ -126,7 +126,6 @@ pub async fn run(start: Start) -> Result<()> {
         protect: config.protect,
         resync_interval: config.interval(),
     };
-    let (enforcer, events) = way;
     let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
     let told = reconciler.told();
     let mut tasks = JoinSet::new();

@@ -6,7 +6,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use format_guard_common::{
-    program::COMM_LEN,
+    program,
     question::{Answer, Question},
 };
 use tokio::{
@@ -78,12 +78,7 @@ async fn answer(mut stream: UnixStream, questions: &Questions, inputs: &mpsc::Se
 
 fn caller(pid: u32) -> Result<Caller> {
     let process = process::identity(pid).context("who asked has ended")?;
-    let text = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let mut comm = [0; 16];
-    for (to, from) in
-        comm.iter_mut().take(COMM_LEN).zip(text.split(|byte| *byte == b'\n').next().unwrap_or_default())
-    {
-        *to = *from;
-    }
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let comm = program::comm(String::from_utf8_lossy(&name).trim_end_matches('\n'));
     Ok(Caller { process, comm, cgroup: container::group_of(pid).unwrap_or(0) })
 }

@@ -366,8 +366,8 @@ impl PreloadEnforcer {
 
 impl Enforcer for PreloadEnforcer {
     fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+        // Published with the canary's rule, and once more without it.
         self.published().in_force = true;
-        self.published().publish()?;
         self.prove()?;
         Ok(vec![PartReport { program: LIBRARY.to_owned(), attached: true, open: String::new() }])
     }
