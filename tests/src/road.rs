@@ -526,10 +526,32 @@ pub fn documented(tier: &str) -> Result<Vec<(&'static str, Road, bool)>> {
 
 /// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap space by its file
 /// system, and no target of `copy_file_range`.
-#[must_use]
-pub fn is_absent(name: &str, errno: Option<i32>) -> bool {
+fn is_absent(name: &str, errno: Option<i32>) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
         && ["BLKSECDISCARD", "io_uring discard", "swapon", "copy_file_range"].contains(&name)
+}
+
+/// What a road fails with, in a process of its own; `None` where it leads to the mark.
+///
+/// # Errors
+/// When that process was killed.
+pub fn errno_of(road: Road, aim: &Aim) -> Result<Option<i32>> {
+    Ok(in_child(|| road(aim))?.wait()?.err().and_then(|error| error.raw_os_error()))
+}
+
+/// Tries every road that the documentation calls refused by a tier, and says what came of each.
+///
+/// # Errors
+/// When one is not refused, and not absent.
+pub fn refused_as_documented(tier: &str, aim: &Aim) -> Result<()> {
+    for (name, road, _) in documented(tier)?.into_iter().filter(|(_, _, refused)| *refused) {
+        let errno = errno_of(road, aim)?;
+        let absent = is_absent(name, errno);
+        let word = if absent { " (not tried: this kernel or device lacks it)" } else { "" };
+        println!("{name}: errno {errno:?}{word}");
+        ensure!(errno == Some(libc::EPERM) || absent, "{name} gave errno {errno:?}");
+    }
+    Ok(())
 }
 
 /// A process of ours.

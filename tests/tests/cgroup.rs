@@ -14,7 +14,7 @@ use format_guard_tests::{
     attack,
     device::{Device, Loop, Snapshot},
     guard::{CGROUP, Guard},
-    road::{Aim, documented, in_child},
+    road::{Aim, documented, errno_of},
     tool::{must, run},
 };
 
@@ -156,7 +156,7 @@ fn what_it_leaves_open_is_open() -> Result<()> {
     let node = device.path().display();
     let aim = Aim { path: device.path(), offset: 1080, length: 2 };
     for (name, road, refused) in documented(CGROUP)? {
-        let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
+        let errno = errno_of(road, &aim)?;
         ensure!(refused == (errno == Some(libc::EPERM)), "{name} gave errno {errno:?}");
     }
     must(&format!("dd if=/dev/zero of={node} bs=1M count=1 conv=notrunc"))?;

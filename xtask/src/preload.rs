@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
 use anyhow::{Context, Result, bail};
@@ -41,7 +42,7 @@ const ABOUT_MORE: [&str; 10] = [
 ];
 
 /// Builds the library, and puts it where the program looks for it: beside itself.
-pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
+fn library(guard: &Path) -> Result<PathBuf> {
     let mut cargo =
         command("cargo", ["build", "--quiet", "--profile", PROFILE, "--package", "format-guard-preload"]);
     if !cargo.current_dir(workspace()).status()?.success() {
@@ -53,31 +54,30 @@ pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-/// Runs both kinds of tests under the library; whether each ended well, and what it printed.
-pub(crate) fn hold(guard: &Path) -> Result<Vec<(&'static str, bool, String)>> {
+/// The executables of tests that run under the library.
+pub(crate) const TESTS: [&str; 2] = ["preload", "scenarios"];
+
+/// Runs one of them; whether it ended well, and what it printed.
+pub(crate) fn hold(guard: &Path, tests: &str) -> Result<(bool, String)> {
     let library = library(guard)?;
     let run_dir = tempfile::Builder::new().prefix("fg-preload-").tempdir_in("/run")?;
-    let own = executable("format-guard-tests", "test", "preload")?;
-    let scenarios = executable("format-guard-tests", "test", "scenarios")?;
-    let skipped = ABOUT_MORE.iter().flat_map(|name| ["--skip", name]);
-    let words = SCENARIOS.into_iter().chain(skipped).collect();
-    let mut held = Vec::new();
-    for (name, executable, words) in [("library", own, Vec::new()), ("scenarios", scenarios, words)] {
-        // Agents and mounts that a test leaves go with their namespaces.
-        let mut tests = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
-        tests
-            .arg("env")
-            .arg(format!("LD_PRELOAD={}", library.display()))
-            .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.path().display()))
-            .arg(format!("FORMAT_GUARD_BINARY={}", guard.display()))
-            .arg("FORMAT_GUARD_TIER=preload")
-            .arg(executable)
-            .args(words)
-            .arg("--test-threads=1")
-            .current_dir(workspace())
-            .stderr(std::process::Stdio::inherit());
-        let ran = output(&mut tests)?;
-        held.push((name, ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()));
-    }
-    Ok(held)
+    let words = if tests == "scenarios" {
+        SCENARIOS.into_iter().chain(ABOUT_MORE.iter().flat_map(|name| ["--skip", name])).collect()
+    } else {
+        Vec::new()
+    };
+    // Agents and mounts that a test leaves go with their namespaces.
+    let mut run = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
+    run.arg("env")
+        .arg(format!("LD_PRELOAD={}", library.display()))
+        .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.path().display()))
+        .arg(format!("FORMAT_GUARD_BINARY={}", guard.display()))
+        .arg("FORMAT_GUARD_TIER=preload")
+        .arg(executable("format-guard-tests", "test", tests)?)
+        .args(words)
+        .arg("--test-threads=1")
+        .current_dir(workspace())
+        .stderr(Stdio::inherit());
+    let ran = output(&mut run)?;
+    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
 }

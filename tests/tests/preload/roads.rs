@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use format_guard_tests::{
     device::Device,
     guard::{Guard, PRELOAD},
-    road::{Aim, GARBAGE, documented, in_child, is_absent},
+    road::{Aim, GARBAGE, documented, errno_of, in_child, refused_as_documented},
 };
 
 use crate::formatted;
@@ -18,12 +18,7 @@ fn roads_through_the_c_library_reach_no_superblock() -> Result<()> {
     let before = device.sha256()?;
     // The magic of an ext4.
     let aim = Aim { path: device.path(), offset: 1080, length: 2 };
-    for (name, road, _) in documented(PRELOAD)?.into_iter().filter(|(_, _, refused)| *refused) {
-        let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
-        let absent = is_absent(name, errno);
-        println!("{name}: errno {errno:?}{}", if absent { " (this kernel or device lacks it)" } else { "" });
-        ensure!(errno == Some(libc::EPERM) || absent, "{name} gave errno {errno:?}");
-    }
+    refused_as_documented(PRELOAD, &aim)?;
     ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
 }
@@ -50,7 +45,7 @@ fn roads_past_the_c_library_are_open() -> Result<()> {
     let device = formatted(&guard, 64)?;
     let aim = Aim { path: device.path(), offset: 1080, length: 2 };
     for (name, road, _) in documented(PRELOAD)?.into_iter().filter(|(_, _, refused)| !refused) {
-        let errno = in_child(|| road(&aim))?.wait()?.err().and_then(|error| error.raw_os_error());
+        let errno = errno_of(road, &aim)?;
         println!("{name}: errno {errno:?}");
         ensure!(errno != Some(libc::EPERM), "{name} is refused");
     }
