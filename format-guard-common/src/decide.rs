@@ -118,6 +118,8 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
         Operation::Open => false,
         Operation::Map | Operation::Unplaced => mounted,
         Operation::Across | Operation::Passthrough => true,
+        // e2fsck -E discard behind mkfs.ext4 erases what is free, up to the device's end.
+        Operation::Erase if class.is(Class::MAINTAINER) => touch.has(Touch::MARKS | Touch::START),
         Operation::Erase => touch.has(Touch::ANY),
         Operation::Write => {
             touch.has(Touch::MARKS)

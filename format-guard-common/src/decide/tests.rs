@@ -245,6 +245,14 @@ fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     assert_eq!(decide(&blank, &next(true), &Bytes(bytes)), Verdict::Deny(Reason::BeingFormatted));
     let fsck = Asked { class: Class::MAINTAINER, ..next(true) };
     assert_eq!(decide(&blank, &fsck, &Bytes(bytes)), Verdict::Allow);
+    let erase = |class, offset| {
+        let request = request(Operation::Erase, offset, 4096);
+        decide(&blank, &Asked { class, holder: Holder::Another { mounted: false }, ..request }, &NoContent)
+    };
+    // Over the place of a foreign magic.
+    assert_eq!(erase(Class::MAINTAINER, 1024), Verdict::Allow);
+    assert_eq!(erase(Class::MAINTAINER, 0), Verdict::Deny(Reason::BeingFormatted));
+    assert_eq!(erase(Class::UNKNOWN, 1024), Verdict::Deny(Reason::BeingFormatted));
 }
 
 #[test]
