@@ -54,12 +54,57 @@ struct Run {
     below: u64,
 }
 
+/// Before every other in order.
+const FIRST: Dev = Dev { major: 0, minor: 0 };
+
+/// What lies on a device, with no other between.
+#[derive(Debug, Default)]
+struct Uppers {
+    devices: BTreeSet<Dev>,
+    /// Each extent of theirs by its first byte on the device that they lie on, and the place of what says so.
+    extents: BTreeSet<(u64, Dev, usize, usize)>,
+    /// Bytes of the longest extent that there was.
+    longest: u64,
+}
+
+impl Uppers {
+    fn add(&mut self, upper: &Device, of: Dev) {
+        self.devices.insert(upper.dev);
+        for (key, extent) in places(upper, of) {
+            self.extents.insert(key);
+            self.longest = self.longest.max(extent.length);
+        }
+    }
+
+    fn forget(&mut self, upper: &Device, of: Dev) {
+        self.devices.remove(&upper.dev);
+        for (key, _) in places(upper, of) {
+            self.extents.remove(&key);
+        }
+    }
+
+    /// Places of the extents that may have a byte of this region: thousands may lie on one disk.
+    fn near(&self, start: u64, end: u64) -> impl Iterator<Item = (Dev, usize, usize)> {
+        let first = start.saturating_sub(self.longest);
+        let range = self.extents.range((first, FIRST, 0, 0)..(end, FIRST, 0, 0));
+        range.map(|(_, upper, below, extent)| (*upper, *below, *extent))
+    }
+}
+
+/// The extents by which a device lies on this one.
+fn places(upper: &Device, of: Dev) -> impl Iterator<Item = ((u64, Dev, usize, usize), &Extent)> {
+    let lies_on = upper.below.iter().enumerate().filter(move |(_, below)| below.dev == of);
+    lies_on.flat_map(move |(i, below)| {
+        below.extents.iter().enumerate().map(move |(j, extent)| ((extent.below, upper.dev, i, j), extent))
+    })
+}
+
 /// The devices.
 #[derive(Debug, Default)]
 pub struct Present {
     devices: BTreeMap<Dev, Device>,
     paths: HashMap<VolumeId, BTreeSet<Dev>>,
-    above: HashMap<Dev, BTreeSet<Dev>>,
+    above: HashMap<Dev, Uppers>,
 }
 
 impl Present {
@@ -68,7 +113,7 @@ impl Present {
         self.remove(device.dev);
         self.paths.entry(device.identity.id.clone()).or_default().insert(device.dev);
         for below in &device.below {
-            self.above.entry(below.dev).or_default().insert(device.dev);
+            self.above.entry(below.dev).or_default().add(&device, below.dev);
         }
         self.devices.insert(device.dev, device);
     }
@@ -76,9 +121,20 @@ impl Present {
     /// Takes a device out.
     pub fn remove(&mut self, dev: Dev) -> Option<Device> {
         let device = self.devices.remove(&dev)?;
-        forget(&mut self.paths, &device.identity.id, dev);
+        let id = &device.identity.id;
+        if let Some(paths) = self.paths.get_mut(id) {
+            paths.remove(&dev);
+            if paths.is_empty() {
+                self.paths.remove(id);
+            }
+        }
         for below in &device.below {
-            forget(&mut self.above, &below.dev, dev);
+            if let Some(uppers) = self.above.get_mut(&below.dev) {
+                uppers.forget(&device, below.dev);
+                if uppers.devices.is_empty() {
+                    self.above.remove(&below.dev);
+                }
+            }
         }
         Some(device)
     }
@@ -185,15 +241,17 @@ impl Present {
         let paths = self.id(dev).and_then(|id| self.paths.get(id));
         for path in paths.into_iter().flatten().copied() {
             found.insert(path);
-            for upper in self.above.get(&path).into_iter().flatten() {
-                let lies_on = self.devices.get(upper).into_iter().flat_map(|upper| &upper.below);
-                for extent in lies_on.filter(|below| below.dev == path).flat_map(|below| &below.extents) {
-                    let first = extent.below.max(start);
-                    let end = extent.below.saturating_add(extent.length).min(start.saturating_add(length));
-                    if first < end && depth > 0 {
-                        let there = extent.start + (first - extent.below);
-                        self.collect_on(*upper, there, end - first, depth - 1, found);
-                    }
+            let end = start.saturating_add(length);
+            for (upper, below, extent) in
+                self.above.get(&path).into_iter().flat_map(|all| all.near(start, end))
+            {
+                let below = self.devices.get(&upper).and_then(|upper| upper.below.get(below));
+                let Some(extent) = below.and_then(|below| below.extents.get(extent)) else { continue };
+                let first = extent.below.max(start);
+                let end = extent.below.saturating_add(extent.length).min(end);
+                if first < end && depth > 0 {
+                    let there = extent.start + (first - extent.below);
+                    self.collect_on(upper, there, end - first, depth - 1, found);
                 }
             }
         }
@@ -207,7 +265,7 @@ impl Present {
     /// The devices that lie on this one, with no other between.
     #[must_use]
     pub fn above(&self, dev: Dev) -> Vec<Dev> {
-        self.above.get(&dev).into_iter().flatten().copied().collect()
+        self.above.get(&dev).into_iter().flat_map(|uppers| &uppers.devices).copied().collect()
     }
 
     fn bottom(&self, dev: Dev) -> Dev {
@@ -244,15 +302,6 @@ impl Present {
             runs.push(Run { bottom: self.bottom(dev), start: 0, length: device.size, below: 0 });
         }
         runs
-    }
-}
-
-fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<Dev>>, key: &K, dev: Dev) {
-    if let Some(devs) = map.get_mut(key) {
-        devs.remove(&dev);
-        if devs.is_empty() {
-            map.remove(key);
-        }
     }
 }
 
