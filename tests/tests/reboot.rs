@@ -156,7 +156,10 @@ impl Place {
 
     fn attach(part: u64) -> Result<Linear> {
         let name = format!("fg-part-{part}");
-        Linear::over(&name, &format!("FGTEST-part-{part}"), Path::new("/dev/vdb"), part * SIZE, SIZE)
+        // Not at the disk's own start: what a volume that is gone has left there is a format of the disk, to anybody who
+        // looks at it, and nothing may be formatted inside of that.
+        let start = (part + 1) * SIZE;
+        Linear::over(&name, &format!("FGTEST-part-{part}"), Path::new("/dev/vdb"), start, SIZE)
     }
 
     /// The one with a new volume.
