@@ -19,17 +19,22 @@ use crate::{
     command::{command, read, workspace},
     guest::{Cpu, GUESTS, Guest, against},
     kernels::{Kernel, chosen},
-    setup,
+    preload, setup,
 };
 
 /// When one table on one kernel is ended.
 const TIMEOUT: Duration = Duration::from_mins(40);
+
+const PRELOAD: &str = "preload";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Kernel: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12]
     #[arg(long)]
     kernel: Vec<String>,
+    /// How the guard refuses: `lsm`, or `preload`, which is held on this host and its kernel
+    #[arg(long, default_value = "lsm", value_parser = ["lsm", PRELOAD], conflicts_with = "kernel")]
+    tier: String,
     /// Only one table: destructive or everyday
     #[arg(long)]
     table: Option<String>,
@@ -47,23 +52,43 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         arguments.table.as_deref().map_or(vec!["destructive", "everyday"], |table| vec![table]);
     let tools = tools()?;
     let mut held = true;
-    for key in chosen(&arguments.kernel, &["6.12"]) {
-        let kernel = Kernel::get(key)?;
+    let mut done = |table: &str, on: &str, key: &str, (whole, rows): (bool, Vec<Value>)| -> Result<()> {
+        let page = page(table, on, &tools, &rows);
+        print!("{page}");
+        held &= whole;
+        if arguments.kinds.is_empty() && !rows.is_empty() {
+            let directory = workspace().join("docs/matrix");
+            fs::create_dir_all(&directory)?;
+            let path = directory.join(format!("{table}-{key}.md"));
+            fs::write(&path, page).with_context(|| path.display().to_string())?;
+        }
+        Ok(())
+    };
+    if arguments.tier == PRELOAD {
         for table in &tables {
-            let programs = [guard.as_path(), matrix.as_path()];
-            let (whole, rows) = hold(&kernel, table, programs, Turn::WHOLE, &arguments.kinds)?;
-            let page = page(table, &kernel.release, &tools, &rows);
-            print!("{page}");
-            held &= whole;
-            if arguments.kinds.is_empty() && !rows.is_empty() {
-                let directory = workspace().join("docs/matrix");
-                fs::create_dir_all(&directory)?;
-                let path = directory.join(format!("{table}-{key}.md"));
-                fs::write(&path, page).with_context(|| path.display().to_string())?;
+            println!("matrix: {table} under the LD_PRELOAD library");
+            let (whole, text) = preload::table(&guard, &matrix, table, &arguments.kinds)?;
+            done(table, "under the LD_PRELOAD library", PRELOAD, (whole, rows(&text, whole)))?;
+        }
+    } else {
+        for key in chosen(&arguments.kernel, &["6.12"]) {
+            let kernel = Kernel::get(key)?;
+            for table in &tables {
+                let programs = [guard.as_path(), matrix.as_path()];
+                let ran = hold(&kernel, table, programs, Turn::WHOLE, &arguments.kinds)?;
+                done(table, &format!("kernel {}", kernel.release), key, ran)?;
             }
         }
     }
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The rows among what a run printed; the rest is shown where not all of it is as it must be.
+fn rows(text: &str, whole: bool) -> Vec<Value> {
+    if !whole {
+        text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
+    }
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// One of several turns that a table takes: every kind of volume has one.
@@ -94,10 +119,7 @@ pub(crate) fn hold(
         let words = [table.into(), format!("{part}/{parts}").into()];
         against(guard, matrix, words.into_iter().chain(kinds.iter().map(Into::into)))
     })?;
-    let rows: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    if !whole {
-        text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
-    }
+    let rows = rows(&text, whole);
     println!("matrix: {table} on {}: {} rows in {} s", kernel.key, rows.len(), start.elapsed().as_secs());
     Ok((whole, rows))
 }
@@ -144,19 +166,24 @@ fn tools() -> Result<String> {
 
 /// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be said of
 /// those that are not simply held.
-fn page(table: &str, kernel: &str, tools: &str, rows: &[Value]) -> String {
+fn page(table: &str, on: &str, tools: &str, rows: &[Value]) -> String {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or("").to_owned();
     let count = |outcome: &str| rows.iter().filter(|row| text(row, "outcome") == outcome).count();
     let tried = rows.len() - count("not tried");
+    let open = match count("open") {
+        0 => String::new(),
+        open => format!(", {open} are open in this tier"),
+    };
     let mut page = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(page, "# {table}, kernel {kernel}\n");
+    let _ = writeln!(page, "# {table}, {on}\n");
     let _ = writeln!(
         page,
-        "{} of {tried} rows held, {} kept the marks alone, {} failed; {} not tried.\n",
+        "{} of {tried} rows held, {} kept the marks alone, {} failed{}; {} not tried.\n",
         count("held"),
         count("partly"),
         count("failed"),
+        open,
         count("not tried")
     );
     let _ = writeln!(page, "{tools}\n");

@@ -17,11 +17,12 @@ const PROFILE: &str = "preload";
 const NAME: &str = "libformat_guard_preload.so";
 
 /// Scenarios of what the agent does, whatever refuses.
-const SCENARIOS: [&str; 7] = [
+const SCENARIOS: [&str; 8] = [
     "formats_once::a_loop",
     "audit::",
     "command_line::",
     "life::",
+    "metrics::",
     "permit::",
     "states::",
     "roads::a_descriptor",
@@ -59,13 +60,29 @@ pub(crate) const TESTS: [&str; 2] = ["preload", "scenarios"];
 
 /// Runs one of them; whether it ended well, and what it printed.
 pub(crate) fn hold(guard: &Path, tests: &str) -> Result<(bool, String)> {
+    let mut words = vec!["--test-threads=1"];
+    if tests == "scenarios" {
+        words.extend(SCENARIOS.into_iter().chain(ABOUT_MORE.iter().flat_map(|name| ["--skip", name])));
+    }
+    run(guard, &executable("format-guard-tests", "test", tests)?, &words, &[])
+}
+
+/// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and what it printed.
+pub(crate) fn table(guard: &Path, matrix: &Path, table: &str, kinds: &[String]) -> Result<(bool, String)> {
+    let words: Vec<&str> = [table, "0/1"].into_iter().chain(kinds.iter().map(String::as_str)).collect();
+    // Its volumes are made before there is an agent.
+    run(guard, matrix, &words, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")])
+}
+
+/// Runs an executable under the library; whether it ended well, and what it printed.
+fn run(
+    guard: &Path,
+    executable: &Path,
+    words: &[&str],
+    variables: &[(&str, &str)],
+) -> Result<(bool, String)> {
     let library = library(guard)?;
     let run_dir = tempfile::Builder::new().prefix("fg-preload-").tempdir_in("/run")?;
-    let words = if tests == "scenarios" {
-        SCENARIOS.into_iter().chain(ABOUT_MORE.iter().flat_map(|name| ["--skip", name])).collect()
-    } else {
-        Vec::new()
-    };
     // Agents and mounts that a test leaves go with their namespaces.
     let mut run = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
     run.arg("env")
@@ -73,9 +90,9 @@ pub(crate) fn hold(guard: &Path, tests: &str) -> Result<(bool, String)> {
         .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.path().display()))
         .arg(format!("FORMAT_GUARD_BINARY={}", guard.display()))
         .arg("FORMAT_GUARD_TIER=preload")
-        .arg(executable("format-guard-tests", "test", tests)?)
+        .args(variables.iter().map(|(name, value)| format!("{name}={value}")))
+        .arg(executable)
         .args(words)
-        .arg("--test-threads=1")
         .current_dir(workspace())
         .stderr(Stdio::inherit());
     let ran = output(&mut run)?;

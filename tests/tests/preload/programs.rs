@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::{Child, Command},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use format_guard_tests::{
     device::Device,
     guard::{Guard, binary},
     tool::{Ran, must, run},
+    wait_for,
 };
 use serde_json::Value;
 
@@ -97,12 +99,57 @@ fn languages_and_daemons_run_under_it() -> Result<()> {
         let ran = must(&format!("{program} {}", script.display()))?;
         ensure!(ran.trim() == said, "{program}: {ran}");
     }
-    must("/lib/systemd/systemd-udevd --version")?;
     if run("which java")?.status == 0 {
         must("java -version")?;
     } else {
         println!("java: not tried, there is none on this host");
     }
+    Ok(())
+}
+
+/// In directories of its own, for this process has its own mounts: what udevd notes, and the links that it makes.
+const OF_UDEVD: [&str; 2] = ["/run/udev", "/dev/disk"];
+
+/// A udevd under the library, ended and gone with what it made.
+struct Udevd(Child);
+
+impl Udevd {
+    fn start() -> Result<Self> {
+        for directory in OF_UDEVD {
+            fs::create_dir_all(directory)?;
+            must(&format!("mount -t tmpfs fg-udevd {directory}"))?;
+        }
+        let udevd = Self(Command::new("/lib/systemd/systemd-udevd").spawn()?);
+        wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))?;
+        Ok(udevd)
+    }
+}
+
+impl Drop for Udevd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        for directory in OF_UDEVD {
+            let _ = run(&format!("umount --lazy {directory}"));
+        }
+    }
+}
+
+#[test]
+fn udevd_names_volumes_under_it() -> Result<()> {
+    let guard = Guard::shared()?;
+    let mut udevd = Udevd::start()?;
+    let maps = fs::read_to_string(format!("/proc/{}/maps", udevd.0.id()))?;
+    ensure!(maps.contains("libformat_guard_preload.so"), "the library is not in udevd: {maps}");
+    let device = formatted(&guard, 64)?;
+    let uuid = must(&format!("blkid -p -s UUID -o value {}", device.path().display()))?;
+    // Whoever closes what was open for writing has it looked at again.
+    let link = Path::new("/dev/disk/by-uuid").join(uuid.trim());
+    wait_for("udevd's link to the volume", || Ok(fs::canonicalize(&link).is_ok().then_some(())))?;
+    ensure!(fs::canonicalize(&link)? == device.path(), "{} is another's", link.display());
+    must("udevadm settle --timeout=60")?;
+    ensure!(udevd.0.try_wait()?.is_none(), "udevd has ended");
+    ensure!(guard.events("denied")?.is_empty(), "udevd was refused something");
     Ok(())
 }
 
