@@ -10,6 +10,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
@@ -31,6 +32,8 @@ const FILE: &str = "volumes.sqlite3";
 /// Lines of history that are kept.
 const MAX_HISTORY: i64 = 20_000;
 
+/// The version of the schema that is written.
+const NEWEST: i64 = MIGRATIONS.len() as i64;
 /// Each brings the schema from the version of its index to the next.
 const MIGRATIONS: &[&str] = &[
     "
@@ -158,15 +161,41 @@ impl SqliteStore {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", "ON")?;
-        let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-        if verdict != "ok" {
-            return Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict });
+        // Earlier versions stored no sums, or not these columns.
+        let current = version(&connection)? == NEWEST;
+        check(path, || if current { check_sums(&connection) } else { Ok(()) })?;
+        if !current {
+            migrate(&mut connection, path)?;
+            check_sums(&connection)?;
         }
-        migrate(&mut connection, path)?;
-        check_sums(&connection)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(connection)
     }
+}
+
+/// Looks at how the file is built, beside a look at what the records say: two long ways through the same pages.
+fn check(path: &Path, beside: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let structure = || -> Result<(), StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let own = Connection::open_with_flags(path, flags)?;
+        let verdict: String = own.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        if verdict == "ok" {
+            return Ok(());
+        }
+        Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict })
+    };
+    let broke =
+        |_| Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: "its check broke off".to_owned() });
+    thread::scope(|scope| {
+        let structure = scope.spawn(structure);
+        let records = beside();
+        structure.join().unwrap_or_else(broke)?;
+        records
+    })
+}
+
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 
 /// Looks at every record and setting: a flipped bit must not be found when it has been acted upon.
@@ -265,10 +294,9 @@ fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-    if !(0..=known).contains(&found) {
-        return Err(StoreError::Version { path: path.to_owned(), found, known });
+    let found = version(connection)?;
+    if !(0..=NEWEST).contains(&found) {
+        return Err(StoreError::Version { path: path.to_owned(), found, known: NEWEST });
     }
     for (version, migration) in (1_i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
         let transaction = connection.transaction()?;

@@ -51,6 +51,14 @@ fn main() -> Result<()> {
     ruled.with_context(|| guard.log())?;
     let seconds = seconds_between(&guard.log(), "format-guard starts", "every device has its rule")?;
     println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
+    let log = guard.log();
+    for (part, word) in [
+        ("the records are read and checked", "the records are read"),
+        ("the kernel programs are loaded", "is ready to be put in force"),
+        ("the last device is looked at", " attached "),
+    ] {
+        println!("  until {part}: {:.2} s", seconds_to_last(&log, word)?);
+    }
     let answered = || Ok(guard.ask("status").is_ok_and(|ran| ran.status == 0).then_some(()));
     wait_for_long("the agent to be in force", answered)?;
     // They read blank, and are recorded as formatted.
