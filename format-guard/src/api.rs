@@ -1,6 +1,7 @@
 //! What the agent and its clients say to each other: JSON over HTTP on a Unix socket. Stable: fields are added, never
 //! renamed.
 
+use format_guard_common::State;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,6 +41,9 @@ pub struct Status {
     pub set_mode: Option<SetMode>,
     /// The canary proved enforcement at the start.
     pub proven: bool,
+    /// When it did, in seconds since 1970.
+    #[serde(default)]
+    pub proven_at: i64,
     /// Why protection is less than it should be; empty when it is not.
     pub degraded: Vec<String>,
     /// Every kernel program, and what is left open without it.
@@ -70,6 +74,15 @@ pub struct Status {
     /// Devices that are being probed at this moment, those that hang among them.
     #[serde(default)]
     pub probing: u64,
+}
+
+impl Status {
+    /// Volumes of which one re-format is permitted.
+    #[must_use]
+    pub fn permits(&self) -> u64 {
+        let permitted = self.volumes.iter().filter(|count| count.state == State::Permitted.name());
+        permitted.map(|count| count.count).sum()
+    }
 }
 
 /// How many volumes are in a state.

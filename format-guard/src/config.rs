@@ -3,6 +3,7 @@
 use std::{
     fmt::Write,
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -109,6 +110,11 @@ pub const KEYS: &[(&str, &str)] = &[
          process 1 started it, the agent. Only its own executable and process 1 may. format-guard protect off ends it.",
     ),
     (
+        "metrics_listen",
+        "Address and port (127.0.0.1:9838) for Prometheus and for probes, /metrics, /healthz and /readyz, over HTTP without a \
+         password. Empty: none; on the control socket root reads /metrics all the same. Needs a restart.",
+    ),
+    (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
          none do.",
@@ -145,6 +151,8 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// Whether the guard itself is protected while it enforces.
     pub protect: bool,
+    /// Where metrics are served over TCP; empty: nowhere.
+    pub metrics_listen: String,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
 }
@@ -165,6 +173,7 @@ impl Default for Config {
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
             protect: true,
+            metrics_listen: String::new(),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -239,6 +248,7 @@ impl Config {
         if let Some(name) = config.trusted.iter().find(|name| name.is_empty() || name.contains('/')) {
             return Err(format!("trusted has '{name}': write a program's name, without its directory"));
         }
+        config.metrics_listen()?;
         if config.tiers(None).is_empty() {
             let required = config.require.name();
             return Err(format!(
@@ -263,6 +273,17 @@ impl Config {
         tiers
     }
 
+    /// Where metrics are served over TCP.
+    pub fn metrics_listen(&self) -> Result<Option<SocketAddr>, String> {
+        let text = &self.metrics_listen;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| {
+            format!("metrics_listen is '{text}': write an address and a port (127.0.0.1:9838), or nothing")
+        })
+    }
+
     /// A key that differs and that a running agent cannot change.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
@@ -276,6 +297,7 @@ impl Config {
             ("quarantine", self.quarantine != new.quarantine),
             ("trusted", self.trusted != new.trusted),
             ("passthrough", self.passthrough != new.passthrough),
+            ("metrics_listen", self.metrics_listen != new.metrics_listen),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -411,6 +433,8 @@ mod tests {
             "passthrough = true",
             "quarantine = 86401",
             "state_dir = 'state'",
+            "metrics_listen = 'localhost:9838'",
+            "metrics_listen = '9838'",
             "mode = 'audit'\nmode = 'audit'",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");

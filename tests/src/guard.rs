@@ -411,12 +411,21 @@ impl Guard {
     /// # Errors
     /// When it does not answer.
     fn fetch(&self, path: &str) -> Result<Value> {
+        let body = self.get(path)?;
+        serde_json::from_str(&body).with_context(|| body.clone())
+    }
+
+    /// What the agent answers to a request on its socket.
+    ///
+    /// # Errors
+    /// When there is no agent.
+    pub fn get(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("no agent answers")?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: format-guard\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-        serde_json::from_str(body).with_context(|| answer.clone())
+        Ok(body.to_owned())
     }
 
     /// What the agent shows of the volume in a device, or its failure to.

@@ -34,13 +34,14 @@ pub(crate) struct Arguments {
     /// on one of the others in turn, and whether the guard refuses on the rest]
     #[arg(long)]
     kernel: Vec<String>,
-    /// How the guard refuses: `lsm`, or `fmod_ret` in guests without bpf among their security modules
-    #[arg(long, default_value = LSM, value_parser = [LSM, FMOD_RET])]
+    /// How the guard refuses: `lsm`; `fmod_ret` in guests without bpf among their security modules; `cgroup`
+    #[arg(long, default_value = LSM, value_parser = [LSM, FMOD_RET, CGROUP])]
     tier: String,
 }
 
 const LSM: &str = "lsm";
 const FMOD_RET: &str = "fmod_ret";
+const CGROUP: &str = "cgroup";
 /// What a kernel is booted with that has no bpf among its security modules.
 const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
 /// Scenarios that the weaker tier is given by default: of every function that it stands at.
@@ -49,6 +50,8 @@ const OF_FUNCTIONS: [&str; 5] =
 
 /// The kernel that is given every scenario when none is named.
 const WHOLE: &str = "6.12";
+/// The oldest one: what tier `cgroup` needs is there. This host has tests of it, too.
+const OLDEST: &str = "6.1";
 /// Scenarios that one of the other kernels is given then, by the day: of the hooks that judge, and of what differs between
 /// kernels. Everyday work and every tool on every kind of volume are rows of the tables, which take the kernels in turn.
 const CORE: [&str; 7] =
@@ -69,6 +72,7 @@ const ONCE: [(&str, &[&str]); 2] = [
             "command_line::the_configuration_is_read_again",
             "hanging::",
             "identity::",
+            "metrics::",
             "permit::",
             "states::",
         ],
@@ -229,6 +233,7 @@ struct Boot {
 fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str) -> Result<Vec<Boot>> {
     let scenarios = executable("format-guard-tests", "test", "scenarios")?;
     let reboot = executable("format-guard-tests", "test", "reboot")?;
+    let groups = executable("format-guard-tests", "test", "cgroup")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
         // How long each takes is printed: under emulation that is what a run is made of.
         let always = ["--test-threads=1", "-Zunstable-options", "--report-time"];
@@ -247,6 +252,15 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             tier: tier.to_owned(),
             then: None,
         };
+        let of_groups = || Boot {
+            executable: groups.clone(),
+            tier: CGROUP.to_owned(),
+            ..of_scenarios("cgroup", libtest(&[]))
+        };
+        if tier == CGROUP {
+            boots.push(of_groups());
+            continue;
+        }
         if filter.is_some() {
             boots.push(of_scenarios("scenarios", libtest(&[])));
         } else {
@@ -262,6 +276,9 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             boots.push(of_scenarios("scenarios", libtest(&words)));
             if whole {
                 boots.extend(ONCE.map(|(name, modules)| of_scenarios(name, libtest(modules))));
+            }
+            if tier == LSM && kernel.key == OLDEST {
+                boots.push(of_groups());
             }
             if tier == LSM && kernel.key == WHOLE {
                 let functions = of_scenarios("scenarios without BPF LSM", libtest(&OF_FUNCTIONS));
@@ -340,7 +357,8 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     // libtest tells times to those alone who may use what is not stable.
     command.insert(1, "RUSTC_BOOTSTRAP=1".into());
     command.insert(1, format!("FORMAT_GUARD_TIER={}", boot.tier).into());
-    let parameters = if boot.tier == LSM { "" } else { WITHOUT_BPF };
+    command.insert(1, "FORMAT_GUARD_CGROUP=/sys/fs/cgroup".into());
+    let parameters = if boot.tier == FMOD_RET { WITHOUT_BPF } else { "" };
     let guest = Guest {
         kernel: boot.kernel.clone(),
         command,

@@ -26,11 +26,13 @@ use axum::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{Instant, timeout_at},
 };
 
 use super::{
+    inputs::{ask, stopping},
+    metrics::{self, Metrics, Scraped},
     prober::Prober,
     reconciler::{Input, Question, Reply},
 };
@@ -72,6 +74,8 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 pub(super) struct Agent {
     /// The reconciler.
     pub(super) inputs: mpsc::Sender<Input>,
+    /// What is counted.
+    pub(super) metrics: Metrics,
     /// Probes for operators who wait.
     pub(super) prober: Prober,
     /// Goes up with every line of the history.
@@ -107,6 +111,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/mode", post(mode))
         .route("/v1/protect", post(protect))
         .route("/v1/events", get(events))
+        .route("/metrics", get(scraped))
         .fallback(unknown)
         .layer(middleware::from_fn(root_only))
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -147,7 +152,7 @@ impl IntoResponse for Reply {
             Self::Events(events) => Json(events).into_response(),
             Self::Done(done) => Json(done).into_response(),
             // Asked for inside the agent only.
-            Self::Device(_) => StatusCode::NO_CONTENT.into_response(),
+            Self::Device(_) | Self::Alive => StatusCode::NO_CONTENT.into_response(),
         }
     }
 }
@@ -156,9 +161,7 @@ type Answer = Result<Reply, Failure>;
 
 impl Agent {
     async fn ask(&self, question: Question) -> Answer {
-        let (sender, receiver) = oneshot::channel();
-        self.inputs.send(Input::Asked(question, sender)).await.map_err(|_| stopping())?;
-        receiver.await.map_err(|_| stopping())?
+        ask(&self.inputs, question, None).await
     }
 
     /// The device that holds a volume.
@@ -168,10 +171,6 @@ impl Agent {
             _ => Err(Failure::new(FailureKind::Failed, "the agent gave no device")),
         }
     }
-}
-
-fn stopping() -> Failure {
-    Failure::new(FailureKind::Failed, "the agent is stopping")
 }
 
 fn body<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Failure> {
@@ -184,6 +183,10 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Failure> {
 
 async fn status(State(agent): State<Agent>) -> Answer {
     agent.ask(Question::Status).await
+}
+
+async fn scraped(State(agent): State<Agent>) -> Response {
+    metrics::metrics(State(Scraped { inputs: agent.inputs, metrics: agent.metrics })).await
 }
 
 async fn volumes(State(agent): State<Agent>) -> Answer {

@@ -1,9 +1,19 @@
 //! What the reconciler reacts to comes in by two queues: thousands of devices that appear at once must hold up neither an
 //! operator's question nor what the kernel tells.
 
-use tokio::{runtime::Handle, sync::mpsc};
+use std::time::Duration;
 
-use super::{prober::Answer, reconciler::Input};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{
+    prober::Answer,
+    reconciler::{Input, Question, Reply},
+};
+use crate::api::{Failure, FailureKind};
 
 /// Inputs that wait in each queue at most; who sends more waits.
 const QUEUE: usize = 1024;
@@ -32,6 +42,31 @@ pub struct Inputs {
 pub(super) fn channels() -> (Senders, Inputs) {
     let ((urgent, urgents), (others, rest)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
     (Senders { urgent, others }, Inputs { urgent: urgents, others: rest, kept: None, in_a_row: 0 })
+}
+
+/// Asks the reconciler, and waits for its answer: not longer than this, where that is said.
+pub(super) async fn ask(
+    inputs: &mpsc::Sender<Input>,
+    question: Question,
+    patience: Option<Duration>,
+) -> Result<Reply, Failure> {
+    let answer = async {
+        let (sender, receiver) = oneshot::channel();
+        inputs.send(Input::Asked(question, sender)).await.map_err(|_| stopping())?;
+        receiver.await.map_err(|_| stopping())?
+    };
+    match patience {
+        None => answer.await,
+        Some(patience) => timeout(patience, answer).await.unwrap_or_else(|_| {
+            let text = format!("the agent gave no answer within {} s", patience.as_secs());
+            Err(Failure::new(FailureKind::Failed, text))
+        }),
+    }
+}
+
+/// What a client is told whose question nobody takes any more.
+pub(super) fn stopping() -> Failure {
+    Failure::new(FailureKind::Failed, "the agent is stopping")
 }
 
 impl Inputs {
@@ -94,7 +129,7 @@ mod tests {
     fn word(input: Option<Input>) -> String {
         match input {
             Some(Input::Probed(answer)) => format!("probed {}", answer.dev.minor),
-            Some(Input::Changed { name }) => name,
+            Some(Input::Changed { name, .. }) => name,
             Some(Input::Tick) => "tick".to_owned(),
             Some(Input::UeventsLost) => "urgent".to_owned(),
             Some(_) => "other".to_owned(),
@@ -120,7 +155,9 @@ mod tests {
     fn answers_are_taken_together_and_what_comes_behind_them_is_not_lost() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
         let (senders, mut inputs) = channels();
-        for input in [answer(0), answer(1), Input::Changed { name: "sda".to_owned() }, answer(2)] {
+        for input in
+            [answer(0), answer(1), Input::Changed { name: "sda".to_owned(), told: Instant::now() }, answer(2)]
+        {
             senders.others.try_send(input).expect("room");
         }
         let Some(Input::Probed(first)) = inputs.next(runtime.handle()) else { panic!("no answer") };

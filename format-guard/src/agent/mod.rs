@@ -10,10 +10,11 @@ mod formatter_end;
 mod inputs;
 pub(crate) mod kernel_events;
 mod mappings;
+pub(crate) mod metrics;
 mod prober;
 mod questions;
-mod ready;
 pub mod reconciler;
+mod service_manager;
 pub(crate) mod uevents;
 
 use std::{
@@ -51,6 +52,7 @@ use crate::{
     },
     volume::sysfs::Sysfs,
 };
+use metrics::{Metrics, Scraped};
 use reconciler::{Input, Reconciler, World};
 
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
@@ -104,13 +106,21 @@ pub async fn run(start: Start) -> Result<()> {
         warn!("{text}");
         degraded.push(text);
     }
+    info!("the records are read");
     let mut ways = Ways::new(&start)?;
     let (enforcer, events) = ways.next()?;
+    info!("what refuses is ready to be put in force");
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
+    // Before anything is in force: what is misconfigured is told now.
+    let metrics = Metrics::default();
+    let scraper = match config.metrics_listen().map_err(anyhow::Error::msg)? {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let (senders, received) = inputs::channels();
-    let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline());
+    let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
     let (ends, watched) = formatter_end::Watcher::new();
     let world = World {
         sysfs: Sysfs::host(config.longhorn_dir()),
@@ -126,7 +136,8 @@ pub async fn run(start: Start) -> Result<()> {
         protect: config.protect,
         resync_interval: config.interval(),
     };
-    let mut reconciler = Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends);
+    let mut reconciler =
+        Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
     let told = reconciler.told();
     let mut tasks = JoinSet::new();
     let reconciler = blocking(move || {
@@ -141,7 +152,7 @@ pub async fn run(start: Start) -> Result<()> {
         preload::publish_that_all_passes(&config.run_dir)?;
     }
     let socket = control::listen(&config.socket(), control::MODE)?;
-    ready::notify();
+    service_manager::ready();
     info!(socket = %config.socket().display(), tier = tier.name(), "format-guard is in force");
 
     tasks.spawn(uevents::run(uevents, senders.others.clone()));
@@ -153,7 +164,16 @@ pub async fn run(start: Start) -> Result<()> {
     let (interval, intervals) = watch::channel(config.resync_interval);
     tasks.spawn(ticks(intervals, senders.others.clone()));
     tasks.spawn(reloads(start, interval, senders.others.clone()));
-    tasks.spawn(control::run(socket, control::Agent { inputs: senders.urgent.clone(), prober, told }));
+    if let Some(listener) = scraper {
+        info!(address = %listener.local_addr()?, "metrics are served");
+        let answers = Scraped { inputs: senders.urgent.clone(), metrics: metrics.clone() };
+        tasks.spawn(metrics::run(listener, answers));
+    }
+    tasks.spawn(service_manager::keep_alive(senders.urgent.clone()));
+    tasks.spawn(control::run(
+        socket,
+        control::Agent { inputs: senders.urgent.clone(), metrics, prober, told },
+    ));
     let runtime = Handle::current();
     tasks.spawn_blocking(move || reconciler.run(received, &runtime));
 

@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::reconciler::Input;
+use super::{metrics::Metrics, reconciler::Input};
 use crate::volume::{
     Dev,
     probe::{Finding, ProbeError},
@@ -59,6 +59,7 @@ pub struct Prober {
     /// Milliseconds: may be changed at run time.
     deadline: Arc<AtomicU64>,
     answers: mpsc::UnboundedSender<Answer>,
+    metrics: Metrics,
     /// Devices being probed; true: to be probed once more, as something has changed meanwhile.
     busy: Arc<Mutex<HashMap<Dev, bool>>>,
     places: Arc<Semaphore>,
@@ -70,13 +71,14 @@ pub(super) type Answers = mpsc::UnboundedReceiver<Answer>;
 impl Prober {
     /// A prober that runs `program probe` and gives each device so long.
     #[must_use]
-    pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> (Self, Answers) {
+    pub fn new(program: impl Into<PathBuf>, deadline: Duration, metrics: Metrics) -> (Self, Answers) {
         // One answer per device at most is under way.
         let (answers, receiver) = mpsc::unbounded_channel();
         let prober = Self {
             program: program.into(),
             deadline: Arc::default(),
             answers,
+            metrics,
             busy: Arc::default(),
             places: Arc::new(Semaphore::new(AT_A_TIME)),
         };
@@ -155,6 +157,7 @@ impl Prober {
     async fn once_or_hanging(&self, device: &Device) -> (Answer, Option<Child>) {
         let begun = Instant::now();
         let (result, hanging) = self.read(device).await;
+        self.metrics.probed(&result, begun.elapsed());
         (Answer { dev: device.dev, diskseq: device.diskseq, begun, result }, hanging)
     }
 

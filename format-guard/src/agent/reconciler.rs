@@ -33,7 +33,9 @@ use vacated::Vacated;
 use super::{
     formatter_end::Watcher,
     inputs::Inputs,
-    mappings, now,
+    mappings,
+    metrics::Metrics,
+    now,
     prober::{Answer, Prober},
 };
 use crate::{
@@ -68,6 +70,8 @@ pub enum Input {
     Changed {
         /// Its kernel name.
         name: String,
+        /// When the kernel's word of it was read.
+        told: Instant,
     },
     /// A block device is gone.
     Removed {
@@ -99,6 +103,8 @@ pub enum Input {
 
 /// What clients ask.
 pub enum Question {
+    /// Whether anybody answers.
+    Alive,
     /// The state of the guard.
     Status,
     /// Every known volume.
@@ -166,6 +172,8 @@ pub enum Question {
 
 /// What clients are answered.
 pub enum Reply {
+    /// To [`Question::Alive`].
+    Alive,
     /// To [`Question::Status`].
     Status(Box<api::Status>),
     /// To [`Question::Volumes`].
@@ -209,6 +217,7 @@ pub struct Reconciler<E> {
     world: World,
     prober: Prober,
     watcher: Watcher,
+    metrics: Metrics,
     devices: Present,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<api::SetMode>,
@@ -226,6 +235,8 @@ pub struct Reconciler<E> {
     /// Partitions that were dropped and not deleted.
     vacated: Vec<Vacated>,
     parts: Vec<PartReport>,
+    /// When the canary proved them.
+    proven_at: Seconds,
     repaired: u64,
     /// An operator lets others take the guard away.
     unprotected: bool,
@@ -251,6 +262,7 @@ impl<E: Enforcer> Reconciler<E> {
         world: World,
         prober: Prober,
         watcher: Watcher,
+        metrics: Metrics,
     ) -> Self {
         Self {
             store,
@@ -258,6 +270,7 @@ impl<E: Enforcer> Reconciler<E> {
             world,
             prober,
             watcher,
+            metrics,
             devices: Present::default(),
             set_mode: None,
             told: watch::Sender::new(0),
@@ -267,6 +280,7 @@ impl<E: Enforcer> Reconciler<E> {
             ends: HashMap::new(),
             vacated: Vec::new(),
             parts: Vec::new(),
+            proven_at: 0,
             repaired: 0,
             unprotected: false,
             protected: false,
@@ -381,6 +395,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What is attached, once the canary has proven it.
     pub fn proven(&mut self, parts: Vec<PartReport>) {
         self.parts = parts;
+        self.proven_at = now();
         self.keep_protected();
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
         // Once new ones are judged: none is missed between.
@@ -428,9 +443,16 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn handle(&mut self, input: Input) -> Result<()> {
         match input {
-            Input::Changed { name } => {
+            Input::Changed { name, told } => {
                 if let Some(device) = self.world.sysfs.device(&name) {
+                    let (dev, diskseq) = (device.dev, device.diskseq);
+                    let attached =
+                        |devices: &Present| devices.get(dev).is_some_and(|one| one.diskseq == diskseq);
+                    let known = attached(&self.devices);
                     self.device_changed(device);
+                    if !known && attached(&self.devices) {
+                        self.metrics.ruled(told.elapsed());
+                    }
                 }
             }
             Input::Removed { name } => {

@@ -2,7 +2,7 @@
 //!
 //! They are hints to look into sysfs; nothing that they say is taken for a fact.
 
-use std::{collections::HashMap, io, os::fd::AsRawFd};
+use std::{collections::HashMap, io, os::fd::AsRawFd, time::Instant};
 
 use anyhow::{Context, Result};
 use kobject_uevent::{ActionType, UEvent};
@@ -69,10 +69,11 @@ impl Hints {
 
     /// Of one that went and came the reconciler hears both: it looks which of them is still so.
     fn into_inputs(mut self) -> impl Iterator<Item = Input> {
+        let told = Instant::now();
         self.order.into_iter().flat_map(move |name| {
             let hint = self.of.remove(&name).unwrap_or_default();
             let removed = hint.removed.then(|| Input::Removed { name: name.clone() });
-            removed.into_iter().chain(hint.changed.then_some(Input::Changed { name }))
+            removed.into_iter().chain(hint.changed.then_some(Input::Changed { name, told }))
         })
     }
 }
@@ -151,7 +152,7 @@ mod tests {
             .into_inputs()
             .map(|input| match input {
                 Input::Removed { name } => format!("removed {name}"),
-                Input::Changed { name } => format!("changed {name}"),
+                Input::Changed { name, .. } => format!("changed {name}"),
                 _ => "something else".to_owned(),
             })
             .collect();

@@ -57,6 +57,9 @@ pub struct Refusal {
     /// The container that it runs in, if it runs in one.
     #[serde(default)]
     pub container: Option<String>,
+    /// The tier that refused it.
+    #[serde(default)]
+    pub tier: String,
     /// The device below through which it was tried, where that is another one.
     #[serde(default)]
     pub through: Option<String>,

@@ -13,6 +13,7 @@ mod hanging;
 mod identity;
 mod incidents;
 mod life;
+mod metrics;
 mod passthrough;
 mod permit;
 mod protection;

@@ -30,6 +30,7 @@ const MODE: &str = "mode";
 impl<E: Enforcer> Reconciler<E> {
     pub(super) fn answer(&mut self, question: Question) -> Result<Reply, Failure> {
         Ok(match question {
+            Question::Alive => Reply::Alive,
             Question::Status => Reply::Status(Box::new(self.status()?)),
             Question::Volumes => Reply::Volumes(self.volumes()?),
             Question::Volume(selector) => {
@@ -80,6 +81,7 @@ impl<E: Enforcer> Reconciler<E> {
             protected: self.protected,
             set_mode: self.set_mode.clone(),
             proven: !self.parts.is_empty(),
+            proven_at: self.proven_at,
             degraded: self.world.degraded.clone(),
             programs: self.parts.clone(),
             devices: self.devices.count() as u64,

@@ -52,9 +52,12 @@ impl<E: Enforcer> Reconciler<E> {
             exe: exe_of(event.process.tgid),
             cgroup: event.cgroup,
             container: container::of(event.process.tgid, event.cgroup),
+            tier: self.enforcer.tier().name().to_owned(),
             comm,
         };
         let text = sentence(&refusal, record, kind);
+        let tier = self.enforcer.tier().name();
+        self.metrics.refused(kind == "denied", &refusal.reason, &refusal.operation, tier);
         warn!(
             volume,
             kind,
@@ -63,6 +66,7 @@ impl<E: Enforcer> Reconciler<E> {
             cause = refusal.cause,
             reason = refusal.reason,
             operation = refusal.operation,
+            tier,
             device = refusal.device,
             pid = refusal.pid,
             comm = refusal.comm,

@@ -221,12 +221,17 @@ fn setting() -> Setting {
         resync_interval: Duration::from_secs(5),
     };
     let entered = runtime.enter();
-    let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1));
+    let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
     let (watcher, _) = Watcher::new();
-    let mut reconciler = Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher);
+    let mut reconciler =
+        Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher, Metrics::default());
     reconciler.compare_with_sysfs().expect("sysfs");
     drop(entered);
     Setting { runtime, sysfs, deeds, broken, enforcer, reconciler }
+}
+
+fn changed(name: &str) -> Input {
+    Input::Changed { name: name.to_owned(), told: Instant::now() }
 }
 
 fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input {
@@ -395,7 +400,7 @@ fn a_new_medium_under_the_number_gets_a_new_rule() {
     setting.probed(5, Finding::Blank);
     assert_eq!(setting.state(), State::Blank);
     attach(setting.sysfs.path(), 6);
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     assert_eq!((setting.rule().diskseq, setting.rule().state), (6, State::Unverified as u32));
 }
 
@@ -441,7 +446,7 @@ fn a_device_that_is_gone_leaves_no_rule_and_keeps_its_record() {
     setting.give(Input::Removed { name: "dm-0".into() });
     assert!(setting.enforcer.ruled().is_empty());
     attach(setting.sysfs.path(), 9);
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     assert_eq!((setting.state(), setting.rule().diskseq), (State::Formatted, 9));
 }
 
@@ -518,7 +523,7 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
     setting.probed(5, Finding::Blank);
     setting.probed(5, Finding::Blank);
     attach_partition(setting.sysfs.path());
-    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(changed("dm-0p1"));
     assert_eq!(setting.rule().state, State::Blank as u32);
     assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel(), "one of them may be formatted");
     setting.give(answer(PART, 5, Ok(holds())));
@@ -533,13 +538,13 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
 fn a_partition_of_another_medium_is_another_volume() {
     let mut setting = setting();
     attach_partition(setting.sysfs.path());
-    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(changed("dm-0p1"));
     setting.give(answer(PART, 5, Ok(holds())));
     let uuid = setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid");
     fs::write(uuid, "UUID-2").expect("attribute");
     attach(setting.sysfs.path(), 6);
     fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     assert_eq!(setting.reconciler.devices.id(PART), Some(&"part:dm:UUID-2#8".into()));
     assert_eq!(setting.rule_of(PART).state, State::Unverified as u32);
     assert_eq!(setting.rule_of(DEV).state, State::Unverified as u32, "nothing recorded lies on it");
@@ -569,7 +574,7 @@ fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
 fn an_ambiguous_beginning_lists_its_candidates() {
     let mut setting = setting();
     attach_partition(setting.sysfs.path());
-    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(changed("dm-0p1"));
     setting.give(answer(PART, 5, Ok(holds())));
     setting.probed(5, holds());
     let ask = |setting: &mut Setting, text: &str| {
@@ -622,7 +627,7 @@ fn a_format_of_the_medium_that_was_there_before_says_nothing_of_the_one_that_is_
     setting.probed(5, Finding::Blank);
     setting.probed(5, Finding::Blank);
     attach(setting.sysfs.path(), 9);
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     assert_eq!(setting.state(), State::Unverified);
     // With the attachment of the first one: both what waited in the ring buffer and what the kernel still has.
     begin(&mut setting, DEV, DEV);
@@ -636,7 +641,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     setting.probed(5, Finding::Blank);
     setting.probed(5, Finding::Blank);
     attach_partition(setting.sysfs.path());
-    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(changed("dm-0p1"));
     let probed_part = |setting: &mut Setting, finding| {
         setting.give(answer(PART, 5, Ok(finding)));
     };
@@ -669,7 +674,7 @@ fn a_better_identity_waits_until_the_format_is_over() {
     setting.probed(5, Finding::Blank);
     begin(&mut setting, DEV, DEV);
     fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
     assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
     setting.give(Input::Ended { process: Process { started: 1, tgid: u32::MAX, zero: 0 }, last: true });
@@ -713,7 +718,7 @@ fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop
     setting.probed(5, Finding::Blank);
     setting.probed(5, Finding::Blank);
     attach_partition(setting.sysfs.path());
-    setting.give(Input::Changed { name: "dm-0p1".into() });
+    setting.give(changed("dm-0p1"));
     for _ in 0..2 {
         setting.give(answer(PART, 5, Ok(Finding::Blank)));
     }
@@ -733,7 +738,7 @@ fn what_a_node_may_come_to_name_is_not_armed_meanwhile() {
     fs::create_dir(&nodes).expect("directory");
     fs::remove_file(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid")).expect("no uuid");
     setting.reconciler.world.sysfs = Sysfs::recorded(setting.sysfs.path()).naming(&nodes);
-    setting.give(Input::Changed { name: "dm-0".into() });
+    setting.give(changed("dm-0"));
     let state = |setting: &Setting| setting.reconciler.records[&VolumeId::from("path:dm/x")].state;
     for _ in 0..3 {
         setting.probed(5, Finding::Blank);

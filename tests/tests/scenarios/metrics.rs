@@ -1,0 +1,72 @@
+//! What a scraper and a kubelet are told, over TCP.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack::refused,
+    device::{Device, Loop},
+    guard::{Guard, tier},
+    wait_for,
+};
+
+use crate::make_ext4;
+
+/// The status line and the body of what is answered to a request.
+fn get(address: &str, path: &str) -> Result<(String, String)> {
+    let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").context("no head")?;
+    Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
+}
+
+#[test]
+fn refusals_are_counted_and_readiness_names_the_tier() -> Result<()> {
+    let mut guard = Guard::unstarted(None)?;
+    guard.replace("metrics_listen", "'127.0.0.1:0'")?;
+    guard.start_agent()?;
+    let log = guard.log();
+    let line = log.lines().find(|line| line.contains("metrics are served")).context("nothing is served")?;
+    let address = line.rsplit("address=").next().context("no address")?.trim();
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    refused(&guard, &format!("mkfs.ext4 -F -q {}", device.path().display()), "")?;
+    let tier = tier();
+    let counted =
+        format!("format_guard_denials_total{{reason=\"formatter\",operation=\"open\",tier=\"{tier}\"}} ");
+    let text = wait_for("the refusal to be counted", || {
+        let (status, text) = get(address, "/metrics")?;
+        ensure!(status.contains(" 200 "), "{status}");
+        Ok(text.contains(&counted).then_some(text))
+    })?;
+    for told in [
+        "format_guard_volumes{state=\"formatted\"} ",
+        "format_guard_probes_total{result=\"blank\"} ",
+        "format_guard_attach_to_rule_seconds_count ",
+        "format_guard_canary_proven 1",
+        "\n# EOF",
+    ] {
+        ensure!(text.contains(told), "{told} is not in\n{text}");
+    }
+    ensure!(text.contains(&format!("format_guard_in_force{{tier=\"{tier}\",mode=\"enforce\"}} 1")), "{text}");
+    let (status, text) = get(address, "/readyz")?;
+    ensure!(
+        status.contains(" 200 ") && text.starts_with(&format!("mode enforce, tier {tier}\n")),
+        "{status}{text}"
+    );
+    ensure!(get(address, "/healthz")?.0.contains(" 200 "));
+    // Nothing else is to be had there, nor can anything be changed.
+    for path in ["/v1/status", "/v1/volume/permit", "/"] {
+        ensure!(get(address, path)?.0.contains(" 404 "), "{path}");
+    }
+    // Root has it on the socket, too.
+    ensure!(guard.get("/metrics")?.contains(&counted));
+    Ok(())
+}
