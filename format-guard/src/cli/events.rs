@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     CommandError, client,
-    format::{Colour, paint, since, utc, wrap},
+    format::{Colour, moment, paint, since, wrap},
     print_json,
 };
 use crate::{api::Events, record::store::HistoryEvent};
@@ -87,7 +87,7 @@ fn print(event: &HistoryEvent) -> io::Result<()> {
         "would-deny" | "unverified" | "overlaid" | "mode" | "mapped-before" => Colour::Yellow,
         _ => Colour::None,
     };
-    writeln!(out, "{} {}", utc(event.at), paint(&event.kind, colour))?;
+    writeln!(out, "{} {}", moment(event.at), paint(&event.kind, colour))?;
     if !event.volume.is_empty() {
         writeln!(out, "  {}", event.volume)?;
     }
@@ -100,7 +100,7 @@ fn print(event: &HistoryEvent) -> io::Result<()> {
             .map_or_else(String::new, |id| format!(", container {}", &id[..12.min(id.len())]));
         writeln!(out, "  {}", wrap(&format!("by {program}{container}"), 80, 4))?;
         if !refusal.cause.is_empty() {
-            let since = utc(refusal.since);
+            let since = moment(refusal.since);
             writeln!(
                 out,
                 "  {}",

@@ -3,18 +3,39 @@
 use std::{
     env,
     io::{self, IsTerminal},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::anyhow;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{
+    OffsetDateTime, UtcOffset,
+    format_description::{BorrowedFormatItem, well_known::Rfc3339},
+    macros::format_description,
+};
 
-/// A time in UTC, to the second.
-pub(super) fn utc(seconds: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(seconds)
-        .ok()
-        .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_else(|| format!("@{seconds}"))
+/// Times are printed in UTC.
+static UTC: AtomicBool = AtomicBool::new(false);
+
+/// Has [`moment`] print UTC from now on.
+pub(super) fn print_times_in_utc() {
+    UTC.store(true, Ordering::Relaxed);
 }
+
+/// A time to the second, as the clock on the wall shows it, or in UTC where that was asked for.
+pub(super) fn moment(seconds: i64) -> String {
+    let utc = OffsetDateTime::from_unix_timestamp(seconds).ok();
+    let text = utc.and_then(|utc| {
+        if UTC.load(Ordering::Relaxed) {
+            return utc.format(&Rfc3339).ok();
+        }
+        // As it was then: a summer has another offset.
+        let offset = UtcOffset::local_offset_at(utc).unwrap_or(UtcOffset::UTC);
+        utc.to_offset(offset).format(WALL).ok()
+    });
+    text.unwrap_or_else(|| format!("@{seconds}"))
+}
+
+const WALL: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
 
 /// Seconds of a time such as `15m`.
 pub(super) fn duration(text: &str) -> Result<u64, anyhow::Error> {
@@ -134,7 +155,9 @@ mod tests {
 
     #[test]
     fn times_read_well() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert!(moment(86_400 * 2).starts_with("1970-01-0"));
+        print_times_in_utc();
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
         assert_eq!(ago(0, 7200), "2 h ago");
         assert_eq!(ago(100, 0), "0 s ago");
     }

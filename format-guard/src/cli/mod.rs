@@ -12,6 +12,7 @@ mod manual;
 mod mode;
 mod probe;
 mod protect;
+mod report;
 mod run;
 mod status;
 mod volume;
@@ -41,6 +42,9 @@ pub struct Arguments {
     /// Socket of the agent to ask
     #[arg(long, global = true, env = "FORMAT_GUARD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
+    /// Print times in UTC, exactly (2026-01-31T12:00:00Z)
+    #[arg(long, global = true)]
+    utc: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -65,6 +69,8 @@ enum Command {
     Config(config::Command),
     /// Show what happened
     Events(events::Arguments),
+    /// What was refused, or would have been, on one page: may this guard enforce?
+    Report(report::Arguments),
     /// Format a blank volume once; succeed where it holds that type already
     EnsureFs(ensure_fs::Arguments),
     /// Run a command under the library for hosts whose kernel cannot refuse
@@ -133,6 +139,9 @@ pub fn run(arguments: Arguments) -> ExitCode {
         // SAFETY: the default disposition, before any other thread exists.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
+    if arguments.utc {
+        format::print_times_in_utc();
+    }
     let socket = &arguments.socket;
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(&arguments),
@@ -143,6 +152,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Protect(arguments) => protect::run(socket, &arguments),
         Command::Config(command) => config::run(command),
         Command::Events(arguments) => events::run(socket, &arguments),
+        Command::Report(arguments) => report::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Completions(arguments) => {
@@ -205,6 +215,7 @@ mod tests {
             schema::<crate::api::Failure>("failure"),
             schema::<check::Report>("check"),
             schema::<ensure_fs::Outcome>("ensure-fs"),
+            schema::<report::Report>("report"),
         ];
         for (name, text) in schemas {
             let path = format!("{SCHEMAS}/{name}.schema.json");

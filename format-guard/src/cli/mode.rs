@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     CommandError, client,
-    format::{utc, wrap},
+    format::{moment, wrap},
     print_json,
 };
 use crate::{
@@ -55,7 +55,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     }
     println!("{}", status.mode.name());
     if let Some(set) = &status.set_mode {
-        let text = format!("set by user {} at {}: {}", set.uid, utc(set.at), set.reason);
+        let text = format!("set by user {} at {}: {}", set.uid, moment(set.at), set.reason);
         println!("{}", wrap(&text, 80, 2));
     }
     Ok(())

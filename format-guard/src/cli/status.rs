@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     CommandError, client,
-    format::{Colour, paint, utc, wrap},
+    format::{Colour, moment, paint, wrap},
     print_json,
 };
 use crate::api::Status;
@@ -27,7 +27,7 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     }
     if let Some(set) = &status.set_mode {
         let text =
-            format!("mode {} set by user {} at {}: {}", set.mode.name(), set.uid, utc(set.at), set.reason);
+            format!("mode {} set by user {} at {}: {}", set.mode.name(), set.uid, moment(set.at), set.reason);
         println!("{}", wrap(&text, 80, 2));
     }
     if status.discrepancies > 0 {

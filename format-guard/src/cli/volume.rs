@@ -4,7 +4,7 @@ use std::{fmt::Write, path::Path};
 
 use super::{
     CommandError, Json, client, done,
-    format::{Colour, ago, duration, fit, paint, utc, wrap},
+    format::{Colour, ago, duration, fit, moment, paint, wrap},
     print_json,
 };
 use crate::{
@@ -158,7 +158,7 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     let line = |name: &str, value: &str| println!("{name:<12} {}", wrap(value, 80, 13));
     println!("{:<12} {}", "volume", volume.id);
     line("identity", &format!("{}{}", volume.origin, if volume.weak { " (weak)" } else { "" }));
-    line("state", &format!("{} since {}: {}", volume.state, utc(volume.since), volume.cause));
+    line("state", &format!("{} since {}: {}", volume.state, moment(volume.since), volume.cause));
     if let Some(content) = &volume.content {
         let label = content.label.as_deref().map_or_else(String::new, |label| format!(" label {label}"));
         let uuid = content.uuid.as_deref().unwrap_or("-");
@@ -172,13 +172,17 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         );
     }
     if let Some(permit) = &volume.permit {
-        let text =
-            format!("one re-format until {}, by user {}: {}", utc(permit.expires), permit.uid, permit.reason);
+        let text = format!(
+            "one re-format until {}, by user {}: {}",
+            moment(permit.expires),
+            permit.uid,
+            permit.reason
+        );
         line("permit", &text);
     }
     if let Some(formatter) = &volume.formatter {
         let exe = formatter.exe.as_deref().unwrap_or(&formatter.comm);
-        line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, utc(formatter.at)));
+        line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, moment(formatter.at)));
     }
     if volume.audit {
         line("audit", "its refusals are told and not carried out");
@@ -191,7 +195,7 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         "devices",
         &if volume.devices.is_empty() { "not attached".to_owned() } else { volume.devices.join(", ") },
     );
-    line("first seen", &utc(volume.first_seen));
+    line("first seen", &moment(volume.first_seen));
     for mark in &volume.marks {
         let bytes = mark.bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         line("mark", &format!("{} at {}: {bytes}", mark.kind.name(), mark.offset));

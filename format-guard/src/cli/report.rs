@@ -1,0 +1,216 @@
+//! `format-guard report`: the refusals of some time on one page, and whether a guard that audits may enforce.
+
+use std::{collections::BTreeMap, fmt::Write, path::Path};
+
+use serde::Serialize;
+
+use super::{
+    CommandError, client,
+    format::{Colour, ago, fit, moment, paint, since, wrap},
+    print_json,
+};
+use crate::{
+    agent::now,
+    api::{Events, Status},
+    config::Mode,
+    record::store::{HistoryEvent, Refusal},
+};
+
+/// As many lines of the history as the agent gives.
+const ALL: u32 = 20_000;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: format-guard report --since 7d")]
+pub(super) struct Arguments {
+    /// From when on: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = since)]
+    since: i64,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was refused, or would have been.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Report {
+    /// From when on, in seconds since 1970.
+    since: i64,
+    /// The mode in force now.
+    mode: Mode,
+    /// Refusals that would have been.
+    would_be: u64,
+    /// Refusals.
+    carried_out: u64,
+    /// They are more than one report counts: the oldest are left out.
+    cut_off: bool,
+    /// Nothing but formatters on volumes that are not blank: that is what the guard is for.
+    safe: bool,
+    /// By program, volume and reason; what needs a look first, then by number.
+    lines: Vec<Line>,
+}
+
+/// Refusals of one kind.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Line {
+    /// The program's name, as the kernel keeps it.
+    program: String,
+    /// Path of its executable, where it is known.
+    exe: Option<String>,
+    /// The volume, or the device where no volume is known.
+    volume: String,
+    /// Why.
+    reason: String,
+    /// How often.
+    times: u64,
+    /// They were carried out.
+    carried_out: bool,
+    /// When for the last time, in seconds since 1970.
+    last: i64,
+    /// No formatter: to be looked at before the guard enforces.
+    look: bool,
+}
+
+pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandError> {
+    let status: Status = client::get(socket, "/v1/status", &[])?;
+    let query = [("limit", ALL.to_string()), ("since", arguments.since.to_string())];
+    let events: Events = client::get(socket, "/v1/events", &query)?;
+    let report = report(&events.events, arguments.since, status.mode);
+    if arguments.json {
+        return print_json(&report);
+    }
+    print!("{}", page(&report, now()));
+    Ok(())
+}
+
+/// A format where there is one already, or where nobody knows yet: what a guard is for. Everything else may be work that
+/// was not foreseen.
+fn needs_a_look(refusal: &Refusal) -> bool {
+    !matches!(refusal.reason.as_str(), "formatter" | "being-formatted" | "unverified" | "tainted")
+}
+
+fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {
+    let mut lines: BTreeMap<(String, String, String, bool), Line> = BTreeMap::new();
+    let refusals = events.iter().filter_map(|event| Some((event, event.refusal.as_ref()?)));
+    for (event, refusal) in refusals {
+        let volume =
+            if event.volume.is_empty() { format!("/dev/{}", refusal.device) } else { event.volume.clone() };
+        let carried_out = event.kind == "denied";
+        let key = (refusal.comm.clone(), volume.clone(), refusal.reason.clone(), carried_out);
+        let line = lines.entry(key).or_insert_with(|| Line {
+            program: refusal.comm.clone(),
+            exe: None,
+            volume,
+            reason: refusal.reason.clone(),
+            times: 0,
+            carried_out,
+            last: event.at,
+            look: !carried_out && needs_a_look(refusal),
+        });
+        line.times += 1;
+        line.last = line.last.max(event.at);
+        line.exe = refusal.exe.clone().or(line.exe.take());
+    }
+    let mut lines: Vec<Line> = lines.into_values().collect();
+    lines.sort_by(|a, b| b.look.cmp(&a.look).then(b.times.cmp(&a.times)));
+    let count = |carried_out| {
+        lines.iter().filter(|line| line.carried_out == carried_out).map(|line| line.times).sum()
+    };
+    Report {
+        since,
+        mode,
+        would_be: count(false),
+        carried_out: count(true),
+        cut_off: events.len() >= ALL as usize,
+        safe: !lines.iter().any(|line| line.look),
+        lines,
+    }
+}
+
+fn page(report: &Report, now: i64) -> String {
+    let mut text = String::new();
+    let head = format!(
+        "since {} ({}): {} would have been refused, {} were; mode {}",
+        moment(report.since),
+        ago(report.since, now),
+        report.would_be,
+        report.carried_out,
+        report.mode.name()
+    );
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{}", wrap(&head, 80, 2));
+    if report.cut_off {
+        let _ = writeln!(text, "there are more than {ALL} lines of history: the oldest are left out");
+    }
+    if !report.lines.is_empty() {
+        let _ = writeln!(text, "\n{:<15} {:<31} {:<15} {:>5} LAST", "PROGRAM", "VOLUME", "REASON", "TIMES");
+    }
+    for line in &report.lines {
+        let colour = if line.look { Colour::Yellow } else { Colour::None };
+        let _ = writeln!(
+            text,
+            "{} {:<31} {:<15} {:>5} {}",
+            paint(&format!("{:<15}", fit(&line.program, 15)), colour),
+            fit(&line.volume, 31),
+            fit(&line.reason, 15),
+            line.times,
+            fit(&ago(line.last, now), 10)
+        );
+    }
+    let verdict = if report.safe && report.would_be == 0 {
+        "Enforcing is safe by this: nothing would have been refused.".to_owned()
+    } else if report.safe {
+        "Enforcing is safe by this: what would have been refused are formats of volumes that hold data or are not verified."
+            .to_owned()
+    } else {
+        let look = report.lines.iter().filter(|line| line.look).count();
+        format!(
+            "Look at the first {look} before you enforce: they are no known formatters. Where it is their work, let it be: \
+             format-guard mode audit --volume VOLUME --reason TEXT, or format-guard volume exempt VOLUME --reason TEXT."
+        )
+    };
+    let _ = writeln!(text, "\n{}", wrap(&verdict, 80, 0));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: &str, comm: &str, reason: &str, at: i64) -> HistoryEvent {
+        let mut event =
+            HistoryEvent::new(at, "dm:a-volume-with-a-very-long-name-of-its-own".into(), kind, String::new());
+        event.refusal = Some(
+            serde_json::from_value(serde_json::json!({
+                "reason": reason, "operation": "write", "offset": 0, "length": 512, "device": "dm-3", "pid": 7,
+                "comm": comm, "exe": null, "cgroup": 1,
+            }))
+            .expect("a refusal"),
+        );
+        event
+    }
+
+    #[test]
+    fn formatters_alone_are_safe_and_anything_else_is_to_be_looked_at() {
+        let mut events = vec![
+            event("would-deny", "mkfs.ext4", "formatter", 100),
+            event("would-deny", "mkfs.ext4", "formatter", 200),
+            HistoryEvent::new(1, String::new(), "started", String::new()),
+        ];
+        let safe = report(&events, 0, Mode::Audit);
+        assert!(safe.safe && safe.would_be == 2 && safe.lines.len() == 1, "{safe:?}");
+        assert_eq!(safe.lines[0].last, 200);
+        events.push(event("denied", "dd", "identity", 250));
+        assert!(report(&events, 0, Mode::Audit).safe, "what was carried out is decided");
+        events.push(event("would-deny", "qemu-system-x86", "mapping", 300));
+        let unsafe_ = report(&events, 0, Mode::Audit);
+        assert!(!unsafe_.safe && unsafe_.carried_out == 1 && unsafe_.would_be == 3);
+        assert!(unsafe_.lines[0].look, "first what is to be looked at");
+        let text = page(&unsafe_, 400);
+        assert!(text.contains("Look at the first 1 before"), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+}
