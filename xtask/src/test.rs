@@ -44,6 +44,8 @@ const FMOD_RET: &str = "fmod_ret";
 const CGROUP: &str = "cgroup";
 /// What a kernel is booted with that has no bpf among its security modules.
 const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
+/// What a guest is booted with whose process 1 is systemd: see `guest/run.sh`.
+const SYSTEMD: &str = "guest.init=systemd";
 /// Scenarios that the weaker tier is given by default: of every function that it stands at.
 const OF_FUNCTIONS: [&str; 5] =
     ["formats_once::a_loop", "life::", "passthrough::", "protection::", "roads::"];
@@ -226,6 +228,8 @@ struct Boot {
     disks: Vec<Disk>,
     /// How the guard refuses in it.
     tier: String,
+    /// systemd is its process 1.
+    systemd: bool,
     /// Runs after this one, with the same disks.
     then: Option<Box<Self>>,
 }
@@ -234,6 +238,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
     let scenarios = executable("format-guard-tests", "test", "scenarios")?;
     let reboot = executable("format-guard-tests", "test", "reboot")?;
     let groups = executable("format-guard-tests", "test", "cgroup")?;
+    let service = executable("format-guard-tests", "test", "service")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
         // How long each takes is printed: under emulation that is what a run is made of.
         let always = ["--test-threads=1", "-Zunstable-options", "--report-time"];
@@ -250,6 +255,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             arguments,
             disks: Vec::new(),
             tier: tier.to_owned(),
+            systemd: false,
             then: None,
         };
         let of_groups = || Boot {
@@ -285,19 +291,30 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
                 boots.push(Boot { tier: FMOD_RET.to_owned(), ..functions });
             }
         }
-        if filter.is_some_and(|filter| !"reboot".contains(filter)) {
+        let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+        if !wanted("reboot") && !wanted("service") {
             continue;
         }
         if filter.is_none() && !everywhere && kernel.key != WHOLE && kernel.key != in_turn {
             continue;
         }
-        // The second boot finds what the first one left on its disks.
-        let directory = workspace().join("target/guests").join(kernel.key);
-        fs::create_dir_all(&directory)?;
-        let disks = ["state.img", "volume.img"].map(|name| Disk::virtio(directory.join(name))).to_vec();
-        for disk in &disks {
-            sparse_image(&disk.path, 256 << 20)?;
+        if kernel.key == WHOLE && tier == LSM && wanted("service") {
+            let name = "a_host_boots_with_the_guard";
+            boots.push(Boot {
+                executable: service.clone(),
+                disks: blank_disks(kernel, ["boot.img", "mounted.img"])?,
+                systemd: true,
+                ..of_scenarios(
+                    "boot with systemd",
+                    ["--ignored", "--nocapture", name].map(OsString::from).to_vec(),
+                )
+            });
         }
+        if !wanted("reboot") {
+            continue;
+        }
+        // The second boot finds what the first one left on its disks.
+        let disks = blank_disks(kernel, ["state.img", "volume.img"])?;
         let half = |name: &str, then: Option<Box<Boot>>| Boot {
             name: format!("{} reboot, {name}", kernel.key),
             kernel: kernel.clone(),
@@ -305,11 +322,22 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             arguments: ["--ignored", "--exact", name, "--test-threads=1"].map(OsString::from).to_vec(),
             disks: disks.clone(),
             tier: tier.to_owned(),
+            systemd: false,
             then,
         };
         boots.push(half("first_boot", Some(Box::new(half("second_boot", None)))));
     }
     Ok(boots)
+}
+
+fn blank_disks(kernel: &Kernel, names: [&str; 2]) -> Result<Vec<Disk>> {
+    let directory = workspace().join("target/guests").join(kernel.key);
+    fs::create_dir_all(&directory)?;
+    let disks = names.map(|name| Disk::virtio(directory.join(name))).to_vec();
+    for disk in &disks {
+        sparse_image(&disk.path, 256 << 20)?;
+    }
+    Ok(disks)
 }
 
 /// Runs the boots, some at a time, and prints each one's output when it is complete.
@@ -358,7 +386,11 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     command.insert(1, "RUSTC_BOOTSTRAP=1".into());
     command.insert(1, format!("FORMAT_GUARD_TIER={}", boot.tier).into());
     command.insert(1, "FORMAT_GUARD_CGROUP=/sys/fs/cgroup".into());
-    let parameters = if boot.tier == FMOD_RET { WITHOUT_BPF } else { "" };
+    let parameters = match boot.tier.as_str() {
+        _ if boot.systemd => SYSTEMD,
+        FMOD_RET => WITHOUT_BPF,
+        _ => "",
+    };
     let guest = Guest {
         kernel: boot.kernel.clone(),
         command,
