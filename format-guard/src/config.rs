@@ -115,6 +115,11 @@ pub const KEYS: &[(&str, &str)] = &[
          password. Empty: none; on the control socket root reads /metrics all the same. Needs a restart.",
     ),
     (
+        "kubelet_dir",
+        "Where kubelet keeps its pods: refusals tell the persistent volume and the pods by it. Empty: they do not. Needs a \
+         restart.",
+    ),
+    (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
          none do.",
@@ -153,6 +158,8 @@ pub struct Config {
     pub protect: bool,
     /// Where metrics are served over TCP; empty: nowhere.
     pub metrics_listen: String,
+    /// kubelet's directory; empty: none.
+    pub kubelet_dir: PathBuf,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
 }
@@ -174,6 +181,7 @@ impl Default for Config {
             passthrough: Passthrough::Allow,
             protect: true,
             metrics_listen: String::new(),
+            kubelet_dir: PathBuf::from("/var/lib/kubelet"),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -298,6 +306,7 @@ impl Config {
             ("trusted", self.trusted != new.trusted),
             ("passthrough", self.passthrough != new.passthrough),
             ("metrics_listen", self.metrics_listen != new.metrics_listen),
+            ("kubelet_dir", self.kubelet_dir != new.kubelet_dir),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -329,6 +338,12 @@ impl Config {
     #[must_use]
     pub fn longhorn_dir(&self) -> Option<PathBuf> {
         (!self.longhorn_dir.as_os_str().is_empty()).then(|| self.longhorn_dir.clone())
+    }
+
+    /// kubelet's directory, if there is to be one.
+    #[must_use]
+    pub fn kubelet_dir(&self) -> Option<PathBuf> {
+        (!self.kubelet_dir.as_os_str().is_empty()).then(|| self.kubelet_dir.clone())
     }
 
     /// Where the agent listens.

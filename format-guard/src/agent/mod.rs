@@ -9,6 +9,7 @@ pub mod detach;
 mod formatter_end;
 mod inputs;
 pub(crate) mod kernel_events;
+mod kubernetes;
 mod mappings;
 pub(crate) mod metrics;
 mod prober;
@@ -135,6 +136,7 @@ pub async fn run(start: Start) -> Result<()> {
         quarantine: config.quarantine.cast_signed(),
         protect: config.protect,
         resync_interval: config.interval(),
+        kubelet_dir: config.kubelet_dir(),
     };
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());

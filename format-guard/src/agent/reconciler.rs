@@ -13,6 +13,7 @@ mod vacated;
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -33,7 +34,7 @@ use vacated::Vacated;
 use super::{
     formatter_end::Watcher,
     inputs::Inputs,
-    mappings,
+    kubernetes, mappings,
     metrics::Metrics,
     now,
     prober::{Answer, Prober},
@@ -208,6 +209,8 @@ pub struct World {
     pub protect: bool,
     /// How often the world is compared with the records.
     pub resync_interval: Duration,
+    /// Where kubelet keeps its pods.
+    pub kubelet_dir: Option<PathBuf>,
 }
 
 /// The task's state.
@@ -218,6 +221,7 @@ pub struct Reconciler<E> {
     prober: Prober,
     watcher: Watcher,
     metrics: Metrics,
+    node: kubernetes::Node,
     devices: Present,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<api::SetMode>,
@@ -264,10 +268,12 @@ impl<E: Enforcer> Reconciler<E> {
         watcher: Watcher,
         metrics: Metrics,
     ) -> Self {
+        let node = kubernetes::Node::new(world.kubelet_dir.clone());
         Self {
             store,
             enforcer,
             world,
+            node,
             prober,
             watcher,
             metrics,

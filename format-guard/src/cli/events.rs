@@ -10,7 +10,10 @@ use super::{
     format::{Colour, moment, paint, since, wrap},
     print_json,
 };
-use crate::{api::Events, record::store::HistoryEvent};
+use crate::{
+    api::Events,
+    record::store::{HistoryEvent, KubernetesFacts},
+};
 
 /// How long one question for news may wait, in seconds.
 const WAIT: u64 = 30;
@@ -73,6 +76,19 @@ fn closed(error: io::Error) -> Result<(), CommandError> {
     Err(anyhow::Error::from(error).into())
 }
 
+fn in_kubernetes(facts: &KubernetesFacts) -> String {
+    let pods: Vec<String> = facts
+        .pods
+        .iter()
+        .map(|pod| match (&pod.namespace, &pod.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ => pod.uid.clone(),
+        })
+        .collect();
+    let pods = if pods.is_empty() { "no pod here".to_owned() } else { format!("pod {}", pods.join(", ")) };
+    format!("persistent volume {}, {pods}", facts.persistent_volume)
+}
+
 fn print_line(event: &HistoryEvent) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, event)?;
@@ -99,6 +115,9 @@ fn print(event: &HistoryEvent) -> io::Result<()> {
             .as_ref()
             .map_or_else(String::new, |id| format!(", container {}", &id[..12.min(id.len())]));
         writeln!(out, "  {}", wrap(&format!("by {program}{container}"), 80, 4))?;
+        if let Some(facts) = &refusal.kubernetes {
+            writeln!(out, "  {}", wrap(&in_kubernetes(facts), 80, 4))?;
+        }
         if !refusal.cause.is_empty() {
             let since = moment(refusal.since);
             writeln!(

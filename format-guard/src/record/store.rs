@@ -60,6 +60,9 @@ pub struct Refusal {
     /// The tier that refused it.
     #[serde(default)]
     pub tier: String,
+    /// The volume in Kubernetes' words, where its name is one that a provisioner gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesFacts>,
     /// The device below through which it was tried, where that is another one.
     #[serde(default)]
     pub through: Option<String>,
@@ -75,6 +78,30 @@ pub struct Refusal {
     /// The command that would permit one re-format; none where no volume is known.
     #[serde(default)]
     pub permit: Option<String>,
+}
+
+/// What a node knows of a volume in Kubernetes' words.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct KubernetesFacts {
+    /// Name of the `PersistentVolume`.
+    pub persistent_volume: String,
+    /// UID of the `PersistentVolumeClaim` that it was made for.
+    pub claim_uid: String,
+    /// Pods on this node that use it.
+    pub pods: Vec<Pod>,
+}
+
+/// A pod on this node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Pod {
+    /// Its UID.
+    pub uid: String,
+    /// Its namespace, once it has logs.
+    pub namespace: Option<String>,
+    /// Its name, once it has logs.
+    pub name: Option<String>,
 }
 
 /// Why the store failed.

@@ -37,7 +37,10 @@ impl<E: Enforcer> Reconciler<E> {
         };
         let volume = device.map_or_else(String::new, |device| device.identity.id.to_string());
         let record = device.and_then(|device| self.records.get(&device.identity.id));
+        let kubernetes =
+            device.and_then(|device| self.node.facts(device.identity.id.as_str(), &device.identity.origin));
         let refusal = Refusal {
+            kubernetes,
             reason: Reason::from_raw(event.reason).map_or("unknown", Reason::name).to_owned(),
             operation: Operation::from_raw(event.operation).map_or("unknown", Operation::name).to_owned(),
             offset: event.offset,
@@ -71,6 +74,7 @@ impl<E: Enforcer> Reconciler<E> {
             pid = refusal.pid,
             comm = refusal.comm,
             exe = refusal.exe.as_deref().unwrap_or("?"),
+            persistent_volume = refusal.kubernetes.as_ref().map(|facts| facts.persistent_volume.as_str()),
             container = refusal.container.as_deref().unwrap_or("-"),
             offset = refusal.offset,
             length = refusal.length,

@@ -219,6 +219,7 @@ fn setting() -> Setting {
         never_arm: false,
         protect: true,
         resync_interval: Duration::from_secs(5),
+        kubelet_dir: None,
     };
     let entered = runtime.enter();
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
