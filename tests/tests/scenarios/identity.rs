@@ -212,12 +212,22 @@ fn memory_is_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// A volume of Longhorn's, as its provisioner names it.
+const PV: &str = "pvc-0123abcd-4567-89ab-cdef-0123456789ab";
+
 /// Longhorn makes a device mapper device without a uuid, and later a node with the volume's name.
 #[test]
 fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -> Result<()> {
     let nodes = Path::new("/dev/fg-longhorn");
     fs::create_dir_all(nodes)?;
-    let guard = Guard::start()?;
+    let mut guard = Guard::unstarted(None)?;
+    // As kubelet and a runtime have them on a node where a pod uses the volume.
+    let kubelet = tempfile::tempdir()?;
+    guard.replace("kubelet_dir", &format!("'{}'", kubelet.path().display()))?;
+    fs::create_dir_all(kubelet.path().join("pods/fg-uid-1/volumes/kubernetes.io~csi").join(PV))?;
+    let logs = Path::new("/var/log/pods/shop_orders-0_fg-uid-1");
+    fs::create_dir_all(logs)?;
+    guard.start_agent()?;
     guard.configure(&format!("longhorn_dir = '{}'", nodes.display()))?;
     let name = |name: &str, path: &Path| -> Result<()> {
         must(&format!("mknod {} b {}", nodes.join(name).display(), device_number(path)?.replace(':', " ")))
@@ -225,24 +235,29 @@ fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -
     };
     let below = Loop::new(32)?;
     let device = Linear::over("fg-pvc-1", "", below.path(), 0, 32 * MIB)?;
-    name("pvc-1", device.path())?;
+    name(PV, device.path())?;
     make_ext4(&guard, device.path())?;
     let volume = guard.volume(device.path())?;
-    ensure!(volume["id"] == "longhorn:pvc-1" && volume["weak"] == false, "{volume}");
+    ensure!(volume["id"] == format!("longhorn:{PV}") && volume["weak"] == false, "{volume}");
     let before = device.sha256()?;
     drop(device);
-    fs::remove_file(nodes.join("pvc-1"))?;
+    fs::remove_file(nodes.join(PV))?;
 
     // It is back, degraded, and reads as zeros; its node is not there yet.
     let back = Linear::over("fg-pvc-1-again", "", below.path(), 0, 32 * MIB)?;
     back.reload(&format!("0 {} zero", 32 * MIB / 512))?;
     let refused_at_once = run(&format!("mkfs.ext4 -F {}", back.path().display()))?;
     ensure!(refused_at_once.status != 0, "{refused_at_once:?}");
-    name("pvc-1", back.path())?;
+    name(PV, back.path())?;
     guard.wait_for_volume(back.path(), "known by its node", |volume| {
-        volume["id"] == "longhorn:pvc-1" && volume["state"] == "formatted"
+        volume["id"] == format!("longhorn:{PV}") && volume["state"] == "formatted"
     })?;
     refused(&guard, &format!("mkfs.ext4 -F {}", back.path().display()), "")?;
+    let events = guard.events("denied")?;
+    let facts = &events.last().context("no event")?["refusal"]["kubernetes"];
+    ensure!(facts["persistent_volume"] == PV, "{facts}");
+    ensure!(facts["pods"][0]["namespace"] == "shop" && facts["pods"][0]["name"] == "orders-0", "{facts}");
+    fs::remove_dir(logs)?;
     back.reload(&format!("0 {} linear {} 0", 32 * MIB / 512, below.path().display()))?;
     guard.wait_for_volume(back.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;
     ensure!(back.sha256()? == before, "bytes changed");
