@@ -457,6 +457,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manifests_for_kubernetes_hold_a_configuration() {
+        let text = include_str!("../../deploy/kubernetes/format-guard.yaml");
+        let lines = text.lines().skip_while(|line| !line.contains("config.toml: |")).skip(1);
+        let file: Vec<&str> = lines.map_while(|line| line.strip_prefix("    ")).collect();
+        let config = Config::parse(&file.join("\n")).expect("a configuration");
+        assert!(config.metrics_listen().expect("an address").is_some(), "{config:?}");
+        assert_eq!(Config { metrics_listen: String::new(), ..config }, Config::default());
+    }
+
+    #[test]
     fn directories_need_a_restart() {
         let config = Config::default();
         let moved = Config { run_dir: "/run/other".into(), ..Config::default() };

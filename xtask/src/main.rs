@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod cgroup;
+mod chart;
 mod command;
 mod cuts;
 mod demo;
@@ -44,6 +45,8 @@ enum Command {
     Cuts(cuts::Arguments),
     /// Give input that is not trusted to what reads it, for a bounded time
     Fuzz(fuzz::Arguments),
+    /// Lint the Helm chart, and hold what it renders to against Kubernetes' schemas
+    Chart(chart::Arguments),
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Matrix(arguments) => matrix::run(&arguments),
         Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Chart(arguments) => chart::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 use anyhow::{Result, bail};
 
 use crate::{
+    chart,
     command::{command, exists, output, show},
     kernels::{self, Kernel},
     toolchain,
@@ -27,6 +28,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("musl-tools", "tests of the library"),
     ("perl", "tests of the library"),
     ("python3-minimal", "tests of the library"),
+    ("python3-venv", "checks of the chart"),
     ("udev", "tests of the library"),
     ("e2fsprogs", "tests"),
     ("xfsprogs", "tests"),
@@ -65,6 +67,7 @@ const CARGO_DENY: &str = "0.20.2";
 pub(crate) fn run() -> Result<()> {
     ready()?;
     toolchain::cargo_tool("cargo-deny", CARGO_DENY)?;
+    chart::tools()?;
     println!("setup: everything is there");
     Ok(())
 }
@@ -152,6 +155,7 @@ fn elsewhere() -> String {
         ("xz-utils", "xz"),
         ("busybox-static", "busybox"),
         ("cloud-guest-utils", "cloud-utils-growpart"),
+        ("python3-venv", "python3"),
         ("sg3-utils", "sg3_utils"),
         ("qemu-system-x86", "qemu-system-x86-core"),
         ("pkg-config", "pkgconf"),
@@ -166,6 +170,7 @@ fn elsewhere() -> String {
     let arch = names(&[
         ("xz-utils", "xz"),
         ("busybox-static", "busybox"),
+        ("python3-venv", "python"),
         ("sg3-utils", "sg3_utils"),
         ("pkg-config", "pkgconf"),
         ("libblkid-dev", "util-linux-libs"),

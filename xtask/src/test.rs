@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build::{executable, executable_with},
-    cgroup,
+    cgroup, chart,
     command::{command, output, workspace},
     fuzz,
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
@@ -102,6 +102,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         outcomes.push(host()?);
         outcomes.push(fuzz()?);
     }
+    if arguments.filter.is_none() {
+        outcomes.push(chart()?);
+    }
     println!("test: building the scenarios");
     let guard = executable("format-guard", "bin", "format-guard")?;
     // Scenarios find it beside the other.
@@ -140,6 +143,19 @@ fn host() -> Result<Outcome> {
     let text = String::from_utf8_lossy(&result.stdout).into_owned();
     print!("{text}");
     outcome("host", &text, result.status.success(), start)
+}
+
+/// The Helm chart, and what it renders to.
+fn chart() -> Result<Outcome> {
+    println!("test: the Helm chart");
+    let start = Instant::now();
+    let sound = chart::hold(false)?;
+    Ok(Outcome {
+        name: "chart".to_owned(),
+        passed: u64::from(sound),
+        failed: u64::from(!sound),
+        seconds: start.elapsed().as_secs(),
+    })
 }
 
 /// The tier that needs no kernel, on this host.

