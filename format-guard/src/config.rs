@@ -456,6 +456,24 @@ mod tests {
         }
     }
 
+    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes it anew.
+    #[test]
+    fn the_reference_of_the_documentation_is_what_the_program_prints() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let text = format!(
+            "# Configuration\n\nEvery key with what it means and its default, as `format-guard config show` prints it. A file with a \
+             mistake\nstarts no guard; SIGHUP reads it again.\n\n```toml\n{}```\n",
+            Config::default().document()
+        );
+        if std::env::var_os("FORMAT_GUARD_WRITE_SCHEMAS").is_some() {
+            fs::write(path, &text).expect("written");
+        }
+        assert!(
+            fs::read_to_string(path).unwrap_or_default() == text,
+            "{path} is not what the program prints"
+        );
+    }
+
     #[test]
     fn the_manifests_for_kubernetes_hold_a_configuration() {
         let text = include_str!("../../deploy/kubernetes/format-guard.yaml");
