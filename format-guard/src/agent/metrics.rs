@@ -12,6 +12,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -23,7 +25,12 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+    time,
+};
+use tracing::warn;
 
 use super::{
     inputs::ask,
@@ -36,6 +43,10 @@ use crate::{
 
 /// What `Registry` encodes (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Connections at a time: whoever reaches the port must not use up the agent's descriptors.
+const CONNECTIONS: usize = 32;
+/// When a connection is ended.
+const LONGEST: Duration = Duration::from_secs(10);
 /// How long a kubelet is kept waiting: the reconciler may be in the middle of a commit.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -228,8 +239,26 @@ pub(super) async fn run(listener: TcpListener, scraped: Scraped) -> Result<()> {
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
         .with_state(scraped);
-    axum::serve(listener, router).await?;
-    Ok(())
+    let service = TowerToHyperService::new(router);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Of that connection, or of descriptors that are all in use: no reason to end the guard.
+                warn!("a connection for metrics could not be taken: {error}");
+                time::sleep(PATIENCE).await;
+                continue;
+            }
+        };
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+        tokio::spawn(async move {
+            // Who asks nothing, or reads nothing, is cut off.
+            drop(time::timeout(LONGEST, connection).await);
+            drop(place);
+        });
+    }
 }
 
 /// As [`run`] serves it; for the control socket, too.

@@ -19,7 +19,7 @@ use crate::make_ext4;
 /// The status line and the body of what is answered to a request.
 fn get(address: &str, path: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -66,6 +66,11 @@ fn refusals_are_counted_and_readiness_names_the_tier() -> Result<()> {
     for path in ["/v1/status", "/v1/volume/permit", "/"] {
         ensure!(get(address, path)?.0.contains(" 404 "), "{path}");
     }
+    // Those who say nothing keep neither a scraper nor an operator waiting for long.
+    let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>()?;
+    ensure!(guard.json("status")?["proven"] == true);
+    ensure!(get(address, "/healthz")?.0.contains(" 200 "), "a scraper is kept waiting");
+    drop(silent);
     // Root has it on the socket, too.
     ensure!(guard.get("/metrics")?.contains(&counted));
     Ok(())
