@@ -21,6 +21,7 @@ const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
+const DASHBOARD: &str = "deploy/grafana/format-guard.json";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -98,6 +99,11 @@ fn findings(write: bool) -> Result<Vec<String>> {
         }
     }
     findings.extend(unknown_metrics(&rules)?);
+    let dashboard = fs::read_to_string(workspace().join(DASHBOARD))?;
+    if let Err(error) = serde_json::from_str::<serde_json::Value>(&dashboard) {
+        findings.push(format!("{DASHBOARD}: {error}"));
+    }
+    findings.extend(unknown_metrics(&dashboard)?);
     Ok(findings)
 }
 
@@ -113,16 +119,18 @@ fn render(bin: &Path, more: &[&str]) -> Result<String> {
     Ok(String::from_utf8(rendered.stdout)?)
 }
 
-/// Metrics that the rules name and the agent does not have.
-fn unknown_metrics(rules: &str) -> Result<Vec<String>> {
+/// Metrics that rules or a dashboard name and the agent does not have.
+fn unknown_metrics(text: &str) -> Result<Vec<String>> {
     let source = fs::read_to_string(workspace().join("format-guard/src/agent/metrics.rs"))?;
-    let named: Vec<&str> = rules
+    let named: Vec<&str> = text
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter_map(|word| word.strip_prefix("format_guard_"))
         .collect();
-    ensure!(!named.is_empty(), "the rules name no metric");
+    ensure!(!named.is_empty(), "no metric is named");
     let known = |name: &str| {
-        let bare = name.trim_end_matches("_total").trim_end_matches("_info");
+        let bare = ["_bucket", "_seconds", "_total", "_info"]
+            .iter()
+            .fold(name, |name, suffix| name.strip_suffix(suffix).unwrap_or(name));
         source.contains(&format!("\"{bare}\""))
     };
     Ok(named
