@@ -8,12 +8,14 @@ use crate::config::Config;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Print the configuration, every key with what it means and its default
+    #[command(after_help = "Example: format-guard config show > /etc/format-guard/config.toml")]
     Show {
         /// Configuration file [default: /etc/format-guard/config.toml, if there is one]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
     /// Check a file without using it
+    #[command(after_help = "Example: format-guard config check new.toml")]
     Check {
         /// The file
         file: PathBuf,

@@ -52,32 +52,47 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the guard (needs root)
+    #[command(after_help = "Example: format-guard agent --audit")]
     Agent(agent::Arguments),
     /// Show the tier in force, what it leaves open, and counts
+    #[command(after_help = "Example: format-guard status --json")]
     Status(Json),
     /// Say whether this host can enforce; if not, what to change
+    #[command(after_help = "Example: sudo format-guard check")]
     Check(Json),
     /// Show known volumes, adopt them, permit a re-format
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: format-guard volume list")]
     Volume(volume::Command),
     /// Show or set whether refusals are carried out
+    #[command(
+        after_help = "Examples:\n  format-guard mode audit --reason \"first week\"\n  format-guard mode strict --volume /dev/sdb --reason \"archive\""
+    )]
     Mode(mode::Arguments),
     /// Show or set whether others are kept from taking the guard away
+    #[command(after_help = "Example: format-guard protect off --reason \"taking it apart\"")]
     Protect(protect::Arguments),
     /// Show the configuration, or check a file
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: format-guard config show")]
     Config(config::Command),
     /// Show what happened
+    #[command(
+        after_help = "Examples:\n  format-guard events --since 2h\n  format-guard events /dev/sdb --follow --json"
+    )]
     Events(events::Arguments),
     /// What was refused, or would have been, on one page: may this guard enforce?
+    #[command(after_help = "Example: format-guard report --since 7d")]
     Report(report::Arguments),
     /// Format a blank volume once; succeed where it holds that type already
+    #[command(after_help = "Example: format-guard ensure-fs /dev/sdb --type ext4 -- -m0")]
     EnsureFs(ensure_fs::Arguments),
     /// Run a command under the library for hosts whose kernel cannot refuse
+    #[command(after_help = "Example: format-guard run -- mkfs.ext4 /dev/sdb")]
     Run(run::Arguments),
     /// Print completions for a shell
+    #[command(after_help = "Example: format-guard completions bash > /etc/bash_completion.d/format-guard")]
     Completions(manual::Completions),
     /// Write the manual pages
+    #[command(after_help = "Example: format-guard man /usr/local/share/man/man1")]
     Man(manual::Manual),
     /// Look at a device once, for the agent
     #[command(hide = true)]
@@ -253,6 +268,33 @@ mod tests {
             command.get_subcommands_mut().for_each(all);
         }
         all(&mut Arguments::command().term_width(80));
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_that_is_understood() {
+        fn all(command: &clap::Command) {
+            for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let examples =
+                    help.lines().filter_map(|line| line.split_once("format-guard ").map(|(_, rest)| rest));
+                let mut examples = examples.map(|line| line.split(" > ").next().unwrap_or(line)).peekable();
+                assert!(examples.peek().is_some(), "{}: no example", command.get_name());
+                for line in examples {
+                    let mut words = vec!["format-guard".to_owned()];
+                    // What is quoted is one word.
+                    for (i, part) in line.split('"').enumerate() {
+                        match i % 2 {
+                            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+                            _ => words.push(part.to_owned()),
+                        }
+                    }
+                    let parsed = Arguments::try_parse_from(&words);
+                    assert!(parsed.is_ok(), "{words:?}: {}", parsed.expect_err("wrong"));
+                }
+                all(command);
+            }
+        }
+        all(&Arguments::command());
     }
 
     #[test]

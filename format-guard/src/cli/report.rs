@@ -20,7 +20,6 @@ use crate::{
 const ALL: u32 = 20_000;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: format-guard report --since 7d")]
 pub(super) struct Arguments {
     /// From when on: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = since)]

@@ -15,8 +15,10 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List every known volume
+    #[command(after_help = "Example: format-guard volume list --json")]
     List(Json),
     /// Show what is known of a volume
+    #[command(after_help = "Example: format-guard volume show /dev/sdb")]
     Show {
         #[command(flatten)]
         which: Which,
@@ -24,6 +26,7 @@ pub(super) enum Command {
         json: Json,
     },
     /// Take what is on a volume now for its content
+    #[command(after_help = "Example: format-guard volume adopt /dev/sdb")]
     Adopt {
         #[command(flatten)]
         which: Which,
@@ -31,6 +34,7 @@ pub(super) enum Command {
         json: Json,
     },
     /// Allow one re-format of a volume: ITS DATA WILL BE LOST by it
+    #[command(after_help = "Example: format-guard volume permit /dev/sdb --reason \"new array\" --for 2h")]
     Permit {
         #[command(flatten)]
         which: Which,
@@ -44,16 +48,23 @@ pub(super) enum Command {
         json: Json,
     },
     /// Take a volume out of the guard until it is adopted or forgotten
+    #[command(
+        after_help = "Example: format-guard volume exempt /dev/sdb --reason \"a virtual machine has it\""
+    )]
     Exempt {
         #[command(flatten)]
         why: Why,
     },
     /// Let processes write to a volume again that were refused on it
+    #[command(
+        after_help = "Example: format-guard volume untaint /dev/sdb --reason \"the machine formats its disk\""
+    )]
     Untaint {
         #[command(flatten)]
         why: Why,
     },
     /// Delete what is known of a volume that is not attached, or holds nothing
+    #[command(after_help = "Example: format-guard volume forget iscsi:iqn --reason \"returned to the pool\"")]
     Forget {
         #[command(flatten)]
         why: Why,
