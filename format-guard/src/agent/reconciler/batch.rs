@@ -47,8 +47,8 @@ impl Batch {
         unstored.told.extend_from_slice(told);
     }
 
-    pub(super) fn settle_later(&mut self, dev: Dev) {
-        self.unsettled.insert(dev);
+    pub(super) fn settle_later(&mut self, devs: BTreeSet<Dev>) {
+        self.unsettled.extend(devs);
     }
 
     pub(super) fn rule_later(&mut self, dev: Dev) {

@@ -94,17 +94,16 @@ impl<E: Enforcer> Reconciler<E> {
     /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
     /// ever adds protection or takes back what it added, so there is an end to it.
     pub(super) fn settle(&mut self, dev: Dev) {
-        if let Some(batch) = &mut self.batch {
-            batch.settle_later(dev);
-            return;
-        }
         let around = self.devices.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
         if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
             return;
         }
         open.insert(dev);
-        self.settle_all(open);
+        match &mut self.batch {
+            Some(batch) => batch.settle_later(open),
+            None => self.settle_all(open),
+        }
     }
 
     /// The same for some, with all that share their bytes.

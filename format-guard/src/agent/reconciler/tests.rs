@@ -536,6 +536,23 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
 }
 
 #[test]
+fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
+    let mut setting = setting();
+    attach_partition(setting.sysfs.path());
+    setting.give(changed("dm-0p1"));
+    let overlaid = |setting: &Setting| {
+        let id = setting.reconciler.devices.id(PART).expect("attached");
+        setting.reconciler.records[id].overlaid.is_some()
+    };
+    assert!(!overlaid(&setting));
+    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()) };
+    let entered = setting.runtime.enter();
+    setting.reconciler.probed_together(vec![holding.clone(), holding]);
+    drop(entered);
+    assert!(overlaid(&setting), "a format of the partition would destroy what its disk holds");
+}
+
+#[test]
 fn a_partition_of_another_medium_is_another_volume() {
     let mut setting = setting();
     attach_partition(setting.sysfs.path());
