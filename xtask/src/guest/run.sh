@@ -4,13 +4,9 @@
 # runs the command again.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb
 
-# Runs the command with its output to the port, and ends the guest.
-command_and_end() {
-    exec 3>/run/output
-    # The fifo stayed open between two who write to it.
-    kill "$(cat /run/holder)"
-    setsid sh /run/guest/command </dev/null >&3 2>&3
-    echo $? >/run/guest/status.new
+# Ends the guest with this status, once all of the output is written.
+end() {
+    echo "$1" >/run/guest/status.new
     exec 3>&-
     # A daemon that the command left may hold the output open.
     tries=0
@@ -22,6 +18,10 @@ command_and_end() {
     mv /run/guest/status.new /run/guest/status
     busybox reboot -f
 }
+command_and_end() {
+    setsid sh /run/guest/command </dev/null >&3 2>&3
+    end $?
+}
 # shellcheck disable=SC3045 # dash and busybox have both
 limits() {
     ulimit -l unlimited
@@ -30,6 +30,8 @@ limits() {
 
 if [ "$1" = unit ]; then
     limits
+    exec 3>/run/output
+    kill "$(cat /run/holder)"
     command_and_end
 fi
 ip link set lo up 2>/dev/null || busybox ifconfig lo 127.0.0.1 up
@@ -41,22 +43,19 @@ for port in /sys/class/virtio-ports/*; do
     fi
 done
 mkfifo /run/output
-sleep 100000 >/run/output &
-echo $! >/run/holder
 cat </run/output >"$out" &
 echo $! >/run/reader
+exec 3>/run/output
 if ! grep -q 'guest.init=systemd' /proc/cmdline; then
     command_and_end
 fi
 # Nothing of the host's own services, and its temporary files stay.
 rm -rf /etc/systemd/system/*.wants /etc/fstab /usr/lib/tmpfiles.d/tmp.conf
 : >/etc/fstab
-if ! GUEST_PHASE=prepare sh /run/guest/command </dev/null >/run/output 2>&1; then
-    echo 1 >/run/guest/status.new
-    sleep 1
-    mv /run/guest/status.new /run/guest/status
-    busybox reboot -f
-fi
+GUEST_PHASE=prepare sh /run/guest/command </dev/null >&3 2>&3 || end 1
+# systemd closes what it inherits: until the unit writes, somebody else keeps the output open.
+sleep 100000 >&3 &
+echo $! >/run/holder
 mkdir -p /run/systemd/system
 cat >/run/systemd/system/guest.service <<EOF
 [Unit]
