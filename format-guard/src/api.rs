@@ -11,6 +11,8 @@ use crate::{
     volume::{marks::Mark, sysfs::Device},
 };
 
+/// Most lines of the history in one answer.
+pub const MAX_LINES: u32 = 20_000;
 /// Longest reason that is kept, in bytes.
 pub const MAX_REASON: usize = 1000;
 

@@ -101,8 +101,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.filter.is_none() {
         outcomes.push(host()?);
         outcomes.push(fuzz()?);
-    }
-    if arguments.filter.is_none() {
         outcomes.push(chart()?);
     }
     println!("test: building the scenarios");

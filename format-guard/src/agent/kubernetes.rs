@@ -48,10 +48,11 @@ impl Node {
             return Some(facts.clone());
         }
         let uids = pods_with(kubelet, volume);
+        let logs = names_in(&self.logs);
         let facts = KubernetesFacts {
             persistent_volume: volume.to_owned(),
             claim_uid: volume[PROVISIONED.len()..].to_owned(),
-            pods: uids.iter().map(|uid| pod(&self.logs, uid)).collect(),
+            pods: uids.iter().map(|uid| pod(&logs, uid)).collect(),
         };
         if self.known.len() >= MAX {
             self.known.clear();
@@ -92,9 +93,9 @@ fn pods_with(kubelet: &Path, volume: &str) -> Vec<String> {
     uids
 }
 
-/// The pod of a UID: its namespace and name, where it has logs.
-fn pod(logs: &Path, uid: &str) -> Pod {
-    let named = names_in(logs).into_iter().find_map(|name| {
+/// The pod of a UID: its namespace and name, where one of these directories of logs is its.
+fn pod(logs: &[String], uid: &str) -> Pod {
+    let named = logs.iter().find_map(|name| {
         let (namespace, rest) = name.strip_suffix(uid)?.strip_suffix('_')?.split_once('_')?;
         Some((namespace.to_owned(), rest.to_owned()))
     });

@@ -11,13 +11,10 @@ use super::{
 };
 use crate::{
     agent::now,
-    api::{Events, Status},
+    api::{Events, MAX_LINES, Status},
     config::Mode,
     record::store::{HistoryEvent, Refusal},
 };
-
-/// As many lines of the history as the agent gives.
-const ALL: u32 = 20_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -73,7 +70,7 @@ struct Line {
 
 pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandError> {
     let status: Status = client::get(socket, "/v1/status", &[])?;
-    let query = [("limit", ALL.to_string()), ("since", arguments.since.to_string())];
+    let query = [("limit", MAX_LINES.to_string()), ("since", arguments.since.to_string())];
     let events: Events = client::get(socket, "/v1/events", &query)?;
     let report = report(&events.events, arguments.since, status.mode);
     if arguments.json {
@@ -121,7 +118,7 @@ fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {
         mode,
         would_be: count(false),
         carried_out: count(true),
-        cut_off: events.len() >= ALL as usize,
+        cut_off: events.len() >= MAX_LINES as usize,
         safe: !lines.iter().any(|line| line.look),
         lines,
     }
@@ -140,7 +137,7 @@ fn page(report: &Report, now: i64) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}", wrap(&head, 80, 2));
     if report.cut_off {
-        let _ = writeln!(text, "there are more than {ALL} lines of history: the oldest are left out");
+        let _ = writeln!(text, "there are more than {MAX_LINES} lines of history: the oldest are left out");
     }
     if !report.lines.is_empty() {
         let _ = writeln!(text, "\n{:<15} {:<31} {:<15} {:>5} LAST", "PROGRAM", "VOLUME", "REASON", "TIMES");

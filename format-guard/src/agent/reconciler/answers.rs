@@ -20,8 +20,6 @@ use crate::{
 
 /// Longest permit that is given, in seconds: a week.
 pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
-/// Most lines of the history in one answer.
-const MAX_LINES: u32 = 20_000;
 /// Candidates that an ambiguous selector is answered with at most.
 const MAX_CANDIDATES: usize = 10;
 /// Name of the setting that holds an [`api::SetMode`].
@@ -60,7 +58,7 @@ impl<E: Enforcer> Reconciler<E> {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
                 let wanted = Wanted {
                     after: query.after,
-                    limit: query.limit.min(MAX_LINES),
+                    limit: query.limit.min(api::MAX_LINES),
                     volume: volume.map(|id| id.to_string()),
                     since: query.since,
                 };

@@ -39,6 +39,7 @@ impl<E: Enforcer> Reconciler<E> {
         let record = device.and_then(|device| self.records.get(&device.identity.id));
         let kubernetes =
             device.and_then(|device| self.node.facts(device.identity.id.as_str(), &device.identity.origin));
+        let tier = self.enforcer.tier().name();
         let refusal = Refusal {
             kubernetes,
             reason: Reason::from_raw(event.reason).map_or("unknown", Reason::name).to_owned(),
@@ -55,11 +56,10 @@ impl<E: Enforcer> Reconciler<E> {
             exe: exe_of(event.process.tgid),
             cgroup: event.cgroup,
             container: container::of(event.process.tgid, event.cgroup),
-            tier: self.enforcer.tier().name().to_owned(),
+            tier: tier.to_owned(),
             comm,
         };
         let text = sentence(&refusal, record, kind);
-        let tier = self.enforcer.tier().name();
         self.metrics.refused(kind == "denied", &refusal.reason, &refusal.operation, tier);
         warn!(
             volume,
