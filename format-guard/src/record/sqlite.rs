@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::unix::fs::PermissionsExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     thread,
 };
@@ -176,7 +177,9 @@ impl SqliteStore {
 /// Looks at how the file is built, beside a look at what the records say: two long ways through the same pages.
 fn check(path: &Path, beside: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
     let structure = || -> Result<(), StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let own = Connection::open_with_flags(path, flags)?;
         let verdict: String = own.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         if verdict == "ok" {
@@ -184,12 +187,11 @@ fn check(path: &Path, beside: impl FnOnce() -> Result<(), StoreError>) -> Result
         }
         Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict })
     };
-    let broke =
-        |_| Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: "its check broke off".to_owned() });
     thread::scope(|scope| {
         let structure = scope.spawn(structure);
         let records = beside();
-        structure.join().unwrap_or_else(broke)?;
+        // That a check broke off says nothing about the file, which is set aside for damage alone.
+        structure.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         records
     })
 }
