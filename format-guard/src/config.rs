@@ -120,6 +120,11 @@ pub const KEYS: &[(&str, &str)] = &[
          restart.",
     ),
     (
+        "kubernetes.events",
+        "Tell refusals to the cluster's API, as Events of the claim and the pods, or else of the node: as the pod's account or \
+         KUBECONFIG allows. Much at once is told once, and nothing waits for it. Needs a restart.",
+    ),
+    (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
          none do.",
@@ -160,8 +165,18 @@ pub struct Config {
     pub metrics_listen: String,
     /// kubelet's directory; empty: none.
     pub kubelet_dir: PathBuf,
+    /// What a cluster is told.
+    pub kubernetes: Kubernetes,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
+}
+
+/// What a cluster is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Refusals, as Events.
+    pub events: bool,
 }
 
 impl Default for Config {
@@ -182,6 +197,7 @@ impl Default for Config {
             protect: true,
             metrics_listen: String::new(),
             kubelet_dir: PathBuf::from("/var/lib/kubelet"),
+            kubernetes: Kubernetes::default(),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -229,7 +245,9 @@ impl Config {
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
-        if let Some(unknown) = table.keys().find(|key| !KEYS.iter().any(|(known, _)| known == key)) {
+        let of_table = |known: &str, key: &str| known.split_once('.').is_some_and(|(table, _)| table == key);
+        let is_known = |key: &str| KEYS.iter().any(|(known, _)| *known == key || of_table(known, key));
+        if let Some(unknown) = table.keys().find(|key| !is_known(key)) {
             return Err(unknown_key(unknown));
         }
         let config: Self = toml::from_str(text).map_err(|error| plain(&error))?;
@@ -257,6 +275,11 @@ impl Config {
             return Err(format!("trusted has '{name}': write a program's name, without its directory"));
         }
         config.metrics_listen()?;
+        if config.kubernetes.events && cfg!(not(feature = "kubernetes")) {
+            return Err(
+                "kubernetes.events is true: this program was built without the feature kubernetes".to_owned()
+            );
+        }
         if config.tiers(None).is_empty() {
             let required = config.require.name();
             return Err(format!(
@@ -307,6 +330,7 @@ impl Config {
             ("passthrough", self.passthrough != new.passthrough),
             ("metrics_listen", self.metrics_listen != new.metrics_listen),
             ("kubelet_dir", self.kubelet_dir != new.kubelet_dir),
+            ("kubernetes.events", self.kubernetes.events != new.kubernetes.events),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -318,7 +342,13 @@ impl Config {
         let (values, defaults) = (self.table(), Self::default().table());
         let mut text = String::new();
         for (key, meaning) in KEYS {
-            let value = |table: &toml::Table| table.get(*key).map_or_else(String::new, ToString::to_string);
+            let value = |table: &toml::Table| {
+                let value = match key.split_once('.') {
+                    Some((outer, inner)) => table.get(outer).and_then(|table| table.get(inner)),
+                    None => table.get(*key),
+                };
+                value.map_or_else(String::new, ToString::to_string)
+            };
             for line in wrap(meaning, 76) {
                 let _ = writeln!(text, "# {line}");
             }

@@ -2,7 +2,9 @@
 //! that a scenario may stop, kill and reconfigure.
 
 use std::{
-    env, fs,
+    env,
+    ffi::{OsStr, OsString},
+    fs,
     io::{Read, Write},
     ops::Deref,
     os::unix::{net::UnixStream, process::ExitStatusExt},
@@ -63,6 +65,8 @@ pub struct Guard {
     run: PathBuf,
     agent: Option<Child>,
     audit: bool,
+    /// Variables of the agent's environment.
+    variables: Vec<(&'static str, OsString)>,
     /// Events up to this number are an earlier scenario's.
     since: i64,
 }
@@ -167,7 +171,7 @@ impl Guard {
             _ => {}
         }
         fs::write(root.join("config.toml"), config)?;
-        Ok(Self { root, run, agent: None, audit, since: 0 })
+        Ok(Self { root, run, agent: None, audit, variables: Vec::new(), since: 0 })
     }
 
     /// Starts the agent.
@@ -210,8 +214,14 @@ impl Guard {
         if self.audit {
             agent.arg("--audit");
         }
+        agent.envs(self.variables.iter().map(|(name, value)| (name, value)));
         agent.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(agent)
+    }
+
+    /// Sets a variable of the environment of agents that are started from now on.
+    pub fn set_variable(&mut self, name: &'static str, value: &OsStr) {
+        self.variables.push((name, value.to_owned()));
     }
 
     /// Starts an agent that is killed when it comes to this point of `format_guard::fault` for the so-many-th time.

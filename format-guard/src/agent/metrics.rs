@@ -83,6 +83,7 @@ struct Counted {
     denials: Family<RefusalLabels, Counter>,
     would_denials: Family<RefusalLabels, Counter>,
     probes: Family<ResultLabel, Counter>,
+    cluster_events: Family<ResultLabel, Counter>,
     probe_duration: Histogram,
     attach_to_rule: Histogram,
 }
@@ -93,6 +94,7 @@ impl Default for Metrics {
             denials: Family::default(),
             would_denials: Family::default(),
             probes: Family::default(),
+            cluster_events: Family::default(),
             // 1 ms to 16 s: a deadline is ten seconds.
             probe_duration: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             // 0.1 ms to 6.5 s.
@@ -124,6 +126,11 @@ impl Metrics {
         self.0.probe_duration.observe(took.as_secs_f64());
     }
 
+    /// A refusal was told to the cluster's API, or what kept it from that.
+    pub(super) fn cluster_event(&self, result: &'static str) {
+        self.0.cluster_events.get_or_create(&ResultLabel { result }).inc();
+    }
+
     /// A device has its rule so long after the kernel's word of it was read.
     pub(super) fn ruled(&self, after: Duration) {
         self.0.attach_to_rule.observe(after.as_secs_f64());
@@ -140,6 +147,11 @@ impl Metrics {
             counted.would_denials.clone(),
         );
         registry.register("probes", "Probes of devices, by what came of them", counted.probes.clone());
+        registry.register(
+            "cluster_events",
+            "Refusals for the Events of a cluster, by what became of them",
+            counted.cluster_events.clone(),
+        );
         registry.register_with_unit(
             "probe_duration",
             "How long a probe took, its start included",

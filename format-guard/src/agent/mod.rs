@@ -10,6 +10,8 @@ mod formatter_end;
 mod inputs;
 pub(crate) mod kernel_events;
 mod kubernetes;
+#[cfg(feature = "kubernetes")]
+mod kubernetes_events;
 mod mappings;
 pub(crate) mod metrics;
 mod prober;
@@ -50,6 +52,7 @@ use crate::{
     record::{
         Seconds,
         sqlite::{Opened, SqliteStore},
+        store::HistoryEvent,
     },
     volume::sysfs::Sysfs,
 };
@@ -123,12 +126,10 @@ pub async fn run(start: Start) -> Result<()> {
     let (senders, received) = inputs::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
     let (ends, watched) = formatter_end::Watcher::new();
+    let mut tasks = JoinSet::new();
     let world = World {
         sysfs: Sysfs::host(config.longhorn_dir()),
-        boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .context("cannot read the boot id")?
-            .trim()
-            .to_owned(),
+        boot: boot_id()?,
         mode: config.mode,
         forced_audit: start.audit,
         degraded,
@@ -137,11 +138,11 @@ pub async fn run(start: Start) -> Result<()> {
         protect: config.protect,
         resync_interval: config.interval(),
         kubelet_dir: config.kubelet_dir(),
+        cluster: cluster(&config, &metrics, &mut tasks),
     };
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
     let told = reconciler.told();
-    let mut tasks = JoinSet::new();
     let reconciler = blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
         reconciler.start().map(|()| reconciler)
@@ -190,6 +191,28 @@ pub async fn run(start: Start) -> Result<()> {
         _ = terminate.recv() => stop(&senders.urgent).await,
         _ = interrupt.recv() => stop(&senders.urgent).await,
     }
+}
+
+/// Where refusals are put that a cluster is told, if it is told any.
+#[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "no cluster is told of anything"))]
+fn cluster(
+    config: &Config,
+    metrics: &Metrics,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Option<mpsc::Sender<HistoryEvent>> {
+    #[cfg(feature = "kubernetes")]
+    if config.kubernetes.events {
+        let (sender, refusals) = mpsc::channel(kubernetes_events::WAITING);
+        tasks.spawn(kubernetes_events::Cluster::new(refusals, metrics.clone()).run());
+        return Some(sender);
+    }
+    None
+}
+
+/// What names this boot of the host.
+fn boot_id() -> Result<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
+    Ok(id.trim().to_owned())
 }
 
 /// Does what blocks where it holds nobody up.

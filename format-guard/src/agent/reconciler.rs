@@ -24,7 +24,7 @@ use format_guard_common::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tracing::{error, info, warn};
 
@@ -211,6 +211,8 @@ pub struct World {
     pub resync_interval: Duration,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
+    /// Who tells refusals to a cluster; what finds no place there is dropped.
+    pub cluster: Option<mpsc::Sender<HistoryEvent>>,
 }
 
 /// The task's state.

@@ -12,6 +12,7 @@ mod handover;
 mod hanging;
 mod identity;
 mod incidents;
+mod kubernetes;
 mod life;
 mod metrics;
 mod passthrough;

@@ -80,14 +80,14 @@ impl<E: Enforcer> Reconciler<E> {
             length = refusal.length,
             "{text}"
         );
-        self.tell_event(HistoryEvent {
-            id: 0,
-            at: now(),
-            volume,
-            kind: kind.to_owned(),
-            text,
-            refusal: Some(refusal),
-        });
+        let event =
+            HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: Some(refusal) };
+        if let Some(cluster) = &self.world.cluster
+            && cluster.try_send(event.clone()).is_err()
+        {
+            self.metrics.cluster_event("dropped");
+        }
+        self.tell_event(event);
     }
 }
 

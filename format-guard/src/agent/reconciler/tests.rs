@@ -220,6 +220,7 @@ fn setting() -> Setting {
         protect: true,
         resync_interval: Duration::from_secs(5),
         kubelet_dir: None,
+        cluster: None,
     };
     let entered = runtime.enter();
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
