@@ -145,8 +145,14 @@ fn objects(pins: &Pins, links: &Path) -> Result<Vec<u64>, ProtectionError> {
     Ok(keys)
 }
 
-/// Whether process 1 of the host started this one and stops it: container runtimes must be able to stop theirs.
+/// Whether process 1 of the host started this one and stops it: container runtimes must be able to stop theirs. The first
+/// process of a container with the host's process ids may be left to process 1 as well, but has a root directory of its own.
 fn is_a_service() -> Result<bool, ProtectionError> {
     let namespace = look(Path::new("/proc/self/ns/pid"), fs::metadata)?;
-    Ok(namespace.ino() == INITIAL_PID_NAMESPACE && getppid() == Some(Pid::INIT))
+    let [ours, of_host] =
+        ["/proc/self/root/", "/proc/1/root/"].map(|root| look(Path::new(root), fs::metadata));
+    let (ours, of_host) = (ours?, of_host?);
+    Ok(namespace.ino() == INITIAL_PID_NAMESPACE
+        && getppid() == Some(Pid::INIT)
+        && (ours.dev(), ours.ino()) == (of_host.dev(), of_host.ino()))
 }
