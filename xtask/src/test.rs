@@ -16,7 +16,7 @@ use crate::{
     build::{executable, executable_with},
     cgroup, chart,
     command::{command, output, workspace},
-    fuzz,
+    dist, fuzz,
     guest::{Cpu, Disk, GUESTS, Guest, against, sparse_image},
     kernels::{self, Kernel, chosen},
     matrix::{self, Turn},
@@ -74,6 +74,7 @@ const ONCE: [(&str, &[&str]); 2] = [
             "command_line::the_configuration_is_read_again",
             "hanging::",
             "identity::",
+            "kubernetes::",
             "metrics::",
             "permit::",
             "states::",
@@ -112,7 +113,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         outcomes.push(in_a_control_group(&guard)?);
     }
     let everywhere = !arguments.kernel.is_empty();
-    let boots = boots(&kernels, arguments.filter.as_deref(), everywhere, &arguments.tier)?;
+    let filter = arguments.filter.as_deref();
+    let of_released =
+        filter.is_none_or(|filter| ["service", "container"].iter().any(|test| test.contains(filter)));
+    let released = if of_released { released(&guard)? } else { Vec::new() };
+    let boots = boots(&kernels, filter, everywhere, &arguments.tier, &released)?;
     outcomes.extend(in_guests(boots, &guard)?);
     if arguments.filter.is_none() {
         outcomes.extend(tables(&arguments.kernel, &guard)?);
@@ -244,15 +249,58 @@ struct Boot {
     tier: String,
     /// systemd is its process 1.
     systemd: bool,
+    /// What its tests are told, each `NAME=VALUE`.
+    variables: Vec<String>,
     /// Runs after this one, with the same disks.
     then: Option<Box<Self>>,
 }
 
-fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str) -> Result<Vec<Boot>> {
+/// A test of what is released: its executable, what the boot is called, its disks, what it is told.
+type OfReleased = (&'static str, &'static str, [&'static str; 2], Vec<String>);
+
+/// Lays out, packs and renders what is released, of this build, for the tests of it.
+fn released(guard: &Path) -> Result<Vec<OfReleased>> {
+    println!("test: making the packages, the image and the manifests");
+    let directory = workspace().join("target/dist");
+    let root = dist::stage(guard, &preload::library(guard)?)?;
+    let image = directory.join("image");
+    dist::image(&root, &image)?;
+    let manifests = directory.join("manifests.json");
+    fs::write(&manifests, chart::manifests()?)?;
+    let [older, newer] = ["0.0.1", "0.0.2"].map(|version| dist::packages(version, &directory));
+    let ((older_deb, older_rpm), (newer_deb, newer_rpm)) = (older?, newer?);
+    let variable = |name: &str, path: &Path| format!("FORMAT_GUARD_{name}={}", path.display());
+    Ok(vec![
+        (
+            "service",
+            "boot with systemd",
+            ["boot.img", "mounted.img"],
+            vec![
+                variable("DEB", &older_deb),
+                variable("NEWER_DEB", &newer_deb),
+                variable("RPM", &older_rpm),
+                variable("NEWER_RPM", &newer_rpm),
+            ],
+        ),
+        (
+            "container",
+            "container of the chart",
+            ["contained.img", "blank.img"],
+            vec![variable("IMAGE", &image), variable("CHART", &manifests)],
+        ),
+    ])
+}
+
+fn boots(
+    kernels: &[Kernel],
+    filter: Option<&str>,
+    everywhere: bool,
+    tier: &str,
+    released: &[OfReleased],
+) -> Result<Vec<Boot>> {
     let scenarios = executable("format-guard-tests", "test", "scenarios")?;
     let reboot = executable("format-guard-tests", "test", "reboot")?;
     let groups = executable("format-guard-tests", "test", "cgroup")?;
-    let service = executable("format-guard-tests", "test", "service")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
         // How long each takes is printed: under emulation that is what a run is made of.
         let always = ["--test-threads=1", "-Zunstable-options", "--report-time"];
@@ -270,6 +318,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             disks: Vec::new(),
             tier: tier.to_owned(),
             systemd: false,
+            variables: Vec::new(),
             then: None,
         };
         let of_groups = || Boot {
@@ -306,23 +355,25 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             }
         }
         let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
-        if !wanted("reboot") && !wanted("service") {
+        if !["reboot", "service", "container"].into_iter().any(wanted) {
             continue;
         }
         if filter.is_none() && !everywhere && kernel.key != WHOLE && kernel.key != in_turn {
             continue;
         }
-        if kernel.key == WHOLE && tier == LSM && wanted("service") {
-            let name = "a_host_boots_with_the_guard";
-            boots.push(Boot {
-                executable: service.clone(),
-                disks: blank_disks(kernel, ["boot.img", "mounted.img"])?,
-                systemd: true,
-                ..of_scenarios(
-                    "boot with systemd",
-                    ["--ignored", "--nocapture", name].map(OsString::from).to_vec(),
-                )
-            });
+        if kernel.key == WHOLE && tier == LSM {
+            for (test, name, disks, variables) in released {
+                if !wanted(test) {
+                    continue;
+                }
+                boots.push(Boot {
+                    executable: executable("format-guard-tests", "test", test)?,
+                    disks: blank_disks(kernel, *disks)?,
+                    systemd: *test == "service",
+                    variables: variables.clone(),
+                    ..of_scenarios(name, ["--ignored", "--nocapture"].map(OsString::from).to_vec())
+                });
+            }
         }
         if !wanted("reboot") {
             continue;
@@ -337,6 +388,7 @@ fn boots(kernels: &[Kernel], filter: Option<&str>, everywhere: bool, tier: &str)
             disks: disks.clone(),
             tier: tier.to_owned(),
             systemd: false,
+            variables: Vec::new(),
             then,
         };
         boots.push(half("first_boot", Some(Box::new(half("second_boot", None)))));
@@ -399,6 +451,9 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
     // libtest tells times to those alone who may use what is not stable.
     command.insert(1, "RUSTC_BOOTSTRAP=1".into());
     command.insert(1, format!("FORMAT_GUARD_TIER={}", boot.tier).into());
+    for variable in &boot.variables {
+        command.insert(1, variable.into());
+    }
     command.insert(1, "FORMAT_GUARD_CGROUP=/sys/fs/cgroup".into());
     let parameters = match boot.tier.as_str() {
         _ if boot.systemd => SYSTEMD,

@@ -93,7 +93,12 @@ pub(crate) fn cargo_tool(program: &str, version: &str) -> Result<()> {
         return Ok(());
     }
     println!("setup: building {program} {version} (some minutes)");
-    show(command("cargo", ["install", program, "--version", version, "--locked"]))
+    // Built to be used some times: what its authors optimise for costs minutes.
+    let mut install = command("cargo", ["install", program, "--version", version, "--locked"]);
+    for setting in ["lto=false", "codegen-units=16", "opt-level=1", "debug=false"] {
+        install.args(["--config", &format!("profile.release.{setting}")]);
+    }
+    show(install)
 }
 
 fn rustc_version() -> Result<String> {

@@ -3,6 +3,8 @@
 //! It must never do so beside a running agent, which would go on in the belief that it enforces; nor leave a volume
 //! trusted to be blank that may be formatted unseen from then on.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use format_guard_common::State;
 
@@ -27,6 +29,8 @@ pub fn run(config: &Config, reason: &str, uid: u32) -> Result<bool> {
     })?;
     pins::take_away(&config.pin_dir)
         .with_context(|| format!("cannot take away the pins at {}", config.pin_dir.display()))?;
+    // With what else is in it, it stays.
+    let _ = fs::remove_dir(&config.pin_dir);
     Ok(true)
 }
 
