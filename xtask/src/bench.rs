@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{
     build::{executable, released},
+    cgroup,
     command::{command, read, workspace},
     guest::{Cpu, Guest, against},
     kernels::{Kernel, chosen},
@@ -25,6 +26,9 @@ pub(crate) enum Bench {
         /// Volumes that are attached at the start
         #[arg(long, default_value_t = 2000)]
         volumes: u32,
+        /// On this host, by tier cgroup and over loop devices: in seconds of its own clock
+        #[arg(long, conflicts_with = "kernel")]
+        here: bool,
     },
     /// What the guard costs per system call, in guest instructions
     Hook {
@@ -38,7 +42,9 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
     setup::ready()?;
     match bench {
-        Bench::Attach { kernel, records, volumes } => attach(kernel, *records, *volumes),
+        Bench::Attach { kernel, records, volumes, here } => {
+            attach((!here).then_some(kernel), *records, *volumes)
+        }
         Bench::Hook { kernel } => hook(kernel),
     }
 }
@@ -65,7 +71,8 @@ fn hook(kernel: &String) -> Result<ExitCode> {
     Ok(result)
 }
 
-fn attach(kernel: &str, records: u32, volumes: u32) -> Result<ExitCode> {
+/// In a guest with this kernel, or here.
+fn attach(kernel: Option<&String>, records: u32, volumes: u32) -> Result<ExitCode> {
     println!("bench: building");
     let guard = released("format-guard", "format-guard")?;
     let bench = released("format-guard-tests", "bench-attach")?;
@@ -81,9 +88,20 @@ fn attach(kernel: &str, records: u32, volumes: u32) -> Result<ExitCode> {
         let file = file?;
         fs::copy(file.path(), kept.path().join(file.file_name()))?;
     }
+    let variables = [
+        ("FORMAT_GUARD_RECORDS", kept.path().display().to_string()),
+        ("FORMAT_GUARD_VOLUMES", volumes.to_string()),
+        ("FORMAT_GUARD_DEVICES", if kernel.is_some() { "linear" } else { "loops" }.to_owned()),
+    ];
+    let Some(kernel) = kernel else {
+        let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let held = cgroup::run(&guard, &bench, &variables)?;
+        return Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    };
     let mut words = against(&guard, &bench, []);
-    words.insert(1, format!("FORMAT_GUARD_RECORDS={}", kept.path().display()).into());
-    words.insert(1, format!("FORMAT_GUARD_VOLUMES={volumes}").into());
+    for (name, value) in variables {
+        words.insert(1, format!("{name}={value}").into());
+    }
     let guest = Guest {
         kernel: Kernel::get(kernel)?,
         command: words,

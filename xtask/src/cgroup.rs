@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{self, Stdio},
+    process::{self, Command, Stdio},
 };
 
 use anyhow::{Context, Result};
@@ -46,19 +46,31 @@ impl Drop for Group {
 
 /// Runs them; whether they ended well, and what they printed.
 pub(crate) fn hold(guard: &Path) -> Result<(bool, String)> {
+    let tests = executable("format-guard-tests", "test", "cgroup")?;
+    let group = Group::new()?;
+    let mut run = inside(&group, guard, &tests);
+    run.arg("--test-threads=1").stderr(Stdio::inherit());
+    let ran = output(&mut run)?;
+    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
+}
+
+/// Runs an executable as they are run, with its output shown; whether it ended well.
+pub(crate) fn run(guard: &Path, executable: &Path, variables: &[(&str, &str)]) -> Result<bool> {
+    let group = Group::new()?;
+    let mut run = inside(&group, guard, executable);
+    Ok(run.envs(variables.iter().copied()).status()?.success())
+}
+
+/// A command that runs an executable in a control group.
+fn inside(group: &Group, guard: &Path, executable: &Path) -> Command {
     // The kernel's types are put out of sight: this tier must not need them.
     const ENTER: &str = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs none /sys/kernel/btf &&
         echo $$ > \"$FORMAT_GUARD_CGROUP/cgroup.procs\" && exec \"$@\"";
-    let tests = executable("format-guard-tests", "test", "cgroup")?;
-    let group = Group::new()?;
     let mut run = command("unshare", ["--mount", "sh", "-c", ENTER, "sh"]);
-    run.arg(tests)
-        .arg("--test-threads=1")
+    run.arg(executable)
         .env("FORMAT_GUARD_BINARY", guard)
         .env("FORMAT_GUARD_TIER", "cgroup")
         .env("FORMAT_GUARD_CGROUP", &group.0)
-        .current_dir(workspace())
-        .stderr(Stdio::inherit());
-    let ran = output(&mut run)?;
-    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
+        .current_dir(workspace());
+    run
 }

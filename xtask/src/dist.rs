@@ -256,7 +256,10 @@ pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
 /// What the program is made of, as `CycloneDX` says it.
 fn materials(version: &str) -> Result<PathBuf> {
     let name = format!("format-guard-{version}.cdx");
-    let mut list = command("cargo", ["cyclonedx", "--quiet", "--format", "json", "--target", TARGET]);
+    let mut list = command(
+        "cargo",
+        ["cyclonedx", "--quiet", "--format", "json", "--spec-version", "1.5", "--target", TARGET],
+    );
     list.arg("--manifest-path").arg(workspace().join("format-guard/Cargo.toml"));
     list.args(["--override-filename", &name]).current_dir(workspace());
     show(list)?;

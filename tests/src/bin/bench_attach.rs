@@ -2,7 +2,8 @@
 //! its rule, beside what udevd needs for the same devices.
 //!
 //! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one nanosecond each): its
-//! seconds are those of a processor that does a thousand million instructions in one, and the same in every run.
+//! seconds are those of a processor that does a thousand million instructions in one, and the same in every run. With `--here`
+//! it runs on this host, in seconds of its own, over loop devices (`FORMAT_GUARD_DEVICES=loops`).
 
 use std::{
     env, fs,
@@ -14,10 +15,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
+    device::{Device, Loop},
     guard::Guard,
     tool::{module, must, run},
     wait_for,
 };
+use serde_json::Value;
 
 /// Volumes that are attached one by one.
 const ONE_BY_ONE: u32 = 100;
@@ -34,16 +37,15 @@ fn main() -> Result<()> {
         PathBuf::from(env::var_os("FORMAT_GUARD_RECORDS").context("FORMAT_GUARD_RECORDS names records")?);
     let volumes: u32 =
         env::var("FORMAT_GUARD_VOLUMES").context("FORMAT_GUARD_VOLUMES is a number")?.parse()?;
-    module("dm_mod")?;
-    must("modprobe null_blk nr_devices=1 gb=1024")?;
-    let state = Path::new("/run/fg-bench");
-    fs::create_dir_all(state)?;
+    let mut devices = Devices::new()?;
+    let state = tempfile::Builder::new().prefix("fg-bench-").tempdir_in("/run")?;
+    let state = state.path();
     for file in fs::read_dir(&records)? {
         let file = file?;
         fs::copy(file.path(), state.join(file.file_name()))?;
     }
     println!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
-    make(0, volumes)?;
+    devices.make(0, volumes)?;
     let mut guard = Guard::unstarted(Some(state))?;
     guard.spawn_agent()?;
     let ruled =
@@ -61,23 +63,23 @@ fn main() -> Result<()> {
     }
     let answered = || Ok(guard.ask("status").is_ok_and(|ran| ran.status == 0).then_some(()));
     wait_for_long("the agent to be in force", answered)?;
-    // They read blank, and are recorded as formatted.
     wait_for_long("every volume to be probed", || {
-        let found = guard.json("status")?["discrepancies"].as_u64();
-        Ok((found >= Some(u64::from(volumes))).then_some(()))
+        Ok((devices.probed(&guard.json("status")?) >= u64::from(volumes)).then_some(()))
     })?;
-    println!("every volume is probed {:.2} s after the start", seconds_to_last(&guard.log(), "discrepancy")?);
+    println!(
+        "every volume is probed {:.2} s after the start",
+        seconds_to_last(&guard.log(), devices.word_of_a_probe())?
+    );
     let memory = memory(guard.agent_id()?)?;
     let status = guard.json("status")?;
     println!("{} records, {} devices", status["volumes"][0]["count"], status["devices"]);
     println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
 
     // Devices that are new to everybody, one after another.
-    let mut guarded = latencies(volumes, |number| {
-        let path = PathBuf::from(format!("/dev/mapper/fgbench{number}"));
+    let mut guarded = latencies(&mut devices, volumes, |path| {
         let deadline = Instant::now() + Duration::from_mins(1);
         // The agent answers once the rule is there.
-        while !guard.shown(&path).is_ok_and(|volume| volume["state"].is_string()) {
+        while !guard.shown(path).is_ok_and(|volume| volume["state"].is_string()) {
             ensure!(Instant::now() < deadline, "{} has no rule", path.display());
             thread::sleep(Duration::from_millis(1));
         }
@@ -90,12 +92,12 @@ fn main() -> Result<()> {
         Command::new("/lib/systemd/systemd-udevd").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))?;
     println!("udevd is there");
-    let mut settled = latencies(volumes + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
+    let mut settled = latencies(&mut devices, volumes + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
     udevd.kill()?;
     udevd.wait()?;
     for (name, times) in [("its rule", &mut guarded), ("udevadm settle", &mut settled)] {
         let [half, most] = percentiles(times);
-        println!("from dmsetup create to {name}: p50 {half:.1} ms, p99 {most:.1} ms");
+        println!("from the making of a device to {name}: p50 {half:.1} ms, p99 {most:.1} ms");
     }
     let ratio = percentiles(&mut guarded)[0] / percentiles(&mut settled)[0];
     println!("p50 is {ratio:.2} of what udevadm settle needs");
@@ -103,28 +105,85 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Devices of these numbers, made by few commands.
-fn make(first: u32, count: u32) -> Result<()> {
-    for start in (first..first + count).step_by(AT_ONCE as usize) {
-        let devices: Vec<String> = (start..(start + AT_ONCE).min(first + count))
-            .map(|i| format!("fgbench{i},FGBENCH-{i},,rw,0 {SECTORS} linear /dev/nullb0 {}", i * SECTORS))
-            .collect();
-        let made = Command::new("dmsetup")
-            .args(["create", "--concise", &devices.join(";")])
-            .env("DM_DISABLE_UDEV", "1")
-            .status()?;
-        ensure!(made.success(), "dmsetup failed");
-    }
-    Ok(())
+/// What the volumes lie on.
+enum Devices {
+    /// Device mapper over one null block device; the records know them, and they read blank.
+    Linear,
+    /// Loop devices, of which nothing is known.
+    Loops(Vec<Loop>),
 }
 
-/// What it takes from the start of dmsetup until this is so, for each of some devices.
-fn latencies(first: u32, mut until: impl FnMut(u32) -> Result<()>) -> Result<Vec<f64>> {
+impl Devices {
+    fn new() -> Result<Self> {
+        if env::var("FORMAT_GUARD_DEVICES").is_ok_and(|devices| devices == "loops") {
+            return Ok(Self::Loops(Vec::new()));
+        }
+        module("dm_mod")?;
+        must("modprobe null_blk nr_devices=1 gb=1024")?;
+        Ok(Self::Linear)
+    }
+
+    /// Makes devices of these numbers, in order.
+    fn make(&mut self, first: u32, count: u32) -> Result<()> {
+        if let Self::Loops(loops) = self {
+            for _ in 0..count {
+                loops.push(Loop::new(u64::from(SECTORS) >> 11)?);
+            }
+            return Ok(());
+        }
+        // By few commands.
+        for start in (first..first + count).step_by(AT_ONCE as usize) {
+            let devices: Vec<String> = (start..(start + AT_ONCE).min(first + count))
+                .map(|i| format!("fgbench{i},FGBENCH-{i},,rw,0 {SECTORS} linear /dev/nullb0 {}", i * SECTORS))
+                .collect();
+            let made = Command::new("dmsetup")
+                .args(["create", "--concise", &devices.join(";")])
+                .env("DM_DISABLE_UDEV", "1")
+                .status()?;
+            ensure!(made.success(), "dmsetup failed");
+        }
+        Ok(())
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        match self {
+            Self::Linear => PathBuf::from(format!("/dev/mapper/fgbench{number}")),
+            Self::Loops(loops) => loops[number as usize].path().to_owned(),
+        }
+    }
+
+    /// How many are probed, by the agent's status.
+    fn probed(&self, status: &Value) -> u64 {
+        match self {
+            Self::Linear => status["discrepancies"].as_u64().unwrap_or(0),
+            Self::Loops(_) => {
+                let counts = status["volumes"].as_array();
+                let blank = counts.and_then(|counts| counts.iter().find(|count| count["state"] == "blank"));
+                blank.and_then(|count| count["count"].as_u64()).unwrap_or(0)
+            }
+        }
+    }
+
+    /// What a line of the log has once one of them is.
+    const fn word_of_a_probe(&self) -> &'static str {
+        match self {
+            Self::Linear => "discrepancy",
+            Self::Loops(_) => "kind=\"blank\"",
+        }
+    }
+}
+
+/// What it takes until this is so of a new device, for each of some.
+fn latencies(
+    devices: &mut Devices,
+    first: u32,
+    mut until: impl FnMut(&Path) -> Result<()>,
+) -> Result<Vec<f64>> {
     (first..first + ONE_BY_ONE)
         .map(|number| {
             let start = Instant::now();
-            make(number, 1)?;
-            until(number)?;
+            devices.make(number, 1)?;
+            until(&devices.path(number))?;
             Ok(start.elapsed().as_secs_f64() * 1e3)
         })
         .collect()
