@@ -21,7 +21,18 @@
 //! * Formatters that do not open exclusively (`O_EXCL`), and a mount in the middle of their work.
 //! * A false blank that outlasts the quarantine after a crash of the host with the volume armed: see [`Action::Calm`].
 //! * Memory order between processors: the kernel's steps are atomic here.
+//!
+//! # Nodes that share a volume
+//!
+//! [`Cluster`] is the protocol of a record that several nodes share: a claim under a lease, a rule in the kernel that ends before
+//! the lease can have, a record that is never lowered. Checked for two nodes, each paused at any step for as long as it likes,
+//! answers that come late, clocks that are late by the margin, and the death of an agent. The agent does not speak it yet.
+//!
+//! Not checked: a clock that stands still with its machine (a paused virtual machine whose clock does not count the pause); probes
+//! that read blank after a claim was taken over from a node that is gone; the loss of the store itself.
 
+mod cluster;
 mod node;
 
+pub use cluster::{Cluster, ClusterAction, ClusterBreak};
 pub use node::{Action, Break, Node};
