@@ -72,6 +72,19 @@ pub(super) fn stopping() -> Failure {
 impl Inputs {
     /// Waits for the next one; `None` when every sender is gone. Blocks: not for a thread that runs tasks.
     pub(super) fn next(&mut self, runtime: &Handle) -> Option<Input> {
+        self.waiting().or_else(|| {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    Some(input) = self.urgent.recv() => Some(input),
+                    input = self.others.recv() => input,
+                }
+            })
+        })
+    }
+
+    /// The next one, if it is there.
+    pub(super) fn waiting(&mut self) -> Option<Input> {
         if self.in_a_row >= IN_A_ROW {
             self.in_a_row = 0;
             if let Some(input) = self.kept.take().or_else(|| self.others.try_recv().ok()) {
@@ -83,16 +96,7 @@ impl Inputs {
             return Some(input);
         }
         self.in_a_row = 0;
-        if self.kept.is_some() {
-            return self.kept.take();
-        }
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                Some(input) = self.urgent.recv() => Some(input),
-                input = self.others.recv() => input,
-            }
-        })
+        self.kept.take().or_else(|| self.others.try_recv().ok())
     }
 
     /// This answer, and those that came right behind it.

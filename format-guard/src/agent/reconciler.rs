@@ -5,6 +5,7 @@
 
 mod answers;
 mod batch;
+mod comparison;
 mod protection;
 mod refusals;
 mod stacks;
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use format_guard_common::{
     State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
@@ -29,6 +30,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use batch::Batch;
+use comparison::Comparison;
 use vacated::Vacated;
 
 use super::{
@@ -254,6 +256,8 @@ pub struct Reconciler<E> {
     untold: Vec<HistoryEvent>,
     /// What is put off, while many things happen at once.
     batch: Option<Batch>,
+    /// What is compared with sysfs at the moment.
+    comparison: Option<Comparison>,
     /// How often uevents were lost.
     lost_uevents: u64,
     /// How long the newest kernel event waited.
@@ -295,6 +299,7 @@ impl<E: Enforcer> Reconciler<E> {
             protect_failure: None,
             untold: Vec::new(),
             batch: None,
+            comparison: None,
             lost_uevents: 0,
             lag: Duration::ZERO,
         }
@@ -422,17 +427,22 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
     pub fn run(&mut self, mut inputs: Inputs, runtime: &Handle) -> Result<()> {
-        while let Some(input) = inputs.next(runtime) {
-            if let Input::Stop(done) = input {
-                self.close();
-                // Whoever asked may have gone.
-                let _ = done.send(());
-                break;
-            }
+        loop {
+            let comparing = self.comparison.is_some();
+            let input = if comparing { inputs.waiting() } else { inputs.next(runtime) };
             match input {
-                Input::Probed(first) => self.probed_together(inputs.together(first)),
-                other => self.handle(other)?,
+                Some(Input::Stop(done)) => {
+                    self.close();
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                    break;
+                }
+                Some(Input::Probed(first)) => self.probed_together(inputs.together(first)),
+                Some(other) => self.handle(other)?,
+                None if comparing => {}
+                None => break,
             }
+            self.go_on_with_resync();
             if inputs.is_empty() {
                 self.store_untold();
             }
@@ -478,10 +488,12 @@ impl<E: Enforcer> Reconciler<E> {
             }
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, last } => self.ended(process, last),
-            Input::Tick => self.resync()?,
+            // One that is under way will do.
+            Input::Tick if self.comparison.is_some() => {}
+            Input::Tick => self.begin_resync()?,
             Input::UeventsLost => {
                 self.lost_uevents += 1;
-                self.resync()?;
+                self.begin_resync()?;
             }
             Input::Reloaded(config) => self.reloaded(&config)?,
             // The last input of all: see `run`.
@@ -495,40 +507,7 @@ impl<E: Enforcer> Reconciler<E> {
         Ok(())
     }
 
-    /// Makes good what no event has told.
-    fn resync(&mut self) -> Result<()> {
-        self.keep_protected();
-        self.compare_with_sysfs()?;
-        self.repair();
-        self.repair_mounts();
-        let waiting = self.records.values().filter(|record| transition::waits(record));
-        let ids: Vec<VolumeId> = waiting.map(|record| record.id.clone()).collect();
-        for id in ids {
-            self.apply(&id, Event::Tick);
-        }
-        Ok(())
-    }
-
     // Devices
-
-    fn compare_with_sysfs(&mut self) -> Result<()> {
-        let present = self.world.sysfs.devices().context("cannot list the block devices in sysfs")?;
-        let numbers: HashSet<Dev> = present.iter().map(|device| device.dev).collect();
-        let gone: Vec<Dev> =
-            self.devices.iter().map(|device| device.dev).filter(|dev| !numbers.contains(dev)).collect();
-        for dev in gone {
-            self.device_gone(dev);
-        }
-        self.nameless.retain(|dev, _| numbers.contains(dev));
-        for mut device in lower_first(present) {
-            self.identify(&mut device);
-            let known = self.devices.get(device.dev);
-            if known != Some(&device) && (known.is_some() || may_hold(&device)) {
-                self.device_changed(device);
-            }
-        }
-        Ok(())
-    }
 
     /// What sysfs alone does not tell: an array goes by the UUID that its members' superblocks carry, once one of them was
     /// probed; and what a node may come to name goes by no other name meanwhile.
@@ -561,6 +540,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn device_changed(&mut self, mut device: Device) {
         self.identify(&mut device);
         let dev = device.dev;
+        self.overtake_comparison(dev);
         let id = device.identity.id.clone();
         let known = self.devices.get(dev).cloned();
         if !may_hold(&device) {
@@ -658,6 +638,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn device_gone(&mut self, dev: Dev) {
+        self.overtake_comparison(dev);
         self.take_up_on(dev);
         let lead = self.lead(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();

@@ -79,13 +79,13 @@ impl Sysfs {
         self.longhorn.as_deref().is_some_and(Path::is_dir)
     }
 
-    /// Every block device that holds, or could hold, a volume.
-    pub fn devices(&self) -> io::Result<Vec<Device>> {
+    /// Kernel names of all block devices, in order.
+    pub fn names(&self) -> io::Result<Vec<String>> {
         let mut names: Vec<String> = fs::read_dir(self.root.join("class/block"))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect();
         names.sort();
-        Ok(names.iter().filter_map(|name| self.device(name)).collect())
+        Ok(names)
     }
 
     /// The device of this kernel name; `None` when it is gone.

@@ -241,25 +241,31 @@ fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input 
 }
 
 fn attach(root: &Path, diskseq: u64) {
-    let device = root.join("devices/virtual/block/dm-0");
+    attach_at(root, 0, "UUID-1", diskseq);
+}
+
+fn attach_at(root: &Path, minor: u32, uuid: &str, diskseq: u64) {
+    let (kernel_name, dev, diskseq) = (format!("dm-{minor}"), format!("253:{minor}"), diskseq.to_string());
+    let device = root.join("devices/virtual/block").join(&kernel_name);
     fs::create_dir_all(device.join("dm")).expect("directory");
-    let diskseq = diskseq.to_string();
     for (name, value) in
-        [("dev", "253:0"), ("size", "2048"), ("diskseq", &*diskseq), ("dm/name", "x"), ("dm/uuid", "UUID-1")]
+        [("dev", &*dev), ("size", "2048"), ("diskseq", &*diskseq), ("dm/name", "x"), ("dm/uuid", uuid)]
     {
         fs::write(device.join(name), value).expect("attribute");
     }
-    for class in ["class/block", "dev/block"] {
+    for (class, name) in [("class/block", kernel_name), ("dev/block", dev)] {
         fs::create_dir_all(root.join(class)).expect("directory");
+        let _ = std::os::unix::fs::symlink(&device, root.join(class).join(name));
     }
-    let _ = std::os::unix::fs::symlink(&device, root.join("class/block/dm-0"));
-    let _ = std::os::unix::fs::symlink(&device, root.join("dev/block/253:0"));
 }
 
 impl Setting {
     fn give(&mut self, input: Input) {
         let _entered = self.runtime.enter();
         self.reconciler.handle(input).expect("handled");
+        while self.reconciler.comparison.is_some() {
+            self.reconciler.go_on_with_resync();
+        }
     }
 
     fn probed(&mut self, diskseq: u64, finding: Finding) {
@@ -427,6 +433,34 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Formatted);
     assert!(setting.enforcer.holders.borrow().is_empty());
+}
+
+/// What comes while thousands are compared is newer than what was read.
+#[test]
+fn a_comparison_undoes_nothing_that_was_told_meanwhile() {
+    let mut setting = setting();
+    let (root, runtime) = (setting.sysfs.path().to_owned(), &setting.runtime);
+    let _entered = runtime.enter();
+    // Behind the volume, so that it is read before the comparison is over; without a number they are no devices.
+    for i in 0..40 {
+        fs::create_dir_all(root.join(format!("class/block/loop{i}"))).expect("directory");
+    }
+    let reconciler = &mut setting.reconciler;
+    reconciler.handle(Input::Tick).expect("handled");
+    reconciler.go_on_with_resync();
+    assert!(reconciler.comparison.is_some(), "it was over at once");
+    let other = Dev { major: 253, minor: 1 };
+    attach(&root, 6);
+    attach_at(&root, 1, "UUID-2", 7);
+    for name in ["dm-0", "dm-1"] {
+        reconciler.handle(changed(name)).expect("handled");
+    }
+    while reconciler.comparison.is_some() {
+        reconciler.go_on_with_resync();
+    }
+    assert_eq!(reconciler.devices.get(DEV).map(|device| device.diskseq), Some(6));
+    assert_eq!(reconciler.devices.get(other).map(|device| device.diskseq), Some(7));
+    assert!(setting.enforcer.ruled().contains(&other.to_kernel()));
 }
 
 #[test]
