@@ -59,6 +59,8 @@ use crate::{
     },
 };
 
+/// Inputs that a resync waits for at most before it goes on.
+const INPUTS_BETWEEN: u32 = 16;
 /// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
 /// node after the device, and no uevent tells of it.
 const NAMING: Seconds = 10;
@@ -427,6 +429,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
     pub fn run(&mut self, mut inputs: Inputs, runtime: &Handle) -> Result<()> {
+        let mut in_a_row = 0;
         loop {
             let comparing = self.comparison.is_some();
             let input = if comparing { inputs.waiting() } else { inputs.next(runtime) };
@@ -442,7 +445,12 @@ impl<E: Enforcer> Reconciler<E> {
                 None if comparing => {}
                 None => break,
             }
-            self.go_on_with_resync();
+            // What waits comes first; but a flood does not keep a resync from its end.
+            in_a_row += 1;
+            if inputs.is_empty() || in_a_row >= INPUTS_BETWEEN {
+                in_a_row = 0;
+                self.go_on_with_resync();
+            }
             if inputs.is_empty() {
                 self.store_untold();
             }
