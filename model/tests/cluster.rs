@@ -1,18 +1,14 @@
 //! Every interleaving of the steps of nodes that share a volume, and for each guard of their protocol that is broken on
 //! purpose the proof that the checker sees it.
 
+mod checker;
+
+use checker::holds;
 use format_guard_model::{Cluster, ClusterBreak};
-use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
 
 /// Two nodes, for as long as a lease can be given twice.
 fn two() -> Cluster {
     Cluster { nodes: 2, horizon: 5, kills: 0, broken: None }
-}
-
-fn holds(name: &str, cluster: Cluster) {
-    let checker = cluster.checker().threads(2).spawn_bfs().join();
-    println!("{name}: {} states to a depth of {}", checker.unique_state_count(), checker.max_depth());
-    checker.assert_properties();
 }
 
 #[test]
@@ -25,21 +21,8 @@ fn two_nodes_one_of_whose_agents_is_killed() {
     holds("two nodes, a kill", Cluster { horizon: 3, kills: 1, ..two() });
 }
 
-/// The checker finds a way to break an invariant.
 fn is_found(broken: ClusterBreak) {
-    let cluster = Cluster { horizon: 4, broken: Some(broken), ..two() };
-    let checker = cluster.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    let failed: Vec<_> = checker
-        .discoveries()
-        .into_iter()
-        .filter(|(name, _)| {
-            matches!(checker.discovery_classification(name), DiscoveryClassification::Counterexample)
-        })
-        .collect();
-    assert!(!failed.is_empty(), "{broken:?} was not found");
-    for (name, path) in failed {
-        println!("{broken:?}: not so: {name}: {:?}", path.into_actions());
-    }
+    checker::is_found(broken, Cluster { horizon: 4, broken: Some(broken), ..two() });
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Every interleaving of the protocol's steps, and for each of its guards that is broken on purpose the proof that the
 //! checker sees it.
 
+mod checker;
+
+use checker::holds;
 use format_guard_model::{Break, Node};
-use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model};
 
 /// One process that goes by a formatter's name, on a device that appears once; nothing fails.
 fn node() -> Node {
@@ -12,12 +14,6 @@ fn node() -> Node {
 /// Two such processes.
 fn two() -> Node {
     Node { formatters: 2, ..node() }
-}
-
-fn holds(name: &str, node: Node) {
-    let checker = node.checker().threads(2).spawn_bfs().join();
-    println!("{name}: {} states", checker.unique_state_count());
-    checker.assert_properties();
 }
 
 #[test]
@@ -52,21 +48,9 @@ fn larger() {
     );
 }
 
-/// The checker finds a way to break an invariant.
 fn is_found(broken: Break, mut node: Node) {
     node.broken = Some(broken);
-    let checker = node.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-    let failed: Vec<_> = checker
-        .discoveries()
-        .into_iter()
-        .filter(|(name, _)| {
-            matches!(checker.discovery_classification(name), DiscoveryClassification::Counterexample)
-        })
-        .collect();
-    assert!(!failed.is_empty(), "{broken:?} was not found");
-    for (name, path) in failed {
-        println!("{broken:?}: not so: {name}: {:?}", path.into_actions());
-    }
+    checker::is_found(broken, node);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -94,11 +94,8 @@ fn findings(write: bool) -> Result<Vec<String>> {
     findings.extend(unknown_metrics(&rules)?);
     let promtool = promtool()?;
     for words in [["check", "rules", RULES], ["test", "rules", RULES_TEST]] {
-        let said = output(command(&promtool.to_string_lossy(), words).current_dir(workspace()))?;
-        if !said.status.success() {
-            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
-            findings.push(format!("promtool {}: {text}", words.join(" ")));
-        }
+        let said = complaint(command(&promtool.to_string_lossy(), words))?;
+        findings.extend(said.map(|text| format!("promtool {}: {text}", words.join(" "))));
     }
     let dashboard = fs::read_to_string(workspace().join(DASHBOARD))?;
     if let Err(error) = serde_json::from_str::<serde_json::Value>(&dashboard) {
@@ -106,6 +103,13 @@ fn findings(write: bool) -> Result<Vec<String>> {
     }
     findings.extend(unknown_metrics(&dashboard)?);
     Ok(findings)
+}
+
+/// What a judge says, if it is not content.
+fn complaint(mut judge: Command) -> Result<Option<String>> {
+    let said = output(judge.current_dir(workspace()))?;
+    let text = || String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+    Ok((!said.status.success()).then(text))
 }
 
 /// What Kubernetes' schemas have against manifests.
@@ -118,11 +122,8 @@ fn invalid(bin: &Path, manifests: &str) -> Result<Vec<String>> {
             &bin.join("kubernetes-validate").to_string_lossy(),
             ["--strict", "--kubernetes-version", version],
         );
-        let said = output(validate.arg(file.path()))?;
-        if !said.status.success() {
-            let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
-            findings.push(format!("Kubernetes {version}: {text}"));
-        }
+        validate.arg(file.path());
+        findings.extend(complaint(validate)?.map(|text| format!("Kubernetes {version}: {text}")));
     }
     Ok(findings)
 }

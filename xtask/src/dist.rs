@@ -81,7 +81,8 @@ pub(crate) fn run() -> Result<()> {
     image(&root, &directory.join("image"))?;
     let materials = materials(version)?;
     let mut sums = command("sha256sum", [&deb, &rpm, &tarball, &materials].map(|path| name(path)));
-    let sums = read_in(&mut sums, &directory)?;
+    sums.current_dir(&directory);
+    let sums = read(sums)?;
     fs::write(directory.join("SHA256SUMS"), &sums)?;
     print!("dist: in {}\n{sums}", directory.display());
     Ok(())
@@ -89,12 +90,6 @@ pub(crate) fn run() -> Result<()> {
 
 fn name(path: &Path) -> OsString {
     path.file_name().map(OsString::from).unwrap_or_default()
-}
-
-fn read_in(command: &mut std::process::Command, directory: &Path) -> Result<String> {
-    let said = output(command.current_dir(directory))?;
-    ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    Ok(String::from_utf8(said.stdout)?)
 }
 
 /// Builds against an old C library; the directory of what was built.
@@ -228,8 +223,7 @@ pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
         fs::create_dir_all(to.parent().context("no directory")?)?;
         fs::copy(root.join(below), to)?;
     }
-    let mut needs = command("ldd", [&program]);
-    let needs = read_in(&mut needs, workspace())?;
+    let needs = read(command("ldd", [&program]))?;
     for path in needs.split_whitespace().filter(|word| word.starts_with('/')) {
         let to = image.join(path.trim_start_matches('/'));
         fs::create_dir_all(to.parent().context("no directory")?)?;
