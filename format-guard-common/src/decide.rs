@@ -43,6 +43,13 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
             Verdict::Deny(Reason::Strict)
         }
         FORMATTED => keep(operation, touch, class),
+        BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
+            // Another node may format it by now, or hold data on it.
+            if destroyer || matches!(caller.holder(), Holder::Caller) {
+                return Verdict::Deny(Reason::Claim);
+            }
+            unverified(operation, touch, class)
+        }
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
             Holder::None if rule.state != FORMATTING => {

@@ -89,6 +89,8 @@ pub trait Caller {
     fn tainted(&self) -> bool;
     /// Whose format is in progress.
     fn holder(&self) -> Holder;
+    /// The claim that the rule names lasts ([`crate::claim::Lease::covers`]). Asked for only where it names one.
+    fn claim_lasts(&self) -> bool;
 }
 
 /// The bytes that a write carries.
@@ -139,11 +141,13 @@ pub enum Reason {
     Strict = 12,
     /// A command past the block layer.
     Passthrough = 13,
+    /// The node's claim on the volume may have run out: another node may have it by now.
+    Claim = 14,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Tainted,
         Self::Formatter,
         Self::Unverified,
@@ -157,6 +161,7 @@ impl Reason {
         Self::Across,
         Self::Strict,
         Self::Passthrough,
+        Self::Claim,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -176,6 +181,7 @@ impl Reason {
             Self::Across => "across-volumes",
             Self::Strict => "strict",
             Self::Passthrough => "passthrough",
+            Self::Claim => "claim",
         }
     }
 

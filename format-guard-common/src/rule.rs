@@ -135,8 +135,8 @@ pub struct Rule {
     pub flags: u32,
     /// Checks in use.
     pub count: u32,
-    /// Always zero; keeps the layout free of padding.
-    pub zero: u32,
+    /// Number of the lease ([`crate::claim::Lease`]) without which nobody formats the volume; zero: none is needed.
+    pub claim: u32,
     /// Own marks first, then foreign magics.
     pub checks: [Check; MAX_CHECKS],
 }
@@ -170,7 +170,7 @@ impl Rule {
             state: state as u32,
             lead_diskseq: diskseq,
             lead: dev,
-            zero: 0,
+            claim: 0,
             flags: 0,
             count: 0,
             checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],

@@ -5,14 +5,14 @@
 
 use core::{fmt, mem::align_of, slice};
 
-use crate::{Rule, Windows, event::HolderEntry, program::Class};
+use crate::{Rule, Windows, claim::Lease, event::HolderEntry, program::Class};
 
 /// Name of the file in the agent's run directory.
 pub const FILE: &str = "rules";
 /// What it begins with.
 pub const MAGIC: [u8; 8] = *b"fgrules\0";
 /// Goes up when the layout or the meaning of anything in it changes, that of [`Rule`] included.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where [`Header::superseded`] lies in the file.
 pub const SUPERSEDED: u64 = 12;
 
@@ -38,12 +38,14 @@ pub struct Header {
     pub programs: u32,
     /// Not zero: the library lets everything pass, as the kernel refuses.
     pub passes: u32,
+    /// Under which volumes are claimed; all zero: under none.
+    pub lease: Lease,
 }
 
 impl Header {
     /// The header of a file with this body: the rule for unknown devices, then so many entries, tables of windows and programs.
     #[must_use]
-    pub fn of(body: &[u8], [entries, windows, programs]: [u32; 3], passes: bool) -> Self {
+    pub fn of(body: &[u8], [entries, windows, programs]: [u32; 3], passes: bool, lease: Lease) -> Self {
         let mut header = Self {
             magic: MAGIC,
             version: VERSION,
@@ -54,6 +56,7 @@ impl Header {
             windows,
             programs,
             passes: u32::from(passes),
+            lease,
         };
         header.checksum = header.sum(body);
         header
@@ -149,6 +152,7 @@ impl core::error::Error for SnapshotError {}
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot<'a> {
     passes: bool,
+    lease: &'a Lease,
     unknown: &'a Rule,
     entries: &'a [Entry],
     windows: &'a [Windows],
@@ -189,6 +193,7 @@ impl<'a> Snapshot<'a> {
         let [unknown] = array(&mut rest, 1)? else { return Err(SnapshotError::Length) };
         Ok(Self {
             passes: header.passes != 0,
+            lease: &header.lease,
             unknown,
             entries: array(&mut rest, header.entries)?,
             windows: array(&mut rest, header.windows)?,
@@ -200,6 +205,12 @@ impl<'a> Snapshot<'a> {
     #[must_use]
     pub const fn passes(&self) -> bool {
         self.passes
+    }
+
+    /// Under which volumes are claimed.
+    #[must_use]
+    pub const fn lease(&self) -> &'a Lease {
+        self.lease
     }
 
     /// The rule for devices that have none.
@@ -258,7 +269,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 const _: () = assert!(
-    size_of::<Header>() == 8 + 8 + 16 + 16
+    size_of::<Header>() == 8 + 8 + 16 + 16 + size_of::<Lease>()
         && size_of::<Entry>() == size_of::<Rule>() + size_of::<HolderEntry>() + 16
         && size_of::<Known>() == 24
         && align_of::<Entry>() == 8
@@ -293,7 +304,7 @@ mod tests {
         }
         body.extend(bytes(&Windows { count: 1, ..Windows::new() }));
         body.extend(bytes(&Known { comm: *b"mkfs\0\0\0\0\0\0\0\0\0\0\0\0", class: 1, zero: 0 }));
-        let header = Header::of(&body, [3, 1, 1], false);
+        let header = Header::of(&body, [3, 1, 1], false, Lease { until: 9, number: 7, ..Lease::default() });
         let whole = [bytes(&header), &body].concat();
         let mut aligned = Aligned([0; 1 << 14]);
         aligned.0[..whole.len()].copy_from_slice(&whole);

@@ -15,7 +15,7 @@ use format_guard_common::{
 
 use crate::{
     caller,
-    gate::send,
+    gate::{claim_lasts, send},
     maps::{HOLDERS, UNKNOWN, count, rule},
 };
 
@@ -56,6 +56,11 @@ impl Caller for Opener<'_> {
             }
             _ => Holder::None,
         }
+    }
+
+    #[inline(always)]
+    fn claim_lasts(&self) -> bool {
+        claim_lasts(self.rule.claim)
     }
 }
 

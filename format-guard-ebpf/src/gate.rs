@@ -14,7 +14,9 @@ use crate::{
     caller,
     kernel::diskseq,
     layer,
-    maps::{self, CLEAR, EVENTS, FORMATTERS, HOLDERS, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count},
+    maps::{
+        self, CLEAR, EVENTS, FORMATTERS, HOLDERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count,
+    },
 };
 
 pub(crate) const EPERM: i32 = 1;
@@ -101,6 +103,13 @@ pub(crate) fn placed(target: Target<'_>, mut request: Request) -> (Target<'_>, R
     (target, request)
 }
 
+/// Whether the claim of this number lasts. A function of its own: what a write is looked at by leaves no room on the stack.
+#[inline(never)]
+pub(crate) fn claim_lasts(claim: u32) -> bool {
+    // SAFETY: no arguments.
+    LEASE.get(0).is_some_and(|lease| lease.covers(claim, unsafe { bpf_ktime_get_boot_ns() }))
+}
+
 impl Caller for Target<'_> {
     #[inline(always)]
     fn class(&self) -> Class {
@@ -131,6 +140,11 @@ impl Caller for Target<'_> {
             _ => Holder::None,
         }
     }
+
+    #[inline(always)]
+    fn claim_lasts(&self) -> bool {
+        claim_lasts(self.rule.claim)
+    }
 }
 
 /// A caller who is known by its arguments, too.
@@ -153,6 +167,11 @@ impl Caller for WithArguments<'_> {
     #[inline(always)]
     fn holder(&self) -> Holder {
         self.target.holder()
+    }
+
+    #[inline(always)]
+    fn claim_lasts(&self) -> bool {
+        self.target.claim_lasts()
     }
 }
 

@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use format_guard_common::{
     MAX_RULES, Rule, Windows,
+    claim::Lease,
     clear::{CLEAR_SLOTS, Clear},
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
     program::NAME_SLOTS,
@@ -27,6 +28,9 @@ pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(2, 0);
 /// Devices that were made over a volume that holds a format, by kernel `dev_t`: of interest until they have a rule.
 #[map]
 pub(crate) static LAYERS: LruHashMap<u32, u32> = LruHashMap::pinned(1024, 0);
+/// Under which volumes are claimed. The agent writes it.
+#[map]
+pub(crate) static LEASE: Array<Lease> = Array::pinned(1, 0);
 /// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
 #[map]
 pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);

@@ -14,7 +14,7 @@ use format_guard_common::{
 
 use crate::{
     agent,
-    system::{Descriptor, comm, process},
+    system::{Descriptor, comm, process, since_boot},
 };
 
 /// Devices on which one process is refused, or which it formats, at most; what comes after that takes the place of the oldest.
@@ -172,5 +172,9 @@ impl Caller for Target<'_> {
             return Holder::Caller;
         }
         Holder::Another { mounted: holder.mounted != 0 }
+    }
+
+    fn claim_lasts(&self) -> bool {
+        self.snapshot.is_some_and(|snapshot| snapshot.lease().covers(self.rule.claim, since_boot()))
     }
 }

@@ -131,12 +131,22 @@ pub(crate) fn comm() -> [u8; 16] {
 
 /// Seconds of the monotonic clock.
 pub(crate) fn seconds() -> i64 {
+    time_of(libc::CLOCK_MONOTONIC).tv_sec
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+pub(crate) fn since_boot() -> u64 {
+    let now = time_of(libc::CLOCK_BOOTTIME);
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
+}
+
+fn time_of(clock: libc::clockid_t) -> libc::timespec {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel fills the structure.
     unsafe {
-        call3(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC as usize, &raw mut now as usize, 0);
+        call3(libc::SYS_clock_gettime, clock as usize, &raw mut now as usize, 0);
     }
-    now.tv_sec
+    now
 }
 
 /// So many words of the program's memory; `None` where it is not there.

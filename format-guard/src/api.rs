@@ -76,6 +76,27 @@ pub struct Status {
     /// Devices that are being probed at this moment, those that hang among them.
     #[serde(default)]
     pub probing: u64,
+    /// The store that nodes share, where they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
+}
+
+/// How this node stands with the store that nodes share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct StoreStatus {
+    /// It answers.
+    pub answers: bool,
+    /// Since when it does, or does not, in seconds since 1970.
+    pub since: i64,
+    /// Why it does not.
+    pub reason: Option<String>,
+    /// The host is not ready while it does not.
+    pub required: bool,
+    /// Volumes that this node has claimed.
+    pub claims: u64,
+    /// Blank volumes that wait for a claim.
+    pub waiting: u64,
 }
 
 impl Status {

@@ -125,6 +125,34 @@ pub const KEYS: &[(&str, &str)] = &[
          KUBECONFIG allows. Much at once is told once, and nothing waits for it. Needs a restart.",
     ),
     (
+        "store.endpoints",
+        "Members of the etcd (3.4 or later) in which nodes share what they know of volumes that each of them may attach, as \
+         http://HOST:PORT or https://HOST:PORT. Empty: this node keeps what it knows for itself. Needs a restart, as every \
+         key of store does.",
+    ),
+    ("store.prefix", "Below which keys of that etcd."),
+    (
+        "store.ca_file",
+        "Certificates of the authorities that the members' certificates are from (PEM). Empty: none; needed for https.",
+    ),
+    ("store.cert_file", "This node's certificate for the members (PEM). Empty: none."),
+    ("store.key_file", "The key of that certificate (PEM)."),
+    ("store.user", "The user by which etcd is asked. Empty: none."),
+    (
+        "store.password_file",
+        "The file with that user's password: the password, and nothing else but space around it.",
+    ),
+    ("store.timeout", "How long an answer may take before another member is asked, in seconds (1 to 60)."),
+    (
+        "store.lease",
+        "How long a claim on a blank volume outlives a node that is gone, in seconds (5 to 3600). A node arms nothing any more \
+         when three quarters of it have passed without an answer.",
+    ),
+    (
+        "store.required",
+        "Whether /readyz says no while the store does not answer. Known formats stay protected either way.",
+    ),
+    (
         "longhorn_dir",
         "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
          none do.",
@@ -167,8 +195,108 @@ pub struct Config {
     pub kubelet_dir: PathBuf,
     /// What a cluster is told.
     pub kubernetes: Kubernetes,
+    /// What nodes share.
+    pub store: Store,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
+}
+
+/// The store that nodes share.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Its members; empty: nothing is shared.
+    pub endpoints: Vec<String>,
+    /// Below which keys.
+    pub prefix: String,
+    /// Authorities, as PEM; empty: none.
+    pub ca_file: PathBuf,
+    /// This node's certificate, as PEM; empty: none.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// The user; empty: none.
+    pub user: String,
+    /// Where the user's password is.
+    pub password_file: PathBuf,
+    /// How long an answer may take, in seconds.
+    pub timeout: u64,
+    /// How long a lease lasts, in seconds.
+    pub lease: u64,
+    /// Whether a node without it is not ready.
+    pub required: bool,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            prefix: "/format-guard".to_owned(),
+            ca_file: PathBuf::new(),
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            user: String::new(),
+            password_file: PathBuf::new(),
+            timeout: 5,
+            lease: 60,
+            required: false,
+        }
+    }
+}
+
+impl Store {
+    /// What is wrong with it, in a sentence.
+    fn check(&self) -> Result<(), String> {
+        let is_set = |path: &Path| !path.as_os_str().is_empty();
+        let tls = self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        for endpoint in &self.endpoints {
+            let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+            let sound = rest.is_some_and(|rest| {
+                rest.rsplit_once(':')
+                    .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            });
+            if !sound {
+                return Err(format!(
+                    "store.endpoints has '{endpoint}': write http://HOST:PORT or https://HOST:PORT"
+                ));
+            }
+        }
+        if !self.endpoints.is_empty() && cfg!(not(feature = "etcd")) {
+            return Err(
+                "store.endpoints names members: this program was built without the feature etcd".to_owned()
+            );
+        }
+        if tls && !is_set(&self.ca_file) {
+            return Err(
+                "store.endpoints has https and store.ca_file is empty: name the authorities' file".to_owned()
+            );
+        }
+        if !tls && (is_set(&self.ca_file) || is_set(&self.cert_file)) {
+            return Err(
+                "store.ca_file or store.cert_file is set and no endpoint is https: change one of them"
+                    .to_owned(),
+            );
+        }
+        if is_set(&self.cert_file) != is_set(&self.key_file) {
+            return Err("store.cert_file and store.key_file belong together: set both, or none".to_owned());
+        }
+        if self.user.is_empty() == is_set(&self.password_file) {
+            return Err("store.user and store.password_file belong together: set both, or none".to_owned());
+        }
+        if !self.prefix.starts_with('/')
+            || self.prefix.ends_with('/')
+            || self.prefix.chars().any(char::is_control)
+        {
+            return Err(format!("store.prefix is '{}': write a path like /format-guard", self.prefix));
+        }
+        for (key, value, bounds) in [("timeout", self.timeout, 1..=60), ("lease", self.lease, 5..=3600)] {
+            if !bounds.contains(&value) {
+                let (least, most) = bounds.into_inner();
+                return Err(format!("store.{key} is {value}: it must be between {least} and {most} seconds"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a cluster is told.
@@ -198,6 +326,7 @@ impl Default for Config {
             metrics_listen: String::new(),
             kubelet_dir: PathBuf::from("/var/lib/kubelet"),
             kubernetes: Kubernetes::default(),
+            store: Store::default(),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
         }
     }
@@ -275,6 +404,7 @@ impl Config {
             return Err(format!("trusted has '{name}': write a program's name, without its directory"));
         }
         config.metrics_listen()?;
+        config.store.check()?;
         if config.kubernetes.events && cfg!(not(feature = "kubernetes")) {
             return Err(
                 "kubernetes.events is true: this program was built without the feature kubernetes".to_owned()
@@ -331,6 +461,7 @@ impl Config {
             ("metrics_listen", self.metrics_listen != new.metrics_listen),
             ("kubelet_dir", self.kubelet_dir != new.kubelet_dir),
             ("kubernetes.events", self.kubernetes.events != new.kubernetes.events),
+            ("store", self.store != new.store),
         ]
         .into_iter()
         .find_map(|(key, differs)| differs.then_some(key))
@@ -405,6 +536,8 @@ fn unknown_key(key: &str) -> String {
     const ALIKE: f64 = 0.6;
     let nearest = KEYS
         .iter()
+        // Those of tables are told by the parser.
+        .filter(|(known, _)| !known.contains('.'))
         .map(|(known, _)| (strsim::jaro_winkler(known, key), *known))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(alike, _)| *alike > ALIKE);
@@ -454,7 +587,9 @@ mod tests {
         let config = Config { resync_interval: 9, mode: Mode::Audit, ..Config::default() };
         let text = config.document();
         assert_eq!(Config::parse(&text), Ok(config.clone()));
-        assert_eq!(config.table().len(), KEYS.len());
+        let values =
+            config.table().into_iter().map(|(_, value)| value.as_table().map_or(1, toml::Table::len));
+        assert_eq!(values.sum::<usize>(), KEYS.len());
         for (key, _) in KEYS {
             assert!(text.contains(&format!("\n{key} = ")), "{key}");
         }
@@ -481,6 +616,16 @@ mod tests {
             "metrics_listen = 'localhost:9838'",
             "metrics_listen = '9838'",
             "mode = 'audit'\nmode = 'audit'",
+            "store.endpoints = ['etcd:2379']",
+            "store.endpoints = ['http://etcd']",
+            "store.endpoints = ['https://etcd:2379']",
+            "store.endpoints = ['http://etcd:2379']\nstore.ca_file = '/ca.pem'",
+            "store.cert_file = '/cert.pem'",
+            "store.user = 'guard'",
+            "store.prefix = 'guard'",
+            "store.lease = 4",
+            "store.timeout = 0",
+            "store.retries = 3",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }

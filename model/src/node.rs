@@ -276,6 +276,10 @@ struct Asking<'a> {
 }
 
 impl Caller for Asking<'_> {
+    fn claim_lasts(&self) -> bool {
+        true
+    }
+
     fn class(&self) -> Class {
         Class::FORMATTER
     }
@@ -503,6 +507,7 @@ impl Node {
                     strength,
                     records_lost: false,
                     quarantine: QUARANTINE,
+                    claim: format_guard::record::Claim::Unneeded,
                 };
                 self.step(moment, event, true);
             }

@@ -62,6 +62,7 @@ struct Asked {
     class: Class,
     tainted: bool,
     holder: Holder,
+    claim_lasts: bool,
 }
 
 impl Caller for Asked {
@@ -76,11 +77,15 @@ impl Caller for Asked {
     fn holder(&self) -> Holder {
         self.holder
     }
+
+    fn claim_lasts(&self) -> bool {
+        self.claim_lasts
+    }
 }
 
 fn request(operation: Operation, offset: u64, length: u64) -> Asked {
     let request = Request { operation, offset, length };
-    Asked { request, class: Class::UNKNOWN, tainted: false, holder: Holder::None }
+    Asked { request, class: Class::UNKNOWN, tainted: false, holder: Holder::None, claim_lasts: false }
 }
 
 /// Shadows the function under test with one that takes the caller from the request.
@@ -432,4 +437,38 @@ fn a_new_layer_over_a_format_takes_writes_of_known_programs_only() {
         assert_eq!(verdict, by(class, &with_state(State::Unverified), Operation::Map), "{class:?}");
     }
     assert_eq!(by(Class::FORMATTER, &rule, Operation::Open), Verdict::Deny(Reason::Unverified));
+}
+
+#[test]
+fn without_its_claim_nobody_begins_a_format_or_goes_on_with_one() {
+    for state in [State::Blank, State::Permitted, State::Formatting] {
+        let rule = Rule { claim: 3, ..with_state(state) };
+        let of = |claim_lasts, class, holder, operation, offset| {
+            decide(
+                &rule,
+                &Asked { class, holder, claim_lasts, ..request(operation, offset, 4096) },
+                &NoContent,
+            )
+        };
+        let lost = Verdict::Deny(Reason::Claim);
+        assert_eq!(of(false, Class::FORMATTER, Holder::None, Operation::Open, 0), lost);
+        // Not at the place of a check either: what lies there may be another node's by now.
+        assert_eq!(of(false, Class::UNKNOWN, Holder::Caller, Operation::Write, 1 << 40), lost);
+        assert_eq!(of(false, Class::FORMATTER, Holder::Caller, Operation::Write, 1 << 40), lost);
+        assert_eq!(of(false, Class::UNKNOWN, Holder::None, Operation::Write, 1 << 40), Verdict::Allow);
+        assert_eq!(
+            of(false, Class::UNKNOWN, Holder::None, Operation::Erase, 0),
+            Verdict::Deny(Reason::Unverified)
+        );
+        assert_eq!(of(true, Class::UNKNOWN, Holder::Caller, Operation::Write, 0), Verdict::Allow);
+        let clear = Clear::of(&rule, &Rule::new(0, 0, State::Unverified));
+        assert!(!clear.passes(rule.dev, 1 << 40, 4096), "no write of it goes unasked");
+        assert!(Clear::of(&Rule { claim: 0, ..rule }, &Rule::new(0, 0, State::Unverified)).passes(
+            rule.dev,
+            1 << 40,
+            1
+        ));
+    }
+    let lease = crate::claim::Lease { until: 10, number: 3, ..Default::default() };
+    assert!(lease.covers(3, 9) && !lease.covers(3, 10) && !lease.covers(2, 9));
 }

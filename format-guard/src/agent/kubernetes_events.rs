@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    env,
     time::{Duration, Instant},
 };
 
@@ -17,7 +16,7 @@ use kube::{Api, Client, Config, api::PostParams};
 use tokio::{sync::mpsc, time};
 use tracing::{info, warn};
 
-use super::metrics::Metrics;
+use super::{metrics::Metrics, node_name};
 use crate::record::store::{HistoryEvent, Pod};
 
 /// Refusals that wait at most; more are dropped.
@@ -40,12 +39,6 @@ const NO_NAMESPACE: &str = "default";
 const COMPONENT: &str = "format-guard";
 /// The kind of a refusal that was carried out.
 const DENIED: &str = "denied";
-
-/// This node's name: the pod's specification has it, by the downward API.
-fn node() -> String {
-    env::var("NODE_NAME")
-        .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned())
-}
 
 /// How much is told.
 struct Limit {
@@ -110,7 +103,7 @@ impl Cluster {
             metrics,
             limit: Limit::new(),
             client: None,
-            node: node(),
+            node: node_name(),
             claims: HashMap::new(),
             failing: false,
         }

@@ -189,6 +189,15 @@ impl Metrics {
         ] {
             registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
         }
+        if let Some(store) = &status.store {
+            for (name, help, value) in [
+                ("store_answers", "1 while the store that nodes share answers", store.answers.into()),
+                ("claims", "Volumes that this node has claimed in that store", store.claims),
+                ("claims_awaited", "Blank volumes that wait for a claim", store.waiting),
+            ] {
+                registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+            }
+        }
         registry.register_with_unit(
             "canary_proven_timestamp",
             "When the canary proved it, in seconds since 1970; zero: never",
@@ -296,6 +305,9 @@ async fn healthy(State(scraped): State<Scraped>) -> Response {
 /// Whether refusals are carried out: by which tier, and in words what that one leaves open.
 async fn ready(State(scraped): State<Scraped>) -> Response {
     match scraped.status().await {
+        Ok(status) if status.store.as_ref().is_some_and(|store| store.required && !store.answers) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the cluster's store does not answer\n").into_response()
+        }
         Ok(status) if status.proven => readiness(&status).into_response(),
         Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "not proven by the canary\n").into_response(),
         Err(failure) => (StatusCode::SERVICE_UNAVAILABLE, failure.error + "\n").into_response(),
@@ -304,6 +316,11 @@ async fn ready(State(scraped): State<Scraped>) -> Response {
 
 fn readiness(status: &Status) -> String {
     let mut text = format!("mode {}, tier {}\n", status.mode.name(), status.tier);
+    if let Some(reason) = status.store.as_ref().and_then(|store| store.reason.as_ref()) {
+        text.push_str("store: ");
+        text.push_str(reason);
+        text.push('\n');
+    }
     for (word, lines) in [("open", &status.open), ("degraded", &status.degraded)] {
         for line in lines {
             text.push_str(word);
@@ -318,7 +335,10 @@ fn readiness(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::StateCount, config::Mode};
+    use crate::{
+        api::{StateCount, StoreStatus},
+        config::Mode,
+    };
 
     fn status() -> Status {
         Status {
@@ -346,6 +366,14 @@ mod tests {
             repaired: 4,
             lag: 250,
             probing: 6,
+            store: Some(StoreStatus {
+                answers: false,
+                since: 1_700_000_000,
+                reason: Some("no answer".to_owned()),
+                required: false,
+                claims: 8,
+                waiting: 9,
+            }),
         }
     }
 
@@ -376,6 +404,9 @@ mod tests {
             "format_guard_canary_proven 1",
             "format_guard_canary_proven_timestamp_seconds 1700000000",
             "format_guard_in_force{tier=\"cgroup\",mode=\"audit\"} 1",
+            "format_guard_store_answers 0",
+            "format_guard_claims 8",
+            "format_guard_claims_awaited 9",
             "format_guard_build_info{version=\"1.2.3\"} 1",
             "# EOF",
         ] {
@@ -386,6 +417,9 @@ mod tests {
     #[test]
     fn readiness_names_the_tier_and_what_it_leaves_open() {
         let text = readiness(&status());
-        assert_eq!(text, "mode audit, tier cgroup\nopen: dd goes on\ndegraded: the database was damaged\n");
+        assert_eq!(
+            text,
+            "mode audit, tier cgroup\nstore: no answer\nopen: dd goes on\ndegraded: the database was damaged\n"
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! Only the reconciler changes records and rules. A task that ends is an error that ends the process, for the service
 //! manager to start it again; enforcement stays pinned in the kernel meanwhile.
 
+pub mod claims;
 mod container;
 mod control;
 pub mod detach;
@@ -21,7 +22,7 @@ mod service_manager;
 pub(crate) mod uevents;
 
 use std::{
-    fs,
+    env, fs,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -142,6 +143,7 @@ pub async fn run(start: Start) -> Result<()> {
     };
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
+    share(&config, &mut reconciler, &senders.urgent, &mut tasks);
     let told = reconciler.told();
     let reconciler = blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
@@ -207,6 +209,30 @@ fn cluster(
         return Some(sender);
     }
     None
+}
+
+/// Has the reconciler share its records with other nodes, if it is to.
+#[cfg_attr(not(feature = "etcd"), expect(unused_variables, reason = "nothing is shared"))]
+fn share(
+    config: &Config,
+    reconciler: &mut Guarded,
+    inputs: &mpsc::Sender<Input>,
+    tasks: &mut JoinSet<Result<()>>,
+) {
+    #[cfg(feature = "etcd")]
+    if !config.store.endpoints.is_empty() {
+        let etcd = crate::record::shared::etcd::Etcd::new(config.store.clone());
+        let (lease, seconds) = (reconciler.lease(), config.store.lease);
+        let (claimant, wishes) = claims::Claimant::new(etcd, node_name(), seconds, lease, inputs.clone());
+        reconciler.share(wishes, config.store.required);
+        tasks.spawn(claimant.run());
+    }
+}
+
+/// This node's name among others: the pod's specification has it, by the downward API.
+fn node_name() -> String {
+    env::var("NODE_NAME")
+        .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 /// What names this boot of the host.

@@ -8,6 +8,7 @@ mod batch;
 mod comparison;
 mod protection;
 mod refusals;
+mod sharing;
 mod stacks;
 mod vacated;
 
@@ -31,9 +32,11 @@ use tracing::{error, info, warn};
 
 use batch::Batch;
 use comparison::Comparison;
+use sharing::Sharing;
 use vacated::Vacated;
 
 use super::{
+    claims::{Told, Wishes},
     formatter_end::Watcher,
     inputs::Inputs,
     kubernetes, mappings,
@@ -46,7 +49,7 @@ use crate::{
     config::{Config, Mode},
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
-        Formatter, Record, Seconds,
+        Claim, Formatter, Record, Seconds,
         store::{HistoryEvent, Store, StoreError},
         transition::{self, Effect, Event, Report},
     },
@@ -98,6 +101,8 @@ pub enum Input {
     Tick,
     /// The kernel could not tell of all devices that appeared, changed or went.
     UeventsLost,
+    /// The store that nodes share, or the way to it, tells something.
+    Told(Told),
     /// The configuration was read again and is sound.
     Reloaded(Box<Config>),
     /// The agent stops, and is waited for.
@@ -231,6 +236,8 @@ pub struct Reconciler<E> {
     devices: Present,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<api::SetMode>,
+    /// The store that nodes share, if they do.
+    sharing: Option<Sharing>,
     /// Goes up with every line of the history.
     told: watch::Sender<u64>,
     /// Records of the volumes that are present.
@@ -287,6 +294,7 @@ impl<E: Enforcer> Reconciler<E> {
             metrics,
             devices: Present::default(),
             set_mode: None,
+            sharing: None,
             told: watch::Sender::new(0),
             records: HashMap::new(),
             nameless: HashMap::new(),
@@ -305,6 +313,17 @@ impl<E: Enforcer> Reconciler<E> {
             lost_uevents: 0,
             lag: Duration::ZERO,
         }
+    }
+
+    /// Shares its records with other nodes from now on, by this way to their store. `required`: the host is not ready without.
+    pub fn share(&mut self, wishes: Wishes, required: bool) {
+        self.sharing = Some(Sharing::new(wishes, required));
+    }
+
+    /// Under which lease of that store an earlier agent has claimed volumes.
+    pub fn lease(&self) -> Option<u64> {
+        let lease = self.enforcer.lease();
+        (lease.number != 0).then_some(lease.id)
     }
 
     /// Gives every present device its rule, before anything is attached.
@@ -497,19 +516,25 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, last } => self.ended(process, last),
             // One that is under way will do.
-            Input::Tick if self.comparison.is_some() => {}
-            Input::Tick => self.begin_resync()?,
+            Input::Tick if self.comparison.is_some() => self.look_at_lease(),
+            Input::Tick => {
+                self.look_at_lease();
+                self.begin_resync()?;
+            }
             Input::UeventsLost => {
                 self.lost_uevents += 1;
                 self.begin_resync()?;
             }
+            Input::Told(told) => self.told_by_store(told),
             Input::Reloaded(config) => self.reloaded(&config)?,
             // The last input of all: see `run`.
             Input::Stop(_) => {}
             Input::Asked(question, reply) => {
                 self.store_untold();
                 // The client may have gone.
-                let _ = reply.send(self.answer(question));
+                if let Some((question, reply)) = self.ask_cluster(question, reply) {
+                    let _ = reply.send(self.answer(question));
+                }
             }
         }
         Ok(())
@@ -623,7 +648,8 @@ impl<E: Enforcer> Reconciler<E> {
             }
         }
         let (records_lost, quarantine) = (self.world.never_arm, self.world.quarantine);
-        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine });
+        let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
+        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, claim });
         self.put_rules_around(dev);
         self.settle(dev);
         for upper in above {
@@ -655,9 +681,10 @@ impl<E: Enforcer> Reconciler<E> {
         self.occupy(Some(dev), None);
         self.vacate(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
+        let removed = self.enforcer.remove_rule(dev.to_kernel());
         let held = self.enforcer.holder(lead.0).is_some_and(|entry| entry.dev == dev.to_kernel());
         let released = if held { self.enforcer.release_holder(lead.0) } else { Ok(()) };
-        for result in [self.enforcer.remove_rule(dev.to_kernel()), released] {
+        for result in [removed, released] {
             if let Err(error) = result {
                 error!("{error}");
             }
@@ -665,7 +692,9 @@ impl<E: Enforcer> Reconciler<E> {
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
             self.step(&id, Event::Closed);
-            self.records.remove(&id);
+            if let Some(record) = self.records.remove(&id) {
+                self.wish_nothing_more(&record, !held);
+            }
         }
         for dev in around {
             self.put_rule(dev);
@@ -756,6 +785,10 @@ impl<E: Enforcer> Reconciler<E> {
             self.told.send_modify(|count| *count += 1);
         }
         self.put_rules(id);
+        match &mut self.batch {
+            Some(batch) => batch.wish_later(id),
+            None => self.wish(id, false),
+        }
         for effect in effects {
             match effect {
                 Effect::Probe => match &mut self.batch {

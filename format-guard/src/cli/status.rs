@@ -7,7 +7,7 @@ use super::{
     format::{Colour, moment, paint, wrap},
     print_json,
 };
-use crate::api::Status;
+use crate::api::{Status, StoreStatus};
 
 pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     let status: Status = client::get(socket, "/v1/status", &[])?;
@@ -34,6 +34,9 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
         let text = format!("discrepancies: {} (see format-guard volume list)", status.discrepancies);
         println!("{}", paint(&text, Colour::Red));
     }
+    if let Some(store) = &status.store {
+        println!("{}", wrap(&told_of_store(store), 80, 7));
+    }
     println!("devices: {}", status.devices);
     let volumes: Vec<String> =
         status.volumes.iter().map(|each| format!("{} {}", each.count, each.state)).collect();
@@ -54,4 +57,17 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
         println!("{}", wrap(&format!("left open without {}: {}", part.program, part.open), 80, 4));
     }
     Ok(())
+}
+
+fn told_of_store(store: &StoreStatus) -> String {
+    let (since, claims) = (moment(store.since), store.claims);
+    match &store.reason {
+        None => {
+            format!("store: answers since {since}, {claims} volumes claimed, {} wait for it", store.waiting)
+        }
+        Some(reason) => format!(
+            "store: does not answer since {since} ({reason}): {} blank volumes are not armed",
+            store.waiting
+        ),
+    }
 }

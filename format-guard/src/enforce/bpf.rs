@@ -23,6 +23,7 @@ use aya::{
 };
 use format_guard_common::{
     MAX_RULES, Rule, State, Windows,
+    claim::Lease,
     clear::{self, Clear},
     event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
     flag, program,
@@ -284,6 +285,7 @@ pub struct BpfEnforcer {
     unknown: Array<MapData, Rule>,
     taints: HashMap<MapData, TaintKey, Taint>,
     holders: HashMap<MapData, u32, HolderEntry>,
+    lease: Array<MapData, Lease>,
     counters: PerCpuArray<MapData, u64>,
     protected: Protected,
     /// Of the functions at which a program may stand, those that this kernel has.
@@ -332,6 +334,7 @@ impl BpfEnforcer {
         let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
         let taints = take(&mut ebpf, "TAINTS", HashMap::try_from)?;
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
+        let lease = take(&mut ebpf, "LEASE", Array::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
         let protection = take(&mut ebpf, "PROTECTION", Array::try_from)?;
         let ours = take(&mut ebpf, "OURS", HashMap::try_from)?;
@@ -367,6 +370,7 @@ impl BpfEnforcer {
             unknown,
             taints,
             holders,
+            lease,
             counters,
             protected,
             functions,
@@ -889,6 +893,18 @@ impl Enforcer for BpfEnforcer {
             return if until == 0 { Ok(()) } else { Err(ProtectionError::NoKernel) };
         }
         self.protected.keep(&self.pins, &self.pins.links(self.build), until)
+    }
+
+    fn lease(&self) -> Lease {
+        self.lease.get(&0, 0).unwrap_or_default()
+    }
+
+    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError> {
+        if self.lease().number != lease.number {
+            let ended = Lease { until: 0, ..*lease };
+            self.lease.set(0, ended, 0).map_err(map_error("put the lease", 0))?;
+        }
+        self.lease.set(0, *lease, 0).map_err(map_error("put the lease", 0))
     }
 
     fn tier(&self) -> Tier {

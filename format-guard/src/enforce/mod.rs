@@ -19,6 +19,7 @@ use std::time::Duration;
 use bpf::{LoadError, PartReport};
 use format_guard_common::{
     Rule, Windows,
+    claim::Lease,
     event::{HolderEntry, KernelEvent},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -100,6 +101,14 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).protect(until)
     }
 
+    fn lease(&self) -> Lease {
+        (**self).lease()
+    }
+
+    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError> {
+        (**self).put_lease(lease)
+    }
+
     fn tier(&self) -> tier::Tier {
         (**self).tier()
     }
@@ -134,6 +143,11 @@ pub trait Enforcer {
     fn complete(&mut self, _event: &mut KernelEvent) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
     fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError>;
+    /// Under which volumes are claimed, as it was put last; by an earlier agent, too.
+    fn lease(&self) -> Lease;
+    /// Puts it, or lets it last longer. One of another number is put with its end in the past first: nobody may read the new
+    /// number with the old end.
+    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError>;
     /// The way in which it makes the kernel refuse.
     fn tier(&self) -> tier::Tier;
     /// What the guard has counted.

@@ -10,7 +10,7 @@ use std::{
 use crate::fault::{self, Point};
 
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
-const LAYOUT: &str = "v7";
+const LAYOUT: &str = "v8";
 
 /// The pin directories.
 #[derive(Clone, Debug)]

@@ -17,6 +17,7 @@ use std::{
 
 use format_guard_common::{
     Operation, Rule, State, Windows,
+    claim::Lease,
     event::{EventKind, HolderEntry, KernelEvent, Process},
     program,
     question::{Ask, Question},
@@ -104,6 +105,7 @@ struct Published {
     /// How often the refusals on a device were forgotten.
     forgotten: BTreeMap<u32, u64>,
     programs: BTreeMap<[u8; 16], program::Class>,
+    lease: Lease,
     judged: u64,
 }
 
@@ -119,6 +121,7 @@ impl Published {
             refused: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             programs: BTreeMap::new(),
+            lease: Lease::default(),
             judged: 0,
         }
     }
@@ -149,7 +152,7 @@ impl Published {
             body.extend(snapshot::bytes(&Known { comm: *comm, class: class.0, zero: 0 }));
         }
         let counts = [entries.len(), windows.len(), self.programs.len()].map(|count| count as u32);
-        let header = Header::of(&body, counts, self.passes);
+        let header = Header::of(&body, counts, self.passes, self.lease);
         [snapshot::bytes(&header), &body].concat()
     }
 
@@ -379,6 +382,17 @@ impl Enforcer for PreloadEnforcer {
             return Ok(());
         }
         published.publish_for("put the rule", rule.dev)
+    }
+
+    fn lease(&self) -> Lease {
+        self.published().lease
+    }
+
+    /// The file is replaced as a whole.
+    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError> {
+        let mut published = self.published();
+        published.lease = *lease;
+        published.publish_for("put the lease", 0)
     }
 
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {

@@ -91,6 +91,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     };
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
     (rule.lead, rule.lead_diskseq) = subject.lead;
+    if matches!(state, State::Blank | State::Permitted | State::Formatting) {
+        rule.claim = record.claim.number();
+    }
     for mark in marks(subject, state) {
         // A mark that does not fit was refused when it was read or stored.
         if let Some(check) = Check::new(mark.offset, &mark.bytes, mark.kind.into()) {

@@ -1,6 +1,7 @@
 //! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
 //! its edges.
 
+pub mod shared;
 pub mod sqlite;
 pub mod store;
 pub mod transition;
@@ -129,6 +130,31 @@ pub struct Overlay {
     pub inside: bool,
 }
 
+/// Whether a node may arm a volume that others may reach, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// No other node reaches it, as far as is known.
+    Unneeded,
+    /// Not without the cluster's word.
+    Wanted,
+    /// It has claimed it, under the lease of this number ([`format_guard_common::claim::Lease::number`]).
+    Held(u32),
+}
+
+impl Claim {
+    /// As a rule has it: zero where none is needed.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        /// No lease has it.
+        const NONE: u32 = u32::MAX;
+        match self {
+            Self::Unneeded => 0,
+            Self::Wanted => NONE,
+            Self::Held(number) => number,
+        }
+    }
+}
+
 /// What is known of one volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state: the state is `state`")]
@@ -169,11 +195,15 @@ pub struct Record {
     pub boot: String,
     /// The boot in which the kernel was told that it may be formatted, until it is known what came of that.
     pub armed: Option<String>,
+    /// Goes up with each format, and with each change of what identifies it: which of two nodes knows more.
+    pub generation: u64,
 
     /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
     pub held: Option<&'static str>,
     /// It shares its bytes with a volume that holds a format: not armed either. Not stored.
     pub overlaid: Option<Overlay>,
+    /// Whether this node may arm it. Not stored: asked for at each attach.
+    pub claim: Claim,
     /// Clean and blank probes in a row since it was attached. Not stored.
     pub clean_passes: u32,
     /// The boot in which it is attached; empty while it is not. Not stored.
@@ -217,6 +247,8 @@ impl Record {
             strict: false,
             boot: String::new(),
             armed: None,
+            generation: 0,
+            claim: Claim::Unneeded,
             held: None,
             overlaid: None,
             clean_passes: 0,
@@ -229,5 +261,25 @@ impl Record {
             relabelled: false,
             tool_at_work: None,
         }
+    }
+
+    /// It reads blank, and nothing but the claim is wanting.
+    #[must_use]
+    pub fn awaits_claim(&self) -> bool {
+        self.claim == Claim::Wanted && self.wants_claim()
+    }
+
+    /// It is to be armed on this node: the claim is to be asked for, or kept.
+    #[must_use]
+    pub fn wants_claim(&self) -> bool {
+        let free = self.held.is_none() && self.overlaid.is_none();
+        self.state == State::Unverified
+            && free
+            && match self.claim {
+                Claim::Unneeded => false,
+                Claim::Wanted => self.clean_passes > 0,
+                // What cannot be read for a moment is not given to others.
+                Claim::Held(_) => true,
+            }
     }
 }

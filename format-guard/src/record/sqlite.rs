@@ -95,6 +95,10 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE volumes ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE settings ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
 ",
+    // Zero: of before there were generations.
+    "
+    ALTER TABLE volumes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// The first version that has sums: what an older one holds is taken as it is.
@@ -300,15 +304,16 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if !(0..=NEWEST).contains(&found) {
         return Err(StoreError::Version { path: path.to_owned(), found, known: NEWEST });
     }
-    for (version, migration) in (1_i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
-        let transaction = connection.transaction()?;
+    // All of it or nothing: records are read with the columns of the newest version.
+    let transaction = connection.transaction()?;
+    for migration in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
         transaction.execute_batch(migration)?;
-        if version == SUMS {
-            add_sums(&transaction)?;
-        }
-        transaction.pragma_update(None, "user_version", version)?;
-        transaction.commit()?;
     }
+    if found < SUMS {
+        add_sums(&transaction)?;
+    }
+    transaction.pragma_update(None, "user_version", NEWEST)?;
+    transaction.commit()?;
     Ok(())
 }
 
@@ -333,7 +338,7 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
 
 /// Columns of `volumes`, in the order in which [`raw`] reads them: by name each would be looked for.
 const COLUMNS: &str = "id, origin, weak, first_seen, since, cause, ever_formatted, mounted, discrepancy, boot, audit, \
-                       strict, armed, state, content, formatter, sum";
+                       strict, armed, generation, state, content, formatter, sum";
 
 /// A row of `volumes` as `SQLite` has it.
 struct Raw {
@@ -356,7 +361,8 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.audit = row.get(10)?;
     record.strict = row.get(11)?;
     record.armed = row.get(12)?;
-    Ok(Raw { state: row.get(13)?, content: row.get(14)?, formatter: row.get(15)?, sum: row.get(16)?, record })
+    record.generation = row.get::<_, i64>(13)?.unsigned_abs();
+    Ok(Raw { state: row.get(14)?, content: row.get(15)?, formatter: row.get(16)?, sum: row.get(17)?, record })
 }
 
 /// Offset, kind and bytes of a mark as `SQLite` has it.
@@ -460,11 +466,11 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
              ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
              content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17",
+             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18",
         )?
         .execute(params![
             volume,
@@ -484,6 +490,7 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
             record.strict,
             record.armed,
             sum::of_record(record)?,
+            record.generation.cast_signed(),
         ])?;
     transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
     for mark in &record.marks {
@@ -565,6 +572,17 @@ impl Store for SqliteStore {
             self.connection.prepare_cached("SELECT id FROM volumes WHERE armed = ?1 ORDER BY id")?;
         let rows = select.query_map([boot], |row| row.get::<_, String>(0))?;
         rows.map(|id| Ok(id?.into())).collect()
+    }
+
+    fn formatted_after(&self, after: Option<&VolumeId>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let mut select = self.connection.prepare_cached(
+            "SELECT id FROM volumes WHERE id > ?1 AND state = 'formatted' ORDER BY id LIMIT ?2",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let ids = select
+            .query_map(params![after.map_or("", VolumeId::as_str), limit], |row| row.get::<_, String>(0))?;
+        let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+        ids.iter().filter_map(|id| read(&self.connection, id).transpose()).collect()
     }
 
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError> {

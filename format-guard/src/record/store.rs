@@ -169,6 +169,8 @@ pub trait Store {
     fn beginning_with(&self, prefix: &str, limit: usize) -> Result<Vec<VolumeId>, StoreError>;
     /// Volumes of which the kernel was told in this boot that they may be formatted, and not yet what came of it.
     fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError>;
+    /// The first records of volumes that hold a format, by id, after this one.
+    fn formatted_after(&self, after: Option<&VolumeId>, limit: usize) -> Result<Vec<Record>, StoreError>;
     /// Adds to the history.
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError>;
     /// Lines of the history, oldest first.

@@ -6,7 +6,7 @@
 
 use format_guard_common::{State, event::Process};
 
-use super::{Content, Formatter, Overlay, Permit, Record, Seconds};
+use super::{Claim, Content, Formatter, Overlay, Permit, Record, Seconds, shared::Format};
 use crate::{
     config::Mode,
     volume::{
@@ -35,6 +35,8 @@ pub enum Event {
         records_lost: bool,
         /// How long it must read blank where a format may have gone unseen, in seconds.
         quarantine: Seconds,
+        /// Whether the cluster's word is needed before it may be armed.
+        claim: Claim,
     },
     /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
     Closed,
@@ -68,6 +70,21 @@ pub enum Event {
         /// The other's marks, as they lie on this one.
         marks: Vec<Mark>,
     },
+    /// This node has claimed it in the cluster.
+    Claimed {
+        /// Under the lease of this number.
+        lease: u32,
+        /// The claim was taken over from a node that is gone: a format may have gone unseen.
+        doubted: bool,
+        /// With the permit for one re-format.
+        permit: Option<Permit>,
+    },
+    /// It has not, or no longer for sure.
+    ClaimLost,
+    /// Another node tells what it holds.
+    Shared(Format),
+    /// The permit is no longer this node's.
+    PermitLost,
     /// An operator's word that this volume is not guarded.
     Exempted {
         /// Why.
@@ -124,8 +141,12 @@ pub struct Report {
 pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
     match event {
-        Event::Attached { boot, strength, records_lost, quarantine } => {
+        Event::Attached { boot, strength, records_lost, quarantine, claim } => {
             step.record.quarantine = quarantine;
+            // Another path to what is claimed already.
+            if !matches!((step.record.claim, claim), (Claim::Held(_), Claim::Wanted)) {
+                step.record.claim = claim;
+            }
             step.attached(boot, strength, records_lost);
         }
         Event::Closed => step.closed(),
@@ -141,12 +162,20 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::ToolEnded => step.tool_ended(),
         Event::Overlaid(by) => step.overlaid(by),
         Event::Carries { volume, marks } => step.carries(&volume, marks),
+        Event::Claimed { lease, doubted, permit } => step.claimed(lease, doubted, permit),
+        Event::ClaimLost => step.claim_lost(),
+        Event::Shared(format) => step.shared(format),
+        Event::PermitLost if record.state == State::Permitted => {
+            step.permit_ended("the permit is no longer this node's: it was used, or may have been");
+        }
+        Event::PermitLost => {}
         Event::Exempted { reason, uid } => step.exempted(&reason, uid),
         Event::ModeChosen { mode, reason, uid } => step.mode_chosen(mode, &reason, uid),
         Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
     }
+    step.keep_claim();
     (step.record, step.effects)
 }
 
@@ -155,7 +184,7 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
 #[must_use]
 pub fn waits(record: &Record) -> bool {
     let unresolved = match record.state {
-        State::Unverified => !is_held(record),
+        State::Unverified => !is_held(record) && !record.awaits_claim(),
         State::Formatting => !record.running,
         _ => record.discrepancy.is_some(),
     };
@@ -289,6 +318,7 @@ impl Step {
     fn blank(&mut self) {
         match self.record.state {
             State::Unverified if is_held(&self.record) => {}
+            State::Unverified if self.record.claim == Claim::Wanted => self.await_claim(),
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
@@ -298,10 +328,11 @@ impl Step {
                     self.discrepancy("it reads blank".to_owned());
                 }
             }
-            State::Formatting if is_held(&self.record) => {
+            State::Formatting if is_held(&self.record) || self.record.claim == Claim::Wanted => {
                 self.arm();
                 self.unverified("the format left nothing");
                 self.effects.push(Effect::ReleaseHolder);
+                self.probe();
             }
             State::Formatting => self.clean_pass("the format left nothing, probed twice"),
             // Known by what lies on it alone: that it reads blank itself is as it was.
@@ -348,7 +379,10 @@ impl Step {
                 self.formatted("a probe found it");
             }
             State::Formatting if self.record.running => {}
-            State::Formatting if self.failed_first_format() && is_held(&self.record) => {
+            State::Formatting
+                if self.failed_first_format()
+                    && (is_held(&self.record) || self.record.claim == Claim::Wanted) =>
+            {
                 self.unverified(format!("a first format failed and left {}", content.name()));
                 self.effects.push(Effect::ReleaseHolder);
             }
@@ -385,6 +419,9 @@ impl Step {
     }
 
     fn take(&mut self, content: Content, marks: Vec<Mark>) {
+        if self.record.content.as_ref() != Some(&content) || self.record.marks != marks {
+            self.record.generation += 1;
+        }
         self.record.content = Some(content);
         self.record.marks = marks;
         self.record.discrepancy = None;
@@ -395,6 +432,7 @@ impl Step {
         self.record.running = false;
         self.record.relabelled = false;
         self.record.ever_formatted = true;
+        self.record.generation = self.record.generation.max(1);
         self.to(State::Formatted, cause);
         self.effects.push(Effect::ReleaseHolder);
         let name = self.record.content.as_ref().map_or("a format", |content| content.name()).to_owned();
@@ -553,10 +591,82 @@ impl Step {
             self.record.content = None;
             self.record.marks = marks;
             self.record.marks.truncate(MAX_MARKS);
+            self.record.generation += 1;
             self.formatted(format!("{volume} lies on it"));
             // It may be the very same format, if the other one begins where it begins.
             self.probe();
         }
+    }
+
+    /// Blank so far, and not to be armed before the cluster says so.
+    fn await_claim(&mut self) {
+        self.unverified(NO_CLAIM);
+        self.record.clean_passes = 1;
+    }
+
+    /// What was read before is as old as another node's format may be.
+    fn claimed(&mut self, lease: u32, doubted: bool, permit: Option<Permit>) {
+        let before = std::mem::replace(&mut self.record.claim, Claim::Held(lease));
+        if let Some(permit) = permit {
+            if !self.record.running && self.record.permit.as_ref() != Some(&permit) {
+                self.permitted(permit);
+            }
+            return;
+        }
+        if before == self.record.claim || self.record.state != State::Unverified {
+            return;
+        }
+        if doubted && self.record.doubted_since.is_none() {
+            self.record.doubted_since = Some(self.now);
+        }
+        let doubted = self.record.doubted_since.is_some();
+        self.unverified(if doubted { DOUBTED_CLAIM } else { "claimed in the cluster, not probed since" });
+        self.probe();
+    }
+
+    /// What is not to be armed as it is, is claimed no longer: others may claim it from now on.
+    fn keep_claim(&mut self) {
+        let kept = match self.record.state {
+            State::Blank | State::Permitted | State::Formatting => true,
+            State::Unverified => !is_held(&self.record),
+            State::Formatted | State::Exempt => false,
+        };
+        if matches!(self.record.claim, Claim::Held(_)) && !kept {
+            self.record.claim = Claim::Wanted;
+        }
+    }
+
+    fn claim_lost(&mut self) {
+        if self.record.claim == Claim::Unneeded {
+            return;
+        }
+        self.record.claim = Claim::Wanted;
+        match self.record.state {
+            State::Blank => self.await_claim(),
+            State::Unverified if !is_held(&self.record) => self.await_claim(),
+            State::Permitted => self.permit_ended("the claim to the permit is lost: it may have been used"),
+            _ => {}
+        }
+    }
+
+    /// What another node tells of a format outranks what was read here.
+    fn shared(&mut self, format: Format) {
+        let newer = format.generation > self.record.generation;
+        let told = match self.record.state {
+            State::Unverified | State::Blank => true,
+            State::Formatting => !self.record.running && newer,
+            State::Formatted | State::Permitted => newer,
+            State::Exempt => false,
+        };
+        if !told {
+            return;
+        }
+        self.record.content = format.content;
+        self.record.marks = format.marks;
+        self.record.generation = format.generation;
+        self.record.discrepancy = None;
+        self.formatted(format!("formatted on another node, as {} tells", format.node));
+        self.probe();
     }
 
     fn exempted(&mut self, reason: &str, uid: u32) {
@@ -624,6 +734,12 @@ const PENDING: &str = "its own identity is not known yet";
 /// Why a volume is not armed at once that nobody may have looked after.
 const DOUBT: &str =
     "it may have been formatted while no agent saw it: armed again when it has read blank for the quarantine";
+/// Why a blank volume is not armed that other nodes may reach, too. The first word is the reason's name.
+const NO_CLAIM: &str =
+    "store: it reads blank and is armed once the cluster's store has given this node the claim";
+/// Why one is not armed at once whose claim was taken over.
+const DOUBTED_CLAIM: &str =
+    "a node that is gone may have formatted it: armed when it has read blank for the quarantine";
 /// In place of the boot in which a volume was armed: no boot has this id.
 const UNSEEN: &str = "unseen";
 /// Why no volume is armed after the database was lost.

@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result};
 use format_guard_common::State;
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{Question, Reconciler, Reply};
 use crate::{
-    agent::now,
+    agent::{claims::Command, now},
     api::{self, Failure, FailureKind},
     config::{Config, Mode},
     enforce::{Enforcer, rule},
@@ -96,6 +97,7 @@ impl<E: Enforcer> Reconciler<E> {
             repaired: self.repaired,
             lag: u64::try_from(self.lag.as_millis()).unwrap_or(u64::MAX),
             probing: self.prober.under_way(),
+            store: self.store_status(),
         })
     }
 
@@ -108,7 +110,7 @@ impl<E: Enforcer> Reconciler<E> {
         Ok(api::Volumes { volumes: volumes.collect() })
     }
 
-    fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
+    pub(super) fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
         let stored;
         let record = if let Some(record) = self.records.get(id) {
             record
@@ -172,7 +174,39 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
+    /// What concerns every node goes to the store that they share: who asked is answered by what comes of it.
+    pub(super) fn ask_cluster(
+        &mut self,
+        question: Question,
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    ) -> Option<(Question, oneshot::Sender<Result<Reply, Failure>>)> {
+        let (Question::Permit { request: api::PermitRequest { volume, .. }, .. }
+        | Question::Forget { request: api::ReasonRequest { volume, .. }, .. }) = &question
+        else {
+            return Some((question, reply));
+        };
+        let id = self.select(volume).ok();
+        let Some(wishes) = id.and_then(|id| self.wishes_for(&id)) else { return Some((question, reply)) };
+        let command = match question {
+            Question::Permit { request, uid } => {
+                self.permit_for(&request, uid).map(|(id, permit)| (id, Ok(permit)))
+            }
+            Question::Forget { request, uid } => {
+                self.to_be_forgotten(&request).map(|(id, reason)| (id, Err((reason, uid))))
+            }
+            other => return Some((other, reply)),
+        };
+        match command {
+            Ok((id, Ok(permit))) => wishes.command(Command::Permit { id, permit, reply }),
+            Ok((id, Err((reason, uid)))) => wishes.command(Command::Forget { id, reason, uid, reply }),
+            // The client may have gone.
+            Err(failure) => drop(reply.send(Err(failure))),
+        }
+        None
+    }
+
+    /// The permit that is asked for, if it may be given.
+    fn permit_for(&mut self, request: &api::PermitRequest, uid: u32) -> Result<(VolumeId, Permit), Failure> {
         let reason = reason_of(&request.reason, "a permit")?;
         if !(1..=MAX_PERMIT).contains(&request.seconds) {
             return Err(bad(format!(
@@ -181,8 +215,10 @@ impl<E: Enforcer> Reconciler<E> {
             )));
         }
         let id = self.select(&request.volume)?;
-        let dev = self.device_of(&id)?.dev;
-        self.take_up_on(dev);
+        let devices: Vec<Dev> = self.devices.of(&id).map(|device| device.dev).collect();
+        for dev in devices {
+            self.take_up_on(dev);
+        }
         let record = self.records.get(&id);
         if let Some(formatter) =
             record.filter(|record| record.running).and_then(|record| record.formatter.as_ref())
@@ -198,7 +234,13 @@ impl<E: Enforcer> Reconciler<E> {
             _ => {}
         }
         let at = now();
-        let permit = Permit { reason, uid, at, expires: at + request.seconds.cast_signed() };
+        Ok((id, Permit { reason, uid, at, expires: at + request.seconds.cast_signed() }))
+    }
+
+    pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
+        let id = self.select(&request.volume)?;
+        self.device_of(&id)?;
+        let (id, permit) = self.permit_for(request, uid)?;
         self.apply(&id, Event::Permitted(permit));
         let volume = self.volume(&id)?;
         if volume.state != State::Permitted.name() {
@@ -219,8 +261,9 @@ impl<E: Enforcer> Reconciler<E> {
         Ok(volume)
     }
 
-    /// Deletes a record. Of a volume that is here and holds a format that would be a permit by another name.
-    fn forget(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
+    /// The volume of which nothing is to be known any more, and why. Of one that is here and holds a format that would be a
+    /// permit by another name.
+    fn to_be_forgotten(&self, request: &api::ReasonRequest) -> Result<(VolumeId, String), Failure> {
         let reason = reason_of(&request.reason, "to forget a volume")?;
         let id = self.select(&request.volume)?;
         let device = self.devices.of(&id).next().cloned();
@@ -237,13 +280,27 @@ impl<E: Enforcer> Reconciler<E> {
                 ),
             ));
         }
-        self.occupy(None, Some(&id));
+        Ok((id, reason))
+    }
+
+    fn forget(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
+        let (id, reason) = self.to_be_forgotten(request)?;
+        self.delete_record(&id, &reason, uid)
+    }
+
+    /// What is attached is as if seen for the first time.
+    pub(super) fn delete_record(
+        &mut self,
+        id: &VolumeId,
+        reason: &str,
+        uid: u32,
+    ) -> Result<api::Done, Failure> {
         let text = format!("forgotten by user {uid}: {reason}");
         let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text);
-        self.store.forget(&id, &[told]).map_err(|error| failed(&error))?;
+        self.occupy(None, Some(id));
+        self.store.forget(id, &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
-        // What is attached is as if seen for the first time.
-        let paths: Vec<Device> = self.devices.of(&id).cloned().collect();
+        let paths: Vec<Device> = self.devices.of(id).cloned().collect();
         for device in &paths {
             self.device_gone(device.dev);
         }

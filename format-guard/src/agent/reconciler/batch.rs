@@ -21,6 +21,7 @@ pub(super) struct Batch {
     unruled: BTreeSet<Dev>,
     unreleased: BTreeSet<VolumeId>,
     unprobed: BTreeSet<VolumeId>,
+    unwished: BTreeSet<VolumeId>,
 }
 
 /// A record that is not stored yet.
@@ -59,6 +60,10 @@ impl Batch {
         self.unreleased.insert(id.clone());
     }
 
+    pub(super) fn wish_later(&mut self, id: &VolumeId) {
+        self.unwished.insert(id.clone());
+    }
+
     pub(super) fn probe_later(&mut self, id: &VolumeId) {
         self.unprobed.insert(id.clone());
     }
@@ -81,6 +86,10 @@ impl<E: Enforcer> Reconciler<E> {
         }
         for dev in batch.unruled {
             self.put_rule(dev);
+        }
+        // What no rule arms any more is given to other nodes.
+        for id in batch.unwished {
+            self.wish(&id, false);
         }
         for id in batch.unreleased {
             self.release(&id);

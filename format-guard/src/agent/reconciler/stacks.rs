@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use format_guard_common::{State, event::HolderEntry};
+use format_guard_common::{State, claim::Lease, event::HolderEntry};
 use tracing::error;
 
 use super::Reconciler;
@@ -11,7 +11,7 @@ use crate::{
         Enforcer,
         rule::{self, Other, Subject, holds_format, shifted},
     },
-    record::{Overlay, Record, transition::Event},
+    record::{Claim, Overlay, Record, transition::Event},
     volume::{
         Dev, VolumeId,
         marks::Mark,
@@ -79,8 +79,15 @@ impl<E: Enforcer> Reconciler<E> {
             others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
+        let claim = record.claim;
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
             error!("{error}");
+            // The rule before this one may let a formatter through, and the claim be another node's soon.
+            if claim != Claim::Unneeded
+                && let Err(error) = self.enforcer.put_lease(&Lease { until: 0, ..self.enforcer.lease() })
+            {
+                error!("{error}");
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use format_guard_common::{Rule, Windows, event::HolderEntry};
+use format_guard_common::{Rule, Windows, claim::Lease, event::HolderEntry};
 
 use super::*;
 use crate::{
@@ -89,6 +89,13 @@ impl Store for RecordingStore {
         Ok(self.records.values().filter(armed).map(|record| record.id.clone()).collect())
     }
 
+    fn formatted_after(&self, after: Option<&VolumeId>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let after = |record: &&Record| {
+            record.state == State::Formatted && after.is_none_or(|after| record.id > *after)
+        };
+        Ok(self.records.values().filter(after).take(limit).cloned().collect())
+    }
+
     fn tell(&mut self, _told: &[HistoryEvent]) -> Result<(), StoreError> {
         Ok(())
     }
@@ -123,6 +130,7 @@ struct RecordingEnforcer {
     unknown: Rc<RefCell<Option<Rule>>>,
     holders: Rc<RefCell<BTreeMap<u32, HolderEntry>>>,
     protected: Rc<Cell<u64>>,
+    lease: Rc<Cell<Lease>>,
 }
 
 impl Enforcer for RecordingEnforcer {
@@ -172,6 +180,15 @@ impl Enforcer for RecordingEnforcer {
 
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
         self.protected.set(until);
+        Ok(())
+    }
+
+    fn lease(&self) -> Lease {
+        self.lease.get()
+    }
+
+    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError> {
+        self.lease.set(*lease);
         Ok(())
     }
 

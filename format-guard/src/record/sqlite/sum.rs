@@ -31,7 +31,11 @@ pub(super) fn of_record(record: &Record) -> Result<i64, StoreError> {
         &record.boot,
         &record.armed,
     );
-    Ok(of_text(&json(&(known, rest))?))
+    // A version without generations stored sums without them.
+    match record.generation {
+        0 => Ok(of_text(&json(&(known, rest))?)),
+        generation => Ok(of_text(&json(&(known, rest, generation))?)),
+    }
 }
 
 /// Of a setting.

@@ -277,7 +277,8 @@ fn what_a_version_without_sums_stored_gets_them() {
     let connection = Connection::open(directory.path().join(FILE)).expect("connect");
     connection
         .execute_batch(
-            "ALTER TABLE volumes DROP COLUMN sum; ALTER TABLE settings DROP COLUMN sum; PRAGMA user_version = 4;",
+            "ALTER TABLE volumes DROP COLUMN sum; ALTER TABLE settings DROP COLUMN sum; ALTER TABLE volumes \
+             DROP COLUMN generation; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);

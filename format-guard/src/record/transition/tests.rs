@@ -55,6 +55,7 @@ fn attached() -> Event {
         strength: Strength::Strong,
         records_lost: false,
         quarantine: 100,
+        claim: Claim::Unneeded,
     }
 }
 
@@ -96,7 +97,13 @@ fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
 }
 
 fn attached_in(boot: &str) -> Event {
-    Event::Attached { boot: boot.into(), strength: Strength::Strong, records_lost: false, quarantine: 100 }
+    Event::Attached {
+        boot: boot.into(),
+        strength: Strength::Strong,
+        records_lost: false,
+        quarantine: 100,
+        claim: Claim::Unneeded,
+    }
 }
 
 /// The record after one event at a time.
@@ -260,6 +267,7 @@ fn a_weak_volume_is_not_armed_in_a_later_boot() {
         strength: Strength::Weak,
         records_lost: false,
         quarantine: 100,
+        claim: Claim::Unneeded,
     };
     let (armed, _) = run(record(), [weakly("boot-1"), blank(), blank()]);
     assert_eq!((armed.state, armed.weak), (State::Blank, true));
@@ -277,6 +285,7 @@ fn a_volume_whose_identity_is_pending_is_never_armed() {
         strength: Strength::Pending,
         records_lost: false,
         quarantine: 100,
+        claim: Claim::Unneeded,
     };
     assert_eq!(run(record(), [pending, blank(), blank(), blank()]).0.state, State::Unverified);
 }
@@ -288,6 +297,7 @@ fn memory_is_not_guarded() {
         strength: Strength::Memory,
         records_lost: false,
         quarantine: 100,
+        claim: Claim::Unneeded,
     };
     assert_eq!(run(record(), [memory, holds("swap", "a")]).0.state, State::Exempt);
 }
@@ -348,6 +358,7 @@ fn nothing_is_armed_after_the_records_were_lost() {
                 strength: Strength::Strong,
                 records_lost: true,
                 quarantine: 100,
+                claim: Claim::Unneeded,
             },
             blank(),
             blank(),
@@ -406,7 +417,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100 }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, claim: Claim::Unneeded }),
         2 => Just(Event::FormatBegan(formatter())),
         1 => Just(ended(Some(0))),
         1 => Just(ended(Some(256))),
@@ -421,7 +432,81 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::OwnerWiped(tool())),
         1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
+        1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, claim: Claim::Wanted }),
+        1 => any::<bool>().prop_map(|doubted| Event::Claimed { lease: 3, doubted, permit: None }),
+        1 => Just(Event::ClaimLost),
+        1 => Just(Event::PermitLost),
+        1 => (1_u64..4).prop_map(|generation| Event::Shared(told(generation))),
     ]
+}
+
+/// What another node tells of a format.
+fn told(generation: u64) -> Format {
+    let content = Content { types: vec!["ext4".into()], uuid: Some("a".into()), label: None };
+    Format { generation, content: Some(content), marks: Vec::new(), node: "b".into(), at: 0 }
+}
+
+/// Attached where other nodes may have it, too.
+fn attached_among_others() -> Event {
+    Event::Attached {
+        boot: "boot-1".into(),
+        strength: Strength::Strong,
+        records_lost: false,
+        quarantine: 100,
+        claim: Claim::Wanted,
+    }
+}
+
+const CLAIMED: Event = Event::Claimed { lease: 3, doubted: false, permit: None };
+
+#[test]
+fn what_others_reach_is_armed_by_a_claim_and_two_probes_after_it() {
+    let (volume, _) = run(record(), [attached_among_others(), blank(), blank(), blank()]);
+    assert_eq!((volume.state, volume.wants_claim()), (State::Unverified, true));
+    assert!(volume.cause.starts_with("store: ") && !waits(&volume), "{}", volume.cause);
+    let (claimed, _) = run(volume.clone(), [CLAIMED, blank()]);
+    assert_eq!(claimed.state, State::Unverified, "what was read before the claim does not count");
+    let (armed, _) = run(claimed, [blank()]);
+    assert_eq!((armed.state, armed.claim), (State::Blank, Claim::Held(3)));
+    let (lost, _) = run(armed.clone(), [Event::ClaimLost]);
+    assert_eq!((lost.state, lost.claim, lost.wants_claim()), (State::Unverified, Claim::Wanted, true));
+    // Taken over from a node that is gone: the quarantine begins.
+    let (doubted, _) =
+        run(volume, [Event::Claimed { lease: 3, doubted: true, permit: None }, blank(), blank()]);
+    assert_eq!(doubted.state, State::Unverified);
+    assert_eq!(next(&doubted, blank(), 200).0.state, State::Blank);
+    // What holds a format gives the claim up.
+    let (formatted, _) = run(armed, [Event::Shared(told(1))]);
+    assert_eq!(
+        (formatted.state, formatted.claim, formatted.generation),
+        (State::Formatted, Claim::Wanted, 1)
+    );
+}
+
+#[test]
+fn a_newer_format_of_another_node_replaces_what_is_recorded_and_an_older_one_does_not() {
+    let (volume, _) = run(record(), [attached_among_others(), holds("xfs", "old")]);
+    assert_eq!(volume.generation, 1);
+    let (same, _) = run(volume.clone(), [Event::Shared(told(1))]);
+    assert_eq!(same.content.as_ref().map(Content::name), Some("xfs"));
+    let (newer, _) = run(volume, [blank(), Event::Shared(told(2))]);
+    assert_eq!(newer.content.as_ref().map(Content::name), Some("ext4"));
+    assert_eq!((newer.generation, newer.discrepancy), (2, None));
+}
+
+#[test]
+fn a_permit_of_the_cluster_is_this_nodes_as_long_as_its_claim() {
+    let (volume, _) = run(record(), [attached_among_others(), holds("ext4", "a")]);
+    let claimed = Event::Claimed { lease: 3, doubted: false, permit: Some(permit(1000)) };
+    let (permitted, _) = run(volume, [claimed.clone()]);
+    assert_eq!((permitted.state, permitted.claim), (State::Permitted, Claim::Held(3)));
+    assert_eq!(run(permitted.clone(), [claimed.clone()]).0, permitted, "told again");
+    for event in [Event::ClaimLost, Event::PermitLost] {
+        let (lost, _) = run(permitted.clone(), [event]);
+        assert_eq!((lost.state, lost.permit, lost.claim), (State::Formatted, None, Claim::Wanted));
+    }
+    let (begun, _) = run(permitted, [Event::FormatBegan(formatter()), claimed]);
+    assert_eq!((begun.state, begun.permit), (State::Formatting, None), "there is no second one");
 }
 
 proptest! {
@@ -451,6 +536,7 @@ proptest! {
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan(_) => clean = 0,
                 Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,
                 Event::Overlaid(by) if before.overlaid != *by => clean = 0,
+                Event::Claimed { .. } if before.claim == Claim::Wanted => clean = 0,
                 _ => {}
             }
             volume = next(&before, event, 10).0;
@@ -460,6 +546,7 @@ proptest! {
                 prop_assert!(!before.ever_formatted && !before.mounted, "{before:?}");
                 prop_assert!(before.held.is_none() && before.overlaid.is_none(), "{before:?}");
             }
+            prop_assert!(volume.state != State::Blank || volume.claim != Claim::Wanted, "{before:?}");
         }
     }
 

@@ -1,0 +1,655 @@
+//! This node's part in the store that nodes share: it claims blank volumes, tells of formats and is told of them.
+//!
+//! It decides nothing: what is to be written follows from what was seen and what the reconciler wants
+//! ([`crate::record::shared::step`]). Nothing waits for it: while the store is away the reconciler goes on with what it knows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    now,
+    reconciler::{Input, Reply},
+};
+use crate::{
+    api::{Failure, FailureKind},
+    enforce::since_boot,
+    record::{
+        Permit,
+        shared::{
+            ClaimChange, Format, Me, Seen, Shared, Standing, Wish, Write, step,
+            store::{Connect, Granted, Session, SharedError},
+        },
+    },
+    volume::VolumeId,
+};
+
+/// Volumes that are looked at by one question.
+const AT_ONCE: usize = 32;
+/// Transactions of one volume in a row: another node was faster each time.
+const TRIES: u32 = 8;
+/// When a connection that failed is made again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// When a volume is looked at again that others were faster at, or whose value is not understood.
+const LATER: Duration = Duration::from_secs(10);
+/// Operators' commands that wait at most.
+const COMMANDS: usize = 16;
+
+/// What the reconciler is told.
+pub enum Told {
+    /// The store answers.
+    Near,
+    /// It does not.
+    Away(String),
+    /// The lease lasts until then, in nanoseconds of `CLOCK_BOOTTIME`. Of another id than before: what was claimed is claimed no
+    /// more.
+    Lease {
+        /// The store's name for it.
+        id: u64,
+        /// Its end, with a margin.
+        until: u64,
+    },
+    /// Where this node stands with a volume.
+    Standing {
+        /// The volume.
+        id: VolumeId,
+        /// Where.
+        standing: Standing,
+        /// Under which lease.
+        lease: u64,
+        /// To be acknowledged ([`Wishes::acknowledge`]) once the wish is as it follows from this.
+        number: u64,
+    },
+    /// It wants to know which formats are on record after this volume.
+    Known {
+        /// After which; none: from the first one on.
+        after: Option<VolumeId>,
+        /// The answer.
+        reply: oneshot::Sender<Known>,
+    },
+    /// The permit is given; whoever asked waits for the volume as it is now.
+    Permitted {
+        /// The volume.
+        id: VolumeId,
+        /// The permit.
+        permit: Permit,
+        /// Who asked.
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    },
+    /// The shared record is deleted; the node's own is to follow.
+    Forgotten {
+        /// The volume.
+        id: VolumeId,
+        /// Why.
+        reason: String,
+        /// The operator's user id.
+        uid: u32,
+        /// Who asked.
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    },
+}
+
+/// Formats that are on record here, of volumes that are not attached.
+#[derive(Default)]
+pub struct Known {
+    /// Them.
+    pub formats: Vec<(VolumeId, Format)>,
+    /// The volume after which there are more.
+    pub more_after: Option<VolumeId>,
+}
+
+/// What an operator wants of the whole cluster.
+pub enum Command {
+    /// One re-format.
+    Permit {
+        /// The volume.
+        id: VolumeId,
+        /// The permit.
+        permit: Permit,
+        /// Who asks.
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    },
+    /// That nothing is known of it any more.
+    Forget {
+        /// The volume.
+        id: VolumeId,
+        /// Why.
+        reason: String,
+        /// The operator's user id.
+        uid: u32,
+        /// Who asks.
+        reply: oneshot::Sender<Result<Reply, Failure>>,
+    },
+}
+
+impl Command {
+    fn fail(self, reason: &str) {
+        let (Self::Permit { reply, .. } | Self::Forget { reply, .. }) = self;
+        let text = format!("nothing was done: the cluster's store does not answer ({reason})");
+        // The client may have gone.
+        let _ = reply.send(Err(Failure::new(FailureKind::Failed, text)));
+    }
+}
+
+/// What the reconciler wants of each volume, as it is now: only the last word counts.
+#[derive(Clone)]
+pub struct Wishes(Arc<Link>);
+
+struct Link {
+    state: Mutex<State>,
+    changed: Notify,
+    commands: mpsc::Sender<Command>,
+    node: String,
+}
+
+#[derive(Default)]
+struct State {
+    wishes: HashMap<VolumeId, Wish>,
+    /// Wishes that are new, or to be looked at again.
+    changed: BTreeSet<VolumeId>,
+    /// Volumes that went and came again before that was carried out, and that may have been formatted by then.
+    touched: BTreeSet<VolumeId>,
+    /// The last of what was told that these follow from.
+    acknowledged: u64,
+}
+
+impl Wishes {
+    /// This node's name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wants this of a volume from now on. `again`: what was told of it before is to be told again.
+    pub fn set(&self, id: &VolumeId, wish: Wish, again: bool) {
+        let mut state = self.state();
+        if state.wishes.get(id) == Some(&wish) && !again {
+            return;
+        }
+        let before = state.wishes.insert(id.clone(), wish);
+        if !state.changed.insert(id.clone()) && matches!(before, Some(Wish::Gone { clean: false, .. })) {
+            state.touched.insert(id.clone());
+        }
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
+    /// Everything until this number was taken into account.
+    pub fn acknowledge(&self, number: u64) {
+        self.state().acknowledged = number;
+        self.0.changed.notify_one();
+    }
+
+    /// Whether nothing of this volume is wanted any more.
+    #[must_use]
+    pub fn is_gone(&self, id: &VolumeId) -> bool {
+        matches!(self.state().wishes.get(id), None | Some(Wish::Gone { .. }))
+    }
+
+    /// Asks for what an operator wants; where that is not possible, whoever asked is told why.
+    pub fn command(&self, command: Command) {
+        if let Err(error) = self.0.commands.try_send(command) {
+            error.into_inner().fail("others wait for it already");
+        }
+    }
+}
+
+/// What is known here of one volume's way.
+struct Volume {
+    wish: Wish,
+    /// What was told last, and its number.
+    told: Option<(Standing, u64)>,
+    /// It is to be looked at.
+    due: bool,
+}
+
+/// The task.
+pub struct Claimant<C> {
+    connect: C,
+    wishes: Wishes,
+    commands: mpsc::Receiver<Command>,
+    inputs: mpsc::Sender<Input>,
+    /// How long a lease is asked for, in seconds.
+    seconds: u64,
+    /// The lease, if there is one, and whatever became of it.
+    lease: Option<u64>,
+    volumes: BTreeMap<VolumeId, Volume>,
+    /// To be looked at again.
+    later: BTreeMap<Instant, BTreeSet<VolumeId>>,
+    told: u64,
+}
+
+/// Why a session is over.
+enum End {
+    /// The store failed.
+    Store(SharedError),
+    /// The reconciler is gone.
+    Agent(anyhow::Error),
+}
+
+impl From<SharedError> for End {
+    fn from(error: SharedError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<anyhow::Error> for End {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Agent(error)
+    }
+}
+
+/// How much earlier than the store this node stops: its clock may go as much slower.
+const fn margin(seconds: u64) -> u64 {
+    seconds / 4
+}
+
+/// Where it ends for sure, by this host's clock: counted from the question, not from its answer.
+fn end_of(asked: Duration, granted: Granted) -> u64 {
+    let lasts = Duration::from_secs(granted.seconds.saturating_sub(margin(granted.seconds)));
+    u64::try_from((asked + lasts).as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl<C: Connect> Claimant<C> {
+    /// One that goes on with this lease, if there is one, and asks for leases of so many seconds.
+    pub fn new(
+        connect: C,
+        node: String,
+        seconds: u64,
+        lease: Option<u64>,
+        inputs: mpsc::Sender<Input>,
+    ) -> (Self, Wishes) {
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let link = Link { state: Mutex::default(), changed: Notify::new(), commands: sender, node };
+        let wishes = Wishes(Arc::new(link));
+        let claimant = Self {
+            connect,
+            wishes: wishes.clone(),
+            commands,
+            inputs,
+            seconds,
+            lease,
+            volumes: BTreeMap::new(),
+            later: BTreeMap::new(),
+            told: 0,
+        };
+        (claimant, wishes)
+    }
+
+    /// Works until the reconciler is gone. A store that is away is no error of the agent.
+    pub async fn run(mut self) -> Result<()> {
+        loop {
+            let error = match self.session().await {
+                End::Agent(error) => return Err(error),
+                End::Store(error) => error,
+            };
+            warn!("the cluster's store: {error}");
+            let reason = error.to_string();
+            if matches!(error, SharedError::LeaseEnded) {
+                self.lease = None;
+                continue;
+            }
+            self.tell(Told::Away(reason.clone())).await?;
+            let again = Instant::now() + AGAIN;
+            loop {
+                tokio::select! {
+                    () = sleep_until(again) => break,
+                    command = self.commands.recv() => command.context("nobody wants anything any more")?.fail(&reason),
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, told: Told) -> Result<()> {
+        tell(&self.inputs, told).await
+    }
+
+    /// One connection, until it fails.
+    async fn session(&mut self) -> End {
+        let mut jobs = JoinSet::new();
+        match self.connected(&mut jobs).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn connected(&mut self, jobs: &mut JoinSet<End>) -> Result<std::convert::Infallible, End> {
+        let session = Arc::new(self.connect.connect().await?);
+        let asked = since_boot();
+        let granted = match self.lease {
+            Some(lease) => match session.keep_alive(lease).await {
+                Err(SharedError::LeaseEnded) => session.grant(self.seconds).await?,
+                other => other?,
+            },
+            None => session.grant(self.seconds).await?,
+        };
+        self.lease = Some(granted.id);
+        self.tell(Told::Lease { id: granted.id, until: end_of(asked, granted) }).await?;
+        self.tell(Told::Near).await?;
+        info!("the cluster's store answers");
+        jobs.spawn(keep_lease(session.clone(), granted, self.inputs.clone()));
+        let wanted = watch::Sender::new(BTreeSet::new());
+        let (teller, mut told) = mpsc::channel(1024);
+        jobs.spawn(watched(session.clone(), wanted.subscribe(), teller));
+        // What was told under an earlier connection may be so no more.
+        for volume in self.volumes.values_mut() {
+            volume.due = true;
+        }
+        let mut known = Some(None);
+        loop {
+            if self.take_up_wishes() {
+                let ids = self.volumes.iter().filter(|(_, volume)| !matches!(volume.wish, Wish::Gone { .. }));
+                wanted.send_replace(ids.map(|(id, _)| id.clone()).collect());
+            }
+            let due = self.due();
+            if !due.is_empty() {
+                self.advance(&session, due).await?;
+            } else if let Some(after) = known.take() {
+                known = self.tell_what_is_known(&session, after).await?;
+            } else {
+                let later = self.later.keys().next().copied();
+                let wishes = self.wishes.clone();
+                tokio::select! {
+                    biased;
+                    Some(ended) = jobs.join_next() => return Err(ended.unwrap_or_else(|error| End::Agent(error.into()))),
+                    command = self.commands.recv() => {
+                        let command = command.context("nobody wants anything any more")?;
+                        self.carry_out(&session, command).await?;
+                    }
+                    Some(id) = told.recv() => self.mark(&id),
+                    () = wishes.0.changed.notified() => {}
+                    () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => self.take_up_later(),
+                }
+                continue;
+            }
+            while let Ok(id) = told.try_recv() {
+                self.mark(&id);
+            }
+            if let Some(ended) = jobs.try_join_next() {
+                return Err(ended.unwrap_or_else(|error| End::Agent(error.into())));
+            }
+        }
+    }
+
+    fn mark(&mut self, id: &VolumeId) {
+        if let Some(volume) = self.volumes.get_mut(id) {
+            volume.due = true;
+        }
+    }
+
+    fn take_up_later(&mut self) {
+        let rest = self.later.split_off(&Instant::now());
+        for id in std::mem::replace(&mut self.later, rest).into_values().flatten() {
+            self.mark(&id);
+        }
+    }
+
+    /// Takes up what the reconciler wants now; whether that is of other volumes than before. What does not yet follow from what
+    /// it was told last stays where it is.
+    fn take_up_wishes(&mut self) -> bool {
+        let mut state = self.wishes.state();
+        let acknowledged = state.acknowledged;
+        let awaited =
+            |volume: &Volume| volume.told.as_ref().is_some_and(|(_, number)| *number > acknowledged);
+        let (mut kept, mut others) = (BTreeSet::new(), false);
+        for id in std::mem::take(&mut state.changed) {
+            let Some(mut wish) = state.wishes.get(&id).cloned() else { continue };
+            if !self.volumes.get(&id).is_some_and(awaited) && state.touched.remove(&id) {
+                wish = Wish::Gone { clean: false, format: None };
+                kept.insert(id.clone());
+            }
+            match self.volumes.get_mut(&id) {
+                Some(volume) if awaited(volume) => {
+                    kept.insert(id);
+                }
+                Some(volume) => {
+                    others |= matches!(wish, Wish::Gone { .. }) != matches!(volume.wish, Wish::Gone { .. });
+                    (volume.wish, volume.told, volume.due) = (wish, None, true);
+                }
+                None => {
+                    others = true;
+                    self.volumes.insert(id, Volume { wish, told: None, due: true });
+                }
+            }
+        }
+        state.changed = kept;
+        others
+    }
+
+    /// Those that are to be looked at now.
+    fn due(&self) -> Vec<VolumeId> {
+        let acknowledged = self.wishes.state().acknowledged;
+        let due = self.volumes.iter().filter(|(_, volume)| {
+            volume.due && volume.told.as_ref().is_none_or(|(_, number)| *number <= acknowledged)
+        });
+        due.take(AT_ONCE).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Looks at these, and does what is to be done about each.
+    async fn advance(&mut self, session: &Arc<C::Session>, ids: Vec<VolumeId>) -> Result<(), End> {
+        let seen = session.look(&ids).await?;
+        let mut jobs: JoinSet<Result<_, SharedError>> = JoinSet::new();
+        for (id, seen) in ids.into_iter().zip(seen) {
+            let Some(volume) = self.volumes.get_mut(&id) else { continue };
+            volume.due = false;
+            let (session, wish, wishes) = (session.clone(), volume.wish.clone(), self.wishes.clone());
+            let lease = self.lease;
+            jobs.spawn(async move {
+                let (wish, standing) = match seen {
+                    Ok(seen) => carry_on(&*session, &id, wish, seen, wishes.node(), lease).await?,
+                    Err(error) => (wish, Some(Standing::Unreadable(error.to_string()))),
+                };
+                Ok((id, wish, standing))
+            });
+        }
+        while let Some(done) = jobs.join_next().await {
+            let (id, wish, standing) = done.map_err(|error| End::Agent(error.into()))??;
+            self.stands(id, wish, standing).await?;
+        }
+        Ok(())
+    }
+
+    async fn stands(&mut self, id: VolumeId, wish: Wish, standing: Option<Standing>) -> Result<(), End> {
+        let Some(standing) = standing else {
+            self.look_later(id);
+            return Ok(());
+        };
+        if standing == Standing::Gone {
+            let mut state = self.wishes.state();
+            // It may have come back meanwhile.
+            if matches!(state.wishes.get(&id), None | Some(Wish::Gone { .. })) {
+                state.wishes.remove(&id);
+                self.volumes.remove(&id);
+            }
+            return Ok(());
+        }
+        if matches!(standing, Standing::Unreadable(_)) {
+            self.look_later(id.clone());
+        }
+        let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
+        volume.wish = wish;
+        if volume.told.as_ref().is_some_and(|(told, _)| *told == standing) {
+            return Ok(());
+        }
+        self.told += 1;
+        volume.told = Some((standing.clone(), self.told));
+        let (lease, number) = (self.lease.unwrap_or_default(), self.told);
+        self.tell(Told::Standing { id, standing, lease, number }).await?;
+        Ok(())
+    }
+
+    fn look_later(&mut self, id: VolumeId) {
+        self.later.entry(Instant::now() + LATER).or_default().insert(id);
+    }
+
+    /// A store that was restored from an older state, or is new, learns what is known here.
+    async fn tell_what_is_known(
+        &mut self,
+        session: &Arc<C::Session>,
+        after: Option<VolumeId>,
+    ) -> Result<Option<Option<VolumeId>>, End> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(Told::Known { after, reply }).await?;
+        let Known { formats, more_after } = answer.await.context("the reconciler is gone")?;
+        for batch in formats.chunks(AT_ONCE) {
+            let ids: Vec<VolumeId> = batch.iter().map(|(id, _)| id.clone()).collect();
+            let seen = session.look(&ids).await?;
+            for ((id, format), seen) in batch.iter().zip(seen) {
+                let wish = Wish::Gone { clean: true, format: Some(format.clone()) };
+                match seen {
+                    Ok(seen) => {
+                        carry_on(&**session, id, wish, seen, self.wishes.node(), None).await?;
+                    }
+                    Err(error) => warn!(volume = %id, "{error}"),
+                }
+            }
+        }
+        Ok(more_after.map(Some))
+    }
+
+    async fn carry_out(&mut self, session: &Arc<C::Session>, command: Command) -> Result<(), End> {
+        let (Command::Permit { id, .. } | Command::Forget { id, .. }) = &command;
+        let id = id.clone();
+        let done = change(&**session, &id, self.wishes.node(), |shared, claimed| match &command {
+            Command::Permit { permit, .. } => {
+                shared.permit = Some(permit.clone());
+                Ok(())
+            }
+            Command::Forget { .. } if claimed => {
+                Err("a node has claimed it: detach it there first".to_owned())
+            }
+            Command::Forget { .. } => {
+                *shared = Shared::default();
+                Ok(())
+            }
+        })
+        .await;
+        match done {
+            Err(error) => {
+                command.fail(&error.to_string());
+                return Err(error.into());
+            }
+            Ok(Err(reason)) => {
+                let (Command::Permit { reply, .. } | Command::Forget { reply, .. }) = command;
+                // The client may have gone.
+                let _ = reply.send(Err(Failure::new(FailureKind::Refused, format!("{id}: {reason}"))));
+            }
+            Ok(Ok(())) => match command {
+                Command::Permit { id, permit, reply } => {
+                    // Claimed at once if it is here and free; who asks is told what came of it.
+                    if self.volumes.contains_key(&id) {
+                        self.advance(session, vec![id.clone()]).await?;
+                    }
+                    self.tell(Told::Permitted { id, permit, reply }).await?;
+                }
+                Command::Forget { id, reason, uid, reply } => {
+                    self.tell(Told::Forgotten { id, reason, uid, reply }).await?;
+                }
+            },
+        }
+        Ok(())
+    }
+}
+
+async fn tell(inputs: &mpsc::Sender<Input>, told: Told) -> Result<()> {
+    inputs.send(Input::Told(told)).await.context("the reconciler is gone")
+}
+
+/// Keeps the lease, and tells until when it lasts for sure.
+async fn keep_lease<S: Session>(session: Arc<S>, granted: Granted, inputs: mpsc::Sender<Input>) -> End {
+    loop {
+        sleep(Duration::from_secs(granted.seconds.max(6)) / 6).await;
+        let asked = since_boot();
+        let kept = match session.keep_alive(granted.id).await {
+            Ok(kept) => kept,
+            Err(error) => return End::Store(error),
+        };
+        if let Err(error) = tell(&inputs, Told::Lease { id: kept.id, until: end_of(asked, kept) }).await {
+            return End::Agent(error);
+        }
+    }
+}
+
+async fn watched<S: Session>(
+    session: Arc<S>,
+    wanted: watch::Receiver<BTreeSet<VolumeId>>,
+    changed: mpsc::Sender<VolumeId>,
+) -> End {
+    End::Store(session.watch(wanted, changed).await)
+}
+
+/// Writes what follows from what was seen until nothing more does: the wish as it is then, and where the node stands; nothing of
+/// that where others were faster each time.
+async fn carry_on<S: Session>(
+    session: &S,
+    id: &VolumeId,
+    mut wish: Wish,
+    mut seen: Seen,
+    node: &str,
+    lease: Option<u64>,
+) -> Result<(Wish, Option<Standing>), SharedError> {
+    for _ in 0..TRIES {
+        let (write, standing) = step(&seen, &wish, Me { node, lease }, now());
+        let Some(write) = write else { return Ok((wish, Some(standing))) };
+        if session.write(id, &seen, &write, node).await? && claims_permit(&write) {
+            wish = Wish::Permitted;
+        }
+        match session.look(std::slice::from_ref(id)).await?.pop() {
+            Some(Ok(newer)) => seen = newer,
+            Some(Err(error)) => return Ok((wish, Some(Standing::Unreadable(error.to_string())))),
+            None => break,
+        }
+    }
+    Ok((wish, None))
+}
+
+fn claims_permit(write: &Write) -> bool {
+    let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
+    matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit)
+}
+
+/// Changes the shared record by an operator's word, unless that says why not.
+async fn change<S: Session>(
+    session: &S,
+    id: &VolumeId,
+    node: &str,
+    how: impl Fn(&mut Shared, bool) -> Result<(), String>,
+) -> Result<Result<(), String>, SharedError> {
+    for _ in 0..TRIES {
+        let seen = match session.look(std::slice::from_ref(id)).await?.pop() {
+            Some(Ok(seen)) => seen,
+            Some(Err(error)) => return Ok(Err(error.to_string())),
+            None => return Ok(Err("the store has no answer for it".to_owned())),
+        };
+        let mut shared = seen.shared.clone().unwrap_or_default();
+        if let Err(reason) = how(&mut shared, seen.claim.is_some()) {
+            return Ok(Err(reason));
+        }
+        let shared = (shared != Shared::default()).then_some(shared);
+        if shared == seen.shared {
+            return Ok(Ok(()));
+        }
+        let write = Write { shared, claim: ClaimChange::Keep };
+        if session.write(id, &seen, &write, node).await? {
+            return Ok(Ok(()));
+        }
+    }
+    Ok(Err("other nodes change it all the time: try again".to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

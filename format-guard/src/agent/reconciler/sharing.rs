@@ -1,0 +1,246 @@
+//! What this node wants of the store that nodes share, and what it is told: carried to the transition function, and nowhere past
+//! it.
+
+use std::time::Duration;
+
+use format_guard_common::{State, claim::Lease};
+use tracing::error;
+
+use super::{Reconciler, Reply};
+use crate::{
+    agent::{
+        claims::{Known, Told, Wishes},
+        now,
+    },
+    api::StoreStatus,
+    enforce::{Enforcer, since_boot},
+    record::{
+        Claim, Record, Seconds,
+        shared::{self, Format, Standing, Wish},
+        transition::Event,
+    },
+    volume::{VolumeId, identity::Strength, sysfs::Device},
+};
+
+/// Records that are read at once for the store.
+const AT_ONCE: usize = 200;
+
+/// This node's part in the store that nodes share.
+pub(super) struct Sharing {
+    pub(super) wishes: Wishes,
+    /// The host is not ready while the store is away.
+    pub(super) required: bool,
+    /// Since when the store answers, or does not.
+    since: Seconds,
+    /// Why it does not.
+    away: Option<String>,
+}
+
+impl Sharing {
+    pub(super) fn new(wishes: Wishes, required: bool) -> Self {
+        Self { wishes, required, since: now(), away: Some("it was not asked yet".to_owned()) }
+    }
+
+    fn answers(&mut self, away: Option<String>) -> bool {
+        let changed = self.away.is_none() != away.is_none();
+        if changed {
+            self.since = now();
+        }
+        self.away = away;
+        changed
+    }
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Whether a device's volume may be armed by this node's own word.
+    pub(super) fn claim_needed(&self, device: &Device) -> Claim {
+        let identity = &device.identity;
+        if self.sharing.is_none() || identity.strength != Strength::Strong || !shared::is_shared(&identity.id)
+        {
+            return Claim::Unneeded;
+        }
+        // Who formats it already goes on as long as the claim lasts under which it was let through.
+        let lease = self.enforcer.lease();
+        match self.formatter_of(device.dev) {
+            Some(_) if lease.number != 0 => Claim::Held(lease.number),
+            _ => Claim::Wanted,
+        }
+    }
+
+    /// The way to the store, if that is where what is known of a volume is kept.
+    pub(super) fn wishes_for(&self, id: &VolumeId) -> Option<Wishes> {
+        let wishes = &self.sharing.as_ref()?.wishes;
+        let shared = match self.records.get(id) {
+            Some(record) => record.claim != Claim::Unneeded,
+            None => shared::is_shared(id),
+        };
+        shared.then(|| wishes.clone())
+    }
+
+    /// Tells what is wanted of a volume now. `again`: and wants to be told again where it stands.
+    pub(super) fn wish(&self, id: &VolumeId, again: bool) {
+        let Some(sharing) = &self.sharing else { return };
+        let Some(record) = self.records.get(id).filter(|record| record.claim != Claim::Unneeded) else {
+            return;
+        };
+        let mut wish = shared::wish(record, sharing.wishes.node());
+        // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
+        if matches!(wish, Wish::Watch | Wish::Nothing) && self.is_held(id) {
+            wish = Wish::Formatting;
+        }
+        sharing.wishes.set(id, wish, again);
+    }
+
+    fn is_held(&self, id: &VolumeId) -> bool {
+        self.devices.of(id).any(|device| self.formatter_of(device.dev).is_some())
+    }
+
+    /// Its last device is gone, and no rule is left. `untouched`: the kernel let nobody through.
+    pub(super) fn wish_nothing_more(&self, record: &Record, untouched: bool) {
+        let Some(sharing) = &self.sharing else { return };
+        if record.claim == Claim::Unneeded {
+            return;
+        }
+        let node = sharing.wishes.node();
+        let unused = matches!(record.state, State::Unverified | State::Blank | State::Permitted);
+        let clean = untouched && unused;
+        let format = (record.state == State::Formatted).then(|| Format::of(record, node));
+        sharing.wishes.set(&record.id, Wish::Gone { clean, format }, true);
+    }
+
+    pub(super) fn told_by_store(&mut self, told: Told) {
+        match told {
+            Told::Near => self.store_answers(None),
+            Told::Away(reason) => self.store_answers(Some(reason)),
+            Told::Lease { id, until } => self.leased(id, until),
+            Told::Standing { id, standing, lease, number } => {
+                self.stands(&id, standing, lease);
+                self.wish(&id, false);
+                if let Some(sharing) = &self.sharing {
+                    sharing.wishes.acknowledge(number);
+                }
+            }
+            // Who asked may have gone; so with every other reply.
+            Told::Known { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
+            Told::Permitted { id, permit, reply } => {
+                let answer = self.volume(&id).map(|mut volume| {
+                    volume.permit.get_or_insert(permit);
+                    Reply::Volume(Box::new(volume))
+                });
+                let _ = reply.send(answer);
+            }
+            Told::Forgotten { id, reason, uid, reply } => {
+                let _ = reply.send(self.delete_record(&id, &reason, uid).map(Reply::Done));
+            }
+        }
+    }
+
+    fn store_answers(&mut self, away: Option<String>) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let text = match &away {
+            None => "the cluster's store answers".to_owned(),
+            Some(reason) => format!(
+                "the cluster's store does not answer ({reason}): what is known stays protected, blank volumes that other \
+                 nodes reach are not armed"
+            ),
+        };
+        if sharing.answers(away) {
+            let kind = if sharing.away.is_none() { "store-answers" } else { "store-away" };
+            self.tell(String::new(), kind, text);
+        }
+    }
+
+    /// The kernel's rules last as long as the lease; those of an earlier one have ended with it.
+    fn leased(&mut self, id: u64, until: u64) {
+        let mut lease = self.enforcer.lease();
+        if lease.id != id || lease.number == 0 {
+            self.lose_claims();
+            lease = Lease { id, number: next_number(lease.number), ..Lease::default() };
+        }
+        lease.until = until;
+        if let Err(error) = self.enforcer.put_lease(&lease) {
+            error!("{error}");
+            self.lose_claims();
+        }
+    }
+
+    /// What was claimed is claimed no more, or not for sure.
+    fn lose_claims(&mut self) {
+        let held = self.records.values().filter(|record| matches!(record.claim, Claim::Held(_)));
+        let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
+        for id in ids {
+            self.apply(&id, Event::ClaimLost);
+            self.wish(&id, true);
+        }
+    }
+
+    /// The kernel has ended what the lease no longer covers; the records follow.
+    pub(super) fn look_at_lease(&mut self) {
+        let lease = self.enforcer.lease();
+        if self.sharing.is_some() && since_boot() >= Duration::from_nanos(lease.until) {
+            self.lose_claims();
+        }
+    }
+
+    fn stands(&mut self, id: &VolumeId, standing: Standing, under: u64) {
+        let lease = self.enforcer.lease();
+        let lasts = lease.id == under && lease.number != 0;
+        let claimed = |doubted, permit| Event::Claimed { lease: lease.number, doubted, permit };
+        match standing {
+            Standing::Claimed { doubted } if lasts => self.apply(id, claimed(doubted, None)),
+            Standing::Permitted(permit) if lasts => self.apply(id, claimed(false, Some(permit))),
+            // Of a lease that has ended since.
+            Standing::Claimed { .. } | Standing::Permitted(_) => self.wish(id, true),
+            Standing::PermitEnded => self.apply(id, Event::PermitLost),
+            Standing::Formatted(format) => self.apply(id, Event::Shared(format)),
+            Standing::Unreadable(reason) => {
+                error!(volume = %id, "{reason}");
+                self.apply(id, Event::ClaimLost);
+            }
+            Standing::Watching | Standing::Waiting { .. } | Standing::Gone => {}
+        }
+    }
+
+    /// The next formats on record here; what is attached tells of itself.
+    fn known_formats(&self, after: Option<&VolumeId>) -> Known {
+        let Some(sharing) = &self.sharing else { return Known::default() };
+        let records = match self.store.formatted_after(after, AT_ONCE) {
+            Ok(records) => records,
+            Err(error) => {
+                error!("the store that nodes share is not told what is on record here: {error}");
+                return Known::default();
+            }
+        };
+        let more_after =
+            (records.len() == AT_ONCE).then(|| records.last().map(|record| record.id.clone())).flatten();
+        let told = records.into_iter().filter(|record| {
+            !record.weak && shared::is_shared(&record.id) && sharing.wishes.is_gone(&record.id)
+        });
+        let node = sharing.wishes.node();
+        Known {
+            formats: told.map(|record| (record.id.clone(), Format::of(&record, node))).collect(),
+            more_after,
+        }
+    }
+
+    pub(super) fn store_status(&self) -> Option<StoreStatus> {
+        let sharing = self.sharing.as_ref()?;
+        let count = |wanted: fn(Claim) -> bool| {
+            self.records.values().filter(|record| wanted(record.claim)).count() as u64
+        };
+        let waiting = self.records.values().filter(|record| record.awaits_claim());
+        Some(StoreStatus {
+            answers: sharing.away.is_none(),
+            since: sharing.since,
+            reason: sharing.away.clone(),
+            required: sharing.required,
+            claims: count(|claim| matches!(claim, Claim::Held(_))),
+            waiting: waiting.count() as u64,
+        })
+    }
+}
+
+/// Never zero, and never the one that no lease has.
+const fn next_number(number: u32) -> u32 {
+    if number >= u32::MAX - 1 { 1 } else { number + 1 }
+}

@@ -1,0 +1,458 @@
+//! What the nodes of a cluster share of a volume, and what a node does about it: pure functions. The store, the lease and the
+//! clock are at their edges.
+//!
+//! They must never lower what is known of a format, nor claim a volume that another node has claimed, or one that holds a
+//! format without a permit.
+
+#[cfg(feature = "etcd")]
+pub mod etcd;
+pub mod store;
+
+use format_guard_common::MAX_CHECK_BYTES;
+use serde::{Deserialize, Serialize};
+
+use super::{Content, Permit, Record, Seconds, State};
+use crate::volume::{
+    VolumeId,
+    marks::{MAX_MARKS, Mark},
+};
+
+/// The version of the values that are written, and the only one that is read.
+pub const VERSION: u32 = 1;
+/// Largest value that is read, in bytes: one of twelve marks has some hundred.
+pub const MAX_VALUE: usize = 64 * 1024;
+/// Formats, and bytes of each text, that are taken over from a value at most.
+const MAX_TYPES: usize = 32;
+const MAX_TEXT: usize = 1024;
+
+/// Whether a volume of this id is the same one on every node that has it: such an id is the target's, the namespace's, the
+/// image's or the header's own. Every other one stays on its node.
+#[must_use]
+pub fn is_shared(id: &VolumeId) -> bool {
+    let mut id = id.as_str();
+    while let Some(rest) = id.strip_prefix("part:") {
+        let Some((disk, _)) = rest.rsplit_once('#') else { return false };
+        id = disk;
+    }
+    let Some((scheme, value)) = id.split_once(':') else { return false };
+    match scheme {
+        "iscsi" | "nvme" | "scsi" | "rbd" => true,
+        "dm" => ["LVM-", "CRYPT-LUKS1-", "CRYPT-LUKS2-", "mpath-"].iter().any(|kind| value.starts_with(kind)),
+        _ => false,
+    }
+}
+
+/// What a volume holds, as one node has seen it and all are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Format {
+    /// Goes up with each format and with each change of what identifies it: an older one never replaces a newer one.
+    pub generation: u64,
+    /// What a probe found; none where it is known by a mount alone.
+    pub content: Option<Content>,
+    /// The bytes that identify it.
+    pub marks: Vec<Mark>,
+    /// The node that tells of it.
+    pub node: String,
+    /// Since when it is known there, in seconds since 1970.
+    pub at: Seconds,
+}
+
+impl Format {
+    /// Of a record that holds a format, as this node tells it.
+    #[must_use]
+    pub fn of(record: &Record, node: &str) -> Self {
+        Self {
+            // Zero: of before there were generations.
+            generation: record.generation.max(1),
+            content: record.content.clone(),
+            marks: record.marks.clone(),
+            node: node.to_owned(),
+            at: record.since,
+        }
+    }
+
+    /// Whether an agent may have written it.
+    fn is_sound(&self) -> bool {
+        let text = |text: &String| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
+        let content = |content: &Content| {
+            content.types.len() <= MAX_TYPES
+                && content.types.iter().chain(&content.uuid).chain(&content.label).all(text)
+        };
+        let mark = |mark: &Mark| (1..=MAX_CHECK_BYTES).contains(&mark.bytes.len());
+        i64::try_from(self.generation).is_ok_and(|generation| generation > 0)
+            && text(&self.node)
+            && self.content.as_ref().is_none_or(content)
+            && self.marks.len() <= MAX_MARKS
+            && self.marks.iter().all(mark)
+    }
+}
+
+/// A node that may let a formatter through, or that could when its claim ended: what came of that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Armed {
+    /// Its name.
+    pub node: String,
+    /// The lease under which it has claimed the volume.
+    pub lease: u64,
+    /// By the permit.
+    pub by_permit: bool,
+    /// It took the claim over from a node that was gone: a format may have gone unseen.
+    pub doubted: bool,
+    /// Since when, in seconds since 1970.
+    pub at: Seconds,
+}
+
+/// The record of a volume that the nodes share: the value of its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Shared {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What it holds.
+    pub format: Option<Format>,
+    /// Who may let a formatter through.
+    pub armed: Option<Armed>,
+    /// One re-format, on whichever node claims it.
+    pub permit: Option<Permit>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { version: VERSION, format: None, armed: None, permit: None }
+    }
+}
+
+/// Why a value is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// It is none of ours.
+    #[error("its value in the store cannot be read: {0}")]
+    Malformed(String),
+    /// A newer agent's.
+    #[error(
+        "its value in the store has version {0}, this program knows {VERSION}: install a newer one on this node"
+    )]
+    Version(u32),
+}
+
+impl Shared {
+    /// Reads a value.
+    pub fn read(bytes: &[u8]) -> Result<Self, ValueError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+
+        let malformed = |what: &str| ValueError::Malformed(what.to_owned());
+        if bytes.len() > MAX_VALUE {
+            return Err(malformed("it is larger than 64 KiB"));
+        }
+        let of_json = |error: serde_json::Error| ValueError::Malformed(error.to_string());
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(of_json)?;
+        if version != VERSION {
+            return Err(ValueError::Version(version));
+        }
+        let shared: Self = serde_json::from_slice(bytes).map_err(of_json)?;
+        if shared.format.as_ref().is_some_and(|format| !format.is_sound()) {
+            return Err(malformed("it has no such format as an agent tells of"));
+        }
+        Ok(shared)
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> Vec<u8> {
+        // Maps with keys that are no text are what cannot be written; it has none.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.format.is_none() && self.armed.is_none() && self.permit.is_none()
+    }
+}
+
+/// Who has claimed a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Under which lease of the store.
+    pub lease: u64,
+    /// The node's name.
+    pub node: String,
+    /// The store's revision of it.
+    pub revision: i64,
+}
+
+/// What the store has of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The record; none has been written.
+    pub shared: Option<Shared>,
+    /// The store's revision of it; zero where there is none.
+    pub revision: i64,
+    /// The claim in force.
+    pub claim: Option<Claim>,
+}
+
+/// What becomes of the claim by a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimChange {
+    /// Nothing.
+    Keep,
+    /// This node has it, as long as this lease lasts.
+    Take(u64),
+    /// It ends.
+    Drop,
+}
+
+/// One transaction: made only if the record and the claim are as they were seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The new record; none: it is deleted.
+    pub shared: Option<Shared>,
+    /// And the claim.
+    pub claim: ClaimChange,
+}
+
+/// What this node wants of a volume, by its own record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To have no part in it: it is exempt here.
+    Nothing,
+    /// To be told, and to claim a permit.
+    Watch,
+    /// To format it once: it reads blank here.
+    Claim,
+    /// To use the permit, which it has claimed.
+    Permitted,
+    /// To go on with a format that it has let through.
+    Formatting,
+    /// That all know what it holds.
+    Formatted(Format),
+    /// Nothing more: it is gone from here.
+    Gone {
+        /// It was armed to the end, or never, and let nobody through.
+        clean: bool,
+        /// What it holds, if that is known here.
+        format: Option<Format>,
+    },
+}
+
+/// What this node wants, by its record of a volume.
+#[must_use]
+pub fn wish(record: &Record, node: &str) -> Wish {
+    match record.state {
+        State::Blank => Wish::Claim,
+        State::Unverified if record.wants_claim() => Wish::Claim,
+        State::Unverified => Wish::Watch,
+        State::Exempt => Wish::Nothing,
+        State::Formatting => Wish::Formatting,
+        State::Permitted => Wish::Permitted,
+        State::Formatted => Wish::Formatted(Format::of(record, node)),
+    }
+}
+
+/// Where this node stands with a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is to be done.
+    Watching,
+    /// It has the claim.
+    Claimed {
+        /// From a node that is gone: a format may have gone unseen.
+        doubted: bool,
+    },
+    /// Another node has it.
+    Waiting {
+        /// Its name.
+        node: String,
+    },
+    /// It holds a format, as another node tells.
+    Formatted(Format),
+    /// This node has claimed the permit.
+    Permitted(Permit),
+    /// It no longer has: used, expired, or lost with its claim.
+    PermitEnded,
+    /// What the store has is not understood.
+    Unreadable(String),
+    /// Nothing of it is kept here any more.
+    Gone,
+}
+
+/// A node as it claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Me<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Its lease, while it lasts for sure.
+    pub lease: Option<u64>,
+}
+
+/// What is to be written next, if anything, and where the node stands if that is nothing.
+#[must_use]
+pub fn step(seen: &Seen, wish: &Wish, me: Me<'_>, now: Seconds) -> (Option<Write>, Standing) {
+    let old = seen.shared.clone().unwrap_or_default();
+    let mut step = Step {
+        claim: ClaimChange::Keep,
+        holds: me.lease.is_some() && seen.claim.as_ref().map(|claim| claim.lease) == me.lease,
+        armed: me.lease.is_some() && old.armed.as_ref().map(|armed| armed.lease) == me.lease,
+        by_permit: old.armed.as_ref().is_some_and(|armed| armed.by_permit),
+        new: old.clone(),
+        seen,
+        me,
+        now,
+    };
+    step.clear_away(wish);
+    let standing = step.take(wish);
+    if step.new == old && step.claim == ClaimChange::Keep {
+        return (None, standing);
+    }
+    let shared = (!step.new.is_empty()).then_some(step.new);
+    (Some(Write { shared, claim: step.claim }), standing)
+}
+
+struct Step<'a> {
+    new: Shared,
+    claim: ClaimChange,
+    /// This node has the claim.
+    holds: bool,
+    /// And is named as the one that is armed.
+    armed: bool,
+    /// Whoever is armed is so by the permit.
+    by_permit: bool,
+    seen: &'a Seen,
+    me: Me<'a>,
+    now: Seconds,
+}
+
+impl Step<'_> {
+    /// What was claimed by a node that is gone, or has ended here, may have been used; what has expired cannot be.
+    fn clear_away(&mut self, wish: &Wish) {
+        let ours = self.holds && self.armed;
+        let lasts = self.new.armed.as_ref().map(|armed| armed.lease)
+            == self.seen.claim.as_ref().map(|claim| claim.lease);
+        let goes_on = match wish {
+            Wish::Permitted => true,
+            // The one that is gone from here unused is as it was.
+            Wish::Gone { clean, .. } => *clean,
+            _ => false,
+        };
+        let ended = self.by_permit && (!lasts || ours && !goes_on);
+        let expired = self.new.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
+        if ended || expired && !ours {
+            self.new.permit = None;
+        }
+        if !lasts && (self.by_permit || self.new.format.is_some()) {
+            self.disarm(true);
+        }
+    }
+
+    fn take(&mut self, wish: &Wish) -> Standing {
+        let ours = self.holds && self.armed;
+        match wish {
+            Wish::Watch | Wish::Claim | Wish::Formatted(_)
+                if self.seen.claim.is_none() && self.new.permit.is_some() && self.me.lease.is_some() =>
+            {
+                if let Wish::Formatted(own) = wish {
+                    self.raise(own);
+                }
+                self.arm(true);
+                Standing::Watching
+            }
+            Wish::Watch | Wish::Nothing => {
+                self.give_up(false);
+                match &self.new.format {
+                    Some(format) => Standing::Formatted(format.clone()),
+                    None => Standing::Watching,
+                }
+            }
+            Wish::Permitted => match &self.new.permit {
+                Some(permit) if ours && self.by_permit => Standing::Permitted(permit.clone()),
+                _ => {
+                    self.give_up(true);
+                    Standing::PermitEnded
+                }
+            },
+            Wish::Claim => self.take_claim(),
+            Wish::Formatting if ours => Standing::Claimed { doubted: false },
+            Wish::Formatting => Standing::Watching,
+            Wish::Formatted(own) => {
+                self.give_up(false);
+                self.raise(own).map_or(Standing::Watching, Standing::Formatted)
+            }
+            Wish::Gone { clean, format } => {
+                if self.holds {
+                    self.claim = ClaimChange::Drop;
+                }
+                if ours {
+                    self.disarm(!clean);
+                }
+                if let Some(own) = format {
+                    self.raise(own);
+                }
+                Standing::Gone
+            }
+        }
+    }
+
+    fn take_claim(&mut self) -> Standing {
+        if let Some(format) = self.new.format.clone() {
+            self.give_up(false);
+            return Standing::Formatted(format);
+        }
+        match &self.seen.claim {
+            Some(_) if self.holds && self.armed && !self.by_permit => {
+                Standing::Claimed { doubted: self.new.armed.as_ref().is_some_and(|armed| armed.doubted) }
+            }
+            Some(claim) if !self.holds => Standing::Waiting { node: claim.node.clone() },
+            Some(_) | None => {
+                self.arm(false);
+                Standing::Watching
+            }
+        }
+    }
+
+    /// Claims the volume: whoever was armed before and is gone may have formatted it.
+    fn arm(&mut self, by_permit: bool) {
+        let Some(lease) = self.me.lease else { return };
+        let doubted = self.new.armed.is_some();
+        let node = self.me.node.to_owned();
+        self.new.armed = Some(Armed { node, lease, by_permit, doubted, at: self.now });
+        self.claim = ClaimChange::Take(lease);
+    }
+
+    fn give_up(&mut self, touched: bool) {
+        if self.holds {
+            self.claim = ClaimChange::Drop;
+            if self.armed {
+                self.disarm(touched);
+            }
+        }
+    }
+
+    /// Nobody is armed any more. Where it may have been formatted by then, that is remembered, unless it is known what it holds.
+    fn disarm(&mut self, touched: bool) {
+        match &mut self.new.armed {
+            Some(armed) if self.new.format.is_none() && (touched || armed.doubted) => armed.by_permit = false,
+            armed => *armed = None,
+        }
+    }
+
+    /// Has the record tell of this format if it is the newest; else what is newer than it.
+    fn raise(&mut self, own: &Format) -> Option<Format> {
+        match &self.new.format {
+            Some(known) if known.generation > own.generation => return Some(known.clone()),
+            Some(known) if known.generation == own.generation => {}
+            _ => self.new.format = Some(own.clone()),
+        }
+        if self.seen.claim.is_none() && self.claim == ClaimChange::Keep {
+            self.new.armed = None;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

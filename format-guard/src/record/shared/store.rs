@@ -1,0 +1,87 @@
+//! What a store that nodes share must do, whichever it is.
+
+use std::{collections::BTreeSet, future::Future, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{Seen, ValueError, Write};
+use crate::volume::VolumeId;
+
+/// Why the store that nodes share failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SharedError {
+    /// It gave no answer.
+    #[error("{endpoint} gave no answer in {seconds} s (store.timeout)")]
+    Timeout {
+        /// Who.
+        endpoint: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// It says no, or cannot be reached.
+    #[error("{endpoint}: {reason}")]
+    Failed {
+        /// Who.
+        endpoint: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The lease is gone.
+    #[error("the lease of this node has ended")]
+    LeaseEnded,
+    /// A file that the configuration names.
+    #[error("{key}: cannot read {path}: {reason}")]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A lease as the store gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The store's name for it.
+    pub id: u64,
+    /// How long it lasts from the question on, in seconds.
+    pub seconds: u64,
+}
+
+/// A connection to the store.
+pub trait Session: Send + Sync + Sized + 'static {
+    /// A new lease.
+    fn grant(&self, seconds: u64) -> impl Future<Output = Result<Granted, SharedError>> + Send;
+    /// How long the lease lasts from the question on, in seconds; an error where it is gone.
+    fn keep_alive(&self, lease: u64) -> impl Future<Output = Result<Granted, SharedError>> + Send;
+    /// What the store has of these volumes, in their order; of one moment for as many as one question takes.
+    fn look(
+        &self,
+        ids: &[VolumeId],
+    ) -> impl Future<Output = Result<Vec<Result<Seen, ValueError>>, SharedError>> + Send;
+    /// One transaction; false where the record or the claim is not as it was seen any more.
+    fn write(
+        &self,
+        id: &VolumeId,
+        seen: &Seen,
+        write: &Write,
+        node: &str,
+    ) -> impl Future<Output = Result<bool, SharedError>> + Send;
+    /// Tells of every change of these volumes, and of each once more when it is first watched. Ends with an error alone.
+    fn watch(
+        self: Arc<Self>,
+        wanted: watch::Receiver<BTreeSet<VolumeId>>,
+        changed: mpsc::Sender<VolumeId>,
+    ) -> impl Future<Output = SharedError> + Send;
+}
+
+/// Makes connections.
+pub trait Connect: Send + 'static {
+    /// What it makes.
+    type Session: Session;
+
+    /// The next one: to another member, if there is one and the last one failed.
+    fn connect(&mut self) -> impl Future<Output = Result<Self::Session, SharedError>> + Send;
+}

@@ -1,0 +1,337 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+
+fn format(generation: u64, node: &str) -> Format {
+    Format { generation, content: None, marks: Vec::new(), node: node.to_owned(), at: 0 }
+}
+
+fn permit(expires: Seconds) -> Permit {
+    Permit { reason: "new disk".to_owned(), uid: 0, at: 0, expires }
+}
+
+/// A store of one volume.
+#[derive(Default)]
+struct Store {
+    seen: Seen,
+    writes: i64,
+}
+
+impl Store {
+    /// One transaction, by a node that saw this.
+    fn write(&mut self, seen: &Seen, write: &Write, node: &str) -> bool {
+        if (seen.revision, seen.claim.as_ref().map(|claim| claim.revision))
+            != (self.seen.revision, self.seen.claim.as_ref().map(|claim| claim.revision))
+        {
+            return false;
+        }
+        self.writes += 1;
+        self.seen.revision = if write.shared.is_some() { self.writes } else { 0 };
+        self.seen.shared.clone_from(&write.shared);
+        match write.claim {
+            ClaimChange::Keep => {}
+            ClaimChange::Drop => self.seen.claim = None,
+            ClaimChange::Take(lease) => {
+                self.seen.claim = Some(Claim { lease, node: node.to_owned(), revision: self.writes });
+            }
+        }
+        true
+    }
+
+    /// Steps until nothing is to be written.
+    fn settle(&mut self, wish: &Wish, node: &str, lease: u64) -> Standing {
+        for _ in 0..8 {
+            let seen = self.seen.clone();
+            let (write, standing) = step(&seen, wish, Me { node, lease: Some(lease) }, 100);
+            match write {
+                None => return standing,
+                Some(write) => assert!(self.write(&seen, &write, node)),
+            }
+        }
+        panic!("{wish:?} never settles: {:?}", self.seen);
+    }
+
+    fn end_lease(&mut self, lease: u64) {
+        if self.seen.claim.as_ref().is_some_and(|claim| claim.lease == lease) {
+            self.seen.claim = None;
+        }
+    }
+}
+
+#[test]
+fn ids_that_are_the_same_everywhere_are_shared_and_no_others() {
+    for id in [
+        "iscsi:iqn.2020-01.org:t,lun=1",
+        "nvme:uuid.x",
+        "scsi:naa.5000",
+        "rbd:pool/image",
+        "dm:LVM-abc",
+        "dm:CRYPT-LUKS2-0123",
+        "part:part:scsi:naa.5000#2048#63",
+    ] {
+        assert!(is_shared(&id.into()), "{id}");
+    }
+    for id in [
+        "loop:1-2",
+        "path:pci/0",
+        "virtio:disk1",
+        "md:0123",
+        "dm:thing",
+        "part:virtio:disk1#2048",
+        "part:scsi:x",
+        "",
+    ] {
+        assert!(!is_shared(&id.into()), "{id}");
+    }
+}
+
+#[test]
+fn a_blank_volume_is_claimed_by_one_node() {
+    let mut store = Store::default();
+    assert_eq!(store.settle(&Wish::Claim, "a", 1), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Waiting { node: "a".to_owned() });
+    // It let nobody through, and goes.
+    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
+    assert_eq!(store.seen.shared, None, "nothing is left to be remembered");
+    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Claimed { doubted: false });
+    // It is gone without a word.
+    store.end_lease(2);
+    assert_eq!(store.settle(&Wish::Claim, "a", 3), Standing::Claimed { doubted: true });
+    // And that is not forgotten by one more who asks.
+    assert_eq!(store.settle(&Wish::Claim, "a", 3), Standing::Claimed { doubted: true });
+}
+
+#[test]
+fn what_holds_a_format_is_claimed_by_nobody_and_the_newest_is_told() {
+    let mut store = Store::default();
+    store.settle(&Wish::Claim, "a", 1);
+    assert_eq!(store.settle(&Wish::Formatting, "a", 1), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Wish::Formatted(format(1, "a")), "a", 1), Standing::Watching);
+    assert_eq!(store.seen.claim, None);
+    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Formatted(format(1, "a")));
+    assert_eq!(store.settle(&Wish::Formatted(format(3, "b")), "b", 2), Standing::Watching);
+    assert_eq!(store.settle(&Wish::Formatted(format(2, "a")), "a", 1), Standing::Formatted(format(3, "b")));
+    // One that was armed when another told of a format.
+    let mut store = Store::default();
+    store.settle(&Wish::Claim, "a", 1);
+    store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
+    assert_eq!(store.settle(&Wish::Claim, "a", 1), Standing::Formatted(format(1, "b")));
+    assert_eq!(store.seen.claim, None, "its claim does not stand in the way of a permit");
+}
+
+#[test]
+fn a_permit_is_one_format_on_one_node() {
+    let given = || {
+        let mut store = Store::default();
+        store.settle(&Wish::Formatted(format(1, "a")), "a", 1);
+        store.seen.shared.as_mut().expect("a record").permit = Some(permit(1000));
+        let seen = store.seen.clone();
+        let (write, _) = step(&seen, &Wish::Formatted(format(1, "a")), Me { node: "a", lease: Some(1) }, 100);
+        assert!(store.write(&seen, &write.expect("it claims"), "a"));
+        assert_eq!(store.settle(&Wish::Permitted, "a", 1), Standing::Permitted(permit(1000)));
+        store
+    };
+    let is_spent = |store: &Store| store.seen.shared.as_ref().is_some_and(|shared| shared.permit.is_none());
+    // Used.
+    let mut store = given();
+    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "b", 2), Standing::Watching);
+    store.settle(&Wish::Formatting, "a", 1);
+    assert!(is_spent(&store));
+    store.settle(&Wish::Formatted(format(2, "a")), "a", 1);
+    assert_eq!(store.seen.claim, None);
+    // Its node is gone, used or not.
+    let mut store = given();
+    store.end_lease(1);
+    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "b", 2), Standing::Watching);
+    assert!(is_spent(&store) && store.seen.claim.is_none());
+    assert_eq!(store.settle(&Wish::Permitted, "a", 1), Standing::PermitEnded);
+    // Its node gave the volume away unused: another one gets it.
+    let mut store = given();
+    store.settle(&Wish::Gone { clean: true, format: Some(format(1, "a")) }, "a", 1);
+    assert!(!is_spent(&store) && store.seen.claim.is_none());
+    let mut store = given();
+    store.settle(&Wish::Gone { clean: false, format: Some(format(1, "a")) }, "a", 1);
+    assert!(is_spent(&store));
+    // Nobody has part in it where the volume is exempt.
+    let mut store = given();
+    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
+    store.settle(&Wish::Nothing, "c", 3);
+    assert_eq!(store.seen.claim, None);
+    // Expired before anybody could use it.
+    let mut store = given();
+    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
+    store.seen.shared.as_mut().expect("a record").permit = Some(permit(100));
+    store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
+    assert!(is_spent(&store) && store.seen.claim.is_none());
+}
+
+#[test]
+fn a_value_that_no_agent_writes_is_not_understood() {
+    let whole = Shared {
+        format: Some(Format {
+            content: Some(Content {
+                types: vec!["ext4".to_owned()],
+                uuid: None,
+                label: Some("data".to_owned()),
+            }),
+            ..format(1, "a")
+        }),
+        ..Shared::default()
+    };
+    assert_eq!(Shared::read(&whole.value()), Ok(whole.clone()));
+    let refused = |change: &dyn Fn(&mut Shared)| {
+        let mut shared = whole.clone();
+        change(&mut shared);
+        Shared::read(&shared.value()).is_err()
+    };
+    assert!(refused(&|shared| shared.version = 2));
+    assert!(refused(&|shared| shared.format.as_mut().expect("one").generation = 0));
+    assert!(refused(&|shared| shared.format.as_mut().expect("one").node = "a\nb".to_owned()));
+    assert!(refused(&|shared| {
+        let mark = Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![0; 17] };
+        shared.format.as_mut().expect("one").marks = vec![mark];
+    }));
+    assert!(Shared::read(b"").is_err() && Shared::read(b"{\"version\":1,\"more\":0}").is_err());
+    assert!(Shared::read(&vec![b' '; MAX_VALUE + 1]).is_err());
+}
+
+/// What a node does on its own.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    /// One look and one transaction, of which the look may be older.
+    Step {
+        stale: bool,
+    },
+    Format,
+    Die,
+    Leave,
+    Permit,
+}
+
+fn deeds() -> impl Strategy<Value = (usize, Deed)> {
+    (
+        0..NODES.len(),
+        prop_oneof![
+            8 => any::<bool>().prop_map(|stale| Deed::Step { stale }),
+            2 => Just(Deed::Format),
+            1 => Just(Deed::Die),
+            1 => Just(Deed::Leave),
+            1 => Just(Deed::Permit),
+        ],
+    )
+}
+
+/// A node: what it wants, what it saw, and its lease.
+#[derive(Clone)]
+struct Node {
+    wish: Wish,
+    lease: u64,
+    armed: bool,
+    seen: Seen,
+}
+
+proptest! {
+    /// Whatever the nodes do in whatever order, and however old what they saw: one format at a time, a second one by a permit
+    /// alone, and none is forgotten.
+    #[test]
+    fn nodes_never_format_one_volume_twice(deeds in prop::collection::vec(deeds(), 1..200)) {
+        let mut store = Store::default();
+        let (mut formats, mut permits, mut leases) = (0_u64, 0_u64, 0);
+        let mut lease = || { leases += 1; leases };
+        let mut nodes: Vec<Node> = NODES
+            .iter()
+            .map(|_| Node { wish: Wish::Claim, lease: lease(), armed: false, seen: Seen::default() })
+            .collect();
+        for (number, deed) in deeds {
+            let before = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+            let name = NODES[number];
+            let node = &mut nodes[number];
+            match deed {
+                Deed::Step { stale } => {
+                    if !stale {
+                        node.seen = store.seen.clone();
+                    }
+                    let me = Me { node: name, lease: Some(node.lease) };
+                    let (write, standing) = step(&node.seen, &node.wish, me, 1);
+                    match write {
+                        Some(write) if store.write(&node.seen, &write, name) => {
+                            let armed = write.shared.and_then(|shared| shared.armed);
+                            if matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit) {
+                                node.wish = Wish::Permitted;
+                            }
+                        }
+                        Some(_) => {}
+                        // What is seen is as it is, or the kernel's rule would have ended.
+                        None if node.seen == store.seen => match standing {
+                            // Who wonders looks for long enough; and who need not wonder would not.
+                            Standing::Claimed { doubted: true } if formats > 0 => {
+                                node.wish = Wish::Formatted(format(1, name));
+                            }
+                            Standing::Claimed { .. } | Standing::Permitted(_) => node.armed = true,
+                            Standing::Formatted(known) => {
+                                (node.armed, node.wish) = (false, Wish::Formatted(known));
+                            }
+                            Standing::PermitEnded => {
+                                node.armed = false;
+                                let known = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+                                node.wish = known.map_or(Wish::Claim, Wish::Formatted);
+                            }
+                            Standing::Gone => {
+                                (node.armed, node.wish) = (false, Wish::Claim);
+                            }
+                            _ => {}
+                        },
+                        None => {}
+                    }
+                }
+                Deed::Format if node.armed => {
+                    let had = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+                    formats += 1;
+                    prop_assert!(formats <= 1 + permits, "{formats} formats by {permits} permits");
+                    let generation = had.map_or(1, |had| had.generation + 1);
+                    (node.armed, node.wish) = (false, Wish::Formatted(format(generation, name)));
+                }
+                Deed::Format => {}
+                Deed::Die => {
+                    // The kernel's rule has ended before the lease does; what was formatted is on the node's disk.
+                    store.end_lease(node.lease);
+                    (node.armed, node.lease) = (false, lease());
+                    if !matches!(node.wish, Wish::Formatted(_)) {
+                        node.wish = Wish::Claim;
+                    }
+                    // A probe finds what is there.
+                    if formats > 0 && !matches!(node.wish, Wish::Formatted(_)) {
+                        node.wish = Wish::Formatted(format(1, name));
+                    }
+                }
+                Deed::Leave if matches!(node.wish, Wish::Gone { .. }) => {}
+                Deed::Leave => {
+                    let format = match &node.wish {
+                        Wish::Formatted(format) => Some(format.clone()),
+                        _ => None,
+                    };
+                    let clean = format.is_none();
+                    (node.wish, node.armed) = (Wish::Gone { clean, format }, false);
+                }
+                Deed::Permit => {
+                    if let Some(shared) = &mut store.seen.shared
+                        && shared.format.is_some()
+                        && shared.permit.is_none()
+                        && store.seen.claim.is_none()
+                    {
+                        shared.permit = Some(permit(1000));
+                        permits += 1;
+                        store.writes += 1;
+                        store.seen.revision = store.writes;
+                    }
+                }
+            }
+            let after = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+            if let Some(before) = before {
+                prop_assert!(after.is_some_and(|after| after.generation >= before.generation), "lowered");
+            }
+        }
+    }
+}
