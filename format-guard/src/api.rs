@@ -153,6 +153,9 @@ pub struct Volume {
     pub permit: Option<Permit>,
     /// What a probe found that is not what is recorded.
     pub discrepancy: Option<String>,
+    /// Goes up with each format, and with each change of what identifies it; zero: of before that was counted.
+    #[serde(default)]
+    pub generation: u64,
     /// When it was first seen, in seconds since 1970.
     pub first_seen: i64,
     /// Names of the devices that hold it now.
@@ -178,6 +181,7 @@ impl Volume {
             formatter: record.formatter.clone(),
             permit: record.permit.clone(),
             discrepancy: record.discrepancy.clone(),
+            generation: record.generation,
             first_seen: record.first_seen,
             devices: devices.iter().map(|device| device.name.clone()).collect(),
         }

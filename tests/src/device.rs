@@ -582,7 +582,20 @@ pub fn serve_target(target: u32, iqn: &str, backing: &Path) -> Result<()> {
 /// When none appears.
 pub fn log_in(iqn: &str) -> Result<PathBuf> {
     must("iscsiadm -m discovery -t st -p 127.0.0.1")?;
-    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --login"))?;
+    log_in_by_record(iqn)
+}
+
+/// Logs in to a target at this portal, without asking it what else it serves; the node of its LUN 1.
+///
+/// # Errors
+/// When none appears.
+pub fn log_in_at(iqn: &str, portal: &str) -> Result<PathBuf> {
+    must(&format!("iscsiadm -m node -T {iqn} -p {portal} --op new"))?;
+    log_in_by_record(iqn)
+}
+
+fn log_in_by_record(iqn: &str) -> Result<PathBuf> {
+    must(&format!("iscsiadm -m node -T {iqn} --login"))?;
     wait_for("the disk of the iSCSI session", || Ok(disks_of(iqn)?.into_iter().next()))
 }
 
@@ -622,24 +635,36 @@ fn disk_of(session: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-fn log_out(iqn: &str) -> Result<()> {
-    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --logout"))?;
-    must(&format!("iscsiadm -m node -T {iqn} -p 127.0.0.1 --op delete")).map(drop)
+/// Logs out of a target, and forgets it.
+///
+/// # Errors
+/// When its session stays.
+pub fn log_out(iqn: &str) -> Result<()> {
+    must(&format!("iscsiadm -m node -T {iqn} --logout"))?;
+    must(&format!("iscsiadm -m node -T {iqn} --op delete")).map(drop)
 }
 
 /// Starts tgtd and iscsid, once a boot.
 fn start_daemons() -> Result<()> {
-    for name in ["iscsi_tcp", "sd_mod"] {
-        module(name)?;
-    }
     if run("tgtadm --lld iscsi --op show --mode target")?.status != 0 {
         crate::tool::command("tgtd").spawn().context("cannot start tgtd")?.wait()?;
     }
     wait_for("tgtd", || Ok((run("tgtadm --lld iscsi --op show --mode target")?.status == 0).then_some(())))?;
+    start_initiator("iqn.1993-08.org.debian:01:fg")
+}
+
+/// Starts iscsid, once a boot, under this name.
+///
+/// # Errors
+/// When it does not answer.
+pub fn start_initiator(name: &str) -> Result<()> {
+    for name in ["iscsi_tcp", "sd_mod"] {
+        module(name)?;
+    }
     if run("pidof iscsid")?.status != 0 {
         fs::create_dir_all("/run/lock/iscsi")?;
         fs::create_dir_all("/etc/iscsi")?;
-        fs::write("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.1993-08.org.debian:01:fg\n")?;
+        fs::write("/etc/iscsi/initiatorname.iscsi", format!("InitiatorName={name}\n"))?;
         crate::tool::command("iscsid").spawn().context("cannot start iscsid")?.wait()?;
     }
     wait_for("iscsid", || Ok((run("iscsiadm -m session")?.status != 20).then_some(())))

@@ -174,6 +174,15 @@ impl Guard {
         Ok(Self { root, run, agent: None, audit, variables: Vec::new(), since: 0 })
     }
 
+    /// Adds lines to the configuration of agents that are started from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn add_to_configuration(&self, lines: &str) -> Result<()> {
+        let mut file = fs::OpenOptions::new().append(true).open(self.config())?;
+        Ok(file.write_all(lines.as_bytes())?)
+    }
+
     /// Starts the agent.
     ///
     /// # Errors

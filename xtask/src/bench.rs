@@ -62,6 +62,7 @@ fn hook(kernel: &String) -> Result<ExitCode> {
             timeout: Duration::from_mins(20),
             cpu: Cpu::Counting,
             parameters: String::new(),
+            network: false,
         };
         let status = guest.run(&mut std::io::stdout())?;
         if status != 0 {
@@ -109,6 +110,7 @@ fn attach(kernel: Option<&String>, records: u32, volumes: u32) -> Result<ExitCod
         timeout: Duration::from_hours(1),
         cpu: Cpu::Counting,
         parameters: String::new(),
+        network: false,
     };
     Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

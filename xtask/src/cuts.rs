@@ -99,6 +99,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
             timeout: TIMEOUT,
             cpu: Cpu::Timed,
             parameters: String::new(),
+            network: false,
         };
         // Every other one, more or less, is cut while its agent starts and what was there before is looked at.
         let (since, spared) = (rng.usize(..2), LIFE.mul_f64(rng.f64()));

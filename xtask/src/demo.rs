@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         timeout: Duration::from_mins(15),
         cpu: Cpu::Timed,
         parameters: String::new(),
+        network: false,
     };
     Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
 }

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cgroup;
 mod chart;
+mod cluster;
 mod command;
 mod cuts;
 mod demo;

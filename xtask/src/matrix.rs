@@ -134,6 +134,7 @@ fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -
             timeout: TIMEOUT,
             cpu: Cpu::Timed,
             parameters: String::new(),
+            network: false,
         };
         let mut output = Vec::new();
         let status = guest.run(&mut output)?;

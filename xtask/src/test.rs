@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build::{executable, executable_with},
-    cgroup, chart,
+    cgroup, chart, cluster,
     command::{command, output, workspace},
     dist, fuzz,
     guest::{Cpu, Disk, EMULATOR_FAILED, GUESTS, Guest, against, sparse_image},
@@ -119,6 +119,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let released = if of_released { released(&guard)? } else { Vec::new() };
     let boots = boots(&kernels, filter, everywhere, &arguments.tier, &released)?;
     outcomes.extend(in_guests(boots, &guard)?);
+    if filter.is_none_or(|filter| "cluster".contains(filter)) {
+        outcomes.push(of_two_nodes(&guard)?);
+    }
     if arguments.filter.is_none() {
         outcomes.extend(tables(&arguments.kernel, &guard)?);
     }
@@ -181,6 +184,15 @@ fn in_a_control_group(guard: &Path) -> Result<Outcome> {
     let (success, text) = cgroup::hold(guard)?;
     println!("== cgroup\n{}", text.trim_end());
     outcome("cgroup", &text, success, start)
+}
+
+/// Two guests that share volumes, on one kernel.
+fn of_two_nodes(guard: &Path) -> Result<Outcome> {
+    println!("test: two nodes that share volumes");
+    let start = Instant::now();
+    let (held, text) = cluster::hold(&Kernel::get(WHOLE)?, guard)?;
+    println!("== two nodes\n{}", text.trim_end());
+    outcome("two nodes", &text, held, start)
 }
 
 /// Days since 1970: what is held by the day goes by it.
@@ -467,6 +479,7 @@ fn one(boot: &Boot, guard: &Path, log: &Path) -> Result<Outcome> {
         timeout: TIMEOUT,
         cpu: Cpu::Timed,
         parameters: parameters.to_owned(),
+        network: false,
     };
     let mut status = guest.run(&mut File::create(log)?)?;
     // What a boot finds on its disks must be what the one before left.

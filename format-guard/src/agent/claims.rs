@@ -27,8 +27,8 @@ use crate::{
     record::{
         Permit,
         shared::{
-            ClaimChange, Format, Me, Seen, Shared, Standing, Wish, Write, step,
-            store::{Connect, Granted, Session, SharedError},
+            ClaimChange, Format, Me, Shared, Standing, Wish, Write,
+            store::{Connect, Granted, Session, SharedError, TRIES, carry_on},
         },
     },
     volume::VolumeId,
@@ -36,8 +36,6 @@ use crate::{
 
 /// Volumes that are looked at by one question.
 const AT_ONCE: usize = 32;
-/// Transactions of one volume in a row: another node was faster each time.
-const TRIES: u32 = 8;
 /// When a connection that failed is made again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// When a volume is looked at again that others were faster at, or whose value is not understood.
@@ -450,7 +448,9 @@ impl<C: Connect> Claimant<C> {
             let lease = self.lease;
             jobs.spawn(async move {
                 let (wish, standing) = match seen {
-                    Ok(seen) => carry_on(&*session, &id, wish, seen, wishes.node(), lease).await?,
+                    Ok(seen) => {
+                        carry_on(&*session, &id, wish, seen, Me { node: wishes.node(), lease }, now()).await?
+                    }
                     Err(error) => (wish, Some(Standing::Unreadable(error.to_string()))),
                 };
                 Ok((id, wish, standing))
@@ -512,7 +512,15 @@ impl<C: Connect> Claimant<C> {
                 let wish = Wish::Gone { clean: true, format: Some(format.clone()) };
                 match seen {
                     Ok(seen) => {
-                        carry_on(&**session, id, wish, seen, self.wishes.node(), None).await?;
+                        carry_on(
+                            &**session,
+                            id,
+                            wish,
+                            seen,
+                            Me { node: self.wishes.node(), lease: None },
+                            now(),
+                        )
+                        .await?;
                     }
                     Err(error) => warn!(volume = %id, "{error}"),
                 }
@@ -590,36 +598,6 @@ async fn watched<S: Session>(
     changed: mpsc::Sender<VolumeId>,
 ) -> End {
     End::Store(session.watch(wanted, changed).await)
-}
-
-/// Writes what follows from what was seen until nothing more does: the wish as it is then, and where the node stands; nothing of
-/// that where others were faster each time.
-async fn carry_on<S: Session>(
-    session: &S,
-    id: &VolumeId,
-    mut wish: Wish,
-    mut seen: Seen,
-    node: &str,
-    lease: Option<u64>,
-) -> Result<(Wish, Option<Standing>), SharedError> {
-    for _ in 0..TRIES {
-        let (write, standing) = step(&seen, &wish, Me { node, lease }, now());
-        let Some(write) = write else { return Ok((wish, Some(standing))) };
-        if session.write(id, &seen, &write, node).await? && claims_permit(&write) {
-            wish = Wish::Permitted;
-        }
-        match session.look(std::slice::from_ref(id)).await?.pop() {
-            Some(Ok(newer)) => seen = newer,
-            Some(Err(error)) => return Ok((wish, Some(Standing::Unreadable(error.to_string())))),
-            None => break,
-        }
-    }
-    Ok((wish, None))
-}
-
-fn claims_permit(write: &Write) -> bool {
-    let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
-    matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit)
 }
 
 /// Changes the shared record by an operator's word, unless that says why not.

@@ -230,7 +230,11 @@ fn share(
 }
 
 /// This node's name among others: the pod's specification has it, by the downward API.
-fn node_name() -> String {
+#[cfg_attr(
+    not(any(feature = "etcd", feature = "kubernetes")),
+    expect(dead_code, reason = "no other node is told of anything")
+)]
+pub(crate) fn node_name() -> String {
     env::var("NODE_NAME")
         .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }

@@ -15,6 +15,8 @@ mod protect;
 mod report;
 mod run;
 mod status;
+#[cfg(feature = "etcd")]
+mod store;
 mod volume;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -74,6 +76,10 @@ enum Command {
     /// Show the configuration, or check a file
     #[command(subcommand, after_help = "Example: format-guard config show")]
     Config(config::Command),
+    /// What nodes share: export it, import it, tell it what this node knows
+    #[cfg(feature = "etcd")]
+    #[command(subcommand, after_help = "Example: format-guard store export > volumes.jsonl")]
+    Store(store::Command),
     /// Show what happened
     #[command(
         after_help = "Examples:\n  format-guard events --since 2h\n  format-guard events /dev/sdb --follow --json"
@@ -166,6 +172,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Mode(arguments) => mode::run(socket, &arguments),
         Command::Protect(arguments) => protect::run(socket, &arguments),
         Command::Config(command) => config::run(command),
+        #[cfg(feature = "etcd")]
+        Command::Store(command) => store::run(socket, command),
         Command::Events(arguments) => events::run(socket, &arguments),
         Command::Report(arguments) => report::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),

@@ -239,6 +239,7 @@ mod tests {
             formatter: None,
             permit: None,
             discrepancy: Some("it reads blank".into()),
+            generation: 1,
             first_seen: 0,
             devices: vec!["sda".into(), "sdb".into(), "dm-13".into()],
         };

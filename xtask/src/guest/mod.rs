@@ -72,6 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             timeout: Duration::from_secs(arguments.timeout),
             cpu: Cpu::Timed,
             parameters: arguments.parameters.clone(),
+            network: false,
         };
         let status = guest.run(&mut io::stdout())?;
         if status != 0 {
@@ -179,6 +180,8 @@ pub(crate) struct Guest {
     pub(crate) cpu: Cpu,
     /// Boot parameters besides those that every guest has.
     pub(crate) parameters: String,
+    /// It reaches this host at 10.0.2.2.
+    pub(crate) network: bool,
 }
 
 /// How a guest counts time.
@@ -333,6 +336,9 @@ impl Guest {
                 path.display()
             ));
             qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+        }
+        if self.network {
+            qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
         }
         if self.cpu == Cpu::Counting {
             qemu.args(["-icount", "shift=0"]);

@@ -1,3 +1,6 @@
+#[cfg(feature = "etcd")]
+mod cluster;
+
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,

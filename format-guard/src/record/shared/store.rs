@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Seen, ValueError, Write};
-use crate::volume::VolumeId;
+use super::{ClaimChange, Me, Seen, Standing, ValueError, Wish, Write, step};
+use crate::{record::Seconds, volume::VolumeId};
 
 /// Why the store that nodes share failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,4 +84,37 @@ pub trait Connect: Send + 'static {
 
     /// The next one: to another member, if there is one and the last one failed.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Session, SharedError>> + Send;
+}
+
+/// Transactions of one volume in a row: another node was faster each time.
+pub const TRIES: u32 = 8;
+
+/// Writes what follows from what was seen until nothing more does: the wish as it is then, and where the node stands; nothing of
+/// that where others were faster each time.
+pub async fn carry_on<S: Session>(
+    session: &S,
+    id: &VolumeId,
+    mut wish: Wish,
+    mut seen: Seen,
+    me: Me<'_>,
+    now: Seconds,
+) -> Result<(Wish, Option<Standing>), SharedError> {
+    for _ in 0..TRIES {
+        let (write, standing) = step(&seen, &wish, me, now);
+        let Some(write) = write else { return Ok((wish, Some(standing))) };
+        if session.write(id, &seen, &write, me.node).await? && claims_permit(&write) {
+            wish = Wish::Permitted;
+        }
+        match session.look(std::slice::from_ref(id)).await?.pop() {
+            Some(Ok(newer)) => seen = newer,
+            Some(Err(error)) => return Ok((wish, Some(Standing::Unreadable(error.to_string())))),
+            None => break,
+        }
+    }
+    Ok((wish, None))
+}
+
+fn claims_permit(write: &Write) -> bool {
+    let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
+    matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit)
 }

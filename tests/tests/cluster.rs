@@ -1,0 +1,195 @@
+//! One of two nodes that share iSCSI volumes and the record of them: `cargo xtask test cluster` boots both. What they agree on
+//! besides goes through the same etcd.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    device::{log_in_at, log_out, start_initiator},
+    guard::Guard,
+    tool::{command, module, must, run_command},
+    wait_for,
+};
+
+/// The agent's state directory.
+const STATE: &str = "/run/fg-shared";
+
+fn variable(name: &str) -> Result<String> {
+    env::var(format!("FORMAT_GUARD_{name}")).with_context(|| format!("FORMAT_GUARD_{name} is not set"))
+}
+
+/// The rest of the world, by which nodes wait for one another.
+struct World {
+    node: String,
+    endpoints: String,
+}
+
+impl World {
+    fn etcdctl(&self, words: &[&str]) -> Result<String> {
+        let mut etcdctl = command("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", &self.endpoints).args(words);
+        let ran = run_command(etcdctl, "etcdctl", "")?;
+        ensure!(ran.status == 0, "etcdctl {words:?}: {}", ran.text);
+        Ok(ran.text)
+    }
+
+    /// Waits until both are here; what the other one says.
+    fn meet(&self, place: &str, word: &str) -> Result<String> {
+        let other = if self.node == "a" { "b" } else { "a" };
+        self.etcdctl(&["put", &format!("/test/{place}/{}", self.node), word])?;
+        let key = format!("/test/{place}/{other}");
+        wait_for(&format!("node {other} at {place}"), || {
+            let said = self.etcdctl(&["get", &key, "--print-value-only"])?;
+            Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
+        })
+    }
+
+    /// Has the host do something with a volume.
+    fn ask(&self, what: &str) -> Result<String> {
+        self.etcdctl(&["del", "/test/answer"])?;
+        self.etcdctl(&["put", "/test/ask", what])?;
+        wait_for("the host", || {
+            let said = self.etcdctl(&["get", "/test/answer", "--print-value-only"])?;
+            Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
+        })
+    }
+}
+
+fn iqn(number: u32) -> String {
+    format!("iqn.2019-10.io.longhorn:pvc-shared-{number}")
+}
+
+fn id(number: u32) -> String {
+    format!("iscsi:{},lun=1", iqn(number))
+}
+
+fn state(guard: &Guard, number: u32) -> Result<(String, String)> {
+    let known = guard.json("volume list")?;
+    let volumes = known["volumes"].as_array().context("no volumes")?;
+    let volume = volumes.iter().find(|volume| volume["id"] == id(number).as_str());
+    let text = |name: &str| volume.and_then(|volume| volume[name].as_str()).unwrap_or_default().to_owned();
+    Ok((text("state"), text("cause")))
+}
+
+fn mkfs(path: &Path) -> Result<bool> {
+    let line = format!("mkfs.ext4 -F -q {}", path.display());
+    Ok(run_command(command(&line), &line, "")?.status == 0)
+}
+
+fn network() -> Result<()> {
+    for name in ["virtio_pci", "virtio_net"] {
+        module(name)?;
+    }
+    let interface = wait_for("a network interface", || {
+        let names = fs::read_dir("/sys/class/net")?.flatten().map(|entry| entry.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).find(|name| name != "lo"))
+    })?;
+    for words in [
+        "link set lo up",
+        &format!("link set {interface} up"),
+        &format!("addr add 10.0.2.15/24 dev {interface}"),
+    ] {
+        must(&format!("busybox ip {words}"))?;
+    }
+    Ok(())
+}
+
+/// A guard whose record is shared.
+fn guard(world: &World) -> Result<Guard> {
+    let mut guard = Guard::unstarted(Some(Path::new(STATE)))?;
+    let endpoints: Vec<String> = world.endpoints.split(',').map(|each| format!("'{each}'")).collect();
+    let lines =
+        format!("store.endpoints = [{}]\nstore.lease = 30\nstore.timeout = 10\n", endpoints.join(", "));
+    guard.add_to_configuration(&lines)?;
+    guard.set_variable("NODE_NAME", format!("node-{}", world.node).as_ref());
+    guard.start_agent()?;
+    wait_for("the store", || {
+        let status = guard.json("status")?;
+        Ok((status["store"]["answers"] == true).then_some(()))
+    })?;
+    Ok(guard)
+}
+
+#[test]
+#[ignore = "one of two nodes: cargo xtask test cluster"]
+fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
+    network()?;
+    let portal = variable("PORTAL")?;
+    let world = World { node: variable("NODE")?, endpoints: variable("ETCD")? };
+    start_initiator(&format!("iqn.1993-08.org.debian:01:node-{}", world.node))?;
+    let mut guarded = guard(&world)?;
+    world.meet("start", "here")?;
+    known_at_first_sight(&world, &mut guarded, &portal)?;
+    let rounds: u32 = variable("ROUNDS")?.parse()?;
+    let mut won = 0;
+    for number in 2..2 + rounds {
+        won += u32::from(fought_for(&world, &guarded, &portal, number)?);
+    }
+    println!("node {} formatted {won} of {rounds}", world.node);
+    world.meet("end", "done").map(drop)
+}
+
+/// Formatted on A and detached, it is refused on B, where every read gives zeros: also by an agent that has lost its records.
+fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Result<()> {
+    const NUMBER: u32 = 1;
+    let armed = |guard: &Guard, path: &Path| {
+        wait_for("the volume to be armed and formatted", || {
+            ensure!(state(guard, NUMBER)?.0 != "formatted", "somebody else formatted it");
+            Ok(mkfs(path)?.then_some(()))
+        })
+    };
+    if world.node == "a" {
+        let path = log_in_at(&iqn(NUMBER), portal)?;
+        armed(guard, &path)?;
+        wait_for("the format on record", || Ok((state(guard, NUMBER)?.0 == "formatted").then_some(())))?;
+        log_out(&iqn(NUMBER))?;
+        ensure!(world.ask(&format!("zero {NUMBER}"))? == "done");
+        world.meet("formatted", "it is")?;
+        world.meet("refused", "is it?")?;
+        ensure!(world.ask(&format!("sum {NUMBER}"))? == "true", "something was written to it");
+        return Ok(());
+    }
+    world.meet("formatted", "is it?")?;
+    for lost in [false, true] {
+        if lost {
+            guard.stop_agent()?;
+            fs::remove_dir_all(STATE)?;
+            guard.start_agent()?;
+        }
+        let path: PathBuf = log_in_at(&iqn(NUMBER), portal)?;
+        ensure!(!mkfs(&path)?, "formatted at first sight");
+        let (known, cause) = wait_for("the other node's word", || {
+            let (known, cause) = state(guard, NUMBER)?;
+            Ok((known == "formatted").then_some((known, cause)))
+        })?;
+        ensure!(cause.contains("node-a") || !lost, "{known}: {cause}");
+        for _ in 0..3 {
+            ensure!(!mkfs(&path)?, "formatted over another node's format");
+        }
+        log_out(&iqn(NUMBER))?;
+    }
+    world.meet("refused", "it is").map(drop)
+}
+
+/// Both have the volume and try to format it until it is; whether this one did.
+fn fought_for(world: &World, guard: &Guard, portal: &str, number: u32) -> Result<bool> {
+    let path = log_in_at(&iqn(number), portal)?;
+    world.meet(&format!("{number}/attached"), "here")?;
+    let ours = wait_for("somebody to format it", || {
+        if mkfs(&path)? {
+            return Ok(Some(true));
+        }
+        Ok((state(guard, number)?.0 == "formatted").then_some(false))
+    })?;
+    let other = world.meet(&format!("{number}/formatted"), if ours { "mine" } else { "not mine" })?;
+    ensure!(ours != (other == "mine"), "volume {number}: both say {other}");
+    // Whoever lost the race does not get it later either.
+    wait_for("both to know", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
+    ensure!(!mkfs(&path)?, "formatted once more");
+    world.meet(&format!("{number}/done"), "done")?;
+    log_out(&iqn(number))?;
+    Ok(ours)
+}

@@ -1,0 +1,225 @@
+//! Two guests that share iSCSI volumes, and an etcd of three members between them: `cargo xtask test cluster`.
+//!
+//! The volumes and the members are of this host, which the guests reach at 10.0.2.2 (qemu's user network); what the guests agree on
+//! goes through the same etcd, below a prefix of its own.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    build::executable,
+    command::{command, find, output, read},
+    guest::{Cpu, Guest, against, sparse_image},
+    kernels::Kernel,
+};
+
+/// Volumes that two nodes fight for, unless `FORMAT_GUARD_ROUNDS` names a number.
+const ROUNDS: u32 = 3;
+const SIZE: u64 = 32 << 20;
+const TIMEOUT: Duration = Duration::from_mins(20);
+/// How long a program of this host may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A process that ends with the value.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let log = File::create(log)?;
+        command.stdout(log.try_clone()?).stderr(log);
+        Ok(Self(
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?,
+        ))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the guests share.
+struct Cluster {
+    directory: tempfile::TempDir,
+    clients: Vec<u16>,
+    portal: u16,
+    /// Of tgtd's control socket: other targets of this host are not ours.
+    control: String,
+    _processes: Vec<Running>,
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !ready()? {
+        ensure!(start.elapsed() < PATIENCE, "waited {} s in vain for {what}", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+impl Cluster {
+    fn new(volumes: u32) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let taken = (0..7).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+        let ports =
+            taken.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
+        drop(taken);
+        let (peers, clients, portal) = (&ports[..3], ports[3..6].to_vec(), ports[6]);
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let members: Vec<String> = (0..3).map(|i| format!("m{i}={}", url(peers[i]))).collect();
+        let mut processes = Vec::new();
+        for i in 0..3 {
+            let etcd = command(
+                "etcd",
+                [
+                    format!("--name=m{i}"),
+                    format!("--data-dir={}", directory.path().join(format!("m{i}")).display()),
+                    format!("--listen-peer-urls={}", url(peers[i])),
+                    format!("--initial-advertise-peer-urls={}", url(peers[i])),
+                    format!("--listen-client-urls={}", url(clients[i])),
+                    format!("--advertise-client-urls={}", url(clients[i])),
+                    format!("--initial-cluster={}", members.join(",")),
+                    // Emulated guests slow the members down.
+                    "--heartbeat-interval=500".to_owned(),
+                    "--election-timeout=5000".to_owned(),
+                ],
+            );
+            processes.push(Running::start(etcd, &directory.path().join(format!("m{i}.log")))?);
+        }
+        let control = (process::id() % 30_000 + 1).to_string();
+        let tgtd = find("tgtd").context("tgtd is missing: cargo xtask setup")?;
+        let tgtd = command(
+            &tgtd.to_string_lossy(),
+            ["-f", "-C", &control, "--iscsi", &format!("portal=127.0.0.1:{portal}")],
+        );
+        processes.push(Running::start(tgtd, &directory.path().join("tgtd.log"))?);
+        let cluster = Self { directory, clients, portal, control, _processes: processes };
+        wait_for("etcd", || {
+            Ok(output(&mut cluster.etcdctl(&["endpoint", "health", "--cluster"]))?.status.success())
+        })?;
+        wait_for("tgtd", || {
+            Ok(output(&mut cluster.tgtadm(&["--op", "show", "--mode", "target"]))?.status.success())
+        })?;
+        for number in 1..=volumes {
+            sparse_image(&cluster.image(number), SIZE)?;
+            let (tid, image) = (number.to_string(), cluster.image(number).display().to_string());
+            let iqn = format!("iqn.2019-10.io.longhorn:pvc-shared-{number}");
+            read(cluster.tgtadm(&["--op", "new", "--mode", "target", "--tid", &tid, "-T", &iqn]))?;
+            read(cluster.tgtadm(&[
+                "--op",
+                "new",
+                "--mode",
+                "logicalunit",
+                "--tid",
+                &tid,
+                "--lun",
+                "1",
+                "-b",
+                &image,
+            ]))?;
+            read(cluster.tgtadm(&["--op", "bind", "--mode", "target", "--tid", &tid, "-I", "ALL"]))?;
+        }
+        Ok(cluster)
+    }
+
+    fn image(&self, number: u32) -> PathBuf {
+        self.directory.path().join(format!("volume-{number}.img"))
+    }
+
+    fn etcdctl(&self, words: &[&str]) -> Command {
+        let mut etcdctl = command("etcdctl", words);
+        etcdctl.env("ETCDCTL_API", "3").stderr(Stdio::piped());
+        etcdctl.env("ETCDCTL_ENDPOINTS", format!("http://127.0.0.1:{}", self.clients[0]));
+        etcdctl
+    }
+
+    fn tgtadm(&self, words: &[&str]) -> Command {
+        command("tgtadm", ["-C", &self.control, "--lld", "iscsi"].iter().chain(words))
+    }
+
+    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `sum N` tells whether it
+    /// holds nothing else.
+    fn serve(&self, done: impl Fn() -> bool) -> Result<()> {
+        while !done() {
+            thread::sleep(Duration::from_millis(100));
+            let asked = read(self.etcdctl(&["get", "/test/ask", "--print-value-only"]))?;
+            let Some((what, number)) = asked.trim().split_once(' ') else { continue };
+            let image = self.image(number.parse()?);
+            let answer = match what {
+                "zero" => {
+                    sparse_image(&image, 0)?;
+                    sparse_image(&image, SIZE)?;
+                    "done".to_owned()
+                }
+                "sum" => fs::read(&image)?.iter().all(|byte| *byte == 0).to_string(),
+                other => bail!("a guest asks for {other}"),
+            };
+            read(self.etcdctl(&["del", "/test/ask"]))?;
+            read(self.etcdctl(&["put", "/test/answer", &answer]))?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs both guests; whether each held, and what they printed.
+pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
+    let rounds = match std::env::var("FORMAT_GUARD_ROUNDS") {
+        Ok(rounds) => rounds.parse().context("FORMAT_GUARD_ROUNDS is no number")?,
+        Err(_) => ROUNDS,
+    };
+    // One more for what comes before them.
+    let cluster = Cluster::new(rounds + 1)?;
+    let tests = executable("format-guard-tests", "test", "cluster")?;
+    let endpoints: Vec<String> =
+        cluster.clients.iter().map(|port| format!("http://10.0.2.2:{port}")).collect();
+    let guest = |node: &str| {
+        let arguments = ["--ignored", "--nocapture"].map(OsString::from);
+        let mut command = against(guard, &tests, arguments);
+        for (name, value) in [
+            ("NODE", node.to_owned()),
+            ("PORTAL", format!("10.0.2.2:{}", cluster.portal)),
+            ("ETCD", endpoints.join(",")),
+            ("ROUNDS", rounds.to_string()),
+            ("TIER", "lsm".to_owned()),
+        ] {
+            command.insert(1, format!("FORMAT_GUARD_{name}={value}").into());
+        }
+        Guest {
+            kernel: kernel.clone(),
+            command,
+            disks: Vec::new(),
+            timeout: TIMEOUT,
+            cpu: Cpu::Timed,
+            parameters: String::new(),
+            network: true,
+        }
+    };
+    let run = |node| -> Result<(u8, String)> {
+        let mut printed = Vec::new();
+        let status = guest(node).run(&mut printed)?;
+        Ok((status, format!("node {node}\n{}", String::from_utf8_lossy(&printed))))
+    };
+    thread::scope(|scope| {
+        let guests = ["a", "b"].map(|node| scope.spawn(move || run(node)));
+        let served = cluster.serve(|| guests.iter().all(thread::ScopedJoinHandle::is_finished));
+        let (mut held, mut text) = (true, String::new());
+        for guest in guests {
+            let (status, printed) = guest.join().map_err(|_| anyhow::anyhow!("a guest's thread broke"))??;
+            held &= status == 0;
+            text.push_str(&printed);
+        }
+        served.map(|()| (held, text))
+    })
+}
