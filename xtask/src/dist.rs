@@ -32,6 +32,7 @@ const FILES: [(&str, &str); 11] = [
     ("deploy/systemd/format-guard-generator", "usr/lib/systemd/system-generators/format-guard-generator"),
     ("deploy/systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/format-guard.conf"),
     ("deploy/systemd/metrics.conf", "usr/share/doc/format-guard/metrics.conf"),
+    ("deploy/systemd/store.conf", "usr/share/doc/format-guard/store.conf"),
     ("deploy/packages/config.toml", "etc/format-guard/config.toml"),
     ("README.md", "usr/share/doc/format-guard/README.md"),
     ("CHANGELOG.md", "usr/share/doc/format-guard/CHANGELOG.md"),

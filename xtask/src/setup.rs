@@ -62,6 +62,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("open-iscsi", "tests"),
     ("etcd-server", "tests"),
     ("etcd-client", "tests"),
+    ("openssl", "tests"),
     ("runc", "tests of the image"),
     ("rpm", "tests of the packages"),
     ("binutils", "packages"),

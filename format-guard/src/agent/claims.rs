@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -196,6 +196,17 @@ impl Wishes {
     #[must_use]
     pub fn is_gone(&self, id: &VolumeId) -> bool {
         matches!(self.state().wishes.get(id), None | Some(Wish::Gone { .. }))
+    }
+
+    /// Waits until what is not wanted any more is given up, or so long.
+    pub async fn given_up(&self, patience: Duration) {
+        let given_up = async {
+            while self.state().wishes.values().any(|wish| matches!(wish, Wish::Gone { .. })) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // What is left ends with the lease.
+        let _ = timeout(patience, given_up).await;
     }
 
     /// Asks for what an operator wants; where that is not possible, whoever asked is told why.

@@ -57,11 +57,15 @@ use crate::{
     },
     volume::sysfs::Sysfs,
 };
+use claims::Wishes;
 use metrics::{Metrics, Scraped};
 use reconciler::{Input, Reconciler, World};
 
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
+
+/// How long claims may take to be given up at a stop: those that are not end with their lease.
+const GIVING_UP: Duration = Duration::from_secs(3);
 
 /// The boot parameter that keeps the guard from starting: the way out of a host that it would not let come up.
 const SWITCHED_OFF: &str = "format_guard=off";
@@ -143,7 +147,7 @@ pub async fn run(start: Start) -> Result<()> {
     };
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
-    share(&config, &mut reconciler, &senders.urgent, &mut tasks);
+    let wishes = share(&config, &mut reconciler, &senders.urgent, &mut tasks);
     let told = reconciler.told();
     let reconciler = blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
@@ -190,8 +194,8 @@ pub async fn run(start: Start) -> Result<()> {
             Some(Err(error)) => Err(anyhow::Error::new(error).context("a task of the agent broke; enforcement stays")),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended without an error; enforcement stays"),
         },
-        _ = terminate.recv() => stop(&senders.urgent).await,
-        _ = interrupt.recv() => stop(&senders.urgent).await,
+        _ = terminate.recv() => stop(&senders.urgent, wishes).await,
+        _ = interrupt.recv() => stop(&senders.urgent, wishes).await,
     }
 }
 
@@ -218,15 +222,17 @@ fn share(
     reconciler: &mut Guarded,
     inputs: &mpsc::Sender<Input>,
     tasks: &mut JoinSet<Result<()>>,
-) {
+) -> Option<Wishes> {
     #[cfg(feature = "etcd")]
     if !config.store.endpoints.is_empty() {
         let etcd = crate::record::shared::etcd::Etcd::new(config.store.clone());
         let (lease, seconds) = (reconciler.lease(), config.store.lease);
         let (claimant, wishes) = claims::Claimant::new(etcd, node_name(), seconds, lease, inputs.clone());
-        reconciler.share(wishes, config.store.required);
+        reconciler.share(wishes.clone(), config.store.required);
         tasks.spawn(claimant.run());
+        return Some(wishes);
     }
+    None
 }
 
 /// This node's name among others: the pod's specification has it, by the downward API.
@@ -381,7 +387,7 @@ impl Ways {
 }
 
 /// Lets nobody begin what no agent would record. Enforcement stays.
-async fn stop(inputs: &mpsc::Sender<Input>) -> Result<()> {
+async fn stop(inputs: &mpsc::Sender<Input>, wishes: Option<Wishes>) -> Result<()> {
     let closed = async {
         let (done, closed) = oneshot::channel();
         inputs.send(Input::Stop(done)).await.context("the reconciler is gone")?;
@@ -389,7 +395,11 @@ async fn stop(inputs: &mpsc::Sender<Input>) -> Result<()> {
     };
     time::timeout(STOPPING, closed)
         .await
-        .context("the records could not be closed in time; enforcement stays")?
+        .context("the records could not be closed in time; enforcement stays")??;
+    if let Some(wishes) = wishes {
+        wishes.given_up(GIVING_UP).await;
+    }
+    Ok(())
 }
 
 async fn ticks(mut seconds: watch::Receiver<u64>, inputs: mpsc::Sender<Input>) -> Result<()> {

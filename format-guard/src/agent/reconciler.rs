@@ -394,8 +394,12 @@ impl<E: Enforcer> Reconciler<E> {
             if let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) {
                 self.records.insert(id, old);
                 self.take_up(&entry);
-            } else if let Err(error) = self.store.put(&new, &[]) {
-                error!("{id}: cannot be stored: {error}");
+            } else {
+                // Untouched: another node, or the next agent, need not wonder.
+                self.wish_nothing_more(&new, true);
+                if let Err(error) = self.store.put(&new, &[]) {
+                    error!("{id}: cannot be stored: {error}");
+                }
             }
         }
     }

@@ -398,19 +398,4 @@ impl Watches {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_readable_and_one_volumes_own() {
-        for (id, key) in [
-            ("iscsi:iqn.2020-01.org:t,lun=1", "iscsi:iqn.2020-01.org:t,lun=1"),
-            ("rbd:pool/image", "rbd:pool%2Fimage"),
-            ("scsi:t10.ATA disk 100%", "scsi:t10.ATA%20disk%20100%25"),
-        ] {
-            assert_eq!(in_key(&id.into()), key);
-            assert_eq!(of_key(key), Some(id.into()));
-        }
-        assert_eq!([of_key("%"), of_key("%2"), of_key("%zz"), of_key("%FF")], [None, None, None, None]);
-    }
-}
+mod tests;

@@ -7,7 +7,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use format_guard_common::{Caller, Holder, NoContent, Operation, Request, Verdict, decide, program::Class};
+use format_guard_common::{
+    Caller, Holder, NoContent, Operation, Reason, Request, Verdict, decide, program::Class,
+};
 
 use super::*;
 use crate::{agent::claims::Claimant, config, record::shared::etcd::Etcd};
@@ -289,6 +291,24 @@ fn holds_of(by: &str, number: usize) -> Finding {
     }
 }
 
+/// What everybody knows, for whoever looks for the reason.
+fn tell_all(nodes: &[Node], endpoints: &[String]) {
+    for node in nodes {
+        let record = node.record();
+        println!(
+            "{}: {record:?}\n  {:?}\n  {:?}",
+            node.name,
+            node.enforcer.lease.get(),
+            node.reconciler.store_status()
+        );
+    }
+    let told = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["get", "", "--prefix", &format!("--endpoints={}", endpoints.join(","))])
+        .output();
+    println!("{}", String::from_utf8_lossy(&told.expect("etcdctl, of the package etcd-client").stdout));
+}
+
 /// One volume from its first sight until every node knows what it holds.
 fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) {
     let directory = tempfile::tempdir().expect("directory");
@@ -319,7 +339,7 @@ fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) {
                     frozen = Some(member);
                 }
                 2 | 3 => {
-                    nodes[node].stopped = Some(Instant::now() + Duration::from_millis(random.u64(1..9000)))
+                    nodes[node].stopped = Some(Instant::now() + Duration::from_millis(random.u64(1..9000)));
                 }
                 4 => nodes[node].restart(&endpoints, true, runtime),
                 5 if !nodes[node].writing => nodes[node].restart(&endpoints, false, runtime),
@@ -338,23 +358,64 @@ fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) {
                 members[member].bring_back();
             }
         }
-        for i in 0..NODES {
-            nodes[i].work(&disk, random.bool(), runtime);
+        for node in &mut nodes {
+            node.work(&disk, random.bool(), runtime);
             if random.u32(0..10) == 0 {
-                nodes[i].format(&mut disk, runtime);
+                node.format(&mut disk, runtime);
             }
         }
         let all_know = nodes.iter().all(|node| node.record().state == State::Formatted && !node.writing);
         if !faulty && !disk.formats.is_empty() && all_know {
             return;
         }
-        assert!(
-            start.elapsed() < PATIENCE,
-            "not every node knows: {:?}",
-            nodes.iter().map(|node| (node.record().state, &node.record().cause)).collect::<Vec<_>>()
-        );
+        if start.elapsed() > PATIENCE {
+            tell_all(&nodes, &endpoints);
+            panic!("not every node knows");
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A node's agent stops while its volume is armed; its kernel goes on.
+#[test]
+fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
+    let runtime = runtime();
+    let directory = tempfile::tempdir().expect("directory");
+    let members = members(directory.path());
+    let endpoints: Vec<String> = members.iter().map(|member| member.endpoint.clone()).collect();
+    let mut disk = Disk::default();
+    let [mut first, mut second] =
+        ["first", "second"].map(|name| Node::new(name.to_owned(), &endpoints, &runtime));
+    until("the first one to be armed", || {
+        first.work(&disk, false, &runtime);
+        first.asks(Operation::Open) == Verdict::Begin
+    });
+    // It begins, and does not write for a while.
+    first.format(&mut disk, &runtime);
+    assert!(first.writing);
+    first.stopped = Some(Instant::now() + PATIENCE);
+    first.claimant.abort();
+    until("the second one to format it", || {
+        second.work(&disk, false, &runtime);
+        second.format(&mut disk, &runtime);
+        !disk.formats.is_empty()
+    });
+    assert_eq!(disk.formats, [("second".to_owned(), 0)]);
+    assert_eq!(first.asks(Operation::Write), Verdict::Deny(Reason::Claim), "of the one who began");
+    first.enforcer.holders.borrow_mut().clear();
+    assert_eq!(first.asks(Operation::Open), Verdict::Deny(Reason::Claim), "of another one");
+}
+
+fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime")
 }
 
 #[test]
