@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     build::{executable, released},
     cgroup,
-    command::{command, read, workspace},
+    command::{command, read, show, workspace},
     guest::{Cpu, Guest, against},
     kernels::{Kernel, chosen},
     setup,
@@ -30,6 +30,8 @@ pub(crate) enum Bench {
         #[arg(long, conflicts_with = "kernel")]
         here: bool,
     },
+    /// What sharing through etcd costs, on this host: claims, transitions, a thousand nodes
+    Store,
     /// What the guard costs per system call, in guest instructions
     Hook {
         /// Kernel of the guest: 6.1, 6.12, 6.18, 7 or all
@@ -46,6 +48,7 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
             attach((!here).then_some(kernel), *records, *volumes)
         }
         Bench::Hook { kernel } => hook(kernel),
+        Bench::Store => store(),
     }
 }
 
@@ -70,6 +73,12 @@ fn hook(kernel: &String) -> Result<ExitCode> {
         }
     }
     Ok(result)
+}
+
+fn store() -> Result<ExitCode> {
+    println!("bench: building");
+    let bench = released("format-guard-tests", "bench-store")?;
+    show(command(&bench.to_string_lossy(), [""; 0])).map(|()| ExitCode::SUCCESS)
 }
 
 /// In a guest with this kernel, or here.

@@ -359,8 +359,10 @@ impl<C: Connect> Claimant<C> {
             volume.due = true;
         }
         let mut known = Some(None);
+        let mut unwatched = true;
         loop {
-            if self.take_up_wishes() {
+            unwatched |= self.take_up_wishes();
+            if std::mem::take(&mut unwatched) {
                 let ids = self.volumes.iter().filter(|(_, volume)| !matches!(volume.wish, Wish::Gone { .. }));
                 wanted.send_replace(ids.map(|(id, _)| id.clone()).collect());
             }
@@ -488,7 +490,8 @@ impl<C: Connect> Claimant<C> {
             }
             return Ok(());
         }
-        if matches!(standing, Standing::Unreadable(_)) {
+        // A word of the store may be lost.
+        if matches!(standing, Standing::Unreadable(_) | Standing::Waiting { .. }) {
             self.look_later(id.clone());
         }
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
@@ -633,7 +636,7 @@ async fn change<S: Session>(
             return Ok(Ok(()));
         }
         let write = Write { shared, claim: ClaimChange::Keep };
-        if session.write(id, &seen, &write, node).await? {
+        if session.write(id, &seen, &write, node).await?.is_some() {
             return Ok(Ok(()));
         }
     }

@@ -196,6 +196,19 @@ pub struct Seen {
     pub claim: Option<Claim>,
 }
 
+impl Seen {
+    /// What the store has after a write of this node, of this revision.
+    #[must_use]
+    pub fn after(self, write: Write, revision: i64, node: &str) -> Self {
+        let claim = match write.claim {
+            ClaimChange::Keep => self.claim,
+            ClaimChange::Drop => None,
+            ClaimChange::Take(lease) => Some(Claim { lease, node: node.to_owned(), revision }),
+        };
+        Self { revision: if write.shared.is_some() { revision } else { 0 }, shared: write.shared, claim }
+    }
+}
+
 /// What becomes of the claim by a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimChange {

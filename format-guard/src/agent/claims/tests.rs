@@ -78,12 +78,12 @@ impl Session for Connected {
         seen: &Seen,
         write: &Write,
         node: &str,
-    ) -> Result<bool, SharedError> {
+    ) -> Result<Option<i64>, SharedError> {
         self.0.is_here()?;
         let mut volumes = self.0.volumes.lock().expect("no panic");
         let known = volumes.entry(id.clone()).or_default();
         if known != seen {
-            return Ok(false);
+            return Ok(None);
         }
         let revision = 1 + self.0.revision.fetch_add(1, Ordering::SeqCst);
         known.shared.clone_from(&write.shared);
@@ -97,7 +97,7 @@ impl Session for Connected {
             ClaimChange::Take(_) => return Err(SharedError::LeaseEnded),
         }
         self.0.changed.notify_waiters();
-        Ok(true)
+        Ok(Some(revision))
     }
 
     async fn watch(

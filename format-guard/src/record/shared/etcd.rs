@@ -14,7 +14,7 @@ use std::{
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetResponse, Identity, LeaseGrantOptions,
-    PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -290,7 +290,7 @@ impl Session for Member {
         seen: &Seen,
         write: &Write,
         node: &str,
-    ) -> Result<bool, SharedError> {
+    ) -> Result<Option<i64>, SharedError> {
         let (record, claim) = (self.key(id, "record"), self.key(id, "claim"));
         let claimed = seen.claim.as_ref().map_or(0, |claim| claim.revision);
         let compares = [
@@ -312,7 +312,9 @@ impl Session for Member {
             }
         }
         let transaction = Txn::new().when(compares).and_then(operations);
-        Ok(self.ask(self.client.kv_client().txn(transaction)).await?.succeeded())
+        let answer = self.ask(self.client.kv_client().txn(transaction)).await?;
+        // Keys have the revision of the transaction that wrote them (etcd's data model).
+        Ok(answer.header().filter(|_| answer.succeeded()).map(ResponseHeader::revision))
     }
 
     async fn watch(

@@ -61,14 +61,14 @@ pub trait Session: Send + Sync + Sized + 'static {
         &self,
         ids: &[VolumeId],
     ) -> impl Future<Output = Result<Vec<Result<Seen, ValueError>>, SharedError>> + Send;
-    /// One transaction; false where the record or the claim is not as it was seen any more.
+    /// One transaction: the store's revision of it; none where the record or the claim is not as it was seen any more.
     fn write(
         &self,
         id: &VolumeId,
         seen: &Seen,
         write: &Write,
         node: &str,
-    ) -> impl Future<Output = Result<bool, SharedError>> + Send;
+    ) -> impl Future<Output = Result<Option<i64>, SharedError>> + Send;
     /// Tells of every change of these volumes, and of each once more when it is first watched. Ends with an error alone.
     fn watch(
         self: Arc<Self>,
@@ -102,8 +102,13 @@ pub async fn carry_on<S: Session>(
     for _ in 0..TRIES {
         let (write, standing) = step(&seen, &wish, me, now);
         let Some(write) = write else { return Ok((wish, Some(standing))) };
-        if session.write(id, &seen, &write, me.node).await? && claims_permit(&write) {
-            wish = Wish::Permitted;
+        if let Some(revision) = session.write(id, &seen, &write, me.node).await? {
+            if claims_permit(&write) {
+                wish = Wish::Permitted;
+            }
+            // What was written is what is there.
+            seen = seen.after(write, revision, me.node);
+            continue;
         }
         match session.look(std::slice::from_ref(id)).await?.pop() {
             Some(Ok(newer)) => seen = newer,

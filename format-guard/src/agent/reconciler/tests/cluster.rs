@@ -126,6 +126,8 @@ struct Node {
     stopped: Option<Instant>,
     /// A formatter that was let through and has not written yet.
     writing: bool,
+    /// A formatter that has ended, and that the agent was not told of: whether it wrote everything.
+    ended: Option<bool>,
     number: u32,
 }
 
@@ -137,7 +139,18 @@ impl Node {
         let enforcer = RecordingEnforcer::default();
         let (reconciler, inputs, claimant) =
             Self::agent(&name, endpoints, sysfs.path(), &enforcer, BTreeMap::new());
-        Self { name, sysfs, enforcer, reconciler, inputs, claimant, stopped: None, writing: false, number: 1 }
+        Self {
+            name,
+            sysfs,
+            enforcer,
+            reconciler,
+            inputs,
+            claimant,
+            stopped: None,
+            writing: false,
+            ended: None,
+            number: 1,
+        }
     }
 
     fn agent(
@@ -209,6 +222,7 @@ impl Node {
             return;
         }
         self.stopped = None;
+        self.tell_of_end();
         while let Ok(input) = self.inputs.try_recv() {
             self.reconciler.handle(input).expect("handled");
         }
@@ -251,9 +265,9 @@ impl Node {
     /// A formatter tries to begin, or goes on.
     fn format(&mut self, disk: &mut Disk, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
-        let process = Process { started: u64::from(self.number), tgid: self.number, zero: 0 };
+        let process = self.process();
         if !self.writing {
-            if self.asks(Operation::Open) != Verdict::Begin {
+            if self.ended.is_some() || self.asks(Operation::Open) != Verdict::Begin {
                 return;
             }
             let entry =
@@ -268,13 +282,21 @@ impl Node {
             let (formats, permits) = (disk.formats.len(), disk.permits);
             assert!(formats <= 1 + permits, "two formats of one volume: {:?}", disk.formats);
         }
-        self.writing = false;
+        (self.writing, self.ended) = (false, Some(done));
+    }
+
+    fn process(&self) -> Process {
+        Process { started: u64::from(self.number), tgid: self.number, zero: 0 }
+    }
+
+    /// The agent is told that the formatter has ended.
+    fn tell_of_end(&mut self) {
+        let Some(done) = self.ended.take() else { return };
+        let process = self.process();
         self.number += 1;
-        if self.stopped.is_none() {
-            self.reconciler.take_up_on(DEV);
-            self.reconciler.ends.insert(process, u32::from(!done) << 8);
-            self.reconciler.ended(process, true);
-        }
+        self.reconciler.take_up_on(DEV);
+        self.reconciler.ends.insert(process, u32::from(!done) << 8);
+        self.reconciler.ended(process, true);
     }
 }
 

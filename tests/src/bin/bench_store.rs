@@ -1,0 +1,322 @@
+//! What sharing costs: claims beside bare etcd transactions, transitions beside bare `SQLite` commits, and a thousand nodes at one
+//! etcd. `cargo xtask bench store` runs it; each figure is a ratio, or what one run saw.
+
+use std::{
+    collections::VecDeque,
+    env, fs,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+use format_guard::{
+    agent::{
+        claims::{Claimant, Known, Told, Wishes},
+        reconciler::Input,
+    },
+    config,
+    record::{
+        Claim, Record,
+        shared::{
+            Format, Me, Shared, Standing, Wish,
+            etcd::{Etcd, Member},
+            store::{Connect, Session, carry_on},
+        },
+        sqlite::SqliteStore,
+        store::Store,
+        transition::{self, Event},
+    },
+    volume::{VolumeId, identity::Strength, probe::Finding},
+};
+use rusqlite::Connection;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+
+/// Claims, and transactions, of each turn and at the same time.
+const TURN: u32 = 500;
+const TOGETHER: usize = 32;
+const TURNS: u32 = 6;
+/// How long one thing may take.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// An etcd of its own.
+struct Server {
+    process: Child,
+    endpoint: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Server {
+    fn start() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let free = || -> Result<u16> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()) };
+        let (client, peer) =
+            (format!("http://127.0.0.1:{}", free()?), format!("http://127.0.0.1:{}", free()?));
+        let process = Command::new("etcd")
+            .arg(format!("--data-dir={}", directory.path().join("data").display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=default={peer}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start etcd: cargo xtask setup")?;
+        Ok(Self { process, endpoint: client, _directory: directory })
+    }
+
+    fn settings(&self) -> config::Store {
+        config::Store { endpoints: vec![self.endpoint.clone()], timeout: 60, ..config::Store::default() }
+    }
+
+    async fn member(&self) -> Result<Member> {
+        let start = Instant::now();
+        loop {
+            let reached = async {
+                let member = Etcd::new(self.settings()).connect().await?;
+                member.look(&["none".into()]).await?;
+                anyhow::Ok(member)
+            };
+            match reached.await {
+                Ok(member) => return Ok(member),
+                Err(error) if start.elapsed() > Duration::from_secs(30) => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+/// Resident memory of a process, in MiB.
+fn memory(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024)
+}
+
+fn main() -> Result<()> {
+    let number = |name: &str, default: usize| -> Result<usize> {
+        env::var(name)
+            .map_or(Ok(default), |text| text.parse().with_context(|| format!("{name} is no number")))
+    };
+    let (nodes, volumes) = (number("FORMAT_GUARD_NODES", 1000)?, number("FORMAT_GUARD_VOLUMES", 100)?);
+    transitions()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        Box::pin(claims()).await?;
+        Box::pin(many_nodes(nodes, volumes)).await
+    })
+}
+
+/// So many at a time, each with a number.
+async fn together<F: Future<Output = Result<()>> + Send + 'static>(
+    first: u32,
+    what: impl Fn(u32) -> F,
+) -> Result<Duration> {
+    let start = Instant::now();
+    let (mut jobs, mut waiting): (JoinSet<Result<()>>, VecDeque<u32>) =
+        (JoinSet::new(), (first..first + TURN).collect());
+    loop {
+        while jobs.len() < TOGETHER
+            && let Some(number) = waiting.pop_front()
+        {
+            jobs.spawn(what(number));
+        }
+        match jobs.join_next().await {
+            Some(done) => done??,
+            None => return Ok(start.elapsed()),
+        }
+    }
+}
+
+/// A claim is a look and a transaction of two keys; beside it, the transaction alone.
+async fn claims() -> Result<()> {
+    let server = Server::start()?;
+    let member = Arc::new(server.member().await?);
+    let client = Client::connect([&server.endpoint], None).await?;
+    let lease = member.grant(3600).await?.id;
+    let value = Shared::default().value();
+    let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
+    for turn in 0..TURNS {
+        let first = turn * TURN;
+        ours += together(first, |number| {
+            let member = Arc::clone(&member);
+            async move {
+                let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
+                let seen = member.look(std::slice::from_ref(&id)).await?.pop().context("no answer")??;
+                let me = Me { node: "node", lease: Some(lease) };
+                let (_, standing) = carry_on(&*member, &id, Wish::Claim, seen, me, 0).await?;
+                ensure!(standing == Some(Standing::Claimed { doubted: false }), "{standing:?}");
+                Ok(())
+            }
+        })
+        .await?;
+        bare += together(first, |number| {
+            let (client, value) = (client.clone(), value.clone());
+            async move {
+                let (one, other) = (format!("/bare/{number}/record"), format!("/bare/{number}/claim"));
+                let absent = [
+                    Compare::mod_revision(one.clone(), CompareOp::Equal, 0),
+                    Compare::mod_revision(other.clone(), CompareOp::Equal, 0),
+                ];
+                let puts = [TxnOp::put(one, value, None), TxnOp::put(other, "{\"version\":1}", None)];
+                let done = client.kv_client().txn(Txn::new().when(absent).and_then(puts)).await?;
+                ensure!(done.succeeded(), "a bare transaction found its keys");
+                Ok(())
+            }
+        })
+        .await?;
+    }
+    let of = |took: Duration| f64::from(TURN * TURNS) / took.as_secs_f64();
+    println!(
+        "claims: {:.0} a second, bare transactions {:.0}: {:.2} of them ({TOGETHER} at a time, one member)",
+        of(ours),
+        of(bare),
+        of(ours) / of(bare)
+    );
+    Ok(())
+}
+
+/// A transition is a step of the pure function and a commit; beside it, the commit of a row as large.
+fn transitions() -> Result<()> {
+    const COMMITS: u32 = 300;
+    let directory = tempfile::tempdir()?;
+    let (mut store, _) = SqliteStore::open(&directory.path().join("ours"), 0)?;
+    let raw = Connection::open(directory.path().join("bare.sqlite3"))?;
+    raw.pragma_update(None, "journal_mode", "WAL")?;
+    raw.pragma_update(None, "synchronous", "FULL")?;
+    raw.execute_batch("CREATE TABLE volumes (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT")?;
+    let attached = Event::Attached {
+        boot: "boot".to_owned(),
+        strength: Strength::Strong,
+        records_lost: false,
+        quarantine: 0,
+        claim: Claim::Unneeded,
+    };
+    let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
+    for number in 0..COMMITS {
+        let id = format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1");
+        let start = Instant::now();
+        let record = Record::new(id.clone().into(), "bench".to_owned(), false, 0);
+        let record = transition::next(&record, attached.clone(), 0).0;
+        let record = transition::next(&record, Event::Probed(Ok(Finding::Blank)), 0).0;
+        store.put(&transition::next(&record, Event::Probed(Ok(Finding::Blank)), 0).0, &[])?;
+        ours += start.elapsed();
+        let start = Instant::now();
+        raw.prepare_cached("INSERT INTO volumes VALUES (?1, ?2)")?.execute((&id, "x".repeat(300)))?;
+        bare += start.elapsed();
+    }
+    let of = |took: Duration| f64::from(COMMITS) / took.as_secs_f64();
+    println!(
+        "transitions: {:.0} a second, bare commits {:.0}: {:.2} of them",
+        of(ours),
+        of(bare),
+        of(ours) / of(bare)
+    );
+    Ok(())
+}
+
+/// A node as far as its part in the store.
+struct Node {
+    wishes: Wishes,
+    inputs: mpsc::Receiver<Input>,
+}
+
+impl Node {
+    /// Waits until this is told.
+    async fn until(&mut self, mut told: impl FnMut(&Told) -> bool) -> Result<()> {
+        let waited = async {
+            while let Some(input) = self.inputs.recv().await {
+                let Input::Told(word) = input else { continue };
+                let done = told(&word);
+                match word {
+                    // Who asked may have gone.
+                    Told::Known { reply, .. } => drop(reply.send(Known::default())),
+                    Told::Standing { number, .. } => self.wishes.acknowledge(number),
+                    _ => {}
+                }
+                if done {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("its task has ended")
+        };
+        timeout(PATIENCE, waited).await.context("waited in vain")?
+    }
+}
+
+fn id_of(node: usize, nodes: usize, number: usize) -> VolumeId {
+    // Each volume is a node's own and its neighbour's.
+    let owner = if number.is_multiple_of(2) { node } else { (node + 1) % nodes };
+    format!("iscsi:iqn.2020-01.org:pvc-{owner}-{},lun=1", number / 2).into()
+}
+
+async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
+    let server = Server::start()?;
+    server.member().await?;
+    let (etcd_before, own_before) = (memory(server.process.id())?, memory(std::process::id())?);
+    let start = Instant::now();
+    let mut all = Vec::new();
+    let mut tasks = JoinSet::new();
+    for node in 0..nodes {
+        let (sender, inputs) = mpsc::channel(1024);
+        let (claimant, wishes) =
+            Claimant::new(Etcd::new(server.settings()), format!("node-{node}"), 600, None, sender);
+        for number in 0..volumes {
+            wishes.set(&id_of(node, nodes, number), Wish::Watch, false);
+        }
+        tasks.spawn(claimant.run());
+        all.push(Node { wishes, inputs });
+    }
+    for node in &mut all {
+        let (mut standing, mut asked) = (0, false);
+        node.until(|told| {
+            standing += usize::from(matches!(told, Told::Standing { .. }));
+            // What it knows besides; it waits for the answer.
+            asked |= matches!(told, Told::Known { .. });
+            standing == volumes && asked
+        })
+        .await?;
+    }
+    println!(
+        "{nodes} nodes with {volumes} volumes each: up in {:.1} s; etcd {} MiB (before {etcd_before}), all nodes {} MiB ({own_before})",
+        start.elapsed().as_secs_f64(),
+        memory(server.process.id())?,
+        memory(std::process::id())?,
+    );
+    let mut took = Vec::new();
+    let samples = nodes.min(200);
+    for node in 0..samples {
+        let id = id_of(node, nodes, 0);
+        let format =
+            Format { generation: 1, content: None, marks: Vec::new(), node: format!("node-{node}"), at: 0 };
+        let start = Instant::now();
+        all[node].wishes.set(&id, Wish::Formatted(format), false);
+        // Its neighbour below has it, too.
+        let other = (node + nodes - 1) % nodes;
+        all[other]
+            .until(|told| matches!(told, Told::Standing { id: of, standing: Standing::Formatted(_), .. } if *of == id))
+            .await?;
+        took.push(start.elapsed());
+    }
+    took.sort_unstable();
+    let at = |part: usize| took[(took.len() - 1) * part / 100].as_secs_f64() * 1000.0;
+    println!(
+        "a record reaches the other node that has the volume in {:.0} ms (p50), {:.0} ms (p99), of {samples}",
+        at(50),
+        at(99)
+    );
+    Ok(())
+}
