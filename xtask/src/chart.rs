@@ -67,6 +67,17 @@ fn findings(write: bool) -> Result<Vec<String>> {
     {
         findings.push("events.enabled changes nothing".to_owned());
     }
+    let store = "store.endpoints={https://etcd:2379},store.secret=etcd,store.clientCertificate=true";
+    let with_store = render(&bin, &["--set", store])?;
+    let keys = [
+        "store.endpoints = [\"https://etcd:2379\"]",
+        "store.key_file = ",
+        "secretName: etcd",
+        "name: NODE_NAME",
+    ];
+    findings.extend(
+        keys.into_iter().filter(|key| !with_store.contains(key)).map(|key| format!("store renders no {key}")),
+    );
     let path = workspace().join(PLAIN);
     if write {
         fs::create_dir_all(path.parent().context("no directory")?)?;
@@ -75,7 +86,7 @@ fn findings(write: bool) -> Result<Vec<String>> {
     if fs::read_to_string(&path).unwrap_or_default() != plain {
         findings.push(format!("{PLAIN} is not what the chart renders to: cargo xtask chart --write"));
     }
-    for rendered in [&plain, &with_events] {
+    for rendered in [&plain, &with_events, &with_store] {
         findings.extend(invalid(&bin, rendered)?);
     }
     // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is all.
@@ -86,7 +97,13 @@ fn findings(write: bool) -> Result<Vec<String>> {
         findings.push("the rules or the PodMonitor are not rendered".to_owned());
     }
     // A value that nobody knows, or that the chart sets, is refused.
-    for wrong in ["image.tga=1", "config.state_dir=/elsewhere", "config.mode=strict", "metrics.port=0"] {
+    for wrong in [
+        "image.tga=1",
+        "config.state_dir=/elsewhere",
+        "config.mode=strict",
+        "metrics.port=0",
+        "store.endpoints={etcd}",
+    ] {
         if render(&bin, &["--set", wrong]).is_ok() {
             findings.push(format!("{wrong} is taken"));
         }

@@ -27,7 +27,7 @@ const CARGO_GENERATE_RPM: &str = "0.21.1";
 const CARGO_CYCLONEDX: &str = "0.5.9";
 
 /// What is installed beside programs, manual and completions: where it is in the tree, where it goes.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     ("deploy/systemd/format-guard.service", "usr/lib/systemd/system/format-guard.service"),
     ("deploy/systemd/format-guard-generator", "usr/lib/systemd/system-generators/format-guard-generator"),
     ("deploy/systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/format-guard.conf"),
