@@ -12,6 +12,7 @@ use crate::{
     api::{EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
     config::Config,
     enforce::offsets::KernelTypes,
+    record::shared::{self, Format, Me, Seen, Shared, Wish},
     volume::probe,
 };
 
@@ -98,6 +99,33 @@ pub fn content(bytes: &[u8]) {
         for mark in marks {
             let end = mark.offset + mark.bytes.len() as u64;
             assert!(!mark.bytes.is_empty() && end <= SIZE as u64, "{mark:?}");
+        }
+    }
+}
+
+/// What the store that nodes share has of a volume: whatever it is, a node knows what to do.
+pub fn shared_record(bytes: &[u8]) {
+    let Ok(shared) = Shared::read(bytes) else { return };
+    let lease = shared.armed.as_ref().map_or(1, |armed| armed.lease);
+    let format = Format { generation: 2, content: None, marks: Vec::new(), node: "b".to_owned(), at: 0 };
+    let wishes = [
+        Wish::Nothing,
+        Wish::Watch,
+        Wish::Claim,
+        Wish::Permitted,
+        Wish::Formatting,
+        Wish::Formatted(format.clone()),
+        Wish::Gone { clean: true, format: None },
+        Wish::Gone { clean: false, format: Some(format) },
+    ];
+    let known = shared.format.as_ref().map_or(0, |format| format.generation);
+    for claim in [None, Some(shared::Claim { lease, node: "a".to_owned(), revision: 1 })] {
+        let seen = Seen { shared: Some(shared.clone()), revision: 1, claim };
+        for wish in &wishes {
+            let me = Me { node: "a", lease: Some(lease) };
+            let (Some(write), _) = shared::step(&seen, wish, me, 0) else { continue };
+            let after = write.shared.as_ref().and_then(|shared| shared.format.as_ref());
+            assert!(after.map_or(0, |format| format.generation) >= known, "{wish:?} lowers {shared:?}");
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// One for each kind of input that is not trusted.
-pub(crate) const TARGETS: [&str; 7] =
-    ["configuration", "content", "kernel_record", "kernel_types", "library", "request", "uevent"];
+pub(crate) const TARGETS: [&str; 8] =
+    ["configuration", "content", "kernel_record", "kernel_types", "library", "request", "shared", "uevent"];
 
 /// Puts what tells the fuzzer where it has been into the crates of this workspace.
 const WRAPPER: &str = "fuzz/instrument.sh";

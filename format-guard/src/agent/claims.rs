@@ -27,8 +27,8 @@ use crate::{
     record::{
         Permit,
         shared::{
-            ClaimChange, Format, Me, Shared, Standing, Wish, Write,
-            store::{Connect, Granted, Session, SharedError, TRIES, carry_on},
+            ClaimChange, Format, Me, Seen, Shared, Standing, Wish, Write, step,
+            store::{Connect, Granted, Session, SharedError, Stands, TRIES, carry_on},
         },
     },
     volume::VolumeId,
@@ -222,6 +222,8 @@ struct Volume {
     wish: Wish,
     /// What was told last, and its number.
     told: Option<(Standing, u64)>,
+    /// What the store had of it last, as far as this node was told.
+    seen: Option<Seen>,
     /// It is to be looked at.
     due: bool,
 }
@@ -356,7 +358,7 @@ impl<C: Connect> Claimant<C> {
         jobs.spawn(watched(session.clone(), wanted.subscribe(), teller));
         // What was told under an earlier connection may be so no more.
         for volume in self.volumes.values_mut() {
-            volume.due = true;
+            (volume.due, volume.seen) = (true, None);
         }
         let mut known = Some(None);
         let mut unwatched = true;
@@ -398,7 +400,7 @@ impl<C: Connect> Claimant<C> {
 
     fn mark(&mut self, id: &VolumeId) {
         if let Some(volume) = self.volumes.get_mut(id) {
-            volume.due = true;
+            (volume.due, volume.seen) = (true, None);
         }
     }
 
@@ -433,7 +435,7 @@ impl<C: Connect> Claimant<C> {
                 }
                 None => {
                     others = true;
-                    self.volumes.insert(id, Volume { wish, told: None, due: true });
+                    self.volumes.insert(id, Volume { wish, told: None, seen: None, due: true });
                 }
             }
         }
@@ -452,31 +454,48 @@ impl<C: Connect> Claimant<C> {
 
     /// Looks at these, and does what is to be done about each.
     async fn advance(&mut self, session: &Arc<C::Session>, ids: Vec<VolumeId>) -> Result<(), End> {
-        let seen = session.look(&ids).await?;
+        let (node, lease) = (self.wishes.node().to_owned(), self.lease);
         let mut jobs: JoinSet<Result<_, SharedError>> = JoinSet::new();
-        for (id, seen) in ids.into_iter().zip(seen) {
+        let mut begin = |id: VolumeId, wish: Wish, seen: Seen| {
+            let (session, node) = (session.clone(), node.clone());
+            jobs.spawn(async move {
+                let me = Me { node: &node, lease };
+                Ok((id.clone(), carry_on(&*session, &id, wish, seen, me, now()).await?))
+            });
+        };
+        let (mut unseen, mut unreadable) = (Vec::new(), Vec::new());
+        for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             volume.due = false;
-            let (session, wish, wishes) = (session.clone(), volume.wish.clone(), self.wishes.clone());
-            let lease = self.lease;
-            jobs.spawn(async move {
-                let (wish, standing) = match seen {
-                    Ok(seen) => {
-                        carry_on(&*session, &id, wish, seen, Me { node: wishes.node(), lease }, now()).await?
-                    }
-                    Err(error) => (wish, Some(Standing::Unreadable(error.to_string()))),
-                };
-                Ok((id, wish, standing))
-            });
+            // What was seen before will do for a write, which is made only if it still is so.
+            let writes = |seen: &Seen| step(seen, &volume.wish, Me { node: &node, lease }, now()).0.is_some();
+            match volume.seen.take().filter(writes) {
+                Some(seen) => begin(id, volume.wish.clone(), seen),
+                None => unseen.push(id),
+            }
+        }
+        if !unseen.is_empty() {
+            let seen = session.look(&unseen).await?;
+            for (id, seen) in unseen.into_iter().zip(seen) {
+                let Some(volume) = self.volumes.get(&id) else { continue };
+                match seen {
+                    Ok(seen) => begin(id, volume.wish.clone(), seen),
+                    Err(error) => unreadable.push((id, volume.wish.clone(), error)),
+                }
+            }
+        }
+        for (id, wish, error) in unreadable {
+            let standing = Some(Standing::Unreadable(error.to_string()));
+            self.stands(id, Stands { wish, standing, seen: Seen::default() }).await?;
         }
         while let Some(done) = jobs.join_next().await {
-            let (id, wish, standing) = done.map_err(|error| End::Agent(error.into()))??;
-            self.stands(id, wish, standing).await?;
+            let (id, stands) = done.map_err(|error| End::Agent(error.into()))??;
+            self.stands(id, stands).await?;
         }
         Ok(())
     }
 
-    async fn stands(&mut self, id: VolumeId, wish: Wish, standing: Option<Standing>) -> Result<(), End> {
+    async fn stands(&mut self, id: VolumeId, Stands { wish, standing, seen }: Stands) -> Result<(), End> {
         let Some(standing) = standing else {
             self.look_later(id);
             return Ok(());
@@ -496,6 +515,7 @@ impl<C: Connect> Claimant<C> {
         }
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
         volume.wish = wish;
+        volume.seen = (!matches!(standing, Standing::Unreadable(_))).then_some(seen);
         if volume.told.as_ref().is_some_and(|(told, _)| *told == standing) {
             return Ok(());
         }

@@ -212,7 +212,7 @@ async fn add(member: &Member, formats: &[(VolumeId, Format)]) -> Result<String> 
                 continue;
             }
             let wish = Wish::Gone { clean: true, format: Some(format.clone()) };
-            match carry_on(member, id, wish, seen, me, now()).await?.1 {
+            match carry_on(member, id, wish, seen, me, now()).await?.standing {
                 Some(Standing::Gone) => told += 1,
                 _ => return Err(anyhow!("{id}: other nodes change it all the time: try again")),
             }

@@ -42,6 +42,11 @@ pub fn is_shared(id: &VolumeId) -> bool {
     }
 }
 
+/// Of bounded length, and nothing that a terminal acts upon.
+fn is_text(text: &str) -> bool {
+    text.len() <= MAX_TEXT && !text.chars().any(char::is_control)
+}
+
 /// What a volume holds, as one node has seen it and all are told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -74,14 +79,13 @@ impl Format {
 
     /// Whether an agent may have written it.
     fn is_sound(&self) -> bool {
-        let text = |text: &String| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
         let content = |content: &Content| {
-            content.types.len() <= MAX_TYPES
-                && content.types.iter().chain(&content.uuid).chain(&content.label).all(text)
+            let mut texts = content.types.iter().chain(&content.uuid).chain(&content.label);
+            content.types.len() <= MAX_TYPES && texts.all(|text| is_text(text))
         };
         let mark = |mark: &Mark| (1..=MAX_CHECK_BYTES).contains(&mark.bytes.len());
         i64::try_from(self.generation).is_ok_and(|generation| generation > 0)
-            && text(&self.node)
+            && is_text(&self.node)
             && self.content.as_ref().is_none_or(content)
             && self.marks.len() <= MAX_MARKS
             && self.marks.iter().all(mark)
@@ -156,8 +160,8 @@ impl Shared {
             return Err(ValueError::Version(version));
         }
         let shared: Self = serde_json::from_slice(bytes).map_err(of_json)?;
-        if shared.format.as_ref().is_some_and(|format| !format.is_sound()) {
-            return Err(malformed("it has no such format as an agent tells of"));
+        if !shared.is_sound() {
+            return Err(malformed("it has what no agent writes"));
         }
         Ok(shared)
     }
@@ -167,6 +171,13 @@ impl Shared {
     pub fn value(&self) -> Vec<u8> {
         // Maps with keys that are no text are what cannot be written; it has none.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Whether an agent may have written it.
+    fn is_sound(&self) -> bool {
+        self.format.as_ref().is_none_or(Format::is_sound)
+            && self.armed.as_ref().is_none_or(|armed| is_text(&armed.node))
+            && self.permit.as_ref().is_none_or(|permit| is_text(&permit.reason))
     }
 
     fn is_empty(&self) -> bool {

@@ -12,6 +12,7 @@ use std::{
     panic::resume_unwind,
     path::{Path, PathBuf},
     thread,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
@@ -130,10 +131,12 @@ impl SqliteStore {
         fs::create_dir_all(directory).map_err(unusable)?;
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
         let lock = fs::File::create(directory.join("lock")).map_err(unusable)?;
-        lock.try_lock().map_err(|_| StoreError::Unusable {
-            path: directory.to_owned(),
-            reason: "another agent uses it; stop that one first (systemctl stop format-guard)".to_owned(),
-        })?;
+        if !is_locked_in_time(&lock) {
+            return Err(StoreError::Unusable {
+                path: directory.to_owned(),
+                reason: "another agent uses it; stop that one first (systemctl stop format-guard)".to_owned(),
+            });
+        }
         let existed = path.exists();
         match Self::connect(&path) {
             Ok(connection) => Ok((Self { connection, _lock: lock }, Opened::Whole)),
@@ -176,6 +179,19 @@ impl SqliteStore {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(connection)
     }
+}
+
+/// Whether nobody else has the lock. A child of an agent that was killed has it, too, until it has become another program.
+fn is_locked_in_time(lock: &fs::File) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    while lock.try_lock().is_err() {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 /// Looks at how the file is built, beside a look at what the records say: two long ways through the same pages.

@@ -21,7 +21,7 @@ use format_guard::{
     record::{
         Claim, Record,
         shared::{
-            Format, Me, Shared, Standing, Wish,
+            Format, Me, Seen, Shared, Standing, Wish,
             etcd::{Etcd, Member},
             store::{Connect, Session, carry_on},
         },
@@ -141,7 +141,7 @@ async fn together<F: Future<Output = Result<()>> + Send + 'static>(
     }
 }
 
-/// A claim is a look and a transaction of two keys; beside it, the transaction alone.
+/// A claim of a volume that the node has looked at when it was attached; beside it, a transaction of two keys as large.
 async fn claims() -> Result<()> {
     let server = Server::start()?;
     let member = Arc::new(server.member().await?);
@@ -155,10 +155,9 @@ async fn claims() -> Result<()> {
             let member = Arc::clone(&member);
             async move {
                 let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
-                let seen = member.look(std::slice::from_ref(&id)).await?.pop().context("no answer")??;
                 let me = Me { node: "node", lease: Some(lease) };
-                let (_, standing) = carry_on(&*member, &id, Wish::Claim, seen, me, 0).await?;
-                ensure!(standing == Some(Standing::Claimed { doubted: false }), "{standing:?}");
+                let stands = carry_on(&*member, &id, Wish::Claim, Seen::default(), me, 0).await?;
+                ensure!(stands.standing == Some(Standing::Claimed { doubted: false }), "{stands:?}");
                 Ok(())
             }
         })

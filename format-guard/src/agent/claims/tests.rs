@@ -6,7 +6,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::*;
-use crate::record::shared::{Claim, Seen, ValueError};
+use crate::record::shared::{Claim, ValueError};
 
 /// A store in memory, whose leases end when the test says so.
 #[derive(Default)]

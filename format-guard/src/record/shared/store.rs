@@ -89,8 +89,19 @@ pub trait Connect: Send + 'static {
 /// Transactions of one volume in a row: another node was faster each time.
 pub const TRIES: u32 = 8;
 
-/// Writes what follows from what was seen until nothing more does: the wish as it is then, and where the node stands; nothing of
-/// that where others were faster each time.
+/// Where a volume's way has led.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stands {
+    /// What is wanted then.
+    pub wish: Wish,
+    /// Where the node stands; nothing where others were faster each time.
+    pub standing: Option<Standing>,
+    /// What the store had last.
+    pub seen: Seen,
+}
+
+/// Writes what follows from what was seen until nothing more does. What was seen may be old: a write that it leads to is made
+/// only if it still is so; where it leads to none, the caller must know that it is new.
 pub async fn carry_on<S: Session>(
     session: &S,
     id: &VolumeId,
@@ -98,10 +109,10 @@ pub async fn carry_on<S: Session>(
     mut seen: Seen,
     me: Me<'_>,
     now: Seconds,
-) -> Result<(Wish, Option<Standing>), SharedError> {
+) -> Result<Stands, SharedError> {
     for _ in 0..TRIES {
         let (write, standing) = step(&seen, &wish, me, now);
-        let Some(write) = write else { return Ok((wish, Some(standing))) };
+        let Some(write) = write else { return Ok(Stands { wish, standing: Some(standing), seen }) };
         if let Some(revision) = session.write(id, &seen, &write, me.node).await? {
             if claims_permit(&write) {
                 wish = Wish::Permitted;
@@ -112,11 +123,13 @@ pub async fn carry_on<S: Session>(
         }
         match session.look(std::slice::from_ref(id)).await?.pop() {
             Some(Ok(newer)) => seen = newer,
-            Some(Err(error)) => return Ok((wish, Some(Standing::Unreadable(error.to_string())))),
+            Some(Err(error)) => {
+                return Ok(Stands { wish, standing: Some(Standing::Unreadable(error.to_string())), seen });
+            }
             None => break,
         }
     }
-    Ok((wish, None))
+    Ok(Stands { wish, standing: None, seen })
 }
 
 fn claims_permit(write: &Write) -> bool {

@@ -193,6 +193,7 @@ fn a_value_that_no_agent_writes_is_not_understood() {
         let mark = Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![0; 17] };
         shared.format.as_mut().expect("one").marks = vec![mark];
     }));
+    assert!(refused(&|shared| shared.permit = Some(Permit { reason: "\x1b[2J".to_owned(), ..permit(1) })));
     assert!(Shared::read(b"").is_err() && Shared::read(b"{\"version\":1,\"more\":0}").is_err());
     assert!(Shared::read(&vec![b' '; MAX_VALUE + 1]).is_err());
 }
