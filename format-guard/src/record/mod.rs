@@ -202,6 +202,8 @@ pub struct Record {
     pub held: Option<&'static str>,
     /// It shares its bytes with a volume that holds a format: not armed either. Not stored.
     pub overlaid: Option<Overlay>,
+    /// Nothing was on record when it was attached. Not stored.
+    pub new: bool,
     /// Whether this node may arm it. Not stored: asked for at each attach.
     pub claim: Claim,
     /// Clean and blank probes in a row since it was attached. Not stored.
@@ -248,6 +250,7 @@ impl Record {
             boot: String::new(),
             armed: None,
             generation: 0,
+            new: false,
             claim: Claim::Unneeded,
             held: None,
             overlaid: None,

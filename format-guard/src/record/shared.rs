@@ -246,9 +246,16 @@ pub enum Wish {
     /// To have no part in it: it is exempt here.
     Nothing,
     /// To be told, and to claim a permit.
-    Watch,
+    Watch {
+        /// Nothing was on record here when it was attached: an agent of this node may have claimed and formatted it, and have lost
+        /// its records since.
+        new: bool,
+    },
     /// To format it once: it reads blank here.
-    Claim,
+    Claim {
+        /// As of [`Wish::Watch`].
+        new: bool,
+    },
     /// To use the permit, which it has claimed.
     Permitted,
     /// To go on with a format that it has let through.
@@ -264,13 +271,26 @@ pub enum Wish {
     },
 }
 
+impl Wish {
+    /// What is wanted once this was written: the permit that was claimed, or the claim that is this agent's own from now on.
+    #[must_use]
+    pub fn after(self, write: &Write) -> Self {
+        let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
+        match (write.claim, armed) {
+            (ClaimChange::Take(_), Some(armed)) if armed.by_permit => Self::Permitted,
+            (ClaimChange::Take(_), _) => Self::Claim { new: false },
+            _ => self,
+        }
+    }
+}
+
 /// What this node wants, by its record of a volume.
 #[must_use]
 pub fn wish(record: &Record, node: &str) -> Wish {
     match record.state {
-        State::Blank => Wish::Claim,
-        State::Unverified if record.wants_claim() => Wish::Claim,
-        State::Unverified => Wish::Watch,
+        State::Blank => Wish::Claim { new: record.new },
+        State::Unverified if record.wants_claim() => Wish::Claim { new: record.new },
+        State::Unverified => Wish::Watch { new: record.new },
         State::Exempt => Wish::Nothing,
         State::Formatting => Wish::Formatting,
         State::Permitted => Wish::Permitted,
@@ -363,6 +383,7 @@ impl Step<'_> {
             Wish::Gone { clean, .. } => *clean,
             _ => false,
         };
+        let new_here = matches!(wish, Wish::Watch { new: true } | Wish::Claim { new: true });
         let ended = self.by_permit && (!lasts || ours && !goes_on);
         let expired = self.new.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if ended || expired && !ours {
@@ -371,12 +392,18 @@ impl Step<'_> {
         if !lasts && (self.by_permit || self.new.format.is_some()) {
             self.disarm(true);
         }
+        if self.armed
+            && new_here
+            && let Some(armed) = &mut self.new.armed
+        {
+            armed.doubted = true;
+        }
     }
 
     fn take(&mut self, wish: &Wish) -> Standing {
         let ours = self.holds && self.armed;
         match wish {
-            Wish::Watch | Wish::Claim | Wish::Formatted(_)
+            Wish::Watch { .. } | Wish::Claim { .. } | Wish::Formatted(_)
                 if self.seen.claim.is_none() && self.new.permit.is_some() && self.me.lease.is_some() =>
             {
                 if let Wish::Formatted(own) = wish {
@@ -385,7 +412,7 @@ impl Step<'_> {
                 self.arm(true);
                 Standing::Watching
             }
-            Wish::Watch | Wish::Nothing => {
+            Wish::Watch { .. } | Wish::Nothing => {
                 self.give_up(false);
                 match &self.new.format {
                     Some(format) => Standing::Formatted(format.clone()),
@@ -399,7 +426,7 @@ impl Step<'_> {
                     Standing::PermitEnded
                 }
             },
-            Wish::Claim => self.take_claim(),
+            Wish::Claim { .. } => self.take_claim(),
             Wish::Formatting if ours => Standing::Claimed { doubted: false },
             Wish::Formatting => Standing::Watching,
             Wish::Formatted(own) => {

@@ -607,6 +607,8 @@ impl Step {
     /// What was read before is as old as another node's format may be.
     fn claimed(&mut self, lease: u32, doubted: bool, permit: Option<Permit>) {
         let before = std::mem::replace(&mut self.record.claim, Claim::Held(lease));
+        // From now on nothing happens to it that is not on record.
+        self.record.new = false;
         if let Some(permit) = permit {
             if !self.record.running && self.record.permit.as_ref() != Some(&permit) {
                 self.permitted(permit);

@@ -156,7 +156,8 @@ async fn claims() -> Result<()> {
             async move {
                 let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
                 let me = Me { node: "node", lease: Some(lease) };
-                let stands = carry_on(&*member, &id, Wish::Claim, Seen::default(), me, 0).await?;
+                let stands =
+                    carry_on(&*member, &id, Wish::Claim { new: false }, Seen::default(), me, 0).await?;
                 ensure!(stands.standing == Some(Standing::Claimed { doubted: false }), "{stands:?}");
                 Ok(())
             }
@@ -274,7 +275,7 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
         let (claimant, wishes) =
             Claimant::new(Etcd::new(server.settings()), format!("node-{node}"), 600, None, sender);
         for number in 0..volumes {
-            wishes.set(&id_of(node, nodes, number), Wish::Watch, false);
+            wishes.set(&id_of(node, nodes, number), Wish::Watch { new: false }, false);
         }
         tasks.spawn(claimant.run());
         all.push(Node { wishes, inputs });

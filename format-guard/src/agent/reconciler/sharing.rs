@@ -85,7 +85,7 @@ impl<E: Enforcer> Reconciler<E> {
         };
         let mut wish = shared::wish(record, sharing.wishes.node());
         // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
-        if matches!(wish, Wish::Watch | Wish::Nothing) && self.is_held(id) {
+        if matches!(wish, Wish::Watch { .. } | Wish::Nothing) && self.is_held(id) {
             wish = Wish::Formatting;
         }
         sharing.wishes.set(id, wish, again);
@@ -103,7 +103,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let node = sharing.wishes.node();
         let unused = matches!(record.state, State::Unverified | State::Blank | State::Permitted);
-        let clean = untouched && unused;
+        let clean = untouched && unused && !record.new;
         let format = (record.state == State::Formatted).then(|| Format::of(record, node));
         sharing.wishes.set(&record.id, Wish::Gone { clean, format }, true);
     }

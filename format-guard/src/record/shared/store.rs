@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{ClaimChange, Me, Seen, Standing, ValueError, Wish, Write, step};
+use super::{Me, Seen, Standing, ValueError, Wish, Write, step};
 use crate::{record::Seconds, volume::VolumeId};
 
 /// Why the store that nodes share failed.
@@ -114,9 +114,7 @@ pub async fn carry_on<S: Session>(
         let (write, standing) = step(&seen, &wish, me, now);
         let Some(write) = write else { return Ok(Stands { wish, standing: Some(standing), seen }) };
         if let Some(revision) = session.write(id, &seen, &write, me.node).await? {
-            if claims_permit(&write) {
-                wish = Wish::Permitted;
-            }
+            wish = wish.after(&write);
             // What was written is what is there.
             seen = seen.after(write, revision, me.node);
             continue;
@@ -130,9 +128,4 @@ pub async fn carry_on<S: Session>(
         }
     }
     Ok(Stands { wish, standing: None, seen })
-}
-
-fn claims_permit(write: &Write) -> bool {
-    let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
-    matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit)
 }

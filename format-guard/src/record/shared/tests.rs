@@ -90,34 +90,39 @@ fn ids_that_are_the_same_everywhere_are_shared_and_no_others() {
 #[test]
 fn a_blank_volume_is_claimed_by_one_node() {
     let mut store = Store::default();
-    assert_eq!(store.settle(&Wish::Claim, "a", 1), Standing::Claimed { doubted: false });
-    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Waiting { node: "a".to_owned() });
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 1), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Waiting { node: "a".to_owned() });
     // It let nobody through, and goes.
     store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
     assert_eq!(store.seen.shared, None, "nothing is left to be remembered");
-    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Claimed { doubted: false });
     // It is gone without a word.
     store.end_lease(2);
-    assert_eq!(store.settle(&Wish::Claim, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 3), Standing::Claimed { doubted: true });
+    // Of one whose agent has lost its records one wonders, too: it may have formatted it.
+    let mut lost = Store::default();
+    lost.settle(&Wish::Claim { new: false }, "a", 1);
+    assert_eq!(lost.settle(&Wish::Watch { new: true }, "a", 1), Standing::Watching);
+    assert_eq!(lost.settle(&Wish::Claim { new: false }, "b", 2), Standing::Claimed { doubted: true });
     // And that is not forgotten by one more who asks.
-    assert_eq!(store.settle(&Wish::Claim, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 3), Standing::Claimed { doubted: true });
 }
 
 #[test]
 fn what_holds_a_format_is_claimed_by_nobody_and_the_newest_is_told() {
     let mut store = Store::default();
-    store.settle(&Wish::Claim, "a", 1);
+    store.settle(&Wish::Claim { new: false }, "a", 1);
     assert_eq!(store.settle(&Wish::Formatting, "a", 1), Standing::Claimed { doubted: false });
     assert_eq!(store.settle(&Wish::Formatted(format(1, "a")), "a", 1), Standing::Watching);
     assert_eq!(store.seen.claim, None);
-    assert_eq!(store.settle(&Wish::Claim, "b", 2), Standing::Formatted(format(1, "a")));
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Formatted(format(1, "a")));
     assert_eq!(store.settle(&Wish::Formatted(format(3, "b")), "b", 2), Standing::Watching);
     assert_eq!(store.settle(&Wish::Formatted(format(2, "a")), "a", 1), Standing::Formatted(format(3, "b")));
     // One that was armed when another told of a format.
     let mut store = Store::default();
-    store.settle(&Wish::Claim, "a", 1);
+    store.settle(&Wish::Claim { new: false }, "a", 1);
     store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
-    assert_eq!(store.settle(&Wish::Claim, "a", 1), Standing::Formatted(format(1, "b")));
+    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 1), Standing::Formatted(format(1, "b")));
     assert_eq!(store.seen.claim, None, "its claim does not stand in the way of a permit");
 }
 
@@ -207,6 +212,8 @@ enum Deed {
     },
     Format,
     Die,
+    /// It loses its records, and nothing else.
+    Lose,
     Leave,
     Permit,
 }
@@ -218,6 +225,7 @@ fn deeds() -> impl Strategy<Value = (usize, Deed)> {
             8 => any::<bool>().prop_map(|stale| Deed::Step { stale }),
             2 => Just(Deed::Format),
             1 => Just(Deed::Die),
+            1 => Just(Deed::Lose),
             1 => Just(Deed::Leave),
             1 => Just(Deed::Permit),
         ],
@@ -243,7 +251,7 @@ proptest! {
         let mut lease = || { leases += 1; leases };
         let mut nodes: Vec<Node> = NODES
             .iter()
-            .map(|_| Node { wish: Wish::Claim, lease: lease(), armed: false, seen: Seen::default() })
+            .map(|_| Node { wish: Wish::Claim { new: false }, lease: lease(), armed: false, seen: Seen::default() })
             .collect();
         for (number, deed) in deeds {
             let before = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
@@ -258,10 +266,7 @@ proptest! {
                     let (write, standing) = step(&node.seen, &node.wish, me, 1);
                     match write {
                         Some(write) if store.write(&node.seen, &write, name) => {
-                            let armed = write.shared.and_then(|shared| shared.armed);
-                            if matches!(write.claim, ClaimChange::Take(_)) && armed.is_some_and(|armed| armed.by_permit) {
-                                node.wish = Wish::Permitted;
-                            }
+                            node.wish = node.wish.clone().after(&write);
                         }
                         Some(_) => {}
                         // What is seen is as it is, or the kernel's rule would have ended.
@@ -277,10 +282,13 @@ proptest! {
                             Standing::PermitEnded => {
                                 node.armed = false;
                                 let known = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
-                                node.wish = known.map_or(Wish::Claim, Wish::Formatted);
+                                node.wish = known.map_or(Wish::Claim { new: false }, Wish::Formatted);
+                            }
+                            Standing::Watching if node.wish == (Wish::Watch { new: true }) => {
+                                node.wish = Wish::Claim { new: true };
                             }
                             Standing::Gone => {
-                                (node.armed, node.wish) = (false, Wish::Claim);
+                                (node.armed, node.wish) = (false, Wish::Claim { new: false });
                             }
                             _ => {}
                         },
@@ -300,20 +308,23 @@ proptest! {
                     store.end_lease(node.lease);
                     (node.armed, node.lease) = (false, lease());
                     if !matches!(node.wish, Wish::Formatted(_)) {
-                        node.wish = Wish::Claim;
+                        node.wish = Wish::Claim { new: false };
                     }
                     // A probe finds what is there.
                     if formats > 0 && !matches!(node.wish, Wish::Formatted(_)) {
                         node.wish = Wish::Formatted(format(1, name));
                     }
                 }
+                // Its kernel's rule is put anew, and every read may lie.
+                Deed::Lose => (node.armed, node.wish) = (false, Wish::Watch { new: true }),
                 Deed::Leave if matches!(node.wish, Wish::Gone { .. }) => {}
                 Deed::Leave => {
                     let format = match &node.wish {
                         Wish::Formatted(format) => Some(format.clone()),
                         _ => None,
                     };
-                    let clean = format.is_none();
+                    let new = matches!(node.wish, Wish::Watch { new: true } | Wish::Claim { new: true });
+                    let clean = format.is_none() && !new;
                     (node.wish, node.armed) = (Wish::Gone { clean, format }, false);
                 }
                 Deed::Permit => {

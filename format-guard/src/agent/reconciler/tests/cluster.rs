@@ -201,12 +201,15 @@ impl Node {
     fn restart(&mut self, endpoints: &[String], keeps_records: bool, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
         self.claimant.abort();
-        let records = if keeps_records {
-            self.reconciler.records.clone().into_iter().collect()
-        } else {
-            BTreeMap::new()
+        let stored = |record: &Record| {
+            // What is not stored is found out anew.
+            let fresh = Record::new(record.id.clone(), record.origin.clone(), record.weak, record.first_seen);
+            let (claim, attached_in) = (fresh.claim, fresh.attached_in);
+            let stored =
+                Record { claim, attached_in, clean_passes: 0, running: false, over: false, ..record.clone() };
+            (record.id.clone(), Record { doubted_since: None, tool_at_work: None, new: false, ..stored })
         };
-        let records: BTreeMap<VolumeId, Record> = records;
+        let records = self.reconciler.records.values().filter(|_| keeps_records).map(stored).collect();
         (self.reconciler, self.inputs, self.claimant) =
             Self::agent(&self.name, endpoints, self.sysfs.path(), &self.enforcer, records);
     }
