@@ -63,6 +63,8 @@ pub enum Told {
         id: VolumeId,
         /// Where.
         standing: Standing,
+        /// By this wish: of another one since it says nothing.
+        wish: Box<Wish>,
         /// Under which lease.
         lease: u64,
         /// To be acknowledged ([`Wishes::acknowledge`]) once the wish is as it follows from this.
@@ -219,6 +221,9 @@ impl Wishes {
 
 /// What is known here of one volume's way.
 struct Volume {
+    /// What the reconciler wants.
+    wanted: Wish,
+    /// What that has come to by what was written since.
     wish: Wish,
     /// What was told last, and its number.
     told: Option<(Standing, u64)>,
@@ -431,11 +436,13 @@ impl<C: Connect> Claimant<C> {
                 }
                 Some(volume) => {
                     others |= matches!(wish, Wish::Gone { .. }) != matches!(volume.wish, Wish::Gone { .. });
-                    (volume.wish, volume.told, volume.due) = (wish, None, true);
+                    (volume.wanted, volume.wish) = (wish.clone(), wish);
+                    (volume.told, volume.due) = (None, true);
                 }
                 None => {
                     others = true;
-                    self.volumes.insert(id, Volume { wish, told: None, seen: None, due: true });
+                    self.volumes
+                        .insert(id, Volume { wanted: wish.clone(), wish, told: None, seen: None, due: true });
                 }
             }
         }
@@ -521,8 +528,9 @@ impl<C: Connect> Claimant<C> {
         }
         self.told += 1;
         volume.told = Some((standing.clone(), self.told));
-        let (lease, number) = (self.lease.unwrap_or_default(), self.told);
-        self.tell(Told::Standing { id, standing, lease, number }).await?;
+        let (lease, number, wish) =
+            (self.lease.unwrap_or_default(), self.told, Box::new(volume.wanted.clone()));
+        self.tell(Told::Standing { id, standing, wish, lease, number }).await?;
         Ok(())
     }
 

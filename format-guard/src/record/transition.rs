@@ -610,7 +610,8 @@ impl Step {
         // From now on nothing happens to it that is not on record.
         self.record.new = false;
         if let Some(permit) = permit {
-            if !self.record.running && self.record.permit.as_ref() != Some(&permit) {
+            // The one that is being used is not given once more.
+            if self.record.state != State::Formatting && self.record.permit.as_ref() != Some(&permit) {
                 self.permitted(permit);
             }
             return;

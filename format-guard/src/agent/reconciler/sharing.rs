@@ -79,16 +79,21 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Tells what is wanted of a volume now. `again`: and wants to be told again where it stands.
     pub(super) fn wish(&self, id: &VolumeId, again: bool) {
-        let Some(sharing) = &self.sharing else { return };
-        let Some(record) = self.records.get(id).filter(|record| record.claim != Claim::Unneeded) else {
-            return;
-        };
-        let mut wish = shared::wish(record, sharing.wishes.node());
+        if let (Some(sharing), Some(wish)) = (&self.sharing, self.wanted(id)) {
+            sharing.wishes.set(id, wish, again);
+        }
+    }
+
+    /// What is wanted of a volume that others may reach.
+    fn wanted(&self, id: &VolumeId) -> Option<Wish> {
+        let sharing = self.sharing.as_ref()?;
+        let record = self.records.get(id).filter(|record| record.claim != Claim::Unneeded)?;
+        let wish = shared::wish(record, sharing.wishes.node());
         // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
         if matches!(wish, Wish::Watch { .. } | Wish::Nothing) && self.is_held(id) {
-            wish = Wish::Formatting;
+            return Some(Wish::Formatting);
         }
-        sharing.wishes.set(id, wish, again);
+        Some(wish)
     }
 
     fn is_held(&self, id: &VolumeId) -> bool {
@@ -113,8 +118,11 @@ impl<E: Enforcer> Reconciler<E> {
             Told::Near => self.store_answers(None),
             Told::Away(reason) => self.store_answers(Some(reason)),
             Told::Lease { id, until } => self.leased(id, until),
-            Told::Standing { id, standing, lease, number } => {
-                self.stands(&id, standing, lease);
+            Told::Standing { id, standing, wish, lease, number } => {
+                // What was wanted before may have been done since: a permit, used. It is looked at again.
+                if self.wanted(&id) == Some(*wish) {
+                    self.stands(&id, standing, lease);
+                }
                 self.wish(&id, false);
                 if let Some(sharing) = &self.sharing {
                     sharing.wishes.acknowledge(number);

@@ -12,7 +12,11 @@ use format_guard_common::{
 };
 
 use super::*;
-use crate::{agent::claims::Claimant, config, record::shared::etcd::Etcd};
+use crate::{
+    agent::claims::Claimant,
+    config,
+    record::shared::{self, Standing, Wish, etcd::Etcd},
+};
 
 const ID: &str = "dm:LVM-shared";
 /// Rounds, unless `FORMAT_GUARD_ROUNDS` names a number.
@@ -429,6 +433,39 @@ fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
     assert_eq!(first.asks(Operation::Write), Verdict::Deny(Reason::Claim), "of the one who began");
     first.enforcer.holders.borrow_mut().clear();
     assert_eq!(first.asks(Operation::Open), Verdict::Deny(Reason::Claim), "of another one");
+}
+
+#[test]
+fn a_permit_that_was_used_meanwhile_is_not_taken_for_another_one() {
+    let runtime = runtime();
+    let mut node = Node::new("node".to_owned(), &["http://127.0.0.1:1".to_owned()], &runtime);
+    let _entered = runtime.enter();
+    let wanted = |node: &Node| shared::wish(node.record(), "node");
+    let give = |node: &mut Node, told| node.reconciler.handle(Input::Told(told)).expect("handled");
+    let until = u64::try_from(since_boot().as_nanos()).expect("not that old") + 3_600_000_000_000;
+    give(&mut node, Told::Lease { id: 7, until });
+    node.reconciler.handle(answer(DEV, 1, Ok(holds_of("old", 1)))).expect("handled");
+    let permit = Permit { reason: "test".to_owned(), uid: 0, at: 0, expires: now() + 1000 };
+    let permitted = |wish, number| Told::Standing {
+        id: ID.into(),
+        standing: Standing::Permitted(permit.clone()),
+        wish: Box::new(wish),
+        lease: 7,
+        number,
+    };
+    let before = wanted(&node);
+    give(&mut node, permitted(before, 1));
+    assert_eq!((node.record().state, wanted(&node)), (State::Permitted, Wish::Permitted));
+    // Told once more by what was wanted then, and under way while a formatter uses it.
+    let late = permitted(Wish::Permitted, 2);
+    let mut disk = Disk { permits: 1, ..Disk::default() };
+    node.format(&mut disk, &runtime);
+    node.format(&mut disk, &runtime);
+    node.tell_of_end();
+    node.reconciler.handle(answer(DEV, 1, Ok(holds_of("new", 2)))).expect("handled");
+    give(&mut node, late);
+    assert_eq!((node.record().state, disk.formats.len()), (State::Formatted, 1));
+    assert_eq!(node.asks(Operation::Open), Verdict::Deny(Reason::Formatter));
 }
 
 fn until(what: &str, mut ready: impl FnMut() -> bool) {
