@@ -407,7 +407,7 @@ impl Step<'_> {
                 if self.seen.claim.is_none() && self.new.permit.is_some() && self.me.lease.is_some() =>
             {
                 if let Wish::Formatted(own) = wish {
-                    self.raise(own);
+                    self.raise(own, false);
                 }
                 self.arm(true);
                 Standing::Watching
@@ -431,7 +431,7 @@ impl Step<'_> {
             Wish::Formatting => Standing::Watching,
             Wish::Formatted(own) => {
                 self.give_up(false);
-                self.raise(own).map_or(Standing::Watching, Standing::Formatted)
+                self.raise(own, ours).map_or(Standing::Watching, Standing::Formatted)
             }
             Wish::Gone { clean, format } => {
                 if self.holds {
@@ -441,7 +441,7 @@ impl Step<'_> {
                     self.disarm(!clean);
                 }
                 if let Some(own) = format {
-                    self.raise(own);
+                    self.raise(own, ours);
                 }
                 Standing::Gone
             }
@@ -491,9 +491,18 @@ impl Step<'_> {
         }
     }
 
-    /// Has the record tell of this format if it is the newest; else what is newer than it.
-    fn raise(&mut self, own: &Format) -> Option<Format> {
+    /// Has the record tell of this format if it is the newest; else what is newer than it. One that was made under this node's
+    /// claim is, whatever number a node gives it that has lost its records.
+    fn raise(&mut self, own: &Format, under_claim: bool) -> Option<Format> {
         match &self.new.format {
+            Some(known)
+                if under_claim
+                    && known.generation >= own.generation
+                    && (&known.content, &known.marks) != (&own.content, &own.marks) =>
+            {
+                let generation = known.generation.saturating_add(1);
+                self.new.format = Some(Format { generation, ..own.clone() });
+            }
             Some(known) if known.generation > own.generation => return Some(known.clone()),
             Some(known) if known.generation == own.generation => {}
             _ => self.new.format = Some(own.clone()),

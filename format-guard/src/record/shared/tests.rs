@@ -146,6 +146,14 @@ fn a_permit_is_one_format_on_one_node() {
     assert!(is_spent(&store));
     store.settle(&Wish::Formatted(format(2, "a")), "a", 1);
     assert_eq!(store.seen.claim, None);
+    // Used by a node that has lost its records since: what it made is the newest all the same.
+    let mut store = given();
+    store.settle(&Wish::Formatting, "a", 1);
+    let marks = vec![Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }];
+    let made = Format { marks, ..format(1, "a") };
+    let known = Format { generation: 2, ..made.clone() };
+    assert_eq!(store.settle(&Wish::Formatted(made), "a", 1), Standing::Formatted(known.clone()));
+    assert_eq!(store.seen.shared.as_ref().and_then(|shared| shared.format.clone()), Some(known));
     // Its node is gone, used or not.
     let mut store = given();
     store.end_lease(1);
