@@ -337,8 +337,7 @@ impl Guard {
     /// # Errors
     /// When it does not come to be.
     pub fn configure(&self, line: &str) -> Result<()> {
-        let text = fs::read_to_string(self.config())?;
-        fs::write(self.config(), format!("{text}{line}\n"))?;
+        self.add_to_configuration(&format!("{line}\n"))?;
         let read = self.events("reloaded")?.len();
         self.hang_up()?;
         wait_for("the configuration to be read", || Ok((self.events("reloaded")?.len() > read).then_some(())))

@@ -40,9 +40,13 @@ impl World {
     fn meet(&self, place: &str, word: &str) -> Result<String> {
         let other = if self.node == "a" { "b" } else { "a" };
         self.etcdctl(&["put", &format!("/test/{place}/{}", self.node), word])?;
-        let key = format!("/test/{place}/{other}");
-        wait_for(&format!("node {other} at {place}"), || {
-            let said = self.etcdctl(&["get", &key, "--print-value-only"])?;
+        self.hear(&format!("/test/{place}/{other}"), &format!("node {other} at {place}"))
+    }
+
+    /// Waits until somebody has said something there.
+    fn hear(&self, key: &str, whom: &str) -> Result<String> {
+        wait_for(whom, || {
+            let said = self.etcdctl(&["get", key, "--print-value-only"])?;
             Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
         })
     }
@@ -51,10 +55,7 @@ impl World {
     fn ask(&self, what: &str) -> Result<String> {
         self.etcdctl(&["del", "/test/answer"])?;
         self.etcdctl(&["put", "/test/ask", what])?;
-        wait_for("the host", || {
-            let said = self.etcdctl(&["get", "/test/answer", "--print-value-only"])?;
-            Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
-        })
+        self.hear("/test/answer", "the host")
     }
 }
 

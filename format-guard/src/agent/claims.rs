@@ -77,26 +77,8 @@ pub enum Told {
         /// The answer.
         reply: oneshot::Sender<Known>,
     },
-    /// The permit is given; whoever asked waits for the volume as it is now.
-    Permitted {
-        /// The volume.
-        id: VolumeId,
-        /// The permit.
-        permit: Permit,
-        /// Who asked.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-    },
-    /// The shared record is deleted; the node's own is to follow.
-    Forgotten {
-        /// The volume.
-        id: VolumeId,
-        /// Why.
-        reason: String,
-        /// The operator's user id.
-        uid: u32,
-        /// Who asked.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-    },
+    /// The store has what an operator wanted; this node's own part is to follow, and then the answer.
+    Done(Command),
 }
 
 /// Formats that are on record here, of volumes that are not attached.
@@ -598,18 +580,13 @@ impl<C: Connect> Claimant<C> {
                 // The client may have gone.
                 let _ = reply.send(Err(Failure::new(FailureKind::Refused, format!("{id}: {reason}"))));
             }
-            Ok(Ok(())) => match command {
-                Command::Permit { id, permit, reply } => {
-                    // Claimed at once if it is here and free; who asks is told what came of it.
-                    if self.volumes.contains_key(&id) {
-                        self.advance(session, vec![id.clone()]).await?;
-                    }
-                    self.tell(Told::Permitted { id, permit, reply }).await?;
+            Ok(Ok(())) => {
+                // Claimed at once if it is here and free; who asks is told what came of it.
+                if matches!(command, Command::Permit { .. }) && self.volumes.contains_key(&id) {
+                    self.advance(session, vec![id]).await?;
                 }
-                Command::Forget { id, reason, uid, reply } => {
-                    self.tell(Told::Forgotten { id, reason, uid, reply }).await?;
-                }
-            },
+                self.tell(Told::Done(command)).await?;
+            }
         }
         Ok(())
     }

@@ -328,7 +328,7 @@ impl Step {
                     self.discrepancy("it reads blank".to_owned());
                 }
             }
-            State::Formatting if is_held(&self.record) || self.record.claim == Claim::Wanted => {
+            State::Formatting if self.may_not_be_armed() => {
                 self.arm();
                 self.unverified("the format left nothing");
                 self.effects.push(Effect::ReleaseHolder);
@@ -379,10 +379,7 @@ impl Step {
                 self.formatted("a probe found it");
             }
             State::Formatting if self.record.running => {}
-            State::Formatting
-                if self.failed_first_format()
-                    && (is_held(&self.record) || self.record.claim == Claim::Wanted) =>
-            {
+            State::Formatting if self.failed_first_format() && self.may_not_be_armed() => {
                 self.unverified(format!("a first format failed and left {}", content.name()));
                 self.effects.push(Effect::ReleaseHolder);
             }
@@ -596,6 +593,11 @@ impl Step {
             // It may be the very same format, if the other one begins where it begins.
             self.probe();
         }
+    }
+
+    /// Whether something stands in the way of a second try at once.
+    fn may_not_be_armed(&self) -> bool {
+        is_held(&self.record) || self.record.claim == Claim::Wanted
     }
 
     /// Blank so far, and not to be armed before the cluster says so.

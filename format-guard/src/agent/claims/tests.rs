@@ -231,7 +231,7 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
     // The question after them is answered once they are written.
     let (reply, _) = oneshot::channel();
     node.wishes.command(Command::Permit { id: ID.into(), permit, reply });
-    while !matches!(node.next().await, Told::Permitted { .. }) {}
+    while !matches!(node.next().await, Told::Done(Command::Permit { .. })) {}
     assert_eq!(memory.seen(ID).shared.and_then(|shared| shared.format), Some(format(7, "a")));
     // A store that was put back to an older state.
     memory.volumes.lock().expect("no panic").clear();

@@ -9,7 +9,7 @@ use tracing::error;
 use super::{Reconciler, Reply};
 use crate::{
     agent::{
-        claims::{Known, Told, Wishes},
+        claims::{Command, Known, Told, Wishes},
         now,
     },
     api::StoreStatus,
@@ -27,9 +27,9 @@ const AT_ONCE: usize = 200;
 
 /// This node's part in the store that nodes share.
 pub(super) struct Sharing {
-    pub(super) wishes: Wishes,
+    wishes: Wishes,
     /// The host is not ready while the store is away.
-    pub(super) required: bool,
+    required: bool,
     /// Since when the store answers, or does not.
     since: Seconds,
     /// Why it does not.
@@ -130,14 +130,14 @@ impl<E: Enforcer> Reconciler<E> {
             }
             // Who asked may have gone; so with every other reply.
             Told::Known { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
-            Told::Permitted { id, permit, reply } => {
+            Told::Done(Command::Permit { id, permit, reply }) => {
                 let answer = self.volume(&id).map(|mut volume| {
                     volume.permit.get_or_insert(permit);
                     Reply::Volume(Box::new(volume))
                 });
                 let _ = reply.send(answer);
             }
-            Told::Forgotten { id, reason, uid, reply } => {
+            Told::Done(Command::Forget { id, reason, uid, reply }) => {
                 let _ = reply.send(self.delete_record(&id, &reason, uid).map(Reply::Done));
             }
         }
@@ -233,16 +233,14 @@ impl<E: Enforcer> Reconciler<E> {
 
     pub(super) fn store_status(&self) -> Option<StoreStatus> {
         let sharing = self.sharing.as_ref()?;
-        let count = |wanted: fn(Claim) -> bool| {
-            self.records.values().filter(|record| wanted(record.claim)).count() as u64
-        };
+        let held = self.records.values().filter(|record| matches!(record.claim, Claim::Held(_)));
         let waiting = self.records.values().filter(|record| record.awaits_claim());
         Some(StoreStatus {
             answers: sharing.away.is_none(),
             since: sharing.since,
             reason: sharing.away.clone(),
             required: sharing.required,
-            claims: count(|claim| matches!(claim, Claim::Held(_))),
+            claims: held.count() as u64,
             waiting: waiting.count() as u64,
         })
     }
