@@ -8,12 +8,13 @@ use std::{
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{self, Child, Command, Stdio},
+    process::{self, Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use format_guard_tests_etcd::{Members, Plan};
 
 use crate::{
     build::executable,
@@ -52,12 +53,12 @@ impl Drop for Running {
 
 /// What the guests share.
 struct Cluster {
+    etcd: Members,
     directory: tempfile::TempDir,
-    clients: Vec<u16>,
     portal: u16,
     /// Of tgtd's control socket: other targets of this host are not ours.
     control: String,
-    _processes: Vec<Running>,
+    _tgtd: Running,
 }
 
 fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -72,43 +73,19 @@ fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
 impl Cluster {
     fn new(volumes: u32) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let taken = (0..7).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-        let ports =
-            taken.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
-        drop(taken);
-        let (peers, clients, portal) = (&ports[..3], ports[3..6].to_vec(), ports[6]);
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let members: Vec<String> = (0..3).map(|i| format!("m{i}={}", url(peers[i]))).collect();
-        let mut processes = Vec::new();
-        for i in 0..3 {
-            let etcd = command(
-                "etcd",
-                [
-                    format!("--name=m{i}"),
-                    format!("--data-dir={}", directory.path().join(format!("m{i}")).display()),
-                    format!("--listen-peer-urls={}", url(peers[i])),
-                    format!("--initial-advertise-peer-urls={}", url(peers[i])),
-                    format!("--listen-client-urls={}", url(clients[i])),
-                    format!("--advertise-client-urls={}", url(clients[i])),
-                    format!("--initial-cluster={}", members.join(",")),
-                    // Emulated guests slow the members down.
-                    "--heartbeat-interval=500".to_owned(),
-                    "--election-timeout=5000".to_owned(),
-                ],
-            );
-            processes.push(Running::start(etcd, &directory.path().join(format!("m{i}.log")))?);
-        }
+        let options = [("heartbeat-interval", "500"), ("election-timeout", "5000")];
+        // Emulated guests slow the members down.
+        let etcd = Members::start(&Plan { members: 3, options: &options, ..Plan::default() })?;
+        let portal = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let control = (process::id() % 30_000 + 1).to_string();
         let tgtd = find("tgtd").context("tgtd is missing: cargo xtask setup")?;
         let tgtd = command(
             &tgtd.to_string_lossy(),
             ["-f", "-C", &control, "--iscsi", &format!("portal=127.0.0.1:{portal}")],
         );
-        processes.push(Running::start(tgtd, &directory.path().join("tgtd.log"))?);
-        let cluster = Self { directory, clients, portal, control, _processes: processes };
-        wait_for("etcd", || {
-            Ok(output(&mut cluster.etcdctl(&["endpoint", "health", "--cluster"]))?.status.success())
-        })?;
+        let tgtd = Running::start(tgtd, &directory.path().join("tgtd.log"))?;
+        let cluster = Self { etcd, directory, portal, control, _tgtd: tgtd };
+        cluster.etcd.wait_until_healthy()?;
         wait_for("tgtd", || {
             Ok(output(&mut cluster.tgtadm(&["--op", "show", "--mode", "target"]))?.status.success())
         })?;
@@ -138,13 +115,6 @@ impl Cluster {
         self.directory.path().join(format!("volume-{number}.img"))
     }
 
-    fn etcdctl(&self, words: &[&str]) -> Command {
-        let mut etcdctl = command("etcdctl", words);
-        etcdctl.env("ETCDCTL_API", "3").stderr(Stdio::piped());
-        etcdctl.env("ETCDCTL_ENDPOINTS", format!("http://127.0.0.1:{}", self.clients[0]));
-        etcdctl
-    }
-
     fn tgtadm(&self, words: &[&str]) -> Command {
         command("tgtadm", ["-C", &self.control, "--lld", "iscsi"].iter().chain(words))
     }
@@ -154,7 +124,7 @@ impl Cluster {
     fn serve(&self, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
             thread::sleep(Duration::from_millis(100));
-            let asked = read(self.etcdctl(&["get", "/test/ask", "--print-value-only"]))?;
+            let asked = self.etcd.ask(&["get", "/test/ask", "--print-value-only"])?;
             let Some((what, number)) = asked.trim().split_once(' ') else { continue };
             let image = self.image(number.parse()?);
             let answer = match what {
@@ -166,8 +136,8 @@ impl Cluster {
                 "sum" => fs::read(&image)?.iter().all(|byte| *byte == 0).to_string(),
                 other => bail!("a guest asks for {other}"),
             };
-            read(self.etcdctl(&["del", "/test/ask"]))?;
-            read(self.etcdctl(&["put", "/test/answer", &answer]))?;
+            self.etcd.ask(&["del", "/test/ask"])?;
+            self.etcd.ask(&["put", "/test/answer", &answer])?;
         }
         Ok(())
     }
@@ -183,7 +153,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
     let cluster = Cluster::new(rounds + 1)?;
     let tests = executable("format-guard-tests", "test", "cluster")?;
     let endpoints: Vec<String> =
-        cluster.clients.iter().map(|port| format!("http://10.0.2.2:{port}")).collect();
+        cluster.etcd.members.iter().map(|member| format!("http://10.0.2.2:{}", member.port())).collect();
     let guest = |node: &str| {
         let arguments = ["--ignored", "--nocapture"].map(OsString::from);
         let mut command = against(guard, &tests, arguments);

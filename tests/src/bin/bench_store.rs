@@ -4,8 +4,6 @@
 use std::{
     collections::VecDeque,
     env, fs,
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +29,7 @@ use format_guard::{
     },
     volume::{VolumeId, identity::Strength, probe::Finding},
 };
+use format_guard_tests_etcd::{Members, Plan};
 use rusqlite::Connection;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
@@ -41,61 +40,12 @@ const TURNS: u32 = 6;
 /// How long one thing may take.
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// An etcd of its own.
-struct Server {
-    process: Child,
-    endpoint: String,
-    _directory: tempfile::TempDir,
+fn settings(etcd: &Members) -> config::Store {
+    config::Store { endpoints: etcd.endpoints(), timeout: 60, ..config::Store::default() }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Server {
-    fn start() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let free = || -> Result<u16> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()) };
-        let (client, peer) =
-            (format!("http://127.0.0.1:{}", free()?), format!("http://127.0.0.1:{}", free()?));
-        let process = Command::new("etcd")
-            .arg(format!("--data-dir={}", directory.path().join("data").display()))
-            .arg(format!("--listen-client-urls={client}"))
-            .arg(format!("--advertise-client-urls={client}"))
-            .arg(format!("--listen-peer-urls={peer}"))
-            .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=default={peer}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start etcd: cargo xtask setup")?;
-        Ok(Self { process, endpoint: client, _directory: directory })
-    }
-
-    fn settings(&self) -> config::Store {
-        config::Store { endpoints: vec![self.endpoint.clone()], timeout: 60, ..config::Store::default() }
-    }
-
-    async fn member(&self) -> Result<Member> {
-        let start = Instant::now();
-        loop {
-            let reached = async {
-                let member = Etcd::new(self.settings()).connect().await?;
-                member.look(&["none".into()]).await?;
-                anyhow::Ok(member)
-            };
-            match reached.await {
-                Ok(member) => return Ok(member),
-                Err(error) if start.elapsed() > Duration::from_secs(30) => return Err(error),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    }
+async fn member(etcd: &Members) -> Result<Member> {
+    Ok(Etcd::new(settings(etcd)).connect().await?)
 }
 
 /// Resident memory of a process, in MiB.
@@ -143,9 +93,10 @@ async fn together<F: Future<Output = Result<()>> + Send + 'static>(
 
 /// A claim of a volume that the node has looked at when it was attached; beside it, a transaction of two keys as large.
 async fn claims() -> Result<()> {
-    let server = Server::start()?;
-    let member = Arc::new(server.member().await?);
-    let client = Client::connect([&server.endpoint], None).await?;
+    let etcd = Members::start(&Plan::default())?;
+    etcd.wait_until_healthy()?;
+    let member = Arc::new(member(&etcd).await?);
+    let client = Client::connect(etcd.endpoints(), None).await?;
     let lease = member.grant(3600).await?.id;
     let value = Shared::default().value();
     let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
@@ -264,16 +215,17 @@ fn id_of(node: usize, nodes: usize, number: usize) -> VolumeId {
 }
 
 async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
-    let server = Server::start()?;
-    server.member().await?;
-    let (etcd_before, own_before) = (memory(server.process.id())?, memory(std::process::id())?);
+    let etcd = Members::start(&Plan::default())?;
+    etcd.wait_until_healthy()?;
+    let etcd_pid = etcd.members[0].pid().as_raw_pid().unsigned_abs();
+    let (etcd_before, own_before) = (memory(etcd_pid)?, memory(std::process::id())?);
     let start = Instant::now();
     let mut all = Vec::new();
     let mut tasks = JoinSet::new();
     for node in 0..nodes {
         let (sender, inputs) = mpsc::channel(1024);
         let (claimant, wishes) =
-            Claimant::new(Etcd::new(server.settings()), format!("node-{node}"), 600, None, sender);
+            Claimant::new(Etcd::new(settings(&etcd)), format!("node-{node}"), 600, None, sender);
         for number in 0..volumes {
             wishes.set(&id_of(node, nodes, number), Wish::Watch { new: false }, false);
         }
@@ -293,7 +245,7 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
     println!(
         "{nodes} nodes with {volumes} volumes each: up in {:.1} s; etcd {} MiB (before {etcd_before}), all nodes {} MiB ({own_before})",
         start.elapsed().as_secs_f64(),
-        memory(server.process.id())?,
+        memory(etcd_pid)?,
         memory(std::process::id())?,
     );
     let mut took = Vec::new();
