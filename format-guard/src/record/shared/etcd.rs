@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     Claim, ClaimChange, Seen, Shared, VERSION, ValueError, Write,
-    store::{Connect, Granted, Session, SharedError},
+    store::{Connect, Granted, Session, SharedError, TRIES},
 };
 use crate::{config::Store as Settings, volume::VolumeId};
 
@@ -177,12 +177,33 @@ impl Member {
             {
                 Err(SharedError::LeaseEnded)
             }
+            // What etcd-client (0.21, rpc/lease.rs) makes of an answer that leaves no time.
+            Ok(Err(Error::LeaseKeepAliveError(reason))) if reason == "lease not found" => {
+                Err(SharedError::LeaseEnded)
+            }
             Ok(answer) => answer.map_err(|error| self.failed(plain(&error))),
         }
     }
 
     fn failed(&self, reason: impl Into<String>) -> SharedError {
         SharedError::Failed { endpoint: self.endpoint.clone(), reason: reason.into() }
+    }
+
+    /// Renews the lease; by which term of a leader, at least.
+    async fn renew(&self, lease: u64) -> Result<(Granted, Option<u64>), SharedError> {
+        let mut client = self.client.lease_client();
+        let question = async {
+            let (mut keeper, mut answers) = client.keep_alive(lease.cast_signed()).await?;
+            keeper.keep_alive().await?;
+            answers.message().await
+        };
+        let answer =
+            self.ask(question).await?.ok_or_else(|| self.failed("it ended the renewal of the lease"))?;
+        if answer.ttl() <= 0 {
+            return Err(SharedError::LeaseEnded);
+        }
+        let granted = Granted { id: lease, seconds: answer.ttl().unsigned_abs() };
+        Ok((granted, answer.header().map(ResponseHeader::raft_term)))
     }
 
     async fn look_at_some(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {
@@ -261,19 +282,19 @@ impl Session for Member {
         Ok(Granted { id: granted.id().cast_unsigned(), seconds: granted.ttl().unsigned_abs().min(seconds) })
     }
 
+    /// A leader that was stopped renews leases when it goes on, before it learns that another one leads by now, which may end
+    /// them (etcd 3.4.23; <https://github.com/etcd-io/etcd/issues/15247>). A read that all agree to, of the same term, shows that
+    /// the one that renewed it led: members tell the term of what they have applied, and a new leader begins with an entry.
     async fn keep_alive(&self, lease: u64) -> Result<Granted, SharedError> {
-        let mut client = self.client.lease_client();
-        let question = async {
-            let (mut keeper, mut answers) = client.keep_alive(lease.cast_signed()).await?;
-            keeper.keep_alive().await?;
-            answers.message().await
-        };
-        let answer =
-            self.ask(question).await?.ok_or_else(|| self.failed("it ended the renewal of the lease"))?;
-        if answer.ttl() <= 0 {
-            return Err(SharedError::LeaseEnded);
+        for _ in 0..TRIES {
+            let (granted, term) = self.renew(lease).await?;
+            let key = format!("{}/volumes/", self.prefix);
+            let read = self.ask(self.client.kv_client().get(key, None)).await?;
+            if term.is_some() && read.header().map(ResponseHeader::raft_term) == term {
+                return Ok(granted);
+            }
         }
-        Ok(Granted { id: lease, seconds: answer.ttl().unsigned_abs() })
+        Err(self.failed("its leader changes all the time"))
     }
 
     async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {

@@ -1,9 +1,7 @@
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Instant,
-};
+use std::{path::Path, process::Command, time::Instant};
+
+use format_guard_tests_etcd::{Members, Plan};
+use rustix::process::Signal;
 
 use super::*;
 
@@ -20,59 +18,12 @@ fn a_key_is_readable_and_one_volumes_own() {
     assert_eq!([of_key("%"), of_key("%2"), of_key("%zz"), of_key("%FF")], [None, None, None, None]);
 }
 
-/// A member of its own.
-struct Server {
-    process: Child,
-    port: u16,
-    directory: tempfile::TempDir,
+fn one_member() -> Members {
+    Members::start(&Plan::default()).expect("etcd")
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Server {
-    fn start(scheme: &str, files: &[(&str, &str)]) -> Self {
-        let directory = tempfile::tempdir().expect("directory");
-        let free =
-            || TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port").port();
-        let (port, peer) = (free(), free());
-        let mut etcd = Command::new("etcd");
-        let data = directory.path().join("data").display().to_string();
-        let (client, peer) = (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-        for (name, value) in [
-            ("data-dir", data.as_str()),
-            ("listen-client-urls", &client),
-            ("advertise-client-urls", &client),
-            ("listen-peer-urls", &peer),
-            ("initial-advertise-peer-urls", &peer),
-            ("initial-cluster", &format!("default={peer}")),
-        ] {
-            etcd.arg(format!("--{name}={value}"));
-        }
-        for (name, file) in files {
-            etcd.arg(format!("--{name}={file}"));
-        }
-        etcd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = etcd.spawn().expect("etcd, of the package etcd-server");
-        Self { process, port, directory }
-    }
-
-    fn settings(&self, scheme: &str) -> Settings {
-        let endpoints = vec![format!("{scheme}://127.0.0.1:{}", self.port)];
-        Settings { endpoints, timeout: 5, ..Settings::default() }
-    }
-
-    fn etcdctl(&self, words: &[&str]) {
-        let mut etcdctl = Command::new("etcdctl");
-        etcdctl.env("ETCDCTL_API", "3").args(words);
-        etcdctl.arg(format!("--endpoints=http://127.0.0.1:{}", self.port));
-        let ran = etcdctl.output().expect("etcdctl, of the package etcd-client");
-        assert!(ran.status.success(), "{words:?}: {}", String::from_utf8_lossy(&ran.stderr));
-    }
+fn settings(members: &Members) -> Settings {
+    Settings { endpoints: members.endpoints(), timeout: 5, ..Settings::default() }
 }
 
 fn run(program: &str, words: &str, directory: &Path) {
@@ -117,20 +68,22 @@ async fn members_are_known_by_their_certificates_and_know_this_node_by_its_own()
     }
     let file = |name: &str| files.path().join(name);
     let text = |name: &str| file(name).display().to_string();
-    let server = Server::start(
-        "https",
-        &[
+    let plan = Plan {
+        scheme: "https",
+        options: &[
             ("cert-file", &text("member.pem")),
             ("key-file", &text("member.key")),
             ("trusted-ca-file", &text("ca.pem")),
             ("client-cert-auth", "true"),
         ],
-    );
+        ..Plan::default()
+    };
+    let server = Members::start(&plan).expect("etcd");
     let settings = Settings {
         ca_file: file("ca.pem"),
         cert_file: file("node.pem"),
         key_file: file("node.key"),
-        ..server.settings("https")
+        ..settings(&server)
     };
     assert_eq!(answers(&settings).await, Seen::default());
     for (wrong, word) in [
@@ -145,12 +98,12 @@ async fn members_are_known_by_their_certificates_and_know_this_node_by_its_own()
 
 #[tokio::test]
 async fn a_user_is_known_by_the_password_in_a_file() {
-    let server = Server::start("http", &[]);
-    let open = server.settings("http");
+    let (server, files) = (one_member(), tempfile::tempdir().expect("directory"));
+    let open = settings(&server);
     answers(&open).await;
-    server.etcdctl(&["user", "add", "root:secret"]);
-    server.etcdctl(&["auth", "enable"]);
-    let password = server.directory.path().join("password");
+    server.ask(&["user", "add", "root:secret"]).expect("a user");
+    server.ask(&["auth", "enable"]).expect("users");
+    let password = files.path().join("password");
     fs::write(&password, "secret\n").expect("written");
     let settings = Settings { user: "root".to_owned(), password_file: password.clone(), ..open.clone() };
     assert_eq!(answers(&settings).await, Seen::default());
@@ -158,4 +111,65 @@ async fn a_user_is_known_by_the_password_in_a_file() {
     fs::write(&password, "other").expect("written");
     let said = refusal(&settings).await;
     assert!(said.contains("authentication failed") && !said.contains("other"), "{said}");
+}
+
+#[tokio::test]
+async fn a_lease_that_has_ended_is_known_as_one() {
+    let server = one_member();
+    let settings = settings(&server);
+    answers(&settings).await;
+    let member = Etcd::new(settings).connect().await.expect("reached");
+    let granted = member.grant(60).await.expect("a lease");
+    assert_eq!(member.keep_alive(granted.id).await.expect("kept"), granted);
+    server.ask(&["lease", "revoke", &format!("{:x}", granted.id)]).expect("revoked");
+    for unknown in [granted.id, 7] {
+        let said = member.keep_alive(unknown).await;
+        assert!(matches!(said, Err(SharedError::LeaseEnded)), "{said:?}");
+    }
+    let claim = Write { shared: Some(Shared::default()), claim: ClaimChange::Take(granted.id) };
+    let said = member.write(&"iscsi:t,lun=1".into(), &Seen::default(), &claim, "node").await;
+    assert!(matches!(said, Err(SharedError::LeaseEnded)), "{said:?}");
+}
+
+/// How long a member says that a lease lasts.
+fn left(etcd: &Members, member: usize, lease: u64) -> Option<u64> {
+    let mut etcdctl = etcd.etcdctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
+    etcdctl.env("ETCDCTL_ENDPOINTS", etcd.members[member].endpoint());
+    let told = etcdctl.output().expect("etcdctl, of the package etcd-client");
+    serde_json::from_slice::<serde_json::Value>(&told.stdout).expect("JSON")["ttl"].as_u64()
+}
+
+/// A leader that was stopped renews in about half of the cases.
+#[tokio::test]
+async fn a_lease_is_kept_by_the_one_that_leads_alone() {
+    const SECONDS: u64 = 60;
+    let etcd = Members::start(&Plan { members: 3, ..Plan::default() }).expect("etcd");
+    etcd.wait_until_healthy().expect("healthy");
+    for _ in 0..4 {
+        let leader = etcd.leader().expect("answers").expect("a leader");
+        let old = &etcd.members[leader];
+        let settings = Settings { endpoints: vec![old.endpoint()], timeout: 20, ..Settings::default() };
+        let member = Etcd::new(settings).connect().await.expect("reached");
+        let granted = member.grant(SECONDS).await.expect("a lease");
+        old.signal(Signal::STOP).expect("stopped");
+        let new = loop {
+            match etcd.leader().expect("answers") {
+                Some(new) if new != leader => break new,
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        // The new leader counts the whole lease anew, and by now some of it is over.
+        let start = Instant::now();
+        while left(&etcd, new, granted.id).expect("it is kept") > SECONDS - 4 {
+            assert!(start.elapsed() < Duration::from_secs(30), "it never gets shorter");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let asked = async { tokio::join!(member.keep_alive(granted.id), async { old.signal(Signal::CONT) }) };
+        let (answer, goes_on) = asked.await;
+        goes_on.expect("goes on");
+        if let Ok(kept) = answer {
+            let left = left(&etcd, new, granted.id);
+            assert!(left.is_some_and(|left| left + 2 >= kept.seconds), "{left:?} s of {} s", kept.seconds);
+        }
+    }
 }
