@@ -110,8 +110,8 @@ pub fn shared_record(bytes: &[u8]) {
     let format = Format { generation: 2, content: None, marks: Vec::new(), node: "b".to_owned(), at: 0 };
     let wishes = [
         Wish::Nothing,
-        Wish::Watch { new: false },
-        Wish::Claim { new: false },
+        Wish::Watch { doubted: false },
+        Wish::Claim { doubted: false },
         Wish::Permitted,
         Wish::Formatting,
         Wish::Formatted(format.clone()),

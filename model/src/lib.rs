@@ -26,13 +26,20 @@
 //!
 //! [`Cluster`] is the protocol of a record that several nodes share: a claim under a lease, a rule in the kernel that ends before
 //! the lease can have, a record that is never lowered. Checked for two nodes, each paused at any step for as long as it likes,
-//! answers that come late, clocks that are late by the margin, and the death of an agent. The agent does not speak it yet.
+//! answers that come late, clocks that are late by the margin, and the death of an agent.
+//!
+//! [`Fleet`] is both together: two nodes, each with the product's own record, and what it asks of the store decided by the
+//! product's own `shared::wish` and `shared::step`. Probes lie, words of the store come late, leases end, agents are killed and lose
+//! their records, a permit is given.
 //!
 //! Not checked: a clock that stands still with its machine (a paused virtual machine whose clock does not count the pause); probes
-//! that read blank after a claim was taken over from a node that is gone; the loss of the store itself.
+//! that read blank, after a quarantine, on a volume that a node that is gone may have formatted; writes that a kernel had accepted
+//! before its claim ended and that reach the volume later; the loss of the store itself.
 
 mod cluster;
+mod fleet;
 mod node;
 
 pub use cluster::{Cluster, ClusterAction, ClusterBreak};
+pub use fleet::{Fleet, FleetAction, FleetBreak};
 pub use node::{Action, Break, Node};

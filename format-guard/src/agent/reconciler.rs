@@ -669,10 +669,10 @@ impl<E: Enforcer> Reconciler<E> {
         let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
         let stored =
             put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
-        let mut record = stored.unwrap_or_else(|| {
-            let record = Record::new(identity.id.clone(), identity.origin.clone(), weak, now());
-            Record { new: true, ..record }
-        });
+        let mut record =
+            stored.unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
+        // Also where an agent that found nothing on record was killed before it claimed the volume.
+        record.new = record.state == State::Unverified && record.armed.is_none();
         record.origin.clone_from(&identity.origin);
         Ok(record)
     }

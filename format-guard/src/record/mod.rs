@@ -202,7 +202,7 @@ pub struct Record {
     pub held: Option<&'static str>,
     /// It shares its bytes with a volume that holds a format: not armed either. Not stored.
     pub overlaid: Option<Overlay>,
-    /// Nothing was on record when it was attached. Not stored.
+    /// Nothing that this node may have done to it was on record when it was attached. Not stored.
     pub new: bool,
     /// Whether this node may arm it. Not stored: asked for at each attach.
     pub claim: Claim,

@@ -48,7 +48,7 @@ fn is_text(text: &str) -> bool {
 }
 
 /// What a volume holds, as one node has seen it and all are told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Format {
     /// Goes up with each format and with each change of what identifies it: an older one never replaces a newer one.
@@ -93,7 +93,7 @@ impl Format {
 }
 
 /// A node that may let a formatter through, or that could when its claim ended: what came of that is not known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Armed {
     /// Its name.
@@ -109,7 +109,7 @@ pub struct Armed {
 }
 
 /// The record of a volume that the nodes share: the value of its key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Shared {
@@ -241,20 +241,20 @@ pub struct Write {
 }
 
 /// What this node wants of a volume, by its own record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Wish {
     /// To have no part in it: it is exempt here.
     Nothing,
     /// To be told, and to claim a permit.
     Watch {
-        /// Nothing was on record here when it was attached: an agent of this node may have claimed and formatted it, and have lost
-        /// its records since.
-        new: bool,
+        /// A format may have gone unseen here. So it may where nothing was on record when it was attached: an agent of this node
+        /// may have claimed and formatted it, and have lost its records since.
+        doubted: bool,
     },
     /// To format it once: it reads blank here.
     Claim {
         /// As of [`Wish::Watch`].
-        new: bool,
+        doubted: bool,
     },
     /// To use the permit, which it has claimed.
     Permitted,
@@ -278,7 +278,7 @@ impl Wish {
         let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
         match (write.claim, armed) {
             (ClaimChange::Take(_), Some(armed)) if armed.by_permit => Self::Permitted,
-            (ClaimChange::Take(_), _) => Self::Claim { new: false },
+            (ClaimChange::Take(_), _) => Self::Claim { doubted: false },
             _ => self,
         }
     }
@@ -287,10 +287,11 @@ impl Wish {
 /// What this node wants, by its record of a volume.
 #[must_use]
 pub fn wish(record: &Record, node: &str) -> Wish {
+    let doubted = record.new || record.doubted_since.is_some();
     match record.state {
-        State::Blank => Wish::Claim { new: record.new },
-        State::Unverified if record.wants_claim() => Wish::Claim { new: record.new },
-        State::Unverified => Wish::Watch { new: record.new },
+        State::Blank => Wish::Claim { doubted },
+        State::Unverified if record.wants_claim() => Wish::Claim { doubted },
+        State::Unverified => Wish::Watch { doubted },
         State::Exempt => Wish::Nothing,
         State::Formatting => Wish::Formatting,
         State::Permitted => Wish::Permitted,
@@ -299,7 +300,7 @@ pub fn wish(record: &Record, node: &str) -> Wish {
 }
 
 /// Where this node stands with a volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Standing {
     /// Nothing is to be done.
     Watching,
@@ -383,7 +384,7 @@ impl Step<'_> {
             Wish::Gone { clean, .. } => *clean,
             _ => false,
         };
-        let new_here = matches!(wish, Wish::Watch { new: true } | Wish::Claim { new: true });
+        let doubted_here = matches!(wish, Wish::Watch { doubted: true } | Wish::Claim { doubted: true });
         let ended = self.by_permit && (!lasts || ours && !goes_on);
         let expired = self.new.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if ended || expired && !ours {
@@ -393,7 +394,7 @@ impl Step<'_> {
             self.disarm(true);
         }
         if self.armed
-            && new_here
+            && doubted_here
             && let Some(armed) = &mut self.new.armed
         {
             armed.doubted = true;
@@ -449,8 +450,8 @@ impl Step<'_> {
     }
 
     fn take_claim(&mut self) -> Standing {
+        // A claim is kept until the node wants none: its kernel may let a formatter through as long as it is not told.
         if let Some(format) = self.new.format.clone() {
-            self.give_up(false);
             return Standing::Formatted(format);
         }
         match &self.seen.claim {

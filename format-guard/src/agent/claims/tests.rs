@@ -178,10 +178,10 @@ fn format(generation: u64, node: &str) -> Format {
 async fn one_of_two_nodes_claims_and_the_other_is_told_of_the_format() {
     let memory = Arc::new(Memory::default());
     let mut a = Node::start(&memory, "a", None);
-    a.wishes.set(&ID.into(), Wish::Claim { new: false }, false);
+    a.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
     assert_eq!(a.stands(None).await, Standing::Claimed { doubted: false });
     let mut b = Node::start(&memory, "b", None);
-    b.wishes.set(&ID.into(), Wish::Claim { new: false }, false);
+    b.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
     assert_eq!(b.stands(None).await, Standing::Waiting { node: "a".to_owned() });
     a.wishes.set(&ID.into(), Wish::Formatting, false);
     a.stands(Some(Wish::Formatted(format(1, "a")))).await;
@@ -193,12 +193,12 @@ async fn one_of_two_nodes_claims_and_the_other_is_told_of_the_format() {
 async fn a_lease_goes_on_with_the_next_agent_and_one_that_has_ended_is_told() {
     let memory = Arc::new(Memory::default());
     let mut first = Node::start(&memory, "a", None);
-    first.wishes.set(&ID.into(), Wish::Claim { new: false }, false);
+    first.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
     assert!(matches!(first.next().await, Told::Lease { id: 100, .. }));
     assert_eq!(first.stands(None).await, Standing::Claimed { doubted: false });
     drop(first);
     let mut second = Node::start(&memory, "a", Some(100));
-    second.wishes.set(&ID.into(), Wish::Claim { new: false }, false);
+    second.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
     assert!(matches!(second.next().await, Told::Lease { id: 100, .. }));
     assert_eq!(second.stands(None).await, Standing::Claimed { doubted: false });
     memory.end(100);
@@ -209,7 +209,7 @@ async fn a_lease_goes_on_with_the_next_agent_and_one_that_has_ended_is_told() {
             break;
         }
     }
-    second.wishes.set(&ID.into(), Wish::Claim { new: false }, true);
+    second.wishes.set(&ID.into(), Wish::Claim { doubted: false }, true);
     assert_eq!(second.stands(None).await, Standing::Claimed { doubted: true });
 }
 

@@ -90,39 +90,48 @@ fn ids_that_are_the_same_everywhere_are_shared_and_no_others() {
 #[test]
 fn a_blank_volume_is_claimed_by_one_node() {
     let mut store = Store::default();
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 1), Standing::Claimed { doubted: false });
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Waiting { node: "a".to_owned() });
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 1), Standing::Claimed { doubted: false });
+    assert_eq!(
+        store.settle(&Wish::Claim { doubted: false }, "b", 2),
+        Standing::Waiting { node: "a".to_owned() }
+    );
     // It let nobody through, and goes.
     store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
     assert_eq!(store.seen.shared, None, "nothing is left to be remembered");
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Claimed { doubted: false });
     // It is gone without a word.
     store.end_lease(2);
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 3), Standing::Claimed { doubted: true });
     // Of one whose agent has lost its records one wonders, too: it may have formatted it.
     let mut lost = Store::default();
-    lost.settle(&Wish::Claim { new: false }, "a", 1);
-    assert_eq!(lost.settle(&Wish::Watch { new: true }, "a", 1), Standing::Watching);
-    assert_eq!(lost.settle(&Wish::Claim { new: false }, "b", 2), Standing::Claimed { doubted: true });
+    lost.settle(&Wish::Claim { doubted: false }, "a", 1);
+    assert_eq!(lost.settle(&Wish::Watch { doubted: true }, "a", 1), Standing::Watching);
+    assert_eq!(lost.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Claimed { doubted: true });
+    // So is one that a node gives up which does not know what became of it.
+    let unseen = Record::new("iscsi:t,lun=1".into(), String::new(), false, 0);
+    let unseen = Record { doubted_since: Some(1), ..unseen };
+    assert_eq!(wish(&unseen, "a"), Wish::Watch { doubted: true });
     // And that is not forgotten by one more who asks.
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 3), Standing::Claimed { doubted: true });
 }
 
 #[test]
 fn what_holds_a_format_is_claimed_by_nobody_and_the_newest_is_told() {
     let mut store = Store::default();
-    store.settle(&Wish::Claim { new: false }, "a", 1);
+    store.settle(&Wish::Claim { doubted: false }, "a", 1);
     assert_eq!(store.settle(&Wish::Formatting, "a", 1), Standing::Claimed { doubted: false });
     assert_eq!(store.settle(&Wish::Formatted(format(1, "a")), "a", 1), Standing::Watching);
     assert_eq!(store.seen.claim, None);
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "b", 2), Standing::Formatted(format(1, "a")));
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Formatted(format(1, "a")));
     assert_eq!(store.settle(&Wish::Formatted(format(3, "b")), "b", 2), Standing::Watching);
     assert_eq!(store.settle(&Wish::Formatted(format(2, "a")), "a", 1), Standing::Formatted(format(3, "b")));
     // One that was armed when another told of a format.
     let mut store = Store::default();
-    store.settle(&Wish::Claim { new: false }, "a", 1);
+    store.settle(&Wish::Claim { doubted: false }, "a", 1);
     store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
-    assert_eq!(store.settle(&Wish::Claim { new: false }, "a", 1), Standing::Formatted(format(1, "b")));
+    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 1), Standing::Formatted(format(1, "b")));
+    assert!(store.seen.claim.is_some(), "its kernel is not told yet");
+    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "a", 1), Standing::Watching);
     assert_eq!(store.seen.claim, None, "its claim does not stand in the way of a permit");
 }
 
@@ -259,7 +268,7 @@ proptest! {
         let mut lease = || { leases += 1; leases };
         let mut nodes: Vec<Node> = NODES
             .iter()
-            .map(|_| Node { wish: Wish::Claim { new: false }, lease: lease(), armed: false, seen: Seen::default() })
+            .map(|_| Node { wish: Wish::Claim { doubted: false }, lease: lease(), armed: false, seen: Seen::default() })
             .collect();
         for (number, deed) in deeds {
             let before = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
@@ -290,13 +299,13 @@ proptest! {
                             Standing::PermitEnded => {
                                 node.armed = false;
                                 let known = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
-                                node.wish = known.map_or(Wish::Claim { new: false }, Wish::Formatted);
+                                node.wish = known.map_or(Wish::Claim { doubted: false }, Wish::Formatted);
                             }
-                            Standing::Watching if node.wish == (Wish::Watch { new: true }) => {
-                                node.wish = Wish::Claim { new: true };
+                            Standing::Watching if node.wish == (Wish::Watch { doubted: true }) => {
+                                node.wish = Wish::Claim { doubted: true };
                             }
                             Standing::Gone => {
-                                (node.armed, node.wish) = (false, Wish::Claim { new: false });
+                                (node.armed, node.wish) = (false, Wish::Claim { doubted: false });
                             }
                             _ => {}
                         },
@@ -316,7 +325,7 @@ proptest! {
                     store.end_lease(node.lease);
                     (node.armed, node.lease) = (false, lease());
                     if !matches!(node.wish, Wish::Formatted(_)) {
-                        node.wish = Wish::Claim { new: false };
+                        node.wish = Wish::Claim { doubted: false };
                     }
                     // A probe finds what is there.
                     if formats > 0 && !matches!(node.wish, Wish::Formatted(_)) {
@@ -324,14 +333,14 @@ proptest! {
                     }
                 }
                 // Its kernel's rule is put anew, and every read may lie.
-                Deed::Lose => (node.armed, node.wish) = (false, Wish::Watch { new: true }),
+                Deed::Lose => (node.armed, node.wish) = (false, Wish::Watch { doubted: true }),
                 Deed::Leave if matches!(node.wish, Wish::Gone { .. }) => {}
                 Deed::Leave => {
                     let format = match &node.wish {
                         Wish::Formatted(format) => Some(format.clone()),
                         _ => None,
                     };
-                    let new = matches!(node.wish, Wish::Watch { new: true } | Wish::Claim { new: true });
+                    let new = matches!(node.wish, Wish::Watch { doubted: true } | Wish::Claim { doubted: true });
                     let clean = format.is_none() && !new;
                     (node.wish, node.armed) = (Wish::Gone { clean, format }, false);
                 }
