@@ -3,12 +3,15 @@
 
 use std::{
     env, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests::{
-    device::{log_in_at, log_out, start_initiator},
+    device::{log_in_at, log_out, sha256, start_initiator},
     guard::Guard,
     tool::{command, module, must, run_command},
     wait_for,
@@ -16,6 +19,8 @@ use format_guard_tests::{
 
 /// The agent's state directory.
 const STATE: &str = "/run/fg-shared";
+/// Seconds of a node's lease.
+const LEASE: u64 = 30;
 
 fn variable(name: &str) -> Result<String> {
     env::var(format!("FORMAT_GUARD_{name}")).with_context(|| format!("FORMAT_GUARD_{name} is not set"))
@@ -45,17 +50,19 @@ impl World {
 
     /// Waits until somebody has said something there.
     fn hear(&self, key: &str, whom: &str) -> Result<String> {
-        wait_for(whom, || {
-            let said = self.etcdctl(&["get", key, "--print-value-only"])?;
-            Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
-        })
+        wait_for(whom, || self.said(key))
+    }
+
+    fn said(&self, key: &str) -> Result<Option<String>> {
+        let said = self.etcdctl(&["get", key, "--print-value-only"])?;
+        Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
     }
 
     /// Has the host do something with a volume.
     fn ask(&self, what: &str) -> Result<String> {
         self.etcdctl(&["del", "/test/answer"])?;
         self.etcdctl(&["put", "/test/ask", what])?;
-        self.hear("/test/answer", "the host")
+        patiently("the host", || self.said("/test/answer"))
     }
 }
 
@@ -103,7 +110,7 @@ fn guard(world: &World) -> Result<Guard> {
     let mut guard = Guard::unstarted(Some(Path::new(STATE)))?;
     let endpoints: Vec<String> = world.endpoints.split(',').map(|each| format!("'{each}'")).collect();
     let lines =
-        format!("store.endpoints = [{}]\nstore.lease = 30\nstore.timeout = 10\n", endpoints.join(", "));
+        format!("store.endpoints = [{}]\nstore.lease = {LEASE}\nstore.timeout = 10\n", endpoints.join(", "));
     guard.add_to_configuration(&lines)?;
     guard.set_variable("NODE_NAME", format!("node-{}", world.node).as_ref());
     guard.start_agent()?;
@@ -130,6 +137,7 @@ fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
         won += u32::from(fought_for(&world, &guarded, &portal, number)?);
     }
     println!("node {} formatted {won} of {rounds}", world.node);
+    paused_in_the_middle(&world, &guarded, &portal, 2 + rounds)?;
     world.meet("end", "done").map(drop)
 }
 
@@ -193,4 +201,75 @@ fn fought_for(world: &World, guard: &Guard, portal: &str, number: u32) -> Result
     world.meet(&format!("{number}/done"), "done")?;
     log_out(&iqn(number))?;
     Ok(ours)
+}
+
+/// Opens a device for writing, writes a block, and goes on once it may. What is accepted is on the device before it goes on.
+const STOPS_HALF_WAY: &str = r"#!/usr/bin/perl
+use IO::Handle;
+my ($device, $begun, $goes_on) = @ARGV;
+open my $out, '+<', $device or exit 2;
+sub put { sysseek $out, $_[0], 0; (syswrite($out, 'x' x 4096) // 0) == 4096 && $out->sync }
+put(1 << 20) or exit 2;
+open my $told, '>', $begun or exit 3;
+close $told;
+until (-e $goes_on) { select undef, undef, undef, 0.1 }
+put(0) and exit 0;
+exit($!{EPERM} ? 4 : 5);
+";
+
+/// Node A stands still in the middle of a format, for longer than its lease lasts, and goes on when B has formatted the volume.
+fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32) -> Result<()> {
+    let place = |what: &str| format!("{number}/{what}");
+    if world.node == "b" {
+        world.meet(&place("begun"), "has it?")?;
+        let path = log_in_at(&iqn(number), portal)?;
+        patiently("the claim of a node that is gone", || Ok(mkfs(&path)?.then_some(())))?;
+        wait_for("the format on record", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
+        let before = sha256(&path)?;
+        world.meet(&place("formatted"), "it is")?;
+        world.meet(&place("refused"), "was it?")?;
+        ensure!(sha256(&path)? == before, "a node that stood still wrote over another one's format");
+        must(&format!("e2fsck -fn {}", path.display()))?;
+        return log_out(&iqn(number));
+    }
+    let path = log_in_at(&iqn(number), portal)?;
+    let (script, begun, goes_on) = (Path::new("/run/mkfs.ext4"), "/run/fg-begun", "/run/fg-goes-on");
+    fs::write(script, STOPS_HALF_WAY)?;
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755))?;
+    let line = format!("{} {} {begun} {goes_on}", script.display(), path.display());
+    let mut formatter = patiently("the volume to be armed", || {
+        let mut formatter = command(&line).spawn()?;
+        wait_for("it to begin or to be refused", || {
+            if Path::new(begun).exists() {
+                return Ok(Some(Some(())));
+            }
+            Ok(formatter.try_wait()?.map(|_| None))
+        })
+        .map(|begun| begun.map(|()| formatter))
+    })?;
+    world.meet(&place("begun"), "it has")?;
+    let before = Instant::now();
+    ensure!(world.ask(&format!("pause {number}"))? == "done");
+    // By the clock by which the claim ends.
+    ensure!(before.elapsed().as_secs() > LEASE, "it did not stand still for {LEASE} s: nothing is shown");
+    fs::write(goes_on, "")?;
+    let status = wait_for("the formatter to end", || Ok(formatter.try_wait()?))?;
+    ensure!(status.code() == Some(4), "not refused: {status}");
+    world.meet(&place("formatted"), "is it?")?;
+    wait_for("what the other node formatted", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
+    ensure!(!mkfs(&path)?, "formatted over another node's format");
+    world.meet(&place("refused"), "it was")?;
+    log_out(&iqn(number))
+}
+
+/// Waits for what takes a lease's time, and a quarantine's: this node may stand still meanwhile.
+fn patiently<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match ready()? {
+            Some(value) => return Ok(value),
+            None if start.elapsed() > Duration::from_mins(7) => bail!("waited in vain for {what}"),
+            None => thread::sleep(Duration::from_millis(200)),
+        }
+    }
 }

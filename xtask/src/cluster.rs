@@ -9,12 +9,14 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{self, Child, Command},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests_etcd::{Members, Plan};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     build::executable,
@@ -26,9 +28,14 @@ use crate::{
 /// Volumes that two nodes fight for, unless `FORMAT_GUARD_ROUNDS` names a number.
 const ROUNDS: u32 = 3;
 const SIZE: u64 = 32 << 20;
+/// For everything but these.
 const TIMEOUT: Duration = Duration::from_mins(20);
+/// And for each of them.
+const TIMEOUT_OF_A_ROUND: Duration = Duration::from_secs(40);
 /// How long a program of this host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node may stand still: its lease ends meanwhile, and what it left behind is looked at for a while.
+const PAUSE: Duration = Duration::from_mins(6);
 
 /// A process that ends with the value.
 struct Running(Child);
@@ -61,10 +68,10 @@ struct Cluster {
     _tgtd: Running,
 }
 
-fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+fn wait_for(what: &str, patience: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !ready()? {
-        ensure!(start.elapsed() < PATIENCE, "waited {} s in vain for {what}", PATIENCE.as_secs());
+        ensure!(start.elapsed() < patience, "waited {} s in vain for {what}", patience.as_secs());
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -86,7 +93,7 @@ impl Cluster {
         let tgtd = Running::start(tgtd, &directory.path().join("tgtd.log"))?;
         let cluster = Self { etcd, directory, portal, control, _tgtd: tgtd };
         cluster.etcd.wait_until_healthy()?;
-        wait_for("tgtd", || {
+        wait_for("tgtd", PATIENCE, || {
             Ok(output(&mut cluster.tgtadm(&["--op", "show", "--mode", "target"]))?.status.success())
         })?;
         for number in 1..=volumes {
@@ -120,8 +127,8 @@ impl Cluster {
     }
 
     /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `sum N` tells whether it
-    /// holds nothing else.
-    fn serve(&self, done: impl Fn() -> bool) -> Result<()> {
+    /// holds nothing else, `pause N` has node A stand still until node B says that it has formatted volume N.
+    fn serve(&self, first: &OnceLock<Pid>, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
             thread::sleep(Duration::from_millis(100));
             let asked = self.etcd.ask(&["get", "/test/ask", "--print-value-only"])?;
@@ -134,6 +141,16 @@ impl Cluster {
                     "done".to_owned()
                 }
                 "sum" => fs::read(&image)?.iter().all(|byte| *byte == 0).to_string(),
+                "pause" => {
+                    let pid = *first.get().context("node a asks before it runs")?;
+                    kill_process(pid, Signal::STOP)?;
+                    let key = format!("/test/{number}/formatted/b");
+                    let said = wait_for("node b to format it", PAUSE, || {
+                        Ok(done() || !self.etcd.ask(&["get", &key, "--print-value-only"])?.trim().is_empty())
+                    });
+                    kill_process(pid, Signal::CONT)?;
+                    said.map_or_else(|error| error.to_string(), |()| "done".to_owned())
+                }
                 other => bail!("a guest asks for {other}"),
             };
             self.etcd.ask(&["del", "/test/ask"])?;
@@ -149,8 +166,9 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
         Ok(rounds) => rounds.parse().context("FORMAT_GUARD_ROUNDS is no number")?,
         Err(_) => ROUNDS,
     };
-    // One more for what comes before them.
-    let cluster = Cluster::new(rounds + 1)?;
+    // Two more: one for what comes before them, one for what comes after.
+    let cluster = Cluster::new(rounds + 2)?;
+    let first = OnceLock::new();
     let tests = executable("format-guard-tests", "test", "cluster")?;
     let endpoints: Vec<String> =
         cluster.etcd.members.iter().map(|member| format!("http://10.0.2.2:{}", member.port())).collect();
@@ -170,20 +188,24 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
             kernel: kernel.clone(),
             command,
             disks: Vec::new(),
-            timeout: TIMEOUT,
+            timeout: TIMEOUT + TIMEOUT_OF_A_ROUND * rounds,
             cpu: Cpu::Timed,
             parameters: String::new(),
             network: true,
         }
     };
-    let run = |node| -> Result<(u8, String)> {
+    let run = |node: &'static str| -> Result<(u8, String)> {
         let mut printed = Vec::new();
-        let status = guest(node).run(&mut printed)?;
+        let status = guest(node).run_known(&mut printed, |qemu| {
+            if node == "a" {
+                first.get_or_init(|| Pid::from_child(qemu));
+            }
+        })?;
         Ok((status, format!("node {node}\n{}", String::from_utf8_lossy(&printed))))
     };
     thread::scope(|scope| {
         let guests = ["a", "b"].map(|node| scope.spawn(move || run(node)));
-        let served = cluster.serve(|| guests.iter().all(thread::ScopedJoinHandle::is_finished));
+        let served = cluster.serve(&first, || guests.iter().all(thread::ScopedJoinHandle::is_finished));
         let (mut held, mut text) = (true, String::new());
         for guest in guests {
             let (status, printed) = guest.join().map_err(|_| anyhow::anyhow!("a guest's thread broke"))??;

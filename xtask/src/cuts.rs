@@ -107,7 +107,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
         let start = Instant::now();
         let (ended, console) = {
             let said = Arc::clone(&output.said);
-            guest.run_until(&mut output, || {
+            guest.run_until(&mut output, |_| {
                 let cut = !last && said[since].get().is_some_and(|said| said.elapsed() >= spared);
                 cut || start.elapsed() >= TIMEOUT
             })?

@@ -207,8 +207,16 @@ pub(crate) enum Ended {
 impl Guest {
     /// Boots, runs the command with its output to `output`, and returns its exit status.
     pub(crate) fn run(&self, output: &mut (impl Write + Send)) -> Result<u8> {
+        self.run_known(output, |_| ())
+    }
+
+    /// The same, and tells of qemu's process again and again while it runs.
+    pub(crate) fn run_known(&self, output: &mut (impl Write + Send), known: impl Fn(&Child)) -> Result<u8> {
         let deadline = Instant::now() + self.timeout;
-        let (ended, console) = self.run_until(output, || Instant::now() >= deadline)?;
+        let (ended, console) = self.run_until(output, |qemu| {
+            known(qemu);
+            Instant::now() >= deadline
+        })?;
         if let Ended::With(status) = ended {
             return Ok(status);
         }
@@ -232,7 +240,7 @@ impl Guest {
     pub(crate) fn run_until(
         &self,
         output: &mut (impl Write + Send),
-        cut: impl Fn() -> bool,
+        cut: impl Fn(&Child) -> bool,
     ) -> Result<(Ended, TempPath)> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
@@ -361,12 +369,12 @@ impl Guest {
 }
 
 /// Waits for the end; true when it was killed before.
-fn wait(child: &mut Child, cut: impl Fn() -> bool) -> Result<bool> {
+fn wait(child: &mut Child, cut: impl Fn(&Child) -> bool) -> Result<bool> {
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
         }
-        if cut() {
+        if cut(child) {
             child.kill()?;
             child.wait()?;
             return Ok(true);
