@@ -21,6 +21,7 @@ mod protection;
 mod roads;
 mod stacks;
 mod states;
+mod store;
 mod storm;
 mod without_guard;
 mod world;
