@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp};
 use format_guard::{
     agent::{
         claims::{Claimant, Known, Told, Wishes},
@@ -19,7 +19,7 @@ use format_guard::{
     record::{
         Claim, Record,
         shared::{
-            Format, Me, Seen, Shared, Standing, Wish,
+            Armed, Format, Me, Seen, Shared, Standing, Wish,
             etcd::{Etcd, Member},
             store::{Connect, Session, carry_on},
         },
@@ -91,51 +91,54 @@ async fn together<F: Future<Output = Result<()>> + Send + 'static>(
     }
 }
 
-/// A claim of a volume that the node has looked at when it was attached; beside it, a transaction of two keys as large.
+/// A transaction that puts two keys if neither is there, one of them under a lease, if there is one.
+async fn bare(client: Client, number: u32, value: Vec<u8>, lease: Option<u64>) -> Result<()> {
+    let (one, other) = (format!("/bare/{number}/record"), format!("/bare/{number}/claim"));
+    let absent = [&one, &other].map(|key| Compare::mod_revision(key.clone(), CompareOp::Equal, 0));
+    let options = lease.map(|lease| PutOptions::new().with_lease(lease.cast_signed()));
+    let claim = "{\"version\":1,\"node\":\"node\"}";
+    let puts = [TxnOp::put(one, value, None), TxnOp::put(other, claim, options)];
+    let done = client.kv_client().txn(Txn::new().when(absent).and_then(puts)).await?;
+    ensure!(done.succeeded(), "a bare transaction found its keys");
+    Ok(())
+}
+
+/// A claim of a volume that the node has looked at when it was attached; beside it, transactions of two keys as large, under no
+/// lease and under one.
 async fn claims() -> Result<()> {
     let etcd = Members::start(&Plan::default())?;
     etcd.wait_until_healthy()?;
     let member = Arc::new(member(&etcd).await?);
     let client = Client::connect(etcd.endpoints(), None).await?;
     let lease = member.grant(3600).await?.id;
-    let value = Shared::default().value();
-    let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
+    let armed = Armed { node: "node".to_owned(), lease, by_permit: false, doubted: false, at: 0 };
+    let value = Shared { armed: Some(armed), ..Shared::default() }.value();
+    let mut took = [Duration::ZERO; 3];
     for turn in 0..TURNS {
-        let first = turn * TURN;
-        ours += together(first, |number| {
+        let first = 2 * turn * TURN;
+        took[0] += together(first, |number| {
             let member = Arc::clone(&member);
             async move {
                 let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
                 let me = Me { node: "node", lease: Some(lease) };
                 let stands =
-                    carry_on(&*member, &id, Wish::Claim { new: false }, Seen::default(), me, 0).await?;
+                    carry_on(&*member, &id, Wish::Claim { doubted: false }, Seen::default(), me, 0).await?;
                 ensure!(stands.standing == Some(Standing::Claimed { doubted: false }), "{stands:?}");
                 Ok(())
             }
         })
         .await?;
-        bare += together(first, |number| {
-            let (client, value) = (client.clone(), value.clone());
-            async move {
-                let (one, other) = (format!("/bare/{number}/record"), format!("/bare/{number}/claim"));
-                let absent = [
-                    Compare::mod_revision(one.clone(), CompareOp::Equal, 0),
-                    Compare::mod_revision(other.clone(), CompareOp::Equal, 0),
-                ];
-                let puts = [TxnOp::put(one, value, None), TxnOp::put(other, "{\"version\":1}", None)];
-                let done = client.kv_client().txn(Txn::new().when(absent).and_then(puts)).await?;
-                ensure!(done.succeeded(), "a bare transaction found its keys");
-                Ok(())
-            }
-        })
-        .await?;
+        for (bare_took, first, lease) in [(1, first, None), (2, first + TURN, Some(lease))] {
+            took[bare_took] +=
+                together(first, |number| bare(client.clone(), number, value.clone(), lease)).await?;
+        }
     }
-    let of = |took: Duration| f64::from(TURN * TURNS) / took.as_secs_f64();
+    let [ours, free, leased] = took.map(|took| f64::from(TURN * TURNS) / took.as_secs_f64());
     println!(
-        "claims: {:.0} a second, bare transactions {:.0}: {:.2} of them ({TOGETHER} at a time, one member)",
-        of(ours),
-        of(bare),
-        of(ours) / of(bare)
+        "claims: {ours:.0} a second; bare transactions {free:.0}: {:.2} of them; under a lease {leased:.0}: {:.2} of them \
+         ({TOGETHER} at a time, one member)",
+        ours / free,
+        ours / leased
     );
     Ok(())
 }
@@ -227,7 +230,7 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
         let (claimant, wishes) =
             Claimant::new(Etcd::new(settings(&etcd)), format!("node-{node}"), 600, None, sender);
         for number in 0..volumes {
-            wishes.set(&id_of(node, nodes, number), Wish::Watch { new: false }, false);
+            wishes.set(&id_of(node, nodes, number), Wish::Watch { doubted: false }, false);
         }
         tasks.spawn(claimant.run());
         all.push(Node { wishes, inputs });
