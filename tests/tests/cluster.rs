@@ -2,7 +2,9 @@
 //! besides goes through the same etcd.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     env, fs,
+    ops::Range,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     thread,
@@ -19,6 +21,8 @@ use format_guard_tests::{
 
 /// The agent's state directory.
 const STATE: &str = "/run/fg-shared";
+/// Volumes that are fought for at the same time.
+const TOGETHER: usize = 5;
 /// Seconds of a node's lease.
 const LEASE: u64 = 30;
 
@@ -132,9 +136,9 @@ fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
     world.meet("start", "here")?;
     known_at_first_sight(&world, &mut guarded, &portal)?;
     let rounds: u32 = variable("ROUNDS")?.parse()?;
-    let mut won = 0;
-    for number in 2..2 + rounds {
-        won += u32::from(fought_for(&world, &guarded, &portal, number)?);
+    let (mut won, end) = (0, 2 + rounds);
+    for first in (2..end).step_by(TOGETHER) {
+        won += fought_for(&world, &guarded, &portal, first..end.min(first + TOGETHER as u32))?;
     }
     println!("node {} formatted {won} of {rounds}", world.node);
     paused_in_the_middle(&world, &guarded, &portal, 2 + rounds)?;
@@ -183,24 +187,41 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
     world.meet("refused", "it is").map(drop)
 }
 
-/// Both have the volume and try to format it until it is; whether this one did.
-fn fought_for(world: &World, guard: &Guard, portal: &str, number: u32) -> Result<bool> {
-    let path = log_in_at(&iqn(number), portal)?;
-    world.meet(&format!("{number}/attached"), "here")?;
-    let ours = wait_for("somebody to format it", || {
-        if mkfs(&path)? {
-            return Ok(Some(true));
+/// Both have the volumes and try to format each until it is; which ones this node did.
+fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -> Result<usize> {
+    let place = |what: &str| format!("{}/{what}", numbers.start);
+    let attached = numbers.clone().map(|number| Ok((number, log_in_at(&iqn(number), portal)?)));
+    let paths = attached.collect::<Result<BTreeMap<u32, PathBuf>>>()?;
+    world.meet(&place("attached"), "here")?;
+    let (mut open, mut ours) = (paths.clone(), BTreeSet::new());
+    patiently("somebody to format them", || {
+        let mut left = BTreeMap::new();
+        for (number, path) in std::mem::take(&mut open) {
+            if mkfs(&path)? {
+                ours.insert(number);
+            } else if state(guard, number)?.0 != "formatted" {
+                left.insert(number, path);
+            }
         }
-        Ok((state(guard, number)?.0 == "formatted").then_some(false))
+        open = left;
+        Ok(open.is_empty().then_some(()))
     })?;
-    let other = world.meet(&format!("{number}/formatted"), if ours { "mine" } else { "not mine" })?;
-    ensure!(ours != (other == "mine"), "volume {number}: both say {other}");
+    let told = ours.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let theirs = world.meet(&place("formatted"), &format!("these: {told}"))?;
+    let theirs = theirs.trim_start_matches("these:").split_whitespace();
+    let theirs = theirs.map(str::parse).collect::<Result<BTreeSet<u32>, _>>()?;
+    ensure!(ours.is_disjoint(&theirs), "both formatted one of {ours:?} and {theirs:?}");
+    ensure!(ours.len() + theirs.len() == paths.len(), "nobody formatted one of {numbers:?}");
     // Whoever lost the race does not get it later either.
-    wait_for("both to know", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
-    ensure!(!mkfs(&path)?, "formatted once more");
-    world.meet(&format!("{number}/done"), "done")?;
-    log_out(&iqn(number))?;
-    Ok(ours)
+    for (number, path) in &paths {
+        wait_for("both to know", || Ok((state(guard, *number)?.0 == "formatted").then_some(())))?;
+        ensure!(!mkfs(path)?, "formatted once more");
+    }
+    world.meet(&place("done"), "done")?;
+    for number in numbers {
+        log_out(&iqn(number))?;
+    }
+    Ok(ours.len())
 }
 
 /// Opens a device for writing, writes a block, and goes on once it may. What is accepted is on the device before it goes on.
