@@ -31,6 +31,8 @@ use format_guard_common::{
 };
 use stateright::{Model, Property};
 
+use crate::node::plain;
+
 /// Kernel `dev_t` of the device, on every node.
 const DEV: u32 = 0x80_0000;
 const DISKSEQ: u64 = 1;
@@ -123,6 +125,17 @@ impl<T> Hash for Kept<T> {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Read {
+    Zeros,
+    /// The format of this node.
+    Format(usize),
+}
+
+/// What a formatter asks for: under a record's rule, to open or to write, as the one that formats or not, while the claim lasts or
+/// not.
+type Question = (Kept<Record>, bool, bool, bool);
+
 /// What the kernel has of the one who formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Held {
@@ -144,8 +157,8 @@ struct Node {
     lease: (u64, u8, u32),
     holder: Option<Held>,
     process: Process,
-    /// What a probe has read: whose format, or nothing.
-    read: Option<Option<usize>>,
+    /// What a probe has read, on its way.
+    read: Option<Read>,
     /// What the claimant was told to want, and what has come of that.
     wanted: Option<Kept<(Wish, Wish)>>,
     told: Option<Kept<Told>>,
@@ -247,26 +260,11 @@ fn name(node: usize) -> String {
     format!("n{node}")
 }
 
-/// Without what only people read.
-fn plain(record: Record) -> Record {
-    let counts = matches!(record.state, State::Unverified | State::Formatting);
-    Record {
-        cause: String::new(),
-        since: 0,
-        discrepancy: None,
-        clean_passes: if counts { record.clean_passes } else { 0 },
-        ended: record.ended.filter(|_| record.state == State::Formatting),
-        over: record.over && record.state == State::Formatting,
-        ..record
-    }
-}
-
 fn new_record() -> Record {
     Record { new: true, ..Record::new("iscsi:iqn.2020-01.org:t,lun=1".into(), String::new(), false, 0) }
 }
 
-/// Of what a formatter asks for, by the record's rule.
-fn judge((record, opens, holds, claim_lasts): &(Kept<Record>, bool, bool, bool)) -> Verdict {
+fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
     let subject = Subject {
         dev: DEV,
         diskseq: DISKSEQ,
@@ -293,7 +291,7 @@ impl Node {
     fn verdict(&self, opens: bool, now: u8) -> Verdict {
         thread_local! {
             /// A rule is long, and there are few.
-            static KNOWN: RefCell<HashMap<(Kept<Record>, bool, bool, bool), Verdict>> = RefCell::default();
+            static KNOWN: RefCell<HashMap<Question, Verdict>> = RefCell::default();
         }
         let claim_lasts = self.claim_lasts(self.record.claim.number(), now);
         let key = (self.record.clone(), opens, self.holder.is_some(), claim_lasts);
@@ -552,16 +550,19 @@ impl Fleet {
             return;
         }
         let Some(read) = node.read.take() else { return };
-        let finding = read.map_or(Finding::Blank, |by| Finding::Holds {
-            found: vec![Found {
-                name: "ext4".into(),
-                uuid: Some(name(by)),
-                label: None,
-                magic_offset: Some(0),
-            }],
-            marks: vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"ours".to_vec() }],
-            partitions: None,
-        });
+        let finding = match read {
+            Read::Zeros => Finding::Blank,
+            Read::Format(by) => Finding::Holds {
+                found: vec![Found {
+                    name: "ext4".into(),
+                    uuid: Some(name(by)),
+                    label: None,
+                    magic_offset: Some(0),
+                }],
+                marks: vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"ours".to_vec() }],
+                partitions: None,
+            },
+        };
         node.apply(Event::Probed(Ok(finding)), now);
     }
 
@@ -608,8 +609,10 @@ impl Fleet {
             }
             FleetAction::Advance(i) => return self.advance(moment, i),
             FleetAction::Deliver(i) => return self.deliver(moment, i),
-            FleetAction::Probe(i) => moment.nodes[i].read = Some(moment.disk.map(|(by, _)| by)),
-            FleetAction::FalseBlank(i) => moment.nodes[i].read = Some(None),
+            FleetAction::Probe(i) => {
+                moment.nodes[i].read = Some(moment.disk.map_or(Read::Zeros, |(by, _)| Read::Format(by)));
+            }
+            FleetAction::FalseBlank(i) => moment.nodes[i].read = Some(Read::Zeros),
             FleetAction::Answer(i) => Self::answer(moment, i),
             FleetAction::Begin(i) => Self::begin(moment, i),
             FleetAction::Format(i) => return Self::format(moment, i),

@@ -421,7 +421,7 @@ impl Moment {
 }
 
 /// Without what only people read, and what does not matter in its state: it would make other states of one.
-fn plain(record: Record) -> Record {
+pub(crate) fn plain(record: Record) -> Record {
     let counts = matches!(record.state, State::Unverified | State::Formatting);
     Record {
         cause: String::new(),

@@ -571,8 +571,7 @@ fn one_of_many_nodes_formats_a_volume_whatever_fails() {
     let rounds =
         number("FORMAT_GUARD_ROUNDS").map_or(ROUNDS, |rounds| usize::try_from(rounds).expect("some"));
     println!("FORMAT_GUARD_SEED={seed} FORMAT_GUARD_ROUNDS={rounds}");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let runtime = runtime();
     let mut random = fastrand::Rng::with_seed(seed);
     for number in 0..rounds {
         let start = Instant::now();
