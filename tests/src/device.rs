@@ -76,7 +76,12 @@ pub fn sha256(path: &Path) -> Result<String> {
 pub fn flush(path: &Path) -> Result<File> {
     /// _IO(0x12, 97), include/uapi/linux/fs.h
     const BLKFLSBUF: libc::Ioctl = 0x1261;
-    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let what = format!("{} to open", path.display());
+    let file = wait_for(&what, || match File::open(path) {
+        // A new disk has its node before it can be opened (device_add and bdev_add in block/genhd.c).
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        opened => opened.map(Some).with_context(|| path.display().to_string()),
+    })?;
     // SAFETY: an ioctl without an argument on an open descriptor.
     let flushed = unsafe { libc::ioctl(file.as_raw_fd(), BLKFLSBUF, 0) };
     ensure!(flushed == 0, "cannot flush {}", path.display());
