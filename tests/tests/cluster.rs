@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests::{
     device::{log_in_at, log_out, sha256, start_initiator},
     guard::Guard,
-    tool::{command, module, must, run_command},
+    tool::{command, module, must, run, run_command},
     wait_for,
 };
 
@@ -145,7 +145,8 @@ fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
     world.meet("end", "done").map(drop)
 }
 
-/// Formatted on A and detached, it is refused on B, where every read gives zeros: also by an agent that has lost its records.
+/// Formatted on A and detached, it is refused on B, where every read gives zeros; and where every read fails, by an agent that has
+/// lost its records.
 fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Result<()> {
     const NUMBER: u32 = 1;
     let armed = |guard: &Guard, path: &Path| {
@@ -168,6 +169,7 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
     world.meet("formatted", "is it?")?;
     for lost in [false, true] {
         if lost {
+            ensure!(world.ask(&format!("cut {NUMBER}"))? == "done");
             guard.stop_agent()?;
             fs::remove_dir_all(STATE)?;
             guard.start_agent()?;
@@ -182,6 +184,8 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
         for _ in 0..3 {
             ensure!(!mkfs(&path)?, "formatted over another node's format");
         }
+        let read = run(&format!("dd if={} of=/dev/null bs=4096 count=1 iflag=direct", path.display()))?;
+        ensure!((read.status != 0) == lost, "reads do not what they should: {}", read.text);
         log_out(&iqn(NUMBER))?;
     }
     world.meet("refused", "it is").map(drop)

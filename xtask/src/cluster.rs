@@ -126,8 +126,8 @@ impl Cluster {
         command("tgtadm", ["-C", &self.control, "--lld", "iscsi"].iter().chain(words))
     }
 
-    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `sum N` tells whether it
-    /// holds nothing else, `pause N` has node A stand still until node B says that it has formatted volume N.
+    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `cut N` every one fail, `sum N`
+    /// tells whether it holds nothing but zeros, `pause N` has node A stand still until node B says that it has formatted volume N.
     fn serve(&self, first: &OnceLock<Pid>, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
             thread::sleep(Duration::from_millis(100));
@@ -138,6 +138,10 @@ impl Cluster {
                 "zero" => {
                     sparse_image(&image, 0)?;
                     sparse_image(&image, SIZE)?;
+                    "done".to_owned()
+                }
+                "cut" => {
+                    sparse_image(&image, 0)?;
                     "done".to_owned()
                 }
                 "sum" => fs::read(&image)?.iter().all(|byte| *byte == 0).to_string(),
