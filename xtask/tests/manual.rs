@@ -8,6 +8,10 @@ fn links(text: &str) -> Vec<&str> {
     links.filter(|link| !link.is_empty() && !link.contains("://")).collect()
 }
 
+fn is_page(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "md")
+}
+
 #[test]
 fn every_page_is_a_chapter_and_every_link_leads_to_one() {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
@@ -16,7 +20,7 @@ fn every_page_is_a_chapter_and_every_link_leads_to_one() {
     for chapter in &chapters {
         let text = fs::read_to_string(manual.join(chapter)).expect(chapter);
         let folder = Path::new(chapter).parent().expect("a page has one");
-        for link in links(&text).into_iter().filter(|link| link.ends_with(".md")) {
+        for link in links(&text).into_iter().filter(|link| is_page(link)) {
             let page = folder.join(link);
             assert!(
                 chapters.contains(&*page.to_string_lossy()),
@@ -26,7 +30,7 @@ fn every_page_is_a_chapter_and_every_link_leads_to_one() {
     }
     for entry in fs::read_dir(&manual).expect("a folder").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let page = name.ends_with(".md") && name != "SUMMARY.md";
+        let page = is_page(&name) && name != "SUMMARY.md";
         assert!(!page || chapters.contains(&*name), "{name} is no chapter");
     }
 }
