@@ -31,7 +31,7 @@ use format_guard_common::{
 };
 use stateright::{Model, Property};
 
-use crate::node::plain;
+use crate::node::{kept, plain};
 
 /// Kernel `dev_t` of the device, on every node.
 const DEV: u32 = 0x80_0000;
@@ -450,24 +450,11 @@ impl Fleet {
     fn restart(self, moment: &mut Moment, i: usize, keeps_records: bool) {
         let (now, node) = (moment.now, &mut moment.nodes[i]);
         node.record = if keeps_records {
-            let fresh = new_record();
-            let (claim, attached_in) = (fresh.claim, fresh.attached_in);
             // `Reconciler::load`.
             let new = node.record.state == State::Unverified
                 && node.record.armed.is_none()
                 && !self.is(FleetBreak::ForgetsTheLoss);
-            Record {
-                new,
-                claim,
-                attached_in,
-                clean_passes: 0,
-                doubted_since: None,
-                running: false,
-                over: false,
-                ended: None,
-                quarantine: 0,
-                ..(*node.record).clone()
-            }
+            Record { new, ..kept(&node.record) }
         } else {
             new_record()
         }

@@ -2,7 +2,7 @@
 
 use format_guard::{
     enforce::rule::{self, Subject},
-    record::{Formatter, Permit, Record, Seconds, State, transition},
+    record::{Claim, Formatter, Permit, Record, Seconds, State, transition},
     volume::{
         identity::Strength,
         marks::{Found, Mark, MarkKind},
@@ -401,22 +401,29 @@ impl Moment {
     }
 
     fn stored(&mut self, record: &Record) {
-        let kept = Record {
-            held: None,
-            overlaid: None,
-            clean_passes: 0,
-            attached_in: String::new(),
-            doubted_since: None,
-            quarantine: 0,
-            running: false,
-            ended: None,
-            over: false,
-            relabelled: false,
-            ..record.clone()
-        };
+        let kept = kept(record);
         self.known |= kept.ever_formatted;
         self.forgotten |= self.known && !kept.ever_formatted;
         self.store = Some(kept);
+    }
+}
+
+/// What the store keeps of a record.
+pub(crate) fn kept(record: &Record) -> Record {
+    Record {
+        held: None,
+        overlaid: None,
+        new: false,
+        claim: Claim::Unneeded,
+        clean_passes: 0,
+        attached_in: String::new(),
+        doubted_since: None,
+        quarantine: 0,
+        running: false,
+        ended: None,
+        over: false,
+        relabelled: false,
+        ..record.clone()
     }
 }
 
@@ -507,7 +514,7 @@ impl Node {
                     strength,
                     records_lost: false,
                     quarantine: QUARANTINE,
-                    claim: format_guard::record::Claim::Unneeded,
+                    claim: Claim::Unneeded,
                 };
                 self.step(moment, event, true);
             }

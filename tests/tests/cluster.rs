@@ -86,6 +86,12 @@ fn state(guard: &Guard, number: u32) -> Result<(String, String)> {
     Ok((text("state"), text("cause")))
 }
 
+fn wait_until_formatted(guard: &Guard, number: u32) -> Result<()> {
+    wait_for(&format!("the format of volume {number} on record"), || {
+        Ok((state(guard, number)?.0 == "formatted").then_some(()))
+    })
+}
+
 fn mkfs(path: &Path) -> Result<bool> {
     let line = format!("mkfs.ext4 -F -q {}", path.display());
     Ok(run_command(command(&line), &line, "")?.status == 0)
@@ -158,7 +164,7 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
     if world.node == "a" {
         let path = log_in_at(&iqn(NUMBER), portal)?;
         armed(guard, &path)?;
-        wait_for("the format on record", || Ok((state(guard, NUMBER)?.0 == "formatted").then_some(())))?;
+        wait_until_formatted(guard, NUMBER)?;
         log_out(&iqn(NUMBER))?;
         ensure!(world.ask(&format!("zero {NUMBER}"))? == "done");
         world.meet("formatted", "it is")?;
@@ -218,7 +224,7 @@ fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -
     ensure!(ours.len() + theirs.len() == paths.len(), "nobody formatted one of {numbers:?}");
     // Whoever lost the race does not get it later either.
     for (number, path) in &paths {
-        wait_for("both to know", || Ok((state(guard, *number)?.0 == "formatted").then_some(())))?;
+        wait_until_formatted(guard, *number)?;
         ensure!(!mkfs(path)?, "formatted once more");
     }
     world.meet(&place("done"), "done")?;
@@ -249,7 +255,7 @@ fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32)
         world.meet(&place("begun"), "has it?")?;
         let path = log_in_at(&iqn(number), portal)?;
         patiently("the claim of a node that is gone", || Ok(mkfs(&path)?.then_some(())))?;
-        wait_for("the format on record", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
+        wait_until_formatted(guard, number)?;
         let before = sha256(&path)?;
         world.meet(&place("formatted"), "it is")?;
         world.meet(&place("refused"), "was it?")?;
@@ -281,7 +287,7 @@ fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32)
     let status = wait_for("the formatter to end", || Ok(formatter.try_wait()?))?;
     ensure!(status.code() == Some(4), "not refused: {status}");
     world.meet(&place("formatted"), "is it?")?;
-    wait_for("what the other node formatted", || Ok((state(guard, number)?.0 == "formatted").then_some(())))?;
+    wait_until_formatted(guard, number)?;
     ensure!(!mkfs(&path)?, "formatted over another node's format");
     world.meet(&place("refused"), "it was")?;
     log_out(&iqn(number))

@@ -80,8 +80,8 @@ fn wait_for(what: &str, patience: Duration, mut ready: impl FnMut() -> Result<bo
 impl Cluster {
     fn new(volumes: u32) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let options = [("heartbeat-interval", "500"), ("election-timeout", "5000")];
         // Emulated guests slow the members down.
+        let options = [("heartbeat-interval", "500"), ("election-timeout", "5000")];
         let etcd = Members::start(&Plan { members: 3, options: &options, ..Plan::default() })?;
         let portal = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let control = (process::id() % 30_000 + 1).to_string();
@@ -126,13 +126,18 @@ impl Cluster {
         command("tgtadm", ["-C", &self.control, "--lld", "iscsi"].iter().chain(words))
     }
 
+    /// What a guest has said there; nothing where it has not.
+    fn said(&self, key: &str) -> Result<String> {
+        Ok(self.etcd.ask(&["get", key, "--print-value-only"])?.trim().to_owned())
+    }
+
     /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `cut N` every one fail, `sum N`
     /// tells whether it holds nothing but zeros, `pause N` has node A stand still until node B says that it has formatted volume N.
     fn serve(&self, first: &OnceLock<Pid>, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
             thread::sleep(Duration::from_millis(100));
-            let asked = self.etcd.ask(&["get", "/test/ask", "--print-value-only"])?;
-            let Some((what, number)) = asked.trim().split_once(' ') else { continue };
+            let asked = self.said("/test/ask")?;
+            let Some((what, number)) = asked.split_once(' ') else { continue };
             let image = self.image(number.parse()?);
             let answer = match what {
                 "zero" => {
@@ -149,9 +154,8 @@ impl Cluster {
                     let pid = *first.get().context("node a asks before it runs")?;
                     kill_process(pid, Signal::STOP)?;
                     let key = format!("/test/{number}/formatted/b");
-                    let said = wait_for("node b to format it", PAUSE, || {
-                        Ok(done() || !self.etcd.ask(&["get", &key, "--print-value-only"])?.trim().is_empty())
-                    });
+                    let said =
+                        wait_for("node b to format it", PAUSE, || Ok(done() || !self.said(&key)?.is_empty()));
                     kill_process(pid, Signal::CONT)?;
                     said.map_or_else(|error| error.to_string(), |()| "done".to_owned())
                 }

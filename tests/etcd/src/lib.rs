@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -39,7 +39,7 @@ impl Default for Plan<'_> {
 /// One member.
 pub struct Member {
     arguments: Vec<String>,
-    log: std::path::PathBuf,
+    log: PathBuf,
     process: Child,
     name: String,
     port: u16,

@@ -20,7 +20,7 @@ use format_guard::{
         Claim, Record,
         shared::{
             Armed, Format, Me, Seen, Shared, Standing, Wish,
-            etcd::{Etcd, Member},
+            etcd::Etcd,
             store::{Connect, Session, carry_on},
         },
         sqlite::SqliteStore,
@@ -42,10 +42,6 @@ const PATIENCE: Duration = Duration::from_mins(5);
 
 fn settings(etcd: &Members) -> config::Store {
     config::Store { endpoints: etcd.endpoints(), timeout: 60, ..config::Store::default() }
-}
-
-async fn member(etcd: &Members) -> Result<Member> {
-    Ok(Etcd::new(settings(etcd)).connect().await?)
 }
 
 /// Resident memory of a process, in MiB.
@@ -108,7 +104,7 @@ async fn bare(client: Client, number: u32, value: Vec<u8>, lease: Option<u64>) -
 async fn claims() -> Result<()> {
     let etcd = Members::start(&Plan::default())?;
     etcd.wait_until_healthy()?;
-    let member = Arc::new(member(&etcd).await?);
+    let member = Arc::new(Etcd::new(settings(&etcd)).connect().await?);
     let client = Client::connect(etcd.endpoints(), None).await?;
     let lease = member.grant(3600).await?.id;
     let armed = Armed { node: "node".to_owned(), lease, by_permit: false, doubted: false, at: 0 };

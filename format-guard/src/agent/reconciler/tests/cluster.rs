@@ -158,7 +158,7 @@ impl Node {
             let (claim, attached_in) = (fresh.claim, fresh.attached_in);
             let stored =
                 Record { claim, attached_in, clean_passes: 0, running: false, over: false, ..record.clone() };
-            (record.id.clone(), Record { doubted_since: None, tool_at_work: None, new: false, ..stored })
+            (record.id.clone(), Record { doubted_since: None, tool_at_work: None, ..stored })
         };
         let records = self.reconciler.records.values().filter(|_| keeps_records).map(stored).collect();
         (self.reconciler, self.inputs, self.claimant) =

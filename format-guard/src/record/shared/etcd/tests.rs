@@ -152,11 +152,13 @@ async fn a_lease_is_kept_by_the_one_that_leads_alone() {
         let member = Etcd::new(settings).connect().await.expect("reached");
         let granted = member.grant(SECONDS).await.expect("a lease");
         old.signal(Signal::STOP).expect("stopped");
+        let start = Instant::now();
         let new = loop {
             match etcd.leader().expect("answers") {
                 Some(new) if new != leader => break new,
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ => assert!(start.elapsed() < Duration::from_secs(30), "nobody else leads"),
             }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         };
         // The new leader counts the whole lease anew, and by now some of it is over.
         let start = Instant::now();
