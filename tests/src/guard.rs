@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
@@ -502,7 +502,8 @@ impl Guard {
             // A failure has no state: nothing is known of it yet.
             Ok((last["state"].is_string() && wanted(&last)).then(|| last.clone()))
         })
-        .with_context(|| format!("{last}\n{}", self.log()))
+        // What was waited for, before the log, of which a reader may have the beginning only.
+        .map_err(|error| anyhow!("{error:#}: {last}\n{}", self.log()))
     }
 
     /// Number of the newest refusal, zero before the first.

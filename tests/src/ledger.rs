@@ -24,10 +24,10 @@ const MKFS: &str = "mkfs.ext4 -F -m0 -q";
 /// One volume, from its first byte on.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    /// It never took a format, or a permit may have been given since its last one.
-    may_format: bool,
-    /// It took one.
+    /// It took a format.
     holds: bool,
+    /// A permit may have been given, and was not used since.
+    asked: bool,
     /// A format was tried, and nobody saw what became of it.
     uncertain: bool,
     sha256: String,
@@ -41,7 +41,7 @@ impl Ledger {
     /// # Errors
     /// When it cannot be read.
     pub fn of_new(device: &impl Device) -> Result<Self> {
-        Ok(Self { may_format: true, holds: false, uncertain: false, sha256: device.sha256()?, kept: None })
+        Ok(Self { holds: false, asked: false, uncertain: false, sha256: device.sha256()?, kept: None })
     }
 
     /// Keeps it in a sector of a device from now on, on the medium before anything is done that it tells.
@@ -64,12 +64,12 @@ impl Ledger {
         OpenOptions::new().read(true).open(device)?.read_exact_at(&mut text, at)?;
         let text = String::from_utf8_lossy(&text);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [may_format, holds, uncertain, sha256, ..] = words[..] else {
+        let [holds, asked, uncertain, sha256, ..] = words[..] else {
             bail!("no ledger in sector {sector}: {text}")
         };
         Ok(Self {
-            may_format: may_format.parse()?,
             holds: holds.parse()?,
+            asked: asked.parse()?,
             uncertain: uncertain.parse()?,
             sha256: sha256.to_owned(),
             kept: Some((device.to_owned(), sector)),
@@ -78,8 +78,8 @@ impl Ledger {
 
     fn save(&self) -> Result<()> {
         let Some((device, sector)) = &self.kept else { return Ok(()) };
-        let Self { may_format, holds, uncertain, sha256, .. } = self;
-        let mut text = format!("{may_format} {holds} {uncertain} {sha256} ").into_bytes();
+        let Self { holds, asked, uncertain, sha256, .. } = self;
+        let mut text = format!("{holds} {asked} {uncertain} {sha256} ").into_bytes();
         text.resize(SECTOR, b' ');
         let file = OpenOptions::new().write(true).custom_flags(libc::O_SYNC).open(device);
         let at = sector * SECTOR as u64;
@@ -97,8 +97,8 @@ impl Ledger {
         let sha256 = device.sha256()?;
         let done = ran.status == 0;
         if done {
-            ensure!(self.may_format, "a format went through that nobody permitted");
-            *self = Self { may_format: false, holds: true, uncertain: false, sha256, kept: self.kept.take() };
+            ensure!(self.asked || !self.holds, "a format went through that nobody permitted");
+            *self = Self { holds: true, asked: false, uncertain: false, sha256, kept: self.kept.take() };
         } else {
             ensure!(sha256 == self.sha256, "bytes changed by what failed: {}", ran.text);
             self.uncertain = false;
@@ -112,7 +112,7 @@ impl Ledger {
     /// # Errors
     /// When that cannot be kept.
     pub fn ask_for_permit(&mut self) -> Result<()> {
-        self.may_format |= self.holds;
+        self.asked = true;
         self.save()
     }
 
@@ -123,27 +123,28 @@ impl Ledger {
     pub fn hold(&mut self, guard: &Guard, device: &impl Device) -> Result<()> {
         let path = device.path();
         let volume = guard.wait_for_volume(path, "settled", |volume| match volume["state"].as_str() {
-            Some("formatted" | "permitted") => self.holds || self.uncertain,
+            Some("formatted") => self.holds || self.uncertain,
             Some("blank") => !self.holds,
+            // It may be given before the first format, too: what is not verified yet is refused.
+            Some("permitted") => true,
             _ => false,
         })?;
         // Drops what is cached: the bytes are the medium's.
         drop(flush(path)?);
         let sha256 = device.sha256()?;
+        let permitted = volume["state"] == "permitted";
+        ensure!(self.asked || !permitted, "a permit is there that was used, or never asked for: {volume}");
         if self.uncertain {
             self.holds = volume["state"] != "blank";
-            self.may_format = volume["state"] != "formatted";
+            self.asked = permitted;
             self.sha256 = sha256;
         } else {
             ensure!(sha256 == self.sha256, "bytes changed");
         }
-        if volume["state"] == "permitted" {
-            ensure!(self.may_format, "a permit is there that was used: {volume}");
-        }
         self.format(device)?;
         ensure!(self.holds, "a volume that is armed took no format");
         guard.wait_for_state(path, "formatted")?;
-        self.may_format = false;
+        self.asked = false;
         self.save()?;
         let before = guard.newest_refusal()?;
         self.format(device)?;

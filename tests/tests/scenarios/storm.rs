@@ -13,7 +13,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use fastrand::Rng;
 use format_guard_tests::{
     device::{Image, Loop},
@@ -128,7 +128,7 @@ fn round(
         over.store(true, Ordering::Relaxed);
         let mut done = BTreeMap::new();
         for provisioner in provisioners {
-            for act in provisioner.join().map_err(|_| anyhow::anyhow!("a provisioner broke"))?? {
+            for act in provisioner.join().map_err(|_| anyhow!("a provisioner broke"))?? {
                 *done.entry(act).or_default() += 1;
             }
         }
@@ -162,7 +162,8 @@ fn an_agent_that_is_killed_at_any_time_loses_nothing() -> Result<()> {
             let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
             let Place { volume, ledger, .. } = &mut *place;
             let held = ledger.hold(&guard, volume.as_ref().context("no volume")?);
-            held.with_context(|| format!("{ledger:?}\n{}", guard.log()))?;
+            // What broke, before the log, of which a reader may have the beginning only.
+            held.map_err(|error| anyhow!("{ledger:?}: {error:#}\n{}", guard.log()))?;
         }
         println!("storm: {left} kills to go; {done:?}");
     }
