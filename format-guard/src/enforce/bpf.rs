@@ -28,6 +28,7 @@ use format_guard_common::{
     event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
     flag, program,
 };
+use format_guard_programs::OBJECT;
 
 use super::{
     Counts, Enforcer, MapError, bpf_call, canary, cgroup,
@@ -44,8 +45,6 @@ use crate::{
     fault::{self, Point},
     process,
 };
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));
 
 /// How a program is attached, and to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Builds the kernel programs, which the library embeds.
+//! Builds the kernel programs.
 
 use std::{env, fs, path::Path};
 
