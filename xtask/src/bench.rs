@@ -54,8 +54,8 @@ pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
 
 fn hook(kernel: &String) -> Result<ExitCode> {
     println!("bench: building");
-    let guard = executable("format-guard", "bin", "format-guard")?;
-    let bench = executable("format-guard-tests", "bin", "bench-hook")?;
+    let guard = executable("bin", "format-guard")?;
+    let bench = executable("bin", "bench-hook")?;
     let mut result = ExitCode::SUCCESS;
     for key in chosen(slice::from_ref(kernel), &[]) {
         let guest = Guest {

@@ -8,39 +8,32 @@ use serde_json::Value;
 use crate::command::{command, output, workspace};
 
 /// The executable that cargo makes of a target of this kind (`bin`, `test`) and name.
-pub(crate) fn executable(package: &str, kind: &str, name: &str) -> Result<PathBuf> {
-    executable_with("", package, kind, name)
+///
+/// All default members are selected, whatever is wanted of them: what they depend on has the same features each time then, and
+/// is built once.
+pub(crate) fn executable(kind: &str, name: &str) -> Result<PathBuf> {
+    executable_with("", kind, name)
 }
 
-/// The same as it is released: for figures.
-pub(crate) fn released(package: &str, name: &str) -> Result<PathBuf> {
-    build(&["build", "--release"], "", package, "bin", name)
-}
-
-/// The same, of a package with these features.
-pub(crate) fn executable_with(features: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
+/// The same with these features.
+pub(crate) fn executable_with(features: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let how: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
-    build(how, features, package, kind, name)
+    build(how, &["--features", features], kind, name)
 }
 
-fn build(how: &[&str], features: &str, package: &str, kind: &str, name: &str) -> Result<PathBuf> {
-    let mut arguments = how.to_vec();
+/// A program of a package as it is released, with that package's own features: for figures.
+pub(crate) fn released(package: &str, name: &str) -> Result<PathBuf> {
+    build(&["build", "--release"], &["--package", package], "bin", name)
+}
+
+fn build(how: &[&str], of: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
     let selector = format!("--{kind}");
-    arguments.extend([
-        "--quiet",
-        "--features",
-        features,
-        "--package",
-        package,
-        &selector,
-        name,
-        "--message-format=json-render-diagnostics",
-    ]);
-    let mut cargo = command("cargo", arguments);
+    let arguments = [how, of, &["--quiet", &selector, name, "--message-format=json-render-diagnostics"]];
+    let mut cargo = command("cargo", arguments.concat());
     cargo.current_dir(workspace()).stderr(std::process::Stdio::inherit());
     let built = output(&mut cargo)?;
     if !built.status.success() {
-        bail!("{package} does not build");
+        bail!("{name} does not build");
     }
     String::from_utf8_lossy(&built.stdout)
         .lines()

@@ -46,7 +46,7 @@ impl Drop for Group {
 
 /// Runs them; whether they ended well, and what they printed.
 pub(crate) fn hold(guard: &Path) -> Result<(bool, String)> {
-    let tests = executable("format-guard-tests", "test", "cgroup")?;
+    let tests = executable("test", "cgroup")?;
     let group = Group::new()?;
     let mut run = inside(&group, guard, &tests);
     run.arg("--test-threads=1").stderr(Stdio::inherit());

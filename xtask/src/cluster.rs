@@ -177,7 +177,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
     // Two more: one for what comes before them, one for what comes after.
     let cluster = Cluster::new(rounds + 2)?;
     let first = OnceLock::new();
-    let tests = executable("format-guard-tests", "test", "cluster")?;
+    let tests = executable("test", "cluster")?;
     let endpoints: Vec<String> =
         cluster.etcd.members.iter().map(|member| format!("http://10.0.2.2:{}", member.port())).collect();
     let guest = |node: &str| {

@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
 /// `cargo xtask cuts`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
-    let guard = executable("format-guard", "bin", "format-guard")?;
+    let guard = executable("bin", "format-guard")?;
     let kernel = Kernel::get(&arguments.kernel)?;
     let held = hold(&kernel, &guard, arguments.number, arguments.seed)?;
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -57,7 +57,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     println!("cuts: {number} on {} ({}), seed {seed}", kernel.key, kernel.release);
-    let reboot = executable("format-guard-tests", "test", "reboot")?;
+    let reboot = executable("test", "reboot")?;
     // Some series at a time, each on disks of its own.
     let (series, reboot) = (u32::try_from(GUESTS)?, &reboot);
     thread::scope(|scope| {

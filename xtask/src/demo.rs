@@ -23,8 +23,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
     println!("demo: building");
-    let guard = executable("format-guard", "bin", "format-guard")?;
-    let demo = executable("format-guard-tests", "bin", "demo")?;
+    let guard = executable("bin", "format-guard")?;
+    let demo = executable("bin", "demo")?;
     let check = output(&mut command(&guard.to_string_lossy(), ["check"]))?;
     if check.status.success() {
         println!("demo: this host's kernel enforces (proven by the canary): running here");

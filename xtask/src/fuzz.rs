@@ -52,7 +52,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds every target; the directory that they are in.
 pub(crate) fn build() -> Result<PathBuf> {
-    let mut cargo = command("cargo", ["build", "--quiet", "--package", "format-guard-fuzz"]);
+    // With all others selected what they depend on is built already.
+    let mut cargo = command("cargo", ["build", "--quiet", "--workspace"]);
+    cargo.args(["--exclude", "format-guard-ebpf", "--exclude", "format-guard-preload"]);
+    cargo.args(TARGETS.iter().flat_map(|target| ["--bin", target]));
     cargo.env("RUSTC_WORKSPACE_WRAPPER", workspace().join(WRAPPER)).env("FORMAT_GUARD_WITHOUT_PROGRAMS", "1");
     cargo.current_dir(workspace()).stderr(Stdio::inherit());
     if !output(&mut cargo)?.status.success() {

@@ -46,8 +46,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ready()?;
     println!("matrix: building");
-    let guard = executable("format-guard", "bin", "format-guard")?;
-    let matrix = executable("format-guard-tests", "bin", "matrix")?;
+    let guard = executable("bin", "format-guard")?;
+    let matrix = executable("bin", "matrix")?;
     let tables: Vec<&str> =
         arguments.table.as_deref().map_or(vec!["destructive", "everyday"], |table| vec![table]);
     let tools = tools()?;

@@ -64,7 +64,7 @@ pub(crate) fn hold(guard: &Path, tests: &str) -> Result<(bool, String)> {
     if tests == "scenarios" {
         words.extend(SCENARIOS.into_iter().chain(ABOUT_MORE.iter().flat_map(|name| ["--skip", name])));
     }
-    run(guard, &executable("format-guard-tests", "test", tests)?, &words, &[])
+    run(guard, &executable("test", tests)?, &words, &[])
 }
 
 /// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and what it printed.

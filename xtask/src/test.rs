@@ -105,9 +105,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         outcomes.push(chart()?);
     }
     println!("test: building the scenarios");
-    let guard = executable("format-guard", "bin", "format-guard")?;
+    let guard = executable("bin", "format-guard")?;
     // Scenarios find it beside the other.
-    executable_with("fault-points", "format-guard", "bin", "format-guard-faulty")?;
+    executable_with("format-guard/fault-points", "bin", "format-guard-faulty")?;
     if arguments.filter.is_none() {
         outcomes.extend(under_the_library(&guard)?);
         outcomes.push(in_a_control_group(&guard)?);
@@ -223,7 +223,7 @@ fn tables(named: &[String], guard: &Path) -> Result<Vec<Outcome>> {
     let day = today()?;
     let all = kernels::keys();
     let today = all[day / 8 % all.len()];
-    let matrix = executable("format-guard-tests", "bin", "matrix")?;
+    let matrix = executable("bin", "matrix")?;
     let mut outcomes = Vec::new();
     for key in chosen(named, &[today]) {
         let kernel = Kernel::get(key)?;
@@ -310,9 +310,9 @@ fn boots(
     tier: &str,
     released: &[OfReleased],
 ) -> Result<Vec<Boot>> {
-    let scenarios = executable("format-guard-tests", "test", "scenarios")?;
-    let reboot = executable("format-guard-tests", "test", "reboot")?;
-    let groups = executable("format-guard-tests", "test", "cgroup")?;
+    let scenarios = executable("test", "scenarios")?;
+    let reboot = executable("test", "reboot")?;
+    let groups = executable("test", "cgroup")?;
     let libtest = |words: &[&str]| -> Vec<OsString> {
         // How long each takes is printed: under emulation that is what a run is made of.
         let always = ["--test-threads=1", "-Zunstable-options", "--report-time"];
@@ -379,7 +379,7 @@ fn boots(
                     continue;
                 }
                 boots.push(Boot {
-                    executable: executable("format-guard-tests", "test", test)?,
+                    executable: executable("test", test)?,
                     disks: blank_disks(kernel, *disks)?,
                     systemd: *test == "service",
                     variables: variables.clone(),
