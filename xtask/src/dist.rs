@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::{
     command::{command, output, read, show, workspace},
@@ -260,9 +261,13 @@ fn materials(version: &str) -> Result<PathBuf> {
     show(list)?;
     // It writes one beside the manifest of every package of the workspace.
     let name = format!("{name}.json");
+    let mut packages = command("cargo", ["metadata", "--no-deps", "--offline", "--format-version", "1"]);
+    packages.current_dir(workspace());
+    let packages: Value = serde_json::from_str(&read(packages)?).context("cargo metadata")?;
+    let manifests = packages["packages"].as_array().into_iter().flatten();
     let mut ours = None;
-    for entry in fs::read_dir(workspace())? {
-        let written = entry?.path().join(&name);
+    for manifest in manifests.filter_map(|package| package["manifest_path"].as_str()) {
+        let written = Path::new(manifest).with_file_name(&name);
         if !written.is_file() {
             continue;
         }
