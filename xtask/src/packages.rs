@@ -1,4 +1,4 @@
-//! Debian packages that this machine does not install but the project unpacks: kernels for guests, rustc's sources.
+//! Debian packages that this machine does not install but the project unpacks: kernels for guests, their emulator, rustc's sources.
 //!
 //! apt does the work, with its state in a directory of ours: the mirror is the one that it is set up with, indices
 //! are verified by signature, packages by checksum, and downloads show their progress.

@@ -9,13 +9,14 @@ use crate::{
     chart,
     command::{command, exists, output, show},
     dist,
+    guest::emulator,
     kernels::{self, Kernel},
     toolchain,
 };
 
 /// Debian's and Ubuntu's packages, and what each is for.
 const PACKAGES: &[(&str, &str)] = &[
-    ("debian-archive-keyring", "to verify kernels for guests"),
+    ("debian-archive-keyring", "to verify kernels and the emulator for guests"),
     ("xz-utils", "kernels"),
     ("zstd", "kernels"),
     ("kmod", "kernels"),
@@ -87,6 +88,7 @@ pub(crate) fn ready() -> Result<()> {
     packages()?;
     toolchain::rust_src()?;
     toolchain::bpf_linker()?;
+    emulator::ready()?;
     for key in kernels::keys() {
         let kernel = Kernel::get(key)?;
         println!("setup: kernel {key} is there ({})", kernel.release);

@@ -3,6 +3,7 @@
 //! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every program is
 //! there at its own path, and nothing that the guest writes reaches the host, but through disks that are named.
 
+pub(crate) mod emulator;
 mod initramfs;
 
 use std::{
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempPath;
 
 use crate::{
-    command::{command, find, quote},
+    command::{command, quote},
     kernels::{Kernel, chosen},
     packages::cache,
     setup,
@@ -139,9 +140,10 @@ impl FromStr for Disk {
     }
 }
 
-/// Boot parameters of every guest.
-const PARAMETERS: &str =
-    "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0";
+/// Boot parameters of every guest. Memory that is not zeroed when it is handed out, and RCU that waits for no tick, are worth 9 %
+/// of the scenarios' time, side by side.
+const PARAMETERS: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0 \
+                          init_on_alloc=0 rcupdate.rcu_expedited=1";
 
 /// Guests that run at the same time at most: each keeps one core busy.
 pub(crate) const GUESTS: usize = 2;
@@ -304,10 +306,8 @@ impl Guest {
     }
 
     fn qemu(&self, control: &Path, initramfs: &Path, console: &Path) -> Result<Command> {
-        let program =
-            find("qemu-system-x86_64").context("qemu-system-x86_64 is missing: cargo xtask setup")?;
         let mut qemu = command(
-            &program.to_string_lossy(),
+            &emulator::program()?.to_string_lossy(),
             [
                 // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
                 "-accel",
@@ -349,7 +349,8 @@ impl Guest {
             qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
         }
         if self.network {
-            qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+            // Nobody boots from it: what it would is in a package of its own.
+            qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
         if self.cpu == Cpu::Counting {
             qemu.args(["-icount", "shift=0"]);

@@ -1,0 +1,75 @@
+//! The qemu that guests run under: this machine's, or a newer one of Debian's that is unpacked beside the kernels.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{command, find, read},
+    packages::{Archive, cache},
+};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// The first release that is good enough. Scenarios took 1.4 times as long under 7.2 as under 10.0.2, side by side, and 7.2 gives a
+/// guest flags that no processor has, once in some hours: see [`super::is_the_emulators`].
+const ENOUGH: u32 = 10;
+/// Where Debian has one for its release before last, and what it is made of.
+const SUITE: &str = "debian/bookworm-backports";
+const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
+
+/// The emulator to run guests under.
+pub(super) fn program() -> Result<PathBuf> {
+    let unpacked = directory()?.join("usr/bin").join(PROGRAM);
+    if unpacked.is_file() {
+        return Ok(unpacked);
+    }
+    find(PROGRAM).with_context(|| format!("{PROGRAM} is missing: cargo xtask setup"))
+}
+
+/// Unpacks a newer emulator than this machine's where that is too old, and says which one guests run under. Where there is none that
+/// runs here, guests are slower.
+pub(crate) fn ready() -> Result<()> {
+    let mut version = version(&program()?)?;
+    if major(&version).is_none_or(|major| major < ENOUGH) {
+        match unpack() {
+            Ok(newer) => version = newer,
+            Err(error) => println!("setup: no newer emulator, guests are slower: {error:#}"),
+        }
+    }
+    println!("setup: the emulator is there (qemu {version})");
+    Ok(())
+}
+
+fn directory() -> Result<PathBuf> {
+    Ok(cache()?.join("qemu"))
+}
+
+fn unpack() -> Result<String> {
+    let archive = Archive::open(&[SUITE])?;
+    let directory = directory()?;
+    let partial = directory.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial)?;
+    for package in PACKAGES {
+        archive.unpack(package, &partial, &["./usr/share/doc/*"])?;
+    }
+    // It was built for the libraries of one release.
+    let version = version(&partial.join("usr/bin").join(PROGRAM))?;
+    let _ = fs::remove_dir_all(&directory);
+    fs::rename(&partial, &directory)?;
+    Ok(version)
+}
+
+/// As `--version` says it: `QEMU emulator version 7.2.22 (Debian ...)`.
+fn version(program: &Path) -> Result<String> {
+    let text = read(command(&program.to_string_lossy(), ["--version"]))?;
+    let version = text.split_whitespace().nth(3).context("qemu tells no version")?;
+    Ok(version.to_owned())
+}
+
+fn major(version: &str) -> Option<u32> {
+    version.split('.').next()?.parse().ok()
+}
