@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 
 use crate::command::{command, output, workspace};
@@ -35,10 +35,15 @@ fn build(how: &[&str], of: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
     if !built.status.success() {
         bail!("{name} does not build");
     }
-    String::from_utf8_lossy(&built.stdout)
+    let executables: Vec<PathBuf> = String::from_utf8_lossy(&built.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo names no executable for {name}"))
+        .filter(|message| message["target"]["name"] == name && message["target"]["kind"][0] == kind)
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .collect();
+    match executables.as_slice() {
+        [executable] => Ok(executable.clone()),
+        [] => bail!("cargo names no executable for {name}"),
+        some => bail!("{} packages have a {kind} of the name {name}", some.len()),
+    }
 }

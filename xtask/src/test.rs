@@ -126,6 +126,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         outcomes.extend(tables(&arguments.kernel, &guard)?);
     }
 
+    if arguments.filter.is_none() {
+        for outcome in outcomes.iter_mut().filter(|outcome| outcome.passed + outcome.failed == 0) {
+            println!("test: {} ran nothing", outcome.name);
+            outcome.failed = 1;
+        }
+    }
     println!("\nsummary");
     for outcome in &outcomes {
         println!(
