@@ -201,7 +201,7 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     if volume.strict {
         line("strict", "while it holds a format, known programs alone may write to it");
     }
-    line("mounted", if volume.mounted { "yes" } else { "not since it was formatted" });
+    line("mounted", if volume.mounted { "since it was formatted" } else { "not since it was formatted" });
     line(
         "devices",
         &if volume.devices.is_empty() { "not attached".to_owned() } else { volume.devices.join(", ") },
