@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{command, show},
-    packages::{Archive, cache},
+    packages::{Archive, cache, fill},
 };
 
 /// The kernels that a command line names: `all` is every one, none are the `default`.
@@ -87,13 +87,10 @@ impl Kernel {
             .with_context(|| format!("{} has no kernel {key}", source.suite))?;
         let release = image.trim_start_matches("linux-image-").to_owned();
         println!("setup: kernel {key} is {release}");
-        let partial = directory.with_extension("partial");
-        let _ = fs::remove_dir_all(&partial);
-        fs::create_dir_all(&partial)?;
-        unpack(&archive, &release, &partial)?;
-        fs::write(partial.join("release"), &release)?;
-        let _ = fs::remove_dir_all(&directory);
-        fs::rename(&partial, &directory)?;
+        fill(&directory, |partial| {
+            unpack(&archive, &release, partial)?;
+            Ok(fs::write(partial.join("release"), &release)?)
+        })?;
         Ok(Self { key: source.key, release, directory })
     }
 }

@@ -31,6 +31,17 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Fills a directory of the cache: it is there whole, or not at all.
+pub(crate) fn fill<T>(directory: &Path, with: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let partial = directory.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial)?;
+    let filled = with(&partial)?;
+    let _ = fs::remove_dir_all(directory);
+    fs::rename(&partial, directory)?;
+    Ok(filled)
+}
+
 /// An apt of our own over these archives and suites.
 pub(crate) struct Archive {
     root: PathBuf,

@@ -1,15 +1,12 @@
 //! The qemu that guests run under: this machine's, or a newer one of Debian's that is unpacked beside the kernels.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::{
     command::{command, find, read},
-    packages::{Archive, cache},
+    packages::{Archive, cache, fill},
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -23,17 +20,18 @@ const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
 /// The emulator to run guests under.
 pub(super) fn program() -> Result<PathBuf> {
     let unpacked = directory()?.join("usr/bin").join(PROGRAM);
-    if unpacked.is_file() {
+    // It was built for the libraries of one release.
+    if unpacked.is_file() && version(&unpacked).is_ok() {
         return Ok(unpacked);
     }
     find(PROGRAM).with_context(|| format!("{PROGRAM} is missing: cargo xtask setup"))
 }
 
-/// Unpacks a newer emulator than this machine's where that is too old, and says which one guests run under. Where there is none that
-/// runs here, guests are slower.
+/// Unpacks a newer emulator than this machine's where that is too old, once, and says which one guests run under. Where there is none
+/// that runs here, guests are slower.
 pub(crate) fn ready() -> Result<()> {
     let mut version = version(&program()?)?;
-    if major(&version).is_none_or(|major| major < ENOUGH) {
+    if major(&version).is_none_or(|major| major < ENOUGH) && !directory()?.is_dir() {
         match unpack() {
             Ok(newer) => version = newer,
             Err(error) => println!("setup: no newer emulator, guests are slower: {error:#}"),
@@ -49,18 +47,10 @@ fn directory() -> Result<PathBuf> {
 
 fn unpack() -> Result<String> {
     let archive = Archive::open(&[SUITE])?;
-    let directory = directory()?;
-    let partial = directory.with_extension("partial");
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial)?;
-    for package in PACKAGES {
-        archive.unpack(package, &partial, &["./usr/share/doc/*"])?;
-    }
-    // It was built for the libraries of one release.
-    let version = version(&partial.join("usr/bin").join(PROGRAM))?;
-    let _ = fs::remove_dir_all(&directory);
-    fs::rename(&partial, &directory)?;
-    Ok(version)
+    fill(&directory()?, |partial| {
+        PACKAGES.iter().try_for_each(|package| archive.unpack(package, partial, &["./usr/share/doc/*"]))
+    })?;
+    version(&program()?)
 }
 
 /// As `--version` says it: `QEMU emulator version 7.2.22 (Debian ...)`.
