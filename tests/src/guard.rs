@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use format_guard::enforce::pins;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
@@ -269,15 +270,16 @@ impl Guard {
         Ok(())
     }
 
-    /// Takes the guard away: the agent, and every pin.
+    /// Takes the guard away: the agent, and every pin. Nothing is refused once this has returned.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// When a pin cannot be removed, or the kernel does not detach a program.
     pub fn remove(&mut self) -> Result<()> {
         if self.agent.is_some() {
             self.kill_agent()?;
         }
-        match fs::remove_dir_all(PINS) {
+        pins::take_away(Path::new(PINS)).context("cannot take the guard away")?;
+        match fs::remove_dir(PINS) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }

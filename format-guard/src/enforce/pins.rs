@@ -3,14 +3,26 @@
 //! The directory carries the version of the maps' layout: an agent of another layout never reads these maps.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{
+    links::{FdLink, PinnedLink},
+    loaded_programs,
 };
 
 use crate::fault::{self, Point};
 
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
 const LAYOUT: &str = "v8";
+/// The directory of a layout that holds maps; all others hold links.
+const MAPS: &str = "maps";
+/// How long the kernel may take to detach what nobody holds any more. Twenty programs took seconds under emulation.
+const DETACHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The pin directories.
 #[derive(Clone, Debug)]
@@ -24,7 +36,7 @@ impl Pins {
     /// Makes the directories below `root`, which must be on a bpf file system.
     pub fn create(root: &Path) -> io::Result<Self> {
         let layout = root.join(LAYOUT);
-        let pins = Self { root: root.to_owned(), maps: layout.join("maps"), layout };
+        let pins = Self { root: root.to_owned(), maps: layout.join(MAPS), layout };
         fs::create_dir_all(&pins.maps)?;
         Ok(pins)
     }
@@ -107,9 +119,48 @@ pub fn enforce(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Takes away what agents of every version pinned below `root`: the kernel refuses nothing any more.
+/// Takes away what agents of every version pinned below `root`, and returns once the kernel refuses nothing any more.
+///
+/// The kernel detaches a program some time after the last pin of its link is gone: milliseconds on a quiet machine, seconds
+/// under emulation (`bpf_link_put` in kernel/bpf/syscall.c hands the work to a queue). Who formats a volume at once must not
+/// be refused by a guard that is said to be gone.
+///
+/// # Errors
+/// When a pin cannot be removed, or a program is still there after [`DETACHED_WITHIN`].
 pub fn take_away(root: &Path) -> io::Result<()> {
-    layouts(root)?.into_iter().try_for_each(fs::remove_dir_all)
+    let programs = pinned_programs(root)?;
+    layouts(root)?.into_iter().try_for_each(fs::remove_dir_all)?;
+    let deadline = Instant::now() + DETACHED_WITHIN;
+    while loaded_programs().any(|loaded| loaded.is_ok_and(|program| programs.contains(&program.id()))) {
+        if Instant::now() >= deadline {
+            let waited = DETACHED_WITHIN.as_secs();
+            return Err(io::Error::other(format!(
+                "the pins are removed, but the kernel still runs their programs after {waited} s: another process holds them open"
+            )));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Ids of the programs whose links are pinned below `root`.
+fn pinned_programs(root: &Path) -> io::Result<BTreeSet<u32>> {
+    let mut programs = BTreeSet::new();
+    for layout in layouts(root)? {
+        for directory in fs::read_dir(layout)? {
+            let directory = directory?.path();
+            if directory.file_name().is_none_or(|name| name == MAPS) || !directory.is_dir() {
+                continue;
+            }
+            for link in fs::read_dir(directory)? {
+                // What is no link refuses nothing.
+                let link = PinnedLink::from_pin(link?.path());
+                programs
+                    .extend(link.and_then(|link| FdLink::from(link).info()).map(|info| info.program_id()));
+            }
+        }
+    }
+    Ok(programs)
 }
 
 /// Directories below `root` of each version of the layout.

@@ -14,8 +14,7 @@ use format_guard_tests::{
     attack,
     device::{Device, Loop},
     guard::{Guard, PINS, binary},
-    tool::run,
-    wait_for,
+    tool::{must, run},
 };
 
 use crate::make_ext4;
@@ -144,8 +143,7 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     ensure!(run(&mkfs)?.status != 0 && device.sha256()? == before, "a stop let a format through");
     let ended = run(&detach)?;
     ensure!(ended.status == 0 && ended.text.contains("enforcement has ended"), "{ended:?}");
-    // The kernel detaches a program some moments after its last pin is gone.
-    wait_for("the guard to be gone", || Ok((run(&mkfs)?.status == 0).then_some(())))?;
+    must(&mkfs).context("what was said to have ended refuses still")?;
     let again = run(&detach)?;
     ensure!(again.status == 0 && again.text.contains("nothing is enforced"), "{again:?}");
     // Longer than the start takes.
