@@ -8,7 +8,7 @@ use crate::{
     build::{executable, released},
     cgroup,
     command::{command, read, show, workspace},
-    guest::{Cpu, Guest, against},
+    guest::{Clock, Guest, against},
     kernels::{Kernel, chosen},
     setup,
 };
@@ -42,6 +42,7 @@ pub(crate) enum Bench {
 
 /// `cargo xtask bench`
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
+    setup::root("guests read this machine's root, and control groups are made here")?;
     setup::ready()?;
     match bench {
         Bench::Attach { kernel, records, volumes, here } => {
@@ -63,7 +64,7 @@ fn hook(kernel: &String) -> Result<ExitCode> {
             command: against(&guard, &bench, []),
             disks: Vec::new(),
             timeout: Duration::from_mins(20),
-            cpu: Cpu::Counting,
+            clock: Clock::Instructions,
             parameters: String::new(),
             network: false,
         };
@@ -117,7 +118,7 @@ fn attach(kernel: Option<&String>, records: u32, volumes: u32) -> Result<ExitCod
         command: words,
         disks: Vec::new(),
         timeout: Duration::from_hours(1),
-        cpu: Cpu::Counting,
+        clock: Clock::Instructions,
         parameters: String::new(),
         network: false,
     };

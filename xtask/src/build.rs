@@ -1,49 +1,130 @@
 //! Builds what runs in guests and on the host, and says where it lies.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::command::{command, output, workspace};
+
+/// Tests that cargo leaves out unless it is told their names: they need a guest, a library or a control group.
+pub(crate) const NAMED_TESTS: [&str; 7] =
+    ["scenarios", "reboot", "preload", "cgroup", "service", "container", "cluster"];
 
 /// The executable that cargo makes of a target of this kind (`bin`, `test`) and name.
 ///
 /// All default members are selected, whatever is wanted of them: what they depend on has the same features each time then, and
 /// is built once.
 pub(crate) fn executable(kind: &str, name: &str) -> Result<PathBuf> {
-    executable_with("", kind, name)
-}
-
-/// The same with these features.
-pub(crate) fn executable_with(features: &str, kind: &str, name: &str) -> Result<PathBuf> {
     let how: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
-    build(how, &["--features", features], kind, name)
+    one(&[how, &[&format!("--{kind}"), name]].concat(), kind, name)
 }
 
 /// A program of a package as it is released, with that package's own features: for figures.
 pub(crate) fn released(package: &str, name: &str) -> Result<PathBuf> {
-    build(&["build", "--release"], &["--package", package], "bin", name)
+    one(&["build", "--release", "--package", package, "--bin", name], "bin", name)
 }
 
-fn build(how: &[&str], of: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
-    let selector = format!("--{kind}");
-    let arguments = [how, of, &["--quiet", &selector, name, "--message-format=json-render-diagnostics"]];
-    let mut cargo = command("cargo", arguments.concat());
-    cargo.current_dir(workspace()).stderr(std::process::Stdio::inherit());
+fn one(arguments: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
+    let built = cargo(arguments).with_context(|| format!("{name} does not build"))?;
+    let mut executables = built.into_iter().filter(|built| built.name == name && built.kind == kind);
+    match (executables.next(), executables.next()) {
+        (Some(built), None) => Ok(built.executable),
+        (None, _) => bail!("cargo names no executable for {name}"),
+        (Some(_), Some(_)) => bail!("more than one package has a {kind} of the name {name}"),
+    }
+}
+
+/// An executable that cargo has made.
+pub(crate) struct Executable {
+    /// Of the target; `format_guard` of a library.
+    pub(crate) name: String,
+    /// `bin`, `lib` or `test`.
+    kind: String,
+    /// It runs the tests that are in the target itself.
+    is_test: bool,
+    /// The folder of its package, in which cargo runs it.
+    pub(crate) package: PathBuf,
+    /// The file.
+    pub(crate) executable: PathBuf,
+}
+
+/// Runs cargo; the executables that it names.
+fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
+    let mut cargo = command("cargo", arguments);
+    cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
+    cargo.current_dir(workspace()).stderr(Stdio::inherit());
     let built = output(&mut cargo)?;
     if !built.status.success() {
-        bail!("{name} does not build");
+        bail!("cargo {} ended with {}", arguments.join(" "), built.status);
     }
-    let executables: Vec<PathBuf> = String::from_utf8_lossy(&built.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == name && message["target"]["kind"][0] == kind)
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .collect();
-    match executables.as_slice() {
-        [executable] => Ok(executable.clone()),
-        [] => bail!("cargo names no executable for {name}"),
-        some => bail!("{} packages have a {kind} of the name {name}", some.len()),
+    let executable = |message: Value| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some(Executable {
+            name: text(&message["target"]["name"])?,
+            kind: text(&message["target"]["kind"][0])?,
+            is_test: message["profile"]["test"] == true,
+            package: Path::new(message["manifest_path"].as_str()?).parent()?.to_owned(),
+            executable: message["executable"].as_str()?.into(),
+        })
+    };
+    let text = String::from_utf8_lossy(&built.stdout);
+    let messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(messages.filter_map(executable).collect())
+}
+
+/// Everything that the plan of checks runs, built by as few calls of cargo as can be, so that no part of it waits for cargo.
+pub(crate) struct Programs {
+    /// Programs by name.
+    programs: BTreeMap<String, PathBuf>,
+    /// Tests that are run where they are named, by name.
+    tests: BTreeMap<String, PathBuf>,
+    /// Tests that run as they are, on this host.
+    pub(crate) units: Vec<Executable>,
+}
+
+impl Programs {
+    /// Builds all of it.
+    pub(crate) fn build() -> Result<Self> {
+        let mut programs = Self { programs: BTreeMap::new(), tests: BTreeMap::new(), units: Vec::new() };
+        // `--tests` is every target that has tests of its own to run, and takes no names beside it.
+        let mut named = vec!["test", "--no-run"];
+        named.extend(NAMED_TESTS.iter().flat_map(|name| ["--test", name]));
+        for arguments in [&named[..], &["build", "--bins"], &["test", "--no-run", "--tests"]] {
+            for built in cargo(arguments)? {
+                programs.add(built)?;
+            }
+        }
+        // Scenarios find it beside the other.
+        let faulty = ["build", "--features", "format-guard/fault-points", "--bin", "format-guard-faulty"];
+        cargo(&faulty).context("the program with points of failure does not build")?;
+        Ok(programs)
+    }
+
+    fn add(&mut self, built: Executable) -> Result<()> {
+        if built.is_test && !(built.kind == "test" && NAMED_TESTS.contains(&built.name.as_str())) {
+            self.units.push(built);
+            return Ok(());
+        }
+        let of_kind = if built.is_test { &mut self.tests } else { &mut self.programs };
+        let (name, path) = (built.name, built.executable);
+        match of_kind.insert(name.clone(), path.clone()) {
+            Some(other) if other != path => bail!("two packages have a target of the name {name}"),
+            _ => Ok(()),
+        }
+    }
+
+    /// A program of this name.
+    pub(crate) fn program(&self, name: &str) -> Result<&Path> {
+        self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("no program {name} was built"))
+    }
+
+    /// The tests of this name.
+    pub(crate) fn test(&self, name: &str) -> Result<&Path> {
+        self.tests.get(name).map(PathBuf::as_path).with_context(|| format!("no tests {name} were built"))
     }
 }

@@ -1,17 +1,14 @@
 //! Tests of tier `cgroup`, on this host: in a control group of their own, at which the guard stands.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::{self, Command, Stdio},
+    process::{self, Command},
 };
 
 use anyhow::{Context, Result};
 
-use crate::{
-    build::executable,
-    command::{command, output, workspace},
-};
+use crate::command::{command, logged, workspace};
 
 /// A control group, and every process in it; gone with the value.
 struct Group(PathBuf);
@@ -44,14 +41,10 @@ impl Drop for Group {
     }
 }
 
-/// Runs them; whether they ended well, and what they printed.
-pub(crate) fn hold(guard: &Path) -> Result<(bool, String)> {
-    let tests = executable("test", "cgroup")?;
+/// Runs them; whether they ended well. What they print is in the log.
+pub(crate) fn run_tests(guard: &Path, tests: &Path, log: &File) -> Result<bool> {
     let group = Group::new()?;
-    let mut run = inside(&group, guard, &tests);
-    run.arg("--test-threads=1").stderr(Stdio::inherit());
-    let ran = output(&mut run)?;
-    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
+    logged(inside(&group, guard, tests).arg("--test-threads=1"), log)
 }
 
 /// Runs an executable as they are run, with its output shown; whether it ended well.

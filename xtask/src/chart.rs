@@ -53,7 +53,7 @@ fn promtool() -> Result<PathBuf> {
 }
 
 /// What fails of the chart, one line each.
-fn findings(write: bool) -> Result<Vec<String>> {
+pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     let bin = tools()?;
     let mut findings = Vec::new();
     let mut lint = command(&bin.join("helm").to_string_lossy(), ["lint", "--strict", "--quiet", CHART]);
@@ -190,7 +190,7 @@ fn unknown_metrics(text: &str) -> Result<Vec<String>> {
 }
 
 /// Prints what fails; whether nothing does.
-pub(crate) fn hold(write: bool) -> Result<bool> {
+pub(crate) fn check(write: bool) -> Result<bool> {
     let findings = findings(write)?;
     for finding in &findings {
         println!("{finding}");
@@ -200,7 +200,7 @@ pub(crate) fn hold(write: bool) -> Result<bool> {
 
 /// `cargo xtask chart`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let sound = hold(arguments.write)?;
+    let sound = check(arguments.write)?;
     println!("chart: {}", if sound { "nothing to say" } else { "it is not as it must be" });
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,4 +1,4 @@
-//! Two guests that share iSCSI volumes, and an etcd of three members between them: `cargo xtask test cluster`.
+//! Two guests that share iSCSI volumes, and an etcd of three members between them: `cargo xtask test --part nodes`.
 //!
 //! The volumes and the members are of this host, which the guests reach at 10.0.2.2 (qemu's user network); what the guests agree on
 //! goes through the same etcd, below a prefix of its own.
@@ -19,9 +19,8 @@ use format_guard_tests_etcd::{Members, Plan};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    build::executable,
     command::{command, find, output, read},
-    guest::{Cpu, Guest, against, sparse_image},
+    guest::{Clock, Guest, against, sparse_image},
     kernels::Kernel,
 };
 
@@ -169,7 +168,7 @@ impl Cluster {
 }
 
 /// Runs both guests; whether each held, and what they printed.
-pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
+pub(crate) fn run_nodes(kernel: &Kernel, guard: &Path, tests: &Path) -> Result<(bool, String)> {
     let rounds = match std::env::var("FORMAT_GUARD_ROUNDS") {
         Ok(rounds) => rounds.parse().context("FORMAT_GUARD_ROUNDS is no number")?,
         Err(_) => ROUNDS,
@@ -177,12 +176,11 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
     // Two more: one for what comes before them, one for what comes after.
     let cluster = Cluster::new(rounds + 2)?;
     let first = OnceLock::new();
-    let tests = executable("test", "cluster")?;
     let endpoints: Vec<String> =
         cluster.etcd.members.iter().map(|member| format!("http://10.0.2.2:{}", member.port())).collect();
     let guest = |node: &str| {
         let arguments = ["--ignored", "--nocapture"].map(OsString::from);
-        let mut command = against(guard, &tests, arguments);
+        let mut command = against(guard, tests, arguments);
         for (name, value) in [
             ("NODE", node.to_owned()),
             ("PORTAL", format!("10.0.2.2:{}", cluster.portal)),
@@ -197,7 +195,7 @@ pub(crate) fn hold(kernel: &Kernel, guard: &Path) -> Result<(bool, String)> {
             command,
             disks: Vec::new(),
             timeout: TIMEOUT + TIMEOUT_OF_A_ROUND * rounds,
-            cpu: Cpu::Timed,
+            clock: Clock::Host,
             parameters: String::new(),
             network: true,
         }

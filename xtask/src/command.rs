@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -36,6 +37,13 @@ pub(crate) fn read(mut command: Command) -> Result<String> {
         bail!("{} ended with {}:\n{}", name(&command), output.status, error.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs it with all that it prints in this file; whether it ended well.
+pub(crate) fn logged(command: &mut Command, log: &File) -> Result<bool> {
+    command.stdout(log.try_clone()?).stderr(log.try_clone()?);
+    let status = command.status().with_context(|| format!("cannot run {}", name(command)))?;
+    Ok(status.success())
 }
 
 /// Runs it quietly.

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use crate::{
     build::executable,
     command::workspace,
-    guest::{Cpu, Disk, Ended, GUESTS, Guest, against, sparse_image},
+    guest::{self, Clock, Disk, Ended, Guest, against, sparse_image},
     kernels::Kernel,
     setup,
 };
@@ -43,23 +43,29 @@ pub(crate) struct Arguments {
 
 /// `cargo xtask cuts`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::root("guests read this machine's root")?;
     setup::ready()?;
     let guard = executable("bin", "format-guard")?;
     let kernel = Kernel::get(&arguments.kernel)?;
-    let held = hold(&kernel, &guard, arguments.number, arguments.seed)?;
+    let reboot = executable("test", "reboot")?;
+    let held = cut(&kernel, [&guard, &reboot], arguments.number, arguments.seed)?;
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Cuts the power so many times, and looks once more at what is left: whether everything was as it must be.
-pub(crate) fn hold(kernel: &Kernel, guard: &Path, number: u32, seed: Option<u64>) -> Result<bool> {
+pub(crate) fn cut(
+    kernel: &Kernel,
+    [guard, reboot]: [&Path; 2],
+    number: u32,
+    seed: Option<u64>,
+) -> Result<bool> {
     let seed = match seed {
         Some(seed) => seed,
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     println!("cuts: {number} on {} ({}), seed {seed}", kernel.key, kernel.release);
-    let reboot = executable("test", "reboot")?;
     // Some series at a time, each on disks of its own.
-    let (series, reboot) = (u32::try_from(GUESTS)?, &reboot);
+    let series = u32::try_from(guest::at_a_time()?)?;
     thread::scope(|scope| {
         let all: Vec<_> = (0..series)
             .map(|i| {
@@ -97,7 +103,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
             command,
             disks: disks.clone(),
             timeout: TIMEOUT,
-            cpu: Cpu::Timed,
+            clock: Clock::Host,
             parameters: String::new(),
             network: false,
         };

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     build::executable,
     command::{command, output},
-    guest::{Cpu, Guest, against},
+    guest::{Clock, Guest, against},
     kernels::Kernel,
     setup,
 };
@@ -21,6 +21,7 @@ pub(crate) struct Arguments {
 
 /// `cargo xtask demo`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::root("it makes block devices, and a guest reads this machine's root")?;
     setup::ready()?;
     println!("demo: building");
     let guard = executable("bin", "format-guard")?;
@@ -40,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         command: against(&guard, &demo, []),
         disks: Vec::new(),
         timeout: Duration::from_mins(15),
-        cpu: Cpu::Timed,
+        clock: Clock::Host,
         parameters: String::new(),
         network: false,
     };

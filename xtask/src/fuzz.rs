@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: runs the fuzz targets, each for a bounded time, from a seed that is printed.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::{SystemTime, UNIX_EPOCH},
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    command::{command, output, workspace},
+    command::{command, logged, output, workspace},
     setup,
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut result = ExitCode::SUCCESS;
     for target in TARGETS {
         let wanted = arguments.target.is_empty() || arguments.target.iter().any(|name| name == target);
-        if wanted && !hold(&directory, target, arguments.seconds, arguments.seed)? {
+        if wanted && !run_target(&directory, target, arguments.seconds, arguments.seed, None)? {
             result = ExitCode::FAILURE;
         }
     }
@@ -65,7 +65,13 @@ pub(crate) fn build() -> Result<PathBuf> {
 }
 
 /// Runs a target for so long; whether it found nothing.
-pub(crate) fn hold(directory: &Path, target: &str, seconds: u64, seed: Option<u32>) -> Result<bool> {
+pub(crate) fn run_target(
+    directory: &Path,
+    target: &str,
+    seconds: u64,
+    seed: Option<u32>,
+    log: Option<&File>,
+) -> Result<bool> {
     let seed = match seed {
         Some(seed) => seed,
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos(),
@@ -91,8 +97,10 @@ pub(crate) fn hold(directory: &Path, target: &str, seconds: u64, seed: Option<u3
     if seeds.exists() {
         fuzzer.arg(&seeds);
     }
-    fuzzer.stderr(Stdio::inherit());
-    let sound = output(&mut fuzzer)?.status.success();
+    let sound = match log {
+        Some(log) => logged(&mut fuzzer, log)?,
+        None => output(fuzzer.stderr(Stdio::inherit()))?.status.success(),
+    };
     if !sound {
         println!("fuzz: {target} found something: {}/{target}-* holds it", findings.display());
     }

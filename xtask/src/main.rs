@@ -13,6 +13,7 @@ mod fuzz;
 mod guest;
 mod kernels;
 mod matrix;
+mod newcomer;
 mod packages;
 mod preload;
 mod python;
@@ -50,6 +51,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Lint the Helm chart, and hold what it renders to against Kubernetes' schemas
     Chart(chart::Arguments),
+    /// Type the README's first command in a new Debian that has cargo and git alone
+    Newcomer(newcomer::Arguments),
     /// Build what is released: a tarball, a Debian package, an RPM, a bill of materials, checksums
     Dist,
     /// Run unit, property, host and guest tests
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
+        Command::Newcomer(arguments) => newcomer::run(&arguments),
         Command::Dist => dist::run().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
     };

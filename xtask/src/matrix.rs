@@ -1,11 +1,11 @@
 //! `cargo xtask matrix`: what must be refused and what must go on, on every kind of volume, as tables in `docs/matrix`.
 
 use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fmt::Write,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
-    path::Path,
+    io::Write,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::{
     build::executable,
     command::{command, read, workspace},
-    guest::{Cpu, GUESTS, Guest, against},
+    guest::{self, Clock, Guest, against},
     kernels::{Kernel, chosen},
     preload, setup,
 };
@@ -44,6 +44,7 @@ pub(crate) struct Arguments {
 
 /// `cargo xtask matrix`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::root("guests read this machine's root")?;
     setup::ready()?;
     println!("matrix: building");
     let guard = executable("bin", "format-guard")?;
@@ -57,9 +58,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         print!("{page}");
         held &= whole;
         if arguments.kinds.is_empty() && !rows.is_empty() {
-            let directory = workspace().join("docs/matrix");
-            fs::create_dir_all(&directory)?;
-            let path = directory.join(format!("{table}-{key}.md"));
+            let path = page_path(table, key);
+            fs::create_dir_all(path.parent().context("no directory")?)?;
             fs::write(&path, page).with_context(|| path.display().to_string())?;
         }
         Ok(())
@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             let kernel = Kernel::get(key)?;
             for table in &tables {
                 let programs = [guard.as_path(), matrix.as_path()];
-                let ran = hold(&kernel, table, programs, Turn::WHOLE, &arguments.kinds)?;
+                let ran = whole_table(&kernel, table, programs, &arguments.kinds)?;
                 done(table, &format!("kernel {}", kernel.release), key, ran)?;
             }
         }
@@ -84,83 +84,123 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The rows among what a run printed; the rest is shown where not all of it is as it must be.
-fn rows(text: &str, whole: bool) -> Vec<Value> {
+pub(crate) fn rows(text: &str, whole: bool) -> Vec<Value> {
     if !whole {
         text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
     }
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// One of several turns that a table takes: every kind of volume has one.
-#[derive(Clone, Copy)]
-pub(crate) struct Turn {
-    pub(crate) number: usize,
-    pub(crate) of: usize,
-}
-
-impl Turn {
-    const WHOLE: Self = Self { number: 0, of: 1 };
-}
-
-/// Holds one turn of a table on a kernel, with the guard and the program of the tables: whether all of it is as it must be,
-/// and the rows.
-pub(crate) fn hold(
+/// Runs one part of a table in one guest, with the guard and the program of the tables: whether all of it is as it must be. Its
+/// rows go to `output`, as lines of JSON.
+pub(crate) fn run_part(
     kernel: &Kernel,
     table: &str,
     [guard, matrix]: [&Path; 2],
-    turn: Turn,
+    (part, parts): (usize, usize),
+    kinds: &[impl AsRef<str>],
+    output: &mut (impl Write + Send),
+) -> Result<bool> {
+    let words = [table.into(), format!("{part}/{parts}").into()];
+    let guest = Guest {
+        kernel: kernel.clone(),
+        command: against(
+            guard,
+            matrix,
+            words.into_iter().chain(kinds.iter().map(|kind| kind.as_ref().into())),
+        ),
+        disks: Vec::new(),
+        timeout: TIMEOUT,
+        clock: Clock::Host,
+        parameters: String::new(),
+        network: false,
+    };
+    Ok(guest.run(output)? == 0)
+}
+
+/// Runs a whole table on a kernel, in some guests at the same time: whether all of it is as it must be, and the rows.
+fn whole_table(
+    kernel: &Kernel,
+    table: &str,
+    programs: [&Path; 2],
     kinds: &[String],
 ) -> Result<(bool, Vec<Value>)> {
     let start = Instant::now();
     println!("matrix: {table} on {} ({})", kernel.key, kernel.release);
-    let parts = GUESTS * turn.of;
-    let (whole, text) = in_guests(kernel, |guest| {
-        let part = turn.number * GUESTS + guest;
-        let words = [table.into(), format!("{part}/{parts}").into()];
-        against(guard, matrix, words.into_iter().chain(kinds.iter().map(Into::into)))
+    let guests = guest::at_a_time()?;
+    let part = |part| -> Result<(bool, Vec<u8>)> {
+        let mut output = Vec::new();
+        let whole = run_part(kernel, table, programs, (part, guests), kinds, &mut output)?;
+        Ok((whole, output))
+    };
+    let (whole, text) = thread::scope(|scope| -> Result<(bool, String)> {
+        let part = &part;
+        let workers: Vec<_> = (0..guests).map(|i| scope.spawn(move || part(i))).collect();
+        let (mut whole, mut text) = (true, String::new());
+        for worker in workers {
+            let (held, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;
+            whole &= held;
+            text.push_str(&String::from_utf8_lossy(&output));
+        }
+        Ok((whole, text))
     })?;
     let rows = rows(&text, whole);
     println!("matrix: {table} on {}: {} rows in {} s", kernel.key, rows.len(), start.elapsed().as_secs());
     Ok((whole, rows))
 }
 
-/// Runs each command in a guest of its own, all at the same time: whether all succeeded, and what they printed.
-fn in_guests(kernel: &Kernel, command: impl Fn(usize) -> Vec<OsString> + Sync) -> Result<(bool, String)> {
-    let guest = |number| -> Result<(u8, Vec<u8>)> {
-        let guest = Guest {
-            kernel: kernel.clone(),
-            command: command(number),
-            disks: Vec::new(),
-            timeout: TIMEOUT,
-            cpu: Cpu::Timed,
-            parameters: String::new(),
-            network: false,
-        };
-        let mut output = Vec::new();
-        let status = guest.run(&mut output)?;
-        Ok((status, output))
-    };
-    thread::scope(|scope| {
-        let guest = &guest;
-        let workers: Vec<_> = (0..GUESTS).map(|i| scope.spawn(move || guest(i))).collect();
-        let (mut whole, mut text) = (true, String::new());
-        for worker in workers {
-            let (status, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;
-            whole &= status == 0;
-            text.push_str(&String::from_utf8_lossy(&output));
+/// Where the last whole run of a table on a kernel is.
+fn page_path(table: &str, key: &str) -> PathBuf {
+    workspace().join("docs/matrix").join(format!("{table}-{key}.md"))
+}
+
+/// Rows that a run did not try although the last whole run of the table did: a tool has gone that was there, and with it what
+/// the row proves.
+pub(crate) fn no_longer_tried(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
+    // A table that never was run whole on this kernel tells nothing.
+    let page = fs::read_to_string(page_path(table, key)).unwrap_or_default();
+    let tried = tried(&page);
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    rows.iter()
+        .filter(|row| row["outcome"] == "not tried")
+        .map(|row| (text(row, "volume"), text(row, "name"), text(row, "note")))
+        .filter(|(volume, name, _)| tried.contains(&(volume.clone(), name.clone())))
+        .map(|(volume, name, note)| format!("{volume}: {name} was tried in the last whole run: {note}"))
+        .collect()
+}
+
+/// The volume and the name of each row of a page that was tried.
+fn tried(page: &str) -> BTreeSet<(String, String)> {
+    let mut volumes: Vec<String> = Vec::new();
+    let mut tried = BTreeSet::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")) {
+        // The first cell of the destructive table's head is empty.
+        if let Some(names) = line.strip_prefix("| ") {
+            volumes = names.split(" | ").map(str::to_owned).collect();
+            continue;
         }
-        Ok((whole, text))
-    })
+        let mut cells = line.split(" | ").map(str::to_owned);
+        let first = cells.next().unwrap_or_default();
+        if volumes.is_empty() {
+            if let (Some(name), Some(outcome)) = (cells.next(), cells.next())
+                && ["held", "failed"].contains(&outcome.as_str())
+            {
+                tried.insert((first, name));
+            }
+        } else {
+            let cells = volumes.iter().zip(cells).filter(|(_, cell)| !["", "-"].contains(&cell.trim()));
+            tried.extend(cells.map(|(volume, _)| (volume.clone(), first.clone())));
+        }
+    }
+    tried
 }
 
 /// When this is, and the versions of the tools: guests run this host's own.
 fn tools() -> Result<String> {
-    let mut query = command(
-        "dpkg-query",
-        ["-W", "-f=${Package} ${Version}\n", "util-linux", "coreutils", "busybox-static"],
-    );
+    let mut query = command("dpkg-query", ["-W", "-f=${Package} ${Version}\n", "util-linux", "coreutils"]);
     query.args(setup::tools());
-    let versions: Vec<String> = read(query)?.lines().map(str::to_owned).collect();
+    let mut versions: Vec<String> = read(query)?.lines().map(str::to_owned).collect();
+    versions.push(guest::busybox::version()?);
     let date = read(command("date", ["--utc", "+%F"]))?;
     Ok(format!("{}: {}.", date.trim(), versions.join(", ")))
 }
@@ -245,4 +285,37 @@ fn page(table: &str, on: &str, tools: &str, rows: &[Value]) -> String {
         }
     }
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(volume: &str, name: &str, outcome: &str) -> Value {
+        json!({ "volume": volume, "name": name, "outcome": outcome, "changed": 0, "note": "" })
+    }
+
+    #[test]
+    fn a_row_that_was_tried_is_read_from_its_page() {
+        let rows =
+            [row("ext4", "dd", "held"), row("xfs", "dd", "not tried"), row("xfs", "mkfs, copied", "partly")];
+        for table in ["destructive", "everyday"] {
+            let rows = if table == "everyday" { &rows[..2] } else { &rows[..] };
+            let read = tried(&page(table, "kernel 1", "tools", rows));
+            assert!(read.contains(&("ext4".to_owned(), "dd".to_owned())), "{table}: {read:?}");
+            assert!(!read.contains(&("xfs".to_owned(), "dd".to_owned())), "{table}: {read:?}");
+            assert_eq!(read.len(), if table == "everyday" { 1 } else { 2 }, "{table}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn a_tool_that_has_gone_is_found() {
+        // Of the pages in docs/matrix.
+        let gone = no_longer_tried("destructive", "6.12", &[row("ext4", "mkfs.ext2", "not tried")]);
+        assert_eq!(gone.len(), 1, "{gone:?}");
+        let never = no_longer_tried("destructive", "6.12", &[row("ext4", "no such tool", "not tried")]);
+        assert!(never.is_empty(), "{never:?}");
+    }
 }

@@ -146,7 +146,7 @@ fn sources(suites: &[&str]) -> Result<String> {
 }
 
 /// Where the archives `debian` and `debian-security` lie, as apt is set up.
-fn mirror() -> Result<String> {
+pub(crate) fn mirror() -> Result<String> {
     if let Ok(mirror) = env::var(MIRROR_VARIABLE) {
         return Ok(mirror.trim_end_matches('/').to_owned());
     }

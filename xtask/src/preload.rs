@@ -1,17 +1,15 @@
 //! Tests under the `LD_PRELOAD` library, on this host: it needs no kernel of its own.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
-use crate::{
-    build::executable,
-    command::{command, output, workspace},
-};
+use crate::command::{command, logged, output, workspace};
 
 const PROFILE: &str = "preload";
 pub(crate) const NAME: &str = "libformat_guard_preload.so";
@@ -55,46 +53,53 @@ pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-/// The executables of tests that run under the library.
-pub(crate) const TESTS: [&str; 2] = ["preload", "scenarios"];
+/// Words for the executable of the scenarios: those that are held under the library.
+pub(crate) fn scenarios() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.into_iter().chain(ABOUT_MORE.into_iter().flat_map(|name| ["--skip", name]))
+}
 
-/// Runs one of them; whether it ended well, and what it printed.
-pub(crate) fn hold(guard: &Path, tests: &str) -> Result<(bool, String)> {
-    let mut words = vec!["--test-threads=1"];
-    if tests == "scenarios" {
-        words.extend(SCENARIOS.into_iter().chain(ABOUT_MORE.iter().flat_map(|name| ["--skip", name])));
-    }
-    run(guard, &executable("test", tests)?, &words, &[])
+/// Runs tests under the library, which is beside the guard; whether they ended well. What they print is in the log.
+pub(crate) fn run_tests(guard: &Path, tests: &Path, words: &[&str], log: &File) -> Result<bool> {
+    let run_dir = run_directory()?;
+    let words = [&["--test-threads=1"], words].concat();
+    logged(&mut under_the_library(guard, tests, &words, &run_dir, &[]), log)
 }
 
 /// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and what it printed.
 pub(crate) fn table(guard: &Path, matrix: &Path, table: &str, kinds: &[String]) -> Result<(bool, String)> {
+    library(guard)?;
+    let run_dir = run_directory()?;
     let words: Vec<&str> = [table, "0/1"].into_iter().chain(kinds.iter().map(String::as_str)).collect();
     // Its volumes are made before there is an agent.
-    run(guard, matrix, &words, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")])
+    let mut run =
+        under_the_library(guard, matrix, &words, &run_dir, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")]);
+    let ran = output(run.stderr(Stdio::inherit()))?;
+    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
 }
 
-/// Runs an executable under the library; whether it ended well, and what it printed.
-fn run(
+fn run_directory() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("fg-preload-").tempdir_in("/run")?)
+}
+
+/// An executable that runs under the library.
+fn under_the_library(
     guard: &Path,
     executable: &Path,
     words: &[&str],
+    run_dir: &TempDir,
     variables: &[(&str, &str)],
-) -> Result<(bool, String)> {
-    let library = library(guard)?;
-    let run_dir = tempfile::Builder::new().prefix("fg-preload-").tempdir_in("/run")?;
+) -> Command {
+    let run_dir = run_dir.path();
     // Agents and mounts that a test leaves go with their namespaces.
     let mut run = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
     run.arg("env")
-        .arg(format!("LD_PRELOAD={}", library.display()))
-        .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.path().display()))
+        .arg(format!("LD_PRELOAD={}", guard.with_file_name(NAME).display()))
+        .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.display()))
         .arg(format!("FORMAT_GUARD_BINARY={}", guard.display()))
         .arg("FORMAT_GUARD_TIER=preload")
         .args(variables.iter().map(|(name, value)| format!("{name}={value}")))
         .arg(executable)
         .args(words)
-        .current_dir(workspace())
-        .stderr(Stdio::inherit());
-    let ran = output(&mut run)?;
-    Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
+        .current_dir(workspace());
+    run
 }

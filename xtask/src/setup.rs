@@ -7,9 +7,9 @@ use anyhow::{Result, bail};
 
 use crate::{
     chart,
-    command::{command, exists, output, show},
+    command::{command, exists, output, read, show},
     dist,
-    guest::emulator,
+    guest::{busybox, emulator},
     kernels::{self, Kernel},
     toolchain,
 };
@@ -20,7 +20,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("xz-utils", "kernels"),
     ("zstd", "kernels"),
     ("kmod", "kernels"),
-    ("busybox-static", "guests"),
     ("qemu-system-x86", "guests"),
     ("pkg-config", "building"),
     ("libblkid-dev", "building"),
@@ -83,11 +82,20 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// Says at once, in one sentence, where what is asked for needs root.
+pub(crate) fn root(why: &str) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("this needs root: {why}; run it as root, or by sudo with the environment kept (sudo -E)");
+    }
+    Ok(())
+}
+
 /// What building and guests need.
 pub(crate) fn ready() -> Result<()> {
     packages()?;
     toolchain::rust_src()?;
     toolchain::bpf_linker()?;
+    busybox::ready()?;
     emulator::ready()?;
     for key in kernels::keys() {
         let kernel = Kernel::get(key)?;
@@ -105,13 +113,8 @@ fn packages() -> Result<()> {
     if !exists("apt-get") || !exists("dpkg-query") {
         bail!("{}", elsewhere());
     }
-    // Of another suite's packages some are removed by what is installed, and installed again by the second turn.
-    for _ in 0..2 {
-        let missing: Vec<&(&str, &str)> =
-            PACKAGES.iter().filter(|(package, _)| !installed(package)).collect();
-        if missing.is_empty() {
-            break;
-        }
+    let missing: Vec<&(&str, &str)> = PACKAGES.iter().filter(|(package, _)| !installed(package)).collect();
+    if !missing.is_empty() {
         install(&missing)?;
     }
     println!("setup: packages are there");
@@ -119,19 +122,31 @@ fn packages() -> Result<()> {
 }
 
 fn install(missing: &[&(&str, &str)]) -> Result<()> {
+    let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
+    if !rustix::process::geteuid().is_root() {
+        bail!("packages are missing: as root, run {by_hand}");
+    }
+    show(command("apt-get", ["update", "-q"]))?;
+    let apt = |words: &[&str]| {
+        let mut apt = command("apt-get", ["install", "-q", "--no-install-recommends"]);
+        apt.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C").args(words).args(&names);
+        apt
+    };
+    let changes = Changes::of(&read(apt(&["--simulate"]))?);
+    if !changes.removed.is_empty() {
+        bail!(
+            "nothing is installed: it would remove {} from this machine; where that is all right, run {by_hand}",
+            changes.removed.join(", ")
+        );
+    }
     for (package, purpose) in missing {
         println!("setup: installing {package} ({purpose})");
     }
-    let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
-    if !rustix::process::geteuid().is_root() {
-        bail!(
-            "packages are missing: as root, run apt-get install --no-install-recommends {}",
-            names.join(" ")
-        );
+    if !changes.upgraded.is_empty() {
+        println!("setup: they need newer versions of {}", changes.upgraded.join(", "));
     }
-    show(command("apt-get", ["update", "-q"]))?;
-    let mut install = command("apt-get", ["install", "-y", "-q", "--no-install-recommends"]);
-    install.env("DEBIAN_FRONTEND", "noninteractive").args(names);
+    let install = apt(&["-y", "--no-remove"]);
     // Services of these packages must not start here: tests run their own, in guests.
     let policy = Path::new("/usr/sbin/policy-rc.d");
     let ours = !policy.exists();
@@ -144,6 +159,31 @@ fn install(missing: &[&(&str, &str)]) -> Result<()> {
         fs::remove_file(policy)?;
     }
     result
+}
+
+/// What an installation does to packages that this machine has.
+#[derive(Debug, PartialEq, Eq)]
+struct Changes {
+    removed: Vec<String>,
+    upgraded: Vec<String>,
+}
+
+impl Changes {
+    /// As `apt-get --simulate` tells it: `Remv NAME [VERSION]`, and `Inst NAME [VERSION] (...)` where another version is there.
+    fn of(simulated: &str) -> Self {
+        let (mut removed, mut upgraded) = (Vec::new(), Vec::new());
+        for line in simulated.lines() {
+            let mut words = line.split(' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("Remv"), Some(name), _) => removed.push(name.to_owned()),
+                (Some("Inst"), Some(name), Some(version)) if version.starts_with('[') => {
+                    upgraded.push(name.to_owned());
+                }
+                _ => {}
+            }
+        }
+        Self { removed, upgraded }
+    }
 }
 
 fn installed(package: &str) -> bool {
@@ -165,7 +205,6 @@ fn elsewhere() -> String {
     };
     let fedora = names(&[
         ("xz-utils", "xz"),
-        ("busybox-static", "busybox"),
         ("cloud-guest-utils", "cloud-utils-growpart"),
         ("python3-venv", "python3"),
         ("sg3-utils", "sg3_utils"),
@@ -182,7 +221,6 @@ fn elsewhere() -> String {
     ]);
     let arch = names(&[
         ("xz-utils", "xz"),
-        ("busybox-static", "busybox"),
         ("python3-venv", "python"),
         ("sg3-utils", "sg3_utils"),
         ("pkg-config", "pkgconf"),
@@ -199,4 +237,19 @@ fn elsewhere() -> String {
          {arch}\nthen rustup component add rust-src, and cargo install bpf-linker. Guests run Debian's kernels, which \
          need apt-get and dpkg-deb (package apt on both) and DEBIAN_MIRROR set."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_installation_does_to_this_machine_is_known_before() {
+        let simulated = "Reading package lists...\nRemv busybox [1:1.35.0-4]\n\
+                         Inst systemd [252.38] (252.39 Debian:12.11/stable [amd64])\n\
+                         Inst mdadm (4.2-5 Debian:12.11/stable [amd64])\nConf mdadm (4.2-5)\n";
+        let changes = Changes::of(simulated);
+        assert_eq!(changes.removed, ["busybox"]);
+        assert_eq!(changes.upgraded, ["systemd"]);
+    }
 }

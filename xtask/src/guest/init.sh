@@ -38,4 +38,5 @@ mount -t securityfs securityfs sys/kernel/security
 mount -t bpf bpf sys/fs/bpf
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 cp /run.sh run/run.sh
+cp /bin/busybox run/busybox
 exec switch_root /new /bin/sh /run/run.sh

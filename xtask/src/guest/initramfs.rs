@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::busybox;
 use crate::{
     command::{command, find, read},
     kernels::Kernel,
@@ -26,12 +27,11 @@ pub(super) fn of(kernel: &Kernel) -> Result<PathBuf> {
     if path.exists() && fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == parts) {
         return Ok(path);
     }
-    let busybox = find("busybox").context("busybox is missing: cargo xtask setup")?;
     let mut archive = Archive(Vec::new());
     for directory in ["bin", "modules", "proc", "sys", "dev", "lower", "upper", "new"] {
         archive.entry(directory, 0o040_755, &[]);
     }
-    archive.entry("bin/busybox", 0o100_755, &fs::read(busybox)?);
+    archive.entry("bin/busybox", 0o100_755, &fs::read(busybox::program()?)?);
     archive.entry("init", 0o100_755, INIT.as_bytes());
     archive.entry("run.sh", 0o100_755, RUN.as_bytes());
     for (i, module) in modules(kernel)?.iter().enumerate() {

@@ -3,6 +3,8 @@
 //! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every program is
 //! there at its own path, and nothing that the guest writes reaches the host, but through disks that are named.
 
+mod accelerator;
+pub(crate) mod busybox;
 pub(crate) mod emulator;
 mod initramfs;
 
@@ -22,6 +24,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempPath;
+
+use accelerator::Accelerator;
 
 use crate::{
     command::{command, quote},
@@ -58,6 +62,7 @@ pub(crate) struct Arguments {
 
 /// `cargo xtask vm`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::root("a guest reads this machine's root")?;
     setup::ready()?;
     let keys = chosen(slice::from_ref(&arguments.kernel), &[]);
     let mut result = ExitCode::SUCCESS;
@@ -71,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             command: arguments.command.clone(),
             disks: arguments.disk.clone(),
             timeout: Duration::from_secs(arguments.timeout),
-            cpu: Cpu::Timed,
+            clock: Clock::Host,
             parameters: arguments.parameters.clone(),
             network: false,
         };
@@ -145,8 +150,27 @@ impl FromStr for Disk {
 const PARAMETERS: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0 \
                           init_on_alloc=0 rcupdate.rcu_expedited=1";
 
-/// Guests that run at the same time at most: each keeps one core busy.
-pub(crate) const GUESTS: usize = 2;
+/// Memory of this machine that one guest takes, in MiB: its own 2 GiB, and what qemu keeps beside it (512 MiB of translated code
+/// where it is emulated).
+pub(crate) const MEMORY: u64 = 2048 + 768;
+
+/// Guests that may run at the same time: each keeps one core busy.
+pub(crate) fn at_a_time() -> Result<usize> {
+    let cores = thread::available_parallelism()?.get();
+    let memory = usize::try_from(available_memory()? / MEMORY)?;
+    Ok(cores.min(memory).max(1))
+}
+
+/// Memory that this machine can give, in MiB.
+pub(crate) fn available_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .context("/proc/meminfo tells no MemAvailable")?;
+    Ok(kib >> 10)
+}
 
 /// The command that runs a program of the tests against this guard.
 pub(crate) fn against(
@@ -182,7 +206,7 @@ pub(crate) struct Guest {
     /// When it is ended.
     pub(crate) timeout: Duration,
     /// How it counts time.
-    pub(crate) cpu: Cpu,
+    pub(crate) clock: Clock,
     /// Boot parameters besides those that every guest has.
     pub(crate) parameters: String,
     /// It reaches this host at 10.0.2.2.
@@ -191,11 +215,11 @@ pub(crate) struct Guest {
 
 /// How a guest counts time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cpu {
+pub(crate) enum Clock {
     /// As the host does.
-    Timed,
+    Host,
     /// One nanosecond an instruction: the same from run to run.
-    Counting,
+    Instructions,
 }
 
 /// How a boot ended.
@@ -247,6 +271,20 @@ impl Guest {
         output: &mut (impl Write + Send),
         cut: impl Fn(&Child) -> bool,
     ) -> Result<(Ended, TempPath)> {
+        // The emulator alone counts instructions.
+        let accelerator = match self.clock {
+            Clock::Host => accelerator::proven(&self.kernel)?,
+            Clock::Instructions => Accelerator::Emulator,
+        };
+        self.boot(accelerator, output, cut)
+    }
+
+    fn boot(
+        &self,
+        accelerator: Accelerator,
+        output: &mut (impl Write + Send),
+        cut: impl Fn(&Child) -> bool,
+    ) -> Result<(Ended, TempPath)> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
         self.write_command(control.path())?;
@@ -257,7 +295,7 @@ impl Guest {
             .suffix(".log")
             .tempfile_in(&consoles)?
             .into_temp_path();
-        let mut qemu = self.qemu(control.path(), &initramfs, &console)?;
+        let mut qemu = self.qemu(accelerator, control.path(), &initramfs, &console)?;
         qemu.stdout(Stdio::piped());
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
         let mut printed = child.stdout.take().context("qemu has no output")?;
@@ -283,6 +321,8 @@ impl Guest {
         let path: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .filter(|directory| !directory.ends_with("shims"))
             .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+            // Last: where this machine has one of its own, its users' scripts mean that one.
+            .chain([busybox::folder()?])
             .collect();
         let mut lines = Vec::new();
         let mut export = |name: &str, value: &str| lines.push(format!("export {name}={}", quote(value)));
@@ -305,15 +345,16 @@ impl Guest {
         Ok(())
     }
 
-    fn qemu(&self, control: &Path, initramfs: &Path, console: &Path) -> Result<Command> {
+    fn qemu(
+        &self,
+        accelerator: Accelerator,
+        control: &Path,
+        initramfs: &Path,
+        console: &Path,
+    ) -> Result<Command> {
         let mut qemu = command(
             &emulator::program()?.to_string_lossy(),
             [
-                // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
-                "-accel",
-                "tcg,thread=single,tb-size=512",
-                "-cpu",
-                "max,la57=off",
                 "-m",
                 "2G",
                 "-smp",
@@ -333,6 +374,7 @@ impl Guest {
                 "virtserialport,chardev=out,name=out",
             ],
         );
+        qemu.args(accelerator.words());
         qemu.arg("-append").arg(format!("{PARAMETERS} {}", self.parameters));
         qemu.arg("-kernel").arg(self.kernel.directory.join("vmlinux"));
         qemu.arg("-initrd").arg(initramfs);
@@ -352,7 +394,7 @@ impl Guest {
             // Nobody boots from it: what it would is in a package of its own.
             qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
-        if self.cpu == Cpu::Counting {
+        if self.clock == Clock::Instructions {
             qemu.args(["-icount", "shift=0"]);
         }
         let mut controllers = Vec::new();

@@ -16,7 +16,7 @@ end() {
     done
     sync
     mv /run/guest/status.new /run/guest/status
-    busybox reboot -f
+    /run/busybox reboot -f
 }
 command_and_end() {
     setsid sh /run/guest/command </dev/null >&3 2>&3
@@ -34,7 +34,7 @@ if [ "$1" = unit ]; then
     kill "$(cat /run/holder)"
     command_and_end
 fi
-ip link set lo up 2>/dev/null || busybox ifconfig lo 127.0.0.1 up
+ip link set lo up 2>/dev/null || /run/busybox ifconfig lo 127.0.0.1 up
 hostname guest 2>/dev/null
 limits
 for port in /sys/class/virtio-ports/*; do

@@ -1,0 +1,157 @@
+//! What README and CONTRIBUTING say to type is true: each command of their texts is run, or named with what else runs it. A command
+//! that nobody knows here is a failure, so that none is added to a text unseen.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+
+use super::{part::Outcome, plan::PLAN};
+use crate::command::{command, output, workspace};
+
+const TEXTS: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
+
+/// How a command is held.
+enum Held {
+    /// It is run with the program of the build in the place of the released one, and ends with one of these.
+    Built(&'static [i32]),
+    /// A part of the plan does the same.
+    Part(&'static str),
+    /// This run itself.
+    Itself,
+    /// Only a person runs it, for this reason.
+    ByHand(#[expect(dead_code, reason = "read by people")] &'static str),
+}
+
+/// Every command that is a line of its own in a text, by its words without what follows a `#`.
+const COMMANDS: &[(&str, Held)] = &[
+    ("cargo xtask demo", Held::Part("demo")),
+    ("cargo xtask setup", Held::ByHand("`.ci/run` begins with it")),
+    ("cargo xtask test", Held::Itself),
+    (".ci/run", Held::Itself),
+    ("cargo test --lib transition::", Held::Part("units")),
+    ("cargo xtask test formats_once", Held::Part("scenarios")),
+    ("cargo build --release -p format-guard", Held::Part("release")),
+    // 5: this host cannot enforce.
+    ("sudo target/release/format-guard check", Held::Built(&[0, 5])),
+    ("sudo target/release/format-guard agent", Held::Part("scenarios")),
+];
+
+/// The commands of a text: lines that are indented as code and begin with a program's name.
+fn commands(text: &str) -> Vec<String> {
+    const PROGRAMS: [&str; 3] = ["cargo ", "sudo ", ".ci/"];
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| words(line.split(" #").next().unwrap_or(line)))
+        .filter(|line| PROGRAMS.iter().any(|program| line.starts_with(program)))
+        .collect()
+}
+
+/// The rows of README's table of commands: ``| `volume permit VOLUME --reason TEXT` | ... |``.
+fn subcommands(text: &str) -> Vec<String> {
+    text.lines()
+        .skip_while(|line| *line != "| command | |")
+        .skip(2)
+        .map_while(|line| line.strip_prefix("| "))
+        .filter_map(|line| line.split(" | ").next())
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Holds all of it; what is wrong is in the log.
+pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let mut findings = Vec::new();
+    for text in TEXTS {
+        let text = fs::read_to_string(workspace().join(text)).with_context(|| text.to_owned())?;
+        for line in commands(&text) {
+            match hold(&line, guard) {
+                Ok(()) => outcome.passed += 1,
+                Err(error) => findings.push(format!("{line}: {error:#}")),
+            }
+        }
+        for line in subcommands(&text) {
+            match options_are_known(&line, guard) {
+                Ok(()) => outcome.passed += 1,
+                Err(error) => findings.push(format!("{line}: {error:#}")),
+            }
+        }
+    }
+    outcome.failed = findings.len() as u64;
+    fs::write(log, findings.join("\n"))?;
+    Ok(outcome)
+}
+
+fn hold(line: &str, guard: &Path) -> Result<()> {
+    let known = COMMANDS.iter().find(|(command, _)| *command == line);
+    let (_, held) = known.context("xtask/src/test/commands.rs does not say how it is held")?;
+    let expected = match held {
+        Held::Built(expected) => *expected,
+        Held::Part(name) if PLAN.iter().any(|part| part.name == *name) => return Ok(()),
+        Held::Part(name) => bail!("the plan has no part {name}"),
+        Held::Itself | Held::ByHand(_) => return Ok(()),
+    };
+    let words = line.split(' ').skip_while(|word| !word.ends_with("/format-guard")).skip(1);
+    let mut run = command(&guard.to_string_lossy(), words);
+    let ran = output(run.current_dir(workspace()))?;
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned() + &String::from_utf8_lossy(&ran.stderr);
+    match ran.status.code() {
+        Some(status) if expected.contains(&status) => Ok(()),
+        _ => bail!("ended with {}: {text}", ran.status),
+    }
+}
+
+/// A row of the table names a command that is there, and options that it has.
+fn options_are_known(line: &str, guard: &Path) -> Result<()> {
+    let is_name = |word: &&str| {
+        word.split('\\')
+            .next()
+            .is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+            && !word.starts_with('-')
+    };
+    let names: Vec<&str> =
+        line.split(' ').take_while(is_name).map(|word| word.split('\\').next().unwrap_or(word)).collect();
+    let mut help = command(&guard.to_string_lossy(), &names);
+    let said = output(help.arg("--help"))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    if !said.status.success() {
+        bail!("{} --help ended with {}", names.join(" "), said.status);
+    }
+    for option in
+        line.split(|c: char| c.is_whitespace() || "[]=".contains(c)).filter(|word| word.starts_with("--"))
+    {
+        // What follows -- alone is another program's.
+        if option != "--" && !text.contains(option) {
+            bail!("{} has no option {option}", names.join(" "));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_taken_from_the_text() {
+        let text = "Words.\n\n    cargo xtask demo    # the main job\n    $ mkfs.ext4 $N\n    sudo x agent\n";
+        assert_eq!(commands(text), ["cargo xtask demo", "sudo x agent"]);
+        let table = "| command | |\n|---|---|\n| `status` | x |\n| `mode`, `mode enforce\\|audit --reason TEXT` | y |\n\n";
+        assert_eq!(subcommands(table), ["status", "mode", "mode enforce\\|audit --reason TEXT"]);
+    }
+
+    #[test]
+    fn a_command_that_nobody_knows_is_found() {
+        let error = hold("cargo xtask fly", Path::new("/bin/true")).expect_err("found");
+        assert!(error.to_string().contains("does not say how"), "{error}");
+    }
+
+    #[test]
+    fn what_is_known_here_is_typed_somewhere() {
+        let texts = TEXTS.map(|text| fs::read_to_string(workspace().join(text)).expect(text));
+        let typed: Vec<String> = texts.iter().flat_map(|text| commands(text)).collect();
+        for (line, _) in COMMANDS {
+            assert!(typed.iter().any(|other| other == line), "no text says {line}");
+        }
+    }
+}

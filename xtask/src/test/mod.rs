@@ -1,0 +1,282 @@
+//! `cargo xtask test`: the plan of checks for what has changed, the whole plan, or one scenario in one guest; one summary at the end.
+
+mod change;
+mod commands;
+mod part;
+mod past;
+mod plan;
+mod queue;
+mod select;
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    build::Programs,
+    command::workspace,
+    fuzz,
+    kernels::{Kernel, chosen},
+    preload, setup,
+};
+use part::{Outcome, World};
+use past::Past;
+use plan::{PLAN, Part, Tier, When, Work};
+use queue::Done;
+
+/// Lines of a log that are shown of a job that failed.
+const SHOWN: usize = 60;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Run the scenarios whose names have this word, in one guest, and nothing else
+    word: Option<String>,
+    /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as the plan says]
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// How the guard refuses in these scenarios: lsm, fmod_ret (without bpf among the security modules) or cgroup
+    #[arg(long, default_value = "lsm", value_parser = ["lsm", "fmod_ret", "cgroup"], requires = "word")]
+    tier: String,
+    /// Run these parts of the plan (may be repeated)
+    #[arg(long, value_name = "NAME", conflicts_with = "word")]
+    part: Vec<String>,
+    /// Run the whole plan: hours. It goes on where a run of the same tree ended
+    #[arg(long, conflicts_with_all = ["word", "part"])]
+    all: bool,
+    /// Print the plan, what of it would run and why, and run nothing
+    #[arg(long, conflicts_with_all = ["word", "part"])]
+    plan: bool,
+    /// Count the change from this commit [default: the last one that was found good here, else the parent]
+    #[arg(long, value_name = "COMMIT", conflicts_with_all = ["word", "part", "all"])]
+    since: Option<String>,
+}
+
+/// `cargo xtask test`
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let past = Past::read()?;
+    let (parts, left) = parts(arguments, &past)?;
+    if arguments.plan {
+        print_plan(&parts);
+        return Ok(ExitCode::SUCCESS);
+    }
+    setup::root("it makes block devices and control groups, and its guests read this machine's root")?;
+    setup::ready()?;
+    let logs = workspace().join("target/test");
+    let _ = fs::remove_dir_all(&logs);
+    fs::create_dir_all(&logs)?;
+    if let Some(word) = &arguments.word {
+        return scenarios(arguments, word, &logs);
+    }
+    let start = Instant::now();
+    let (programs, fuzzers, mut done) = build(&parts, &logs)?;
+    let tree = change::tree();
+    let past = Mutex::new(past);
+    let passed = if arguments.all { passed_before(&past, tree.as_deref()) } else { Vec::new() };
+    {
+        let known = past.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: &Past = &known;
+        let spared: Vec<&str> = passed.iter().map(|done| done.name.as_str()).collect();
+        let world = World::new(&programs, known, fuzzers);
+        let mut jobs = Vec::new();
+        for part in &parts {
+            jobs.extend(world.jobs(part, &kernels(&arguments.kernel))?);
+        }
+        jobs.retain(|job| !spared.contains(&job.name.as_str()));
+        let learned = Mutex::new(Past::read()?);
+        let ended = queue::run(jobs, &logs, |done| {
+            print_ended(done);
+            let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
+            learned.learn(&done.name, &done.outcome);
+            if arguments.all && done.outcome.failed == 0 {
+                learned.night.tree = tree.clone().unwrap_or_default();
+                learned.night.passed.insert(done.name.clone(), done.outcome.clone());
+            }
+            // Whatever ends this run, the next one knows as much.
+            if let Err(error) = learned.write() {
+                println!("test: {error:#}");
+            }
+        })?;
+        done.extend(ended);
+    }
+    done.extend(passed);
+    let sound = print_summary(&done, &left, start);
+    if sound && arguments.part.is_empty() && arguments.kernel.is_empty() {
+        let mut past = Past::read()?;
+        past.good = change::clean_head().or(past.good);
+        past.write()?;
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kernels(named: &[String]) -> Vec<String> {
+    chosen(named, &[]).into_iter().map(str::to_owned).collect()
+}
+
+/// The parts to run, and those that are left to the night.
+fn parts(arguments: &Arguments, past: &Past) -> Result<(Vec<&'static Part>, Vec<&'static Part>)> {
+    if arguments.all {
+        return Ok((PLAN.iter().collect(), Vec::new()));
+    }
+    if !arguments.part.is_empty() {
+        let named = |name: &String| {
+            PLAN.iter().find(|part| part.name == name).with_context(|| {
+                let names: Vec<&str> = PLAN.iter().map(|part| part.name).collect();
+                format!("the plan has no part '{name}'; it has: {}", names.join("; "))
+            })
+        };
+        return Ok((arguments.part.iter().map(named).collect::<Result<_>>()?, Vec::new()));
+    }
+    if arguments.word.is_some() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let base = change::base(arguments.since.as_deref(), past.good.as_deref())?;
+    let changed = base.as_deref().and_then(change::since);
+    match (&base, &changed) {
+        (Some(base), Some(changed)) => {
+            println!("test: {} paths have changed since {base}", changed.len());
+        }
+        _ => println!("test: git tells no parent: everything counts as changed"),
+    }
+    Ok(plan::of_change(changed.as_deref()))
+}
+
+/// Builds what the parts run; what was built is a row of the summary, too.
+fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathBuf>, Vec<Done>)> {
+    let mut done = Vec::new();
+    let mut timed = |name: &str, start: Instant| {
+        let outcome = Outcome { seconds: start.elapsed().as_secs_f64(), ..Outcome::of(true) };
+        let one = Done { name: name.to_owned(), log: logs.to_owned(), outcome };
+        print_ended(&one);
+        done.push(one);
+    };
+    println!("test: building");
+    let start = Instant::now();
+    let programs = Programs::build()?;
+    timed("build of programs and tests", start);
+    let start = Instant::now();
+    preload::library(programs.program("format-guard")?)?;
+    timed("build of the library", start);
+    let fuzzers = if parts.iter().any(|part| matches!(part.work, Work::Fuzz { .. })) {
+        let start = Instant::now();
+        let fuzzers = fuzz::build()?;
+        timed("build of the fuzz targets", start);
+        Some(fuzzers)
+    } else {
+        None
+    };
+    Ok((programs, fuzzers, done))
+}
+
+/// What the last run of the night has shown of this very tree.
+fn passed_before(past: &Mutex<Past>, tree: Option<&str>) -> Vec<Done> {
+    let mut past = past.lock().unwrap_or_else(PoisonError::into_inner);
+    if tree != Some(past.night.tree.as_str()) {
+        past.night = past::Night::default();
+        if let Err(error) = past.write() {
+            println!("test: {error:#}");
+        }
+    }
+    let passed = past.night.passed.iter().map(|(name, outcome)| Done {
+        name: name.clone(),
+        log: PathBuf::new(),
+        outcome: outcome.clone(),
+    });
+    let passed: Vec<Done> = passed.collect();
+    if !passed.is_empty() {
+        println!("test: {} jobs passed in an earlier run of this tree", passed.len());
+    }
+    passed
+}
+
+/// The scenarios whose names have a word, in one guest of each kernel that is named.
+fn scenarios(arguments: &Arguments, word: &str, logs: &Path) -> Result<ExitCode> {
+    let tier = match arguments.tier.as_str() {
+        "fmod_ret" => Tier::FmodRet,
+        "cgroup" => Tier::Cgroup,
+        _ => Tier::Lsm,
+    };
+    println!("test: building");
+    let programs = Programs::build()?;
+    let mut sound = true;
+    for key in chosen(&arguments.kernel, &[plan::PRIMARY]) {
+        let kernel = Kernel::get(key)?;
+        println!("test: scenarios with '{word}' on {} ({})", kernel.key, kernel.release);
+        let start = Instant::now();
+        let log = logs.join(format!("{key}.log"));
+        let outcome = part::with_word(&programs, word, kernel, tier, &log)?;
+        println!("{}", fs::read_to_string(&log).unwrap_or_default().trim_end());
+        println!(
+            "{key}: {} passed, {} failed in {} s",
+            outcome.passed,
+            outcome.failed,
+            start.elapsed().as_secs()
+        );
+        sound &= outcome.failed == 0 && outcome.passed > 0;
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_plan(parts: &[&'static Part]) {
+    for part in PLAN {
+        let when = match (part.when, parts.iter().any(|one| one.name == part.name)) {
+            (When::Change, _) => "on every change",
+            (When::Night, true) => "now, for what has changed",
+            (When::Night, false) => "in the night",
+        };
+        let kernels =
+            if part.kernels.is_empty() { String::new() } else { format!(" on {}", part.kernels.join(", ")) };
+        println!("{:<26} {when}{kernels}: {}", part.name, part.shows);
+        if part.when == When::Night && !part.paths.is_empty() {
+            println!("{:<26} brought forward by {}", "", part.paths.join(", "));
+        }
+    }
+}
+
+fn print_ended(done: &Done) {
+    let Done { name, log, outcome } = done;
+    println!(
+        "test: {name}: {} passed, {} failed in {:.0} s",
+        outcome.passed, outcome.failed, outcome.seconds
+    );
+    if outcome.failed > 0 {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let mut shown = io::stdout().lock();
+        // What cannot be shown is in the log.
+        let _ = writeln!(shown, "== the end of {}", log.display());
+        for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+            let _ = writeln!(shown, "{name} | {line}");
+        }
+    }
+}
+
+/// One row for each job, and one line at the end. True when nothing failed.
+fn print_summary(done: &[Done], left: &[&'static Part], start: Instant) -> bool {
+    let mut rows: Vec<&Done> = done.iter().collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    println!("\nsummary");
+    for Done { name, log, outcome } in &rows {
+        let log = if outcome.failed > 0 { format!("  {}", log.display()) } else { String::new() };
+        println!(
+            "  {name:<36} {:>4} passed {:>4} failed {:>6.0} s{log}",
+            outcome.passed, outcome.failed, outcome.seconds
+        );
+    }
+    if !left.is_empty() {
+        let names: Vec<&str> = left.iter().map(|part| part.name).collect();
+        println!("left to the night: {}", names.join("; "));
+    }
+    let busy: f64 = done.iter().map(|done| done.outcome.seconds).sum();
+    println!("{:.0} s of work in {} s", busy, start.elapsed().as_secs());
+    let passed: u64 = done.iter().map(|done| done.outcome.passed).sum();
+    let failed: u64 = done.iter().map(|done| done.outcome.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    failed == 0 && passed > 0
+}

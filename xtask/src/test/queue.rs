@@ -1,0 +1,210 @@
+//! One queue for everything that is run: each job has a cost, the longest begins first, and what does not fit waits.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Result, anyhow};
+
+use super::part::{Job, Outcome};
+use crate::guest;
+
+/// What one job alone may have at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// cargo's own lock of the target directory: a second cargo would wait for it and hold a core meanwhile.
+    Cargo,
+    /// This host's loop devices: two guards would look at each other's.
+    Devices,
+}
+
+/// What a job takes while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// Cores that it keeps busy.
+    pub(crate) cores: usize,
+    /// Memory, in MiB.
+    pub(crate) memory: u64,
+    pub(crate) locks: &'static [Lock],
+}
+
+impl Cost {
+    /// Of a program of this host.
+    pub(crate) const CORE: Self = Self { cores: 1, memory: 512, locks: &[] };
+    /// Of a guest.
+    pub(crate) const GUEST: Self = Self { cores: 1, memory: guest::MEMORY, locks: &[] };
+}
+
+/// What is not taken.
+struct Free {
+    cores: usize,
+    memory: u64,
+    taken: Vec<Lock>,
+}
+
+impl Free {
+    fn has(&self, cost: &Cost) -> bool {
+        cost.cores <= self.cores
+            && cost.memory <= self.memory
+            && !cost.locks.iter().any(|lock| self.taken.contains(lock))
+    }
+
+    fn take(&mut self, cost: &Cost) {
+        self.cores -= cost.cores;
+        self.memory -= cost.memory;
+        self.taken.extend(cost.locks);
+    }
+
+    fn give_back(&mut self, cost: &Cost) {
+        self.cores += cost.cores;
+        self.memory += cost.memory;
+        self.taken.retain(|lock| !cost.locks.contains(lock));
+    }
+}
+
+/// A job that has ended.
+pub(crate) struct Done {
+    pub(crate) name: String,
+    pub(crate) log: PathBuf,
+    pub(crate) outcome: Outcome,
+}
+
+/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after the other, and take as long as all of
+/// them: the first of them begins as early as one job of that length would.
+fn in_order(jobs: &mut [Job<'_>]) {
+    jobs.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    let mut keys = vec![0.0; jobs.len()];
+    for i in (0..jobs.len()).rev() {
+        let after = (i + 1..jobs.len())
+            .find(|&later| jobs[later].cost.locks.iter().any(|lock| jobs[i].cost.locks.contains(lock)));
+        keys[i] = jobs[i].seconds + after.map_or(0.0, |later| keys[later]);
+    }
+    let mut by_name: Vec<(f64, String)> =
+        keys.into_iter().zip(jobs.iter().map(|job| job.name.clone())).collect();
+    by_name.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let place = |name: &str| by_name.iter().position(|(_, other)| other == name);
+    jobs.sort_by_key(|job| place(&job.name));
+}
+
+/// Runs all of them, each with a log of its own in this folder, and hands each to `ended` as it is there. This machine's cores and
+/// memory bound how many run at the same time; a job that wants more than there is runs alone.
+pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + Sync) -> Result<Vec<Done>> {
+    let cores = thread::available_parallelism()?.get();
+    let memory = guest::available_memory()?;
+    for job in &mut jobs {
+        job.cost.cores = job.cost.cores.clamp(1, cores);
+        job.cost.memory = job.cost.memory.min(memory);
+    }
+    in_order(&mut jobs);
+    let free = Mutex::new(Free { cores, memory, taken: Vec::new() });
+    let (changed, done, ended) = (Condvar::new(), Mutex::new(Vec::new()), &ended);
+    thread::scope(|scope| {
+        let (free, changed, done) = (&free, &changed, &done);
+        while !jobs.is_empty() {
+            let mut now = free.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = loop {
+                if let Some(next) = jobs.iter().position(|job| now.has(&job.cost)) {
+                    break next;
+                }
+                now = changed.wait(now).unwrap_or_else(PoisonError::into_inner);
+            };
+            let job = jobs.remove(next);
+            now.take(&job.cost);
+            drop(now);
+            scope.spawn(move || {
+                let cost = job.cost;
+                let one = one(job, logs);
+                free.lock().unwrap_or_else(PoisonError::into_inner).give_back(&cost);
+                changed.notify_all();
+                ended(&one);
+                done.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+            });
+        }
+    });
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs one. A job that cannot be run, or breaks, has failed; one that ran nothing has failed, too.
+fn one(job: Job<'_>, logs: &Path) -> Done {
+    println!("test: {} begins", job.name);
+    let log = logs.join(format!("{}.log", job.name.replace(['/', ':'], "-").replace(' ', "_")));
+    let start = Instant::now();
+    let run = job.run;
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&log)));
+    let result = result.unwrap_or_else(|_| Err(anyhow!("this job broke: its panic is printed above")));
+    let mut outcome = result.unwrap_or_else(|error| {
+        println!("test: {}: {error:#}", job.name);
+        Outcome::of(false)
+    });
+    if outcome.passed + outcome.failed == 0 {
+        println!("test: {} ran nothing", job.name);
+        outcome.failed = 1;
+    }
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Done { name: job.name, log, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use super::*;
+
+    fn job<'a>(name: &str, seconds: f64, cost: Cost, run: impl FnOnce() -> Outcome + Send + 'a) -> Job<'a> {
+        Job { name: name.to_owned(), seconds, cost, run: Box::new(move |_| Ok(run())) }
+    }
+
+    fn outcomes(jobs: Vec<Job<'_>>) -> Vec<Done> {
+        let logs = tempfile::tempdir().expect("a folder");
+        run(jobs, logs.path(), |_| ()).expect("run")
+    }
+
+    #[test]
+    fn a_chain_of_one_lock_begins_before_a_longer_single_job() {
+        let cargo = Cost { locks: &[Lock::Cargo], ..Cost::CORE };
+        let mut jobs = vec![
+            job("guest", 50.0, Cost::GUEST, Outcome::default),
+            job("clippy", 30.0, cargo, Outcome::default),
+            job("doc", 25.0, cargo, Outcome::default),
+            job("short", 1.0, Cost::CORE, Outcome::default),
+        ];
+        in_order(&mut jobs);
+        let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+        assert_eq!(names, ["clippy", "guest", "doc", "short"]);
+    }
+
+    #[test]
+    fn what_shares_a_lock_never_runs_at_the_same_time() {
+        let running = AtomicUsize::new(0);
+        let cost = Cost { locks: &[Lock::Devices], ..Cost::CORE };
+        let jobs = (0..8)
+            .map(|number| {
+                job(&number.to_string(), 1.0, cost, || {
+                    let before = running.fetch_add(1, Ordering::SeqCst);
+                    thread::sleep(Duration::from_millis(2));
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Outcome::of(before == 0)
+                })
+            })
+            .collect();
+        assert!(outcomes(jobs).iter().all(|done| done.outcome.failed == 0));
+    }
+
+    #[test]
+    fn a_job_that_ran_nothing_or_broke_has_failed() {
+        let jobs = vec![
+            job("nothing", 1.0, Cost::CORE, Outcome::default),
+            job("broken", 1.0, Cost::CORE, || panic!("on purpose")),
+            job("well", 1.0, Cost { cores: 1000, memory: u64::MAX, locks: &[] }, || Outcome::of(true)),
+        ];
+        for done in outcomes(jobs) {
+            assert_eq!(done.outcome.failed, u64::from(done.name != "well"), "{}", done.name);
+        }
+    }
+}
