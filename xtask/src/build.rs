@@ -33,7 +33,7 @@ fn one(arguments: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
     let built = cargo(arguments).with_context(|| format!("{name} does not build"))?;
     let mut executables = built.into_iter().filter(|built| built.name == name && built.kind == kind);
     match (executables.next(), executables.next()) {
-        (Some(built), None) => Ok(built.executable),
+        (Some(built), None) => Ok(built.path),
         (None, _) => bail!("cargo names no executable for {name}"),
         (Some(_), Some(_)) => bail!("more than one package has a {kind} of the name {name}"),
     }
@@ -50,7 +50,7 @@ pub(crate) struct Executable {
     /// The folder of its package, in which cargo runs it.
     pub(crate) package: PathBuf,
     /// The file.
-    pub(crate) executable: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// Runs cargo; the executables that it names.
@@ -69,7 +69,7 @@ fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
             kind: text(&message["target"]["kind"][0])?,
             is_test: message["profile"]["test"] == true,
             package: Path::new(message["manifest_path"].as_str()?).parent()?.to_owned(),
-            executable: message["executable"].as_str()?.into(),
+            path: message["executable"].as_str()?.into(),
         })
     };
     let text = String::from_utf8_lossy(&built.stdout);
@@ -80,7 +80,7 @@ fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
 /// Everything that the plan of checks runs, built by as few calls of cargo as can be, so that no part of it waits for cargo.
 pub(crate) struct Programs {
     /// Programs by name.
-    programs: BTreeMap<String, PathBuf>,
+    bins: BTreeMap<String, PathBuf>,
     /// Tests that are run where they are named, by name.
     tests: BTreeMap<String, PathBuf>,
     /// Tests that run as they are, on this host.
@@ -90,7 +90,7 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds all of it.
     pub(crate) fn build() -> Result<Self> {
-        let mut programs = Self { programs: BTreeMap::new(), tests: BTreeMap::new(), units: Vec::new() };
+        let mut programs = Self { bins: BTreeMap::new(), tests: BTreeMap::new(), units: Vec::new() };
         // `--tests` is every target that has tests of its own to run, and takes no names beside it.
         let mut named = vec!["test", "--no-run"];
         named.extend(NAMED_TESTS.iter().flat_map(|name| ["--test", name]));
@@ -110,8 +110,8 @@ impl Programs {
             self.units.push(built);
             return Ok(());
         }
-        let of_kind = if built.is_test { &mut self.tests } else { &mut self.programs };
-        let (name, path) = (built.name, built.executable);
+        let of_kind = if built.is_test { &mut self.tests } else { &mut self.bins };
+        let (name, path) = (built.name, built.path);
         match of_kind.insert(name.clone(), path.clone()) {
             Some(other) if other != path => bail!("two packages have a target of the name {name}"),
             _ => Ok(()),
@@ -120,7 +120,7 @@ impl Programs {
 
     /// A program of this name.
     pub(crate) fn program(&self, name: &str) -> Result<&Path> {
-        self.programs.get(name).map(PathBuf::as_path).with_context(|| format!("no program {name} was built"))
+        self.bins.get(name).map(PathBuf::as_path).with_context(|| format!("no program {name} was built"))
     }
 
     /// The tests of this name.

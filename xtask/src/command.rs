@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
+    io::Write,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -43,6 +44,9 @@ pub(crate) fn read(mut command: Command) -> Result<String> {
 pub(crate) fn logged(command: &mut Command, log: &File) -> Result<bool> {
     command.stdout(log.try_clone()?).stderr(log.try_clone()?);
     let status = command.status().with_context(|| format!("cannot run {}", name(command)))?;
+    if !status.success() {
+        writeln!(&*log, "{} ended with {status}", name(command))?;
+    }
     Ok(status.success())
 }
 

@@ -126,7 +126,7 @@ pub fn enforce(root: &Path) -> io::Result<bool> {
 /// be refused by a guard that is said to be gone.
 ///
 /// # Errors
-/// When a pin cannot be removed, or a program is still there after [`DETACHED_WITHIN`].
+/// When a pin cannot be removed, or a program is still there after 30 seconds.
 pub fn take_away(root: &Path) -> io::Result<()> {
     let programs = pinned_programs(root)?;
     layouts(root)?.into_iter().try_for_each(fs::remove_dir_all)?;

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as the plan says]
     #[arg(long)]
     kernel: Vec<String>,
-    /// How the guard refuses in these scenarios: lsm, fmod_ret (without bpf among the security modules) or cgroup
+    /// How the guard refuses in these scenarios; `fmod_ret` boots without bpf among the security modules
     #[arg(long, default_value = "lsm", value_parser = ["lsm", "fmod_ret", "cgroup"], requires = "word")]
     tier: String,
     /// Run these parts of the plan (may be repeated)

@@ -88,8 +88,11 @@ pub(crate) struct Job<'a> {
     /// How long it took the last time, or else what the plan says.
     pub(crate) seconds: f64,
     pub(crate) cost: Cost,
-    pub(crate) run: Box<dyn FnOnce(&Path) -> Result<Outcome> + Send + 'a>,
+    pub(crate) run: Box<Run<'a>>,
 }
+
+/// What is done, with the path of a log.
+pub(crate) type Run<'a> = dyn FnOnce(&Path) -> Result<Outcome> + Send + 'a;
 
 /// What jobs are made of.
 pub(crate) struct World<'a> {
@@ -235,7 +238,7 @@ impl<'a> World<'a> {
             }
             Work::Units => {
                 for unit in &self.programs.units {
-                    if select::all(&unit.executable)?.is_empty() {
+                    if select::all(&unit.path)?.is_empty() {
                         continue;
                     }
                     let name = format!("units of {}", unit.name);
@@ -270,14 +273,14 @@ impl<'a> World<'a> {
                 }));
             }
             Work::Commands => {
-                jobs.push(self.job(part, name, Cost::CORE, move |log| commands::check(guard, log)))
+                jobs.push(self.job(part, name, Cost::CORE, move |log| commands::check(guard, log)));
             }
             Work::LibraryTable { table } => {
                 let matrix = self.programs.program("matrix")?;
                 jobs.push(self.job(part, name, on_devices, move |log| {
                     let (whole, text) = preload::table(guard, matrix, table, &[])?;
                     append(log, &text)?;
-                    Ok(of_rows(table, "preload", &text, whole, log)?)
+                    of_rows(table, "preload", &text, whole, log)
                 }));
             }
             Work::Fuzz { seconds } => {
@@ -303,7 +306,7 @@ impl<'a> World<'a> {
             Work::Release => {
                 jobs.push(self.job(part, name, Cost { cores: 2, ..of_cargo }, |_| {
                     dist::run().map(|()| Outcome::of(true))
-                }))
+                }));
             }
             _ => bail!("the plan names no kernel for {name}"),
         }
@@ -322,15 +325,13 @@ impl<'a> World<'a> {
             Work::Demo => {
                 let demo = self.programs.program("demo")?;
                 jobs.push(self.job(part, name, Cost::GUEST, move |log| {
-                    let mut boot = Boot::new(kernel, demo, &[]);
                     // It is no test: how it ends is all.
-                    boot.tests = demo.to_owned();
-                    let outcome = boot.run(guard, log)?;
+                    let outcome = Boot::new(kernel, demo, &[]).run(guard, log)?;
                     Ok(Outcome::of(outcome.failed == 0))
                 }));
             }
             Work::Scenarios { select, tier, shared, variables } => {
-                self.scenarios(part, &name, kernel, (select, tier, variables), shared, jobs)?;
+                self.scenarios(part, &name, &kernel, (select, tier, variables), shared, jobs)?;
             }
             Work::ControlGroupOfGuest => {
                 let mut boot = Boot::new(kernel, self.programs.test("cgroup")?, &ONE_BY_ONE);
@@ -339,7 +340,7 @@ impl<'a> World<'a> {
             }
             Work::Reboot => {
                 let tests = self.programs.test("reboot")?;
-                jobs.push(self.job(part, name, Cost::GUEST, move |log| reboot(kernel, tests, guard, log)));
+                jobs.push(self.job(part, name, Cost::GUEST, move |log| reboot(&kernel, tests, guard, log)));
             }
             Work::Service | Work::Container => {
                 let (test, disks, systemd) = match part.work {
@@ -384,7 +385,7 @@ impl<'a> World<'a> {
         &'a self,
         part: &'static Part,
         name: &str,
-        kernel: Kernel,
+        kernel: &Kernel,
         (select, tier, variables): (Select, Tier, &[&str]),
         shared: bool,
         jobs: &mut Vec<Job<'a>>,
@@ -415,7 +416,9 @@ impl<'a> World<'a> {
                 Ok(outcome)
             });
             if !self.past.jobs.contains_key(&job.name) {
-                job.seconds /= 1.0_f64.max(of as f64);
+                #[expect(clippy::cast_precision_loss, reason = "a number of guests")]
+                let guests = of as f64;
+                job.seconds /= guests;
             }
             jobs.push(job);
         }
@@ -504,7 +507,7 @@ fn lint(words: &[&str], variables: &[(&str, &str)], log: &Path) -> Result<Outcom
 
 /// Runs an executable of tests as cargo does.
 fn run_unit(unit: &Executable, words: &[&str], log: &Path) -> Result<Outcome> {
-    let mut run = command(&unit.executable.to_string_lossy(), words);
+    let mut run = command(&unit.path.to_string_lossy(), words);
     run.current_dir(&unit.package).env("CARGO_MANIFEST_DIR", &unit.package);
     let well = logged(&mut run, &File::create(log)?)?;
     Ok(Outcome::of_tests(&fs::read_to_string(log)?, well))
@@ -516,8 +519,8 @@ fn library(guard: &Path, tests: &Path, words: &[&str], log: &Path) -> Result<Out
 }
 
 /// The second boot finds what the first one left on its disks.
-fn reboot(kernel: Kernel, tests: &Path, guard: &Path, log: &Path) -> Result<Outcome> {
-    let disks = blank_disks(&kernel, ["state.img", "volume.img"])?;
+fn reboot(kernel: &Kernel, tests: &Path, guard: &Path, log: &Path) -> Result<Outcome> {
+    let disks = blank_disks(kernel, ["state.img", "volume.img"])?;
     let mut both = Outcome::default();
     for half in ["first_boot", "second_boot"] {
         let mut boot = Boot::new(kernel.clone(), tests, &["--ignored", "--exact", half, "--test-threads=1"]);
