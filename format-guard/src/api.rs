@@ -76,6 +76,9 @@ pub struct Status {
     /// Devices that are being probed at this moment, those that hang among them.
     #[serde(default)]
     pub probing: u64,
+    /// Records that could not be stored: kept in memory and tried again; nothing is armed meanwhile.
+    #[serde(default)]
+    pub unstored: u64,
     /// The store that nodes share, where they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,

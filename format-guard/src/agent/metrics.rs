@@ -178,6 +178,7 @@ impl Metrics {
             ("devices", "Block devices present that may hold a volume", status.devices),
             ("discrepancies", "Volumes present that do not read as they are recorded", status.discrepancies),
             ("probes_under_way", "Devices that are being probed, those that hang among them", status.probing),
+            ("unstored_records", "Records that could not be stored and are tried again", status.unstored),
             ("permits_in_force", "Volumes of which one re-format is permitted", status.permits()),
             ("degraded", "Reasons why protection is less than it should be", status.degraded.len() as u64),
             (
@@ -366,6 +367,7 @@ mod tests {
             repaired: 4,
             lag: 250,
             probing: 6,
+            unstored: 5,
             store: Some(StoreStatus {
                 answers: false,
                 since: 1_700_000_000,
@@ -396,6 +398,7 @@ mod tests {
             "format_guard_attach_to_rule_seconds_bucket{le=\"0.0004\"} 1",
             "format_guard_volumes{state=\"formatted\"} 5",
             "format_guard_permits_in_force 2",
+            "format_guard_unstored_records 5",
             "format_guard_requests_judged_total 11",
             "format_guard_lost_events_total 3",
             "format_guard_resync_repairs_total 4",

@@ -10,6 +10,7 @@ mod protection;
 mod refusals;
 mod sharing;
 mod stacks;
+mod unstored;
 mod vacated;
 
 use std::{
@@ -33,6 +34,7 @@ use tracing::{error, info, warn};
 use batch::Batch;
 use comparison::Comparison;
 use sharing::Sharing;
+use unstored::{Change, Unstored};
 use vacated::Vacated;
 
 use super::{
@@ -50,7 +52,7 @@ use crate::{
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Claim, Formatter, Record, Seconds,
-        store::{HistoryEvent, Store, StoreError},
+        store::{HistoryEvent, Store},
         transition::{self, Effect, Event, Report},
     },
     volume::{
@@ -69,6 +71,8 @@ const INPUTS_BETWEEN: u32 = 16;
 const NAMING: Seconds = 10;
 /// Lines of the history that wait to be stored together at most.
 const MAX_UNTOLD: usize = 256;
+/// Lines that wait while the store takes none: the oldest are dropped.
+const MAX_WAITING: usize = 4096;
 /// Ends of processes that are remembered until their pidfd tells, too.
 const MAX_ENDS: usize = 4096;
 
@@ -263,6 +267,10 @@ pub struct Reconciler<E> {
     protect_failure: Option<String>,
     /// Lines of the history that are not stored yet.
     untold: Vec<HistoryEvent>,
+    /// The store took none of them: they wait for the next resync.
+    untold_waits: bool,
+    /// What could not be stored.
+    unstored: Unstored,
     /// What is put off, while many things happen at once.
     batch: Option<Batch>,
     /// What is compared with sysfs at the moment.
@@ -308,6 +316,8 @@ impl<E: Enforcer> Reconciler<E> {
             protected: false,
             protect_failure: None,
             untold: Vec::new(),
+            untold_waits: false,
+            unstored: Unstored::default(),
             batch: None,
             comparison: None,
             lost_uevents: 0,
@@ -368,7 +378,10 @@ impl<E: Enforcer> Reconciler<E> {
     fn doubt_what_is_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.world.boot)? {
             if let Some(record) = self.store.get(&id)? {
-                self.store.put(&transition::next(&record, Event::Doubted, now()).0, &[])?;
+                let doubted = transition::next(&record, Event::Doubted, now()).0;
+                if let Err(error) = self.store.put(&doubted, &[]) {
+                    self.keep_unstored(doubted, &error);
+                }
             }
         }
         Ok(())
@@ -385,23 +398,13 @@ impl<E: Enforcer> Reconciler<E> {
             .map(|record| record.id.clone())
             .collect();
         for id in ids {
-            let Some(old) = self.records.get(&id).cloned() else { continue };
-            let (new, _) = transition::next(&old, Event::Closed, now());
-            self.records.insert(id.clone(), new.clone());
-            self.put_rules(&id);
-            let device = self.devices.of(&id).next().map(|device| device.dev);
-            // One may have begun until now.
-            if let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) {
-                self.records.insert(id, old);
-                self.take_up(&entry);
-            } else {
+            if let Some((old, new)) = self.disarm(&id) {
                 // Untouched: another node, or the next agent, need not wonder.
                 self.wish_nothing_more(&new, true);
-                if let Err(error) = self.store.put(&new, &[]) {
-                    error!("{id}: cannot be stored: {error}");
-                }
+                self.store_all(vec![Change { old, new, told: Vec::new() }]);
             }
         }
+        self.store_unstored();
     }
 
     /// Goes up with every line of the history.
@@ -519,11 +522,13 @@ impl<E: Enforcer> Reconciler<E> {
             }
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, last } => self.ended(process, last),
-            // One that is under way will do.
-            Input::Tick if self.comparison.is_some() => self.look_at_lease(),
             Input::Tick => {
                 self.look_at_lease();
-                self.begin_resync()?;
+                self.store_unstored();
+                // One that is under way will do.
+                if self.comparison.is_none() {
+                    self.begin_resync()?;
+                }
             }
             Input::UeventsLost => {
                 self.lost_uevents += 1;
@@ -667,6 +672,7 @@ impl<E: Enforcer> Reconciler<E> {
         let identity = &device.identity;
         let weak = identity.strength != Strength::Strong;
         let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
+        let put_off = put_off.or_else(|| self.unstored.record(&identity.id));
         let stored =
             put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
         let mut record =
@@ -687,20 +693,22 @@ impl<E: Enforcer> Reconciler<E> {
         self.occupy(Some(dev), None);
         self.vacate(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
-        let removed = self.enforcer.remove_rule(dev.to_kernel());
-        let held = self.enforcer.holder(lead.0).is_some_and(|entry| entry.dev == dev.to_kernel());
-        let released = if held { self.enforcer.release_holder(lead.0) } else { Ok(()) };
-        for result in [removed, released] {
-            if let Err(error) = result {
-                error!("{error}");
-            }
+        if let Err(error) = self.enforcer.remove_rule(dev.to_kernel()) {
+            error!("{error}");
         }
+        let holder = self.enforcer.holder(lead.0).filter(|entry| entry.dev == dev.to_kernel());
+        let held = holder.is_some();
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
             self.step(&id, Event::Closed);
             if let Some(record) = self.records.remove(&id) {
                 self.wish_nothing_more(&record, !held);
             }
+        }
+        if let Some(HolderEntry { process, .. }) = holder
+            && !self.unstored.release_later(&id, &[(lead.0, process)])
+        {
+            self.release_holder(lead.0, process);
         }
         for dev in around {
             self.put_rule(dev);
@@ -763,9 +771,9 @@ impl<E: Enforcer> Reconciler<E> {
     /// One step of one record alone; whether what it means for others may have changed.
     fn step(&mut self, id: &VolumeId, event: Event) -> bool {
         self.store_untold();
-        let Some(old) = self.records.get(id) else { return false };
+        let Some(old) = self.records.get(id).cloned() else { return false };
         let at = now();
-        let (mut new, effects) = transition::next(old, event, at);
+        let (mut new, effects) = transition::next(&old, event, at);
         let mut told: Vec<HistoryEvent> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -773,13 +781,16 @@ impl<E: Enforcer> Reconciler<E> {
                 _ => None,
             })
             .collect();
-        if (new != *old || !told.is_empty()) && !transition::is_provisional(&new) {
+        let was_whole = self.unstored.count() == 0;
+        if (new != old || !told.is_empty()) && !transition::is_provisional(&new) {
             if let Some(batch) = &mut self.batch {
-                batch.store_later(old, &new, &told);
-            } else if let Err(error) = self.store.put(&new, &told)
-                && not_stored(old, &mut new, &error)
-            {
-                told.clear();
+                batch.store_later(&old, &new, &told);
+            } else {
+                let change = Change { old: old.clone(), new: new.clone(), told: told.clone() };
+                if let Some(held_back) = self.store_all(vec![change]).pop() {
+                    new = held_back;
+                    told.clear();
+                }
             }
         }
         for event in &told {
@@ -808,6 +819,9 @@ impl<E: Enforcer> Reconciler<E> {
                 Effect::Report(_) => {}
             }
         }
+        if was_whole && self.unstored.count() > 0 {
+            self.disarm_all();
+        }
         changed
     }
 
@@ -820,20 +834,32 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn release(&mut self, id: &VolumeId) {
         let formatter = self.records.get(id).and_then(|record| record.formatter.clone());
-        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
-        for dev in devices {
-            let (lead, _) = self.lead(dev);
-            // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
-            // and not let go of.
-            let told = |process| formatter.as_ref().is_some_and(|formatter| formatter.is(process));
-            if self
-                .enforcer
-                .holder(lead)
-                .is_some_and(|entry| entry.dev == dev.to_kernel() && told(entry.process))
-                && let Err(error) = self.enforcer.release_holder(lead)
-            {
-                error!("{id}: {error}");
-            }
+        // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
+        // and not let go of.
+        let told = |entry: &HolderEntry| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
+        let holders: Vec<(u32, Process)> = self
+            .devices
+            .of(id)
+            .filter_map(|device| {
+                let (lead, _) = self.lead(device.dev);
+                let entry = self.enforcer.holder(lead)?;
+                (entry.dev == device.dev.to_kernel() && told(&entry)).then_some((lead, entry.process))
+            })
+            .collect();
+        if self.unstored.release_later(id, &holders) {
+            return;
+        }
+        for (lead, process) in holders {
+            self.release_holder(lead, process);
+        }
+    }
+
+    /// Lets go of who is held there, if it is this process.
+    fn release_holder(&mut self, lead: u32, process: Process) {
+        if self.enforcer.holder(lead).is_some_and(|entry| entry.process == process)
+            && let Err(error) = self.enforcer.release_holder(lead)
+        {
+            error!("{error}");
         }
     }
 
@@ -869,7 +895,8 @@ impl<E: Enforcer> Reconciler<E> {
     fn take_up(&mut self, entry: &HolderEntry) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.devices.id(dev).and_then(|id| self.records.get(id));
-        let untold = record.is_some_and(transition::is_untold);
+        let untold = record.is_some_and(transition::is_untold)
+            && !self.unstored.is_to_be_released(entry.process);
         if untold {
             self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
         }
@@ -1001,32 +1028,24 @@ impl<E: Enforcer> Reconciler<E> {
         if self.untold.len() >= MAX_UNTOLD {
             self.store_untold();
         }
+        if self.untold.len() > MAX_WAITING {
+            error!("{MAX_UNTOLD} events are dropped: the store takes none");
+            self.untold.drain(..MAX_UNTOLD);
+        }
     }
 
     fn store_untold(&mut self) {
-        if self.untold.is_empty() {
+        if self.untold.is_empty() || self.untold_waits {
             return;
         }
         if let Err(error) = self.store.tell(&self.untold) {
-            error!("{} events cannot be stored: {error}", self.untold.len());
+            error!("{} events cannot be stored yet: {error}", self.untold.len());
+            self.untold_waits = true;
+            return;
         }
         self.untold.clear();
         self.told.send_modify(|count| *count += 1);
     }
-}
-
-/// Armed before allowed: what is not on disk is not allowed. Whether the record is held back for that.
-fn not_stored(old: &Record, new: &mut Record, error: &StoreError) -> bool {
-    error!("{}: cannot be stored: {error}", new.id);
-    let loosened = new.state != old.state || new.armed != old.armed;
-    if !matches!(new.state, State::Blank | State::Permitted | State::Exempt) || !loosened {
-        return false;
-    }
-    *new = old.clone();
-    new.cause = format!("the store failed: {error}");
-    new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
-    new.armed = None;
-    true
 }
 
 /// Devices in an order in which none comes before one that it lies on.

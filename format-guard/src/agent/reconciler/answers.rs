@@ -81,7 +81,8 @@ impl<E: Enforcer> Reconciler<E> {
             set_mode: self.set_mode.clone(),
             proven: !self.parts.is_empty(),
             proven_at: self.proven_at,
-            degraded: self.world.degraded.clone(),
+            degraded: self.degraded(),
+            unstored: self.unstored.count() as u64,
             programs: self.parts.clone(),
             devices: self.devices.count() as u64,
             discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
@@ -101,18 +102,23 @@ impl<E: Enforcer> Reconciler<E> {
         })
     }
 
+    /// Why protection is less than it should be.
+    fn degraded(&self) -> Vec<String> {
+        self.world.degraded.iter().cloned().chain(self.unstored.degraded()).collect()
+    }
+
     fn volumes(&self) -> Result<api::Volumes, Failure> {
         let stored = self.store.list().map_err(|error| failed(&error))?;
         let volumes = stored.iter().map(|stored| {
             // What is present is known better than it is stored.
-            self.shown(self.records.get(&stored.id).unwrap_or(stored))
+            self.shown(self.newest(&stored.id).unwrap_or(stored))
         });
         Ok(api::Volumes { volumes: volumes.collect() })
     }
 
     pub(super) fn volume(&self, id: &VolumeId) -> Result<api::Volume, Failure> {
         let stored;
-        let record = if let Some(record) = self.records.get(id) {
+        let record = if let Some(record) = self.newest(id) {
             record
         } else {
             stored = self
@@ -123,6 +129,11 @@ impl<E: Enforcer> Reconciler<E> {
             &stored
         };
         Ok(self.shown(record))
+    }
+
+    /// What is known of a volume beyond what is stored.
+    fn newest(&self, id: &VolumeId) -> Option<&Record> {
+        self.records.get(id).or_else(|| self.unstored.record(id))
     }
 
     fn shown(&self, record: &Record) -> api::Volume {
@@ -299,6 +310,7 @@ impl<E: Enforcer> Reconciler<E> {
         let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text);
         self.occupy(None, Some(id));
         self.store.forget(id, &[told]).map_err(|error| failed(&error))?;
+        self.unstored.forget(id);
         self.told.send_modify(|count| *count += 1);
         let paths: Vec<Device> = self.devices.of(id).cloned().collect();
         for device in &paths {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Reconciler, not_stored};
+use super::{Reconciler, unstored::Change};
 use crate::{
     enforce::Enforcer,
     record::{Record, store::HistoryEvent},
@@ -75,13 +75,12 @@ impl<E: Enforcer> Reconciler<E> {
         let unsettled = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unsettled));
         self.settle_all(unsettled.unwrap_or_default());
         let Some(batch) = self.batch.take() else { return };
-        let stored: Vec<(&Record, &[HistoryEvent])> =
-            batch.records.values().map(|unstored| (&unstored.new, unstored.told.as_slice())).collect();
-        if let Err(error) = self.store.put_all(&stored) {
-            for Unstored { old, mut new, .. } in batch.records.into_values() {
-                if not_stored(&old, &mut new, &error) {
-                    self.records.entry(new.id.clone()).and_modify(|record| *record = new);
-                }
+        let changes = batch.records.into_values().map(|Unstored { old, new, told }| Change { old, new, told });
+        let changes: Vec<Change> = changes.collect();
+        let was_whole = self.unstored.count() == 0;
+        if !changes.is_empty() {
+            for held_back in self.store_all(changes) {
+                self.records.entry(held_back.id.clone()).and_modify(|record| *record = held_back);
             }
         }
         for dev in batch.unruled {
@@ -96,6 +95,9 @@ impl<E: Enforcer> Reconciler<E> {
         }
         for id in batch.unprobed {
             self.probe(&id);
+        }
+        if was_whole && self.unstored.count() > 0 {
+            self.disarm_all();
         }
     }
 }

@@ -1,5 +1,6 @@
 #[cfg(feature = "etcd")]
 mod cluster;
+mod unstored;
 
 use std::{
     cell::{Cell, RefCell},
@@ -362,6 +363,7 @@ fn what_cannot_be_stored_is_protected_all_the_same() {
 fn start_again(setting: &mut Setting) {
     setting.reconciler.devices = Present::default();
     setting.reconciler.records.clear();
+    setting.reconciler.unstored = Unstored::default();
     setting.deeds.take();
     let _entered = setting.runtime.enter();
     setting.reconciler.start().expect("started");

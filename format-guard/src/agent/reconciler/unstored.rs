@@ -1,0 +1,232 @@
+//! Records that could not be stored: kept here, and stored once that is possible again.
+//!
+//! Until then the kernel keeps its own note of who formatted such a volume, for an agent that starts anew; and nothing is
+//! armed that is not stored together with all of them.
+
+use std::collections::BTreeMap;
+
+use format_guard_common::{State, event::Process};
+use tracing::{error, info};
+
+use super::Reconciler;
+use crate::{
+    agent::now,
+    enforce::Enforcer,
+    record::{
+        Record, Seconds,
+        store::{HistoryEvent, StoreError},
+        transition::{self, Event},
+    },
+    volume::VolumeId,
+};
+
+/// Lines of the history that wait with one record at most: the oldest are dropped.
+const MAX_TOLD: usize = 64;
+
+/// Everything that is not stored.
+#[derive(Default)]
+pub(super) struct Unstored {
+    records: BTreeMap<VolumeId, Kept>,
+    /// When the first of them could not be stored, and what the store said last.
+    failure: Option<(Seconds, String)>,
+}
+
+#[derive(Default)]
+struct Kept {
+    record: Option<Record>,
+    told: Vec<HistoryEvent>,
+    /// Formatters that are to be forgotten, by the device that speaks for theirs.
+    holders: Vec<(u32, Process)>,
+}
+
+/// A record that is to be stored.
+pub(super) struct Change {
+    /// As it was before.
+    pub(super) old: Record,
+    pub(super) new: Record,
+    pub(super) told: Vec<HistoryEvent>,
+}
+
+impl Change {
+    /// Whether the kernel lets somebody format by it whom it refused before.
+    fn loosens(&self) -> bool {
+        matches!(self.new.state, State::Blank | State::Permitted | State::Exempt)
+            && (self.new.state != self.old.state || self.new.armed != self.old.armed)
+    }
+
+    /// Armed before allowed: what is not on disk is not allowed.
+    fn held_back(self, error: &StoreError) -> Record {
+        let mut record = self.old;
+        record.cause = format!("the store failed: {error}");
+        record.state = if record.ever_formatted { State::Formatted } else { State::Unverified };
+        record.armed = None;
+        record
+    }
+}
+
+impl Unstored {
+    /// The newest record of a volume, if that is not stored.
+    pub(super) fn record(&self, id: &VolumeId) -> Option<&Record> {
+        self.records.get(id)?.record.as_ref()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Of a volume of which nothing is to be known any more.
+    pub(super) fn forget(&mut self, id: &VolumeId) {
+        self.records.remove(id);
+    }
+
+    /// Who formatted the volume is let go of once its record is stored; whether it is not.
+    pub(super) fn release_later(&mut self, id: &VolumeId, holders: &[(u32, Process)]) -> bool {
+        let Some(kept) = self.records.get_mut(id) else { return false };
+        for holder in holders {
+            if !kept.holders.contains(holder) {
+                kept.holders.push(*holder);
+            }
+        }
+        true
+    }
+
+    /// Whether who is held there is let go of as soon as that can be: what it did is told.
+    pub(super) fn is_to_be_released(&self, process: Process) -> bool {
+        self.records.values().any(|kept| kept.holders.iter().any(|(_, held)| *held == process))
+    }
+
+    /// Why protection is less than it should be.
+    pub(super) fn degraded(&self) -> Option<String> {
+        let (_, reason) = self.failure.as_ref().filter(|_| !self.records.is_empty())?;
+        Some(format!(
+            "{} records could not be stored ({reason}): they are kept in memory and tried again, and nothing is armed \
+             meanwhile; see that the file system of state_dir is sound and has room",
+            self.records.len()
+        ))
+    }
+
+    fn keep(&mut self, record: Record, told: Vec<HistoryEvent>, error: &StoreError) {
+        let reason = error.to_string();
+        match &mut self.failure {
+            Some((_, last)) => *last = reason,
+            None => self.failure = Some((now(), reason)),
+        }
+        let kept = self.records.entry(record.id.clone()).or_default();
+        kept.record = Some(record);
+        kept.told.extend(told);
+        let surplus = kept.told.len().saturating_sub(MAX_TOLD);
+        kept.told.drain(..surplus);
+    }
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Stores records in one transaction. Those that may not be as they were to become, because that could not be stored.
+    pub(super) fn store_all(&mut self, changes: Vec<Change>) -> Vec<Record> {
+        let none = BTreeMap::new();
+        // Nothing is armed while a record is known here alone.
+        let rest = if changes.iter().any(Change::loosens) { &self.unstored.records } else { &none };
+        let ours = |id: &VolumeId| changes.iter().any(|change| change.new.id == *id);
+        let before: Vec<&[HistoryEvent]> = changes
+            .iter()
+            .map(|change| self.unstored.records.get(&change.new.id).map_or(&[][..], |kept| &kept.told))
+            .collect();
+        let told: Vec<Vec<HistoryEvent>> =
+            changes.iter().zip(before).map(|(change, before)| [before, &change.told].concat()).collect();
+        let stored: Vec<(&Record, &[HistoryEvent])> = rest
+            .iter()
+            .filter(|(id, _)| !ours(id))
+            .filter_map(|(_, kept)| Some((kept.record.as_ref()?, kept.told.as_slice())))
+            .chain(changes.iter().zip(&told).map(|(change, told)| (&change.new, told.as_slice())))
+            .collect();
+        let ids: Vec<VolumeId> = stored.iter().map(|(record, _)| record.id.clone()).collect();
+        match self.store.put_all(&stored) {
+            Ok(()) => {
+                self.are_stored(&ids);
+                Vec::new()
+            }
+            Err(error) => {
+                error!("{} records cannot be stored: {error}", changes.len());
+                let mut held_back = Vec::new();
+                for change in changes {
+                    if change.loosens() {
+                        let record = change.held_back(&error);
+                        held_back.push(record.clone());
+                        self.unstored.keep(record, Vec::new(), &error);
+                    } else {
+                        self.unstored.keep(change.new, change.told, &error);
+                    }
+                }
+                held_back
+            }
+        }
+    }
+
+    /// What was kept of these volumes is on disk: who formatted them is let go of.
+    fn are_stored(&mut self, ids: &[VolumeId]) {
+        for id in ids {
+            for (lead, process) in self.unstored.records.remove(id).unwrap_or_default().holders {
+                self.release_holder(lead, process);
+            }
+        }
+        if self.unstored.records.is_empty()
+            && let Some((since, reason)) = self.unstored.failure.take()
+        {
+            let text = format!("all records are stored again, after {} s: {reason}", now() - since);
+            info!("{text}");
+            self.tell(String::new(), "stored", text);
+        }
+    }
+
+    /// Tries once more to store what could not be stored.
+    pub(super) fn store_unstored(&mut self) {
+        self.untold_waits = false;
+        if self.unstored.records.is_empty() {
+            return;
+        }
+        let kept = self.unstored.records.iter();
+        let stored: Vec<(&Record, &[HistoryEvent])> =
+            kept.filter_map(|(_, kept)| Some((kept.record.as_ref()?, kept.told.as_slice()))).collect();
+        match self.store.put_all(&stored) {
+            Ok(()) => {
+                let ids: Vec<VolumeId> = self.unstored.records.keys().cloned().collect();
+                self.are_stored(&ids);
+            }
+            Err(error) => {
+                error!("{} records cannot be stored yet: {error}", self.unstored.count());
+                self.disarm_all();
+            }
+        }
+    }
+
+    /// Keeps a record that is not attached, and that could not be stored.
+    pub(super) fn keep_unstored(&mut self, record: Record, error: &StoreError) {
+        error!("{}: cannot be stored: {error}", record.id);
+        self.unstored.keep(record, Vec::new(), error);
+    }
+
+    /// While a format could not be recorded, none may begin.
+    pub(super) fn disarm_all(&mut self) {
+        let armed = self.records.values().filter(|record| record.state == State::Blank);
+        let ids: Vec<VolumeId> = armed.map(|record| record.id.clone()).collect();
+        for id in ids {
+            if let Some((old, new)) = self.disarm(&id) {
+                self.store_all(vec![Change { old, new, told: Vec::new() }]);
+                self.wish(&id, false);
+            }
+        }
+    }
+
+    /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had begun one.
+    pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Record, Record)> {
+        let old = self.records.get(id)?.clone();
+        let (new, _) = transition::next(&old, Event::Closed, now());
+        self.records.insert(id.clone(), new.clone());
+        self.put_rules(id);
+        let device = self.devices.of(id).next().map(|device| device.dev);
+        // One may have begun until now.
+        let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) else { return Some((old, new)) };
+        self.records.insert(id.clone(), old);
+        self.take_up(&entry);
+        None
+    }
+}
