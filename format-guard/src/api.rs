@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::Mode,
     enforce::bpf::PartReport,
-    record::{Content, Formatter, Permit, Record, store::HistoryEvent},
+    record::{
+        Content, Formatter, Permit, Record,
+        store::{HistoryEvent, Loss},
+    },
     volume::{marks::Mark, sysfs::Device},
 };
 
@@ -79,6 +82,9 @@ pub struct Status {
     /// Records that could not be stored: kept in memory and tried again; nothing is armed meanwhile.
     #[serde(default)]
     pub unstored: u64,
+    /// Records were lost: nothing is armed but by a permit until an operator ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records_lost: Option<Loss>,
     /// The store that nodes share, where they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
@@ -223,6 +229,13 @@ pub struct ReasonRequest {
 pub struct ProtectRequest {
     /// Whether others are kept from taking the guard away.
     pub on: bool,
+    /// Why; must not be empty.
+    pub reason: String,
+}
+
+/// `POST /v1/loss/end`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndLossRequest {
     /// Why; must not be empty.
     pub reason: String,
 }

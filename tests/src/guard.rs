@@ -66,6 +66,8 @@ pub struct Guard {
     run: PathBuf,
     agent: Option<Child>,
     audit: bool,
+    /// Its state directory is new, while another guard's pins may be there: no records are lost by that.
+    fresh: bool,
     /// Variables of the agent's environment.
     variables: Vec<(&'static str, OsString)>,
     /// Events up to this number are an earlier scenario's.
@@ -172,7 +174,8 @@ impl Guard {
             _ => {}
         }
         fs::write(root.join("config.toml"), config)?;
-        Ok(Self { root, run, agent: None, audit, variables: Vec::new(), since: 0 })
+        let fresh = !state.join("volumes.sqlite3").exists();
+        Ok(Self { root, run, agent: None, audit, fresh, variables: Vec::new(), since: 0 })
     }
 
     /// Adds lines to the configuration of agents that are started from now on.
@@ -213,6 +216,9 @@ impl Guard {
         // Not by the way that this run is about it proves nothing of it.
         let tier = tier();
         ensure!(status["tier"] == tier.as_str(), "the guard is not of tier {tier}: {status}");
+        if std::mem::take(&mut self.fresh) && !status["records_lost"].is_null() {
+            self.json("loss end --reason 'a state directory of its own'")?;
+        }
         Ok(())
     }
 

@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{
     api::{
-        EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest,
-        Selector,
+        EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ProtectRequest,
+        ReasonRequest, Selector,
     },
     volume::{probe::Finding, sysfs::Device},
 };
@@ -110,6 +110,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/volume/untaint", post(untaint))
         .route("/v1/mode", post(mode))
         .route("/v1/protect", post(protect))
+        .route("/v1/loss/end", post(end_loss))
         .route("/v1/events", get(events))
         .route("/metrics", get(scraped))
         .fallback(unknown)
@@ -260,6 +261,14 @@ async fn protect(
     request: Result<Json<ProtectRequest>, JsonRejection>,
 ) -> Answer {
     agent.ask(Question::Protect { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn end_loss(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<EndLossRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::EndLoss { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn permit(

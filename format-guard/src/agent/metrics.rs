@@ -179,6 +179,11 @@ impl Metrics {
             ("discrepancies", "Volumes present that do not read as they are recorded", status.discrepancies),
             ("probes_under_way", "Devices that are being probed, those that hang among them", status.probing),
             ("unstored_records", "Records that could not be stored and are tried again", status.unstored),
+            (
+                "records_lost",
+                "1 while records are lost, and nothing is armed but by a permit",
+                status.records_lost.is_some().into(),
+            ),
             ("permits_in_force", "Volumes of which one re-format is permitted", status.permits()),
             ("degraded", "Reasons why protection is less than it should be", status.degraded.len() as u64),
             (
@@ -339,6 +344,7 @@ mod tests {
     use crate::{
         api::{StateCount, StoreStatus},
         config::Mode,
+        record::store::Loss,
     };
 
     fn status() -> Status {
@@ -368,6 +374,7 @@ mod tests {
             lag: 250,
             probing: 6,
             unstored: 5,
+            records_lost: Some(Loss { at: 1, cause: "damaged".to_owned() }),
             store: Some(StoreStatus {
                 answers: false,
                 since: 1_700_000_000,
@@ -399,6 +406,7 @@ mod tests {
             "format_guard_volumes{state=\"formatted\"} 5",
             "format_guard_permits_in_force 2",
             "format_guard_unstored_records 5",
+            "format_guard_records_lost 1",
             "format_guard_requests_judged_total 11",
             "format_guard_lost_events_total 3",
             "format_guard_resync_repairs_total 4",

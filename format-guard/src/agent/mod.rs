@@ -50,11 +50,7 @@ use crate::{
         tier::{self, Tier},
     },
     process::OURSELVES,
-    record::{
-        Seconds,
-        sqlite::{Opened, SqliteStore},
-        store::HistoryEvent,
-    },
+    record::{Seconds, sqlite::SqliteStore, store::HistoryEvent},
     volume::sysfs::Sysfs,
 };
 use claims::Wishes;
@@ -104,17 +100,10 @@ pub async fn run(start: Start) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), "format-guard starts");
     fs::create_dir_all(&config.run_dir)
         .with_context(|| format!("cannot make the run directory {}", config.run_dir.display()))?;
-    let (store, opened) = SqliteStore::open(&config.state_dir, now())?;
-    let mut degraded = Vec::new();
-    if let Opened::SetAside(path) = &opened {
-        let text = format!(
-            "the database was damaged and is kept at {}; volumes are recorded again as they are probed, blank ones \
-             are armed only by a permit",
-            path.display()
-        );
-        warn!("{text}");
-        degraded.push(text);
-    }
+    // Pins do not outlive a boot: whoever made them had records.
+    let another = pins::are_there(&config.pin_dir)
+        .with_context(|| format!("cannot look for pins at {}", config.pin_dir.display()))?;
+    let (store, _) = SqliteStore::open_after(&config.state_dir, now(), another)?;
     info!("the records are read");
     let mut ways = Ways::new(&start)?;
     let (enforcer, events) = ways.next()?;
@@ -137,8 +126,7 @@ pub async fn run(start: Start) -> Result<()> {
         boot: boot_id()?,
         mode: config.mode,
         forced_audit: start.audit,
-        degraded,
-        never_arm: matches!(opened, Opened::SetAside(_)),
+        degraded: Vec::new(),
         quarantine: config.quarantine.cast_signed(),
         protect: config.protect,
         resync_interval: config.interval(),

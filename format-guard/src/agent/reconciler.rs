@@ -6,6 +6,7 @@
 mod answers;
 mod batch;
 mod comparison;
+mod loss;
 mod protection;
 mod refusals;
 mod sharing;
@@ -22,7 +23,7 @@ use std::{
 
 use anyhow::Result;
 use format_guard_common::{
-    State,
+    Rule, State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
 use tokio::{
@@ -52,7 +53,7 @@ use crate::{
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Claim, Formatter, Record, Seconds,
-        store::{HistoryEvent, Store},
+        store::{HistoryEvent, Loss, Store},
         transition::{self, Effect, Event, Report},
     },
     volume::{
@@ -180,6 +181,13 @@ pub enum Question {
         /// Who asks.
         uid: u32,
     },
+    /// Arm what reads blank again, though records were lost.
+    EndLoss {
+        /// The request.
+        request: api::EndLossRequest,
+        /// Who asks.
+        uid: u32,
+    },
     /// The history.
     Events(api::EventsQuery),
 }
@@ -196,7 +204,7 @@ pub enum Reply {
     Volume(Box<api::Volume>),
     /// To [`Question::Device`].
     Device(Box<Device>),
-    /// To [`Question::Forget`], [`Question::Untaint`], [`Question::Mode`] and [`Question::Protect`].
+    /// To [`Question::Forget`], [`Question::Untaint`], [`Question::Mode`], [`Question::Protect`] and [`Question::EndLoss`].
     Done(api::Done),
     /// To [`Question::Events`].
     Events(api::Events),
@@ -214,8 +222,6 @@ pub struct World {
     pub forced_audit: bool,
     /// Why protection is less than it should be.
     pub degraded: Vec<String>,
-    /// Records were lost: nothing is armed.
-    pub never_arm: bool,
     /// How long a volume must read blank that may have been formatted unseen, in seconds.
     pub quarantine: Seconds,
     /// Keep others from taking the guard away.
@@ -240,6 +246,10 @@ pub struct Reconciler<E> {
     devices: Present,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<api::SetMode>,
+    /// Records were lost: nothing is armed but by a permit.
+    loss: Option<Loss>,
+    /// Rules that an earlier agent of this boot left, by kernel `dev_t`; while records are lost.
+    pinned: HashMap<u32, Rule>,
     /// The store that nodes share, if they do.
     sharing: Option<Sharing>,
     /// Goes up with every line of the history.
@@ -302,6 +312,8 @@ impl<E: Enforcer> Reconciler<E> {
             metrics,
             devices: Present::default(),
             set_mode: None,
+            loss: None,
+            pinned: HashMap::new(),
             sharing: None,
             told: watch::Sender::new(0),
             records: HashMap::new(),
@@ -339,6 +351,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Gives every present device its rule, before anything is attached.
     pub fn start(&mut self) -> Result<()> {
         self.take_up_mode()?;
+        self.take_up_loss()?;
         let gone = |(lead, entry): &(u32, HolderEntry)| {
             let device = self.world.sysfs.by_number(Dev::from_kernel(*lead));
             device.is_none_or(|device| device.diskseq != entry.diskseq)
@@ -630,9 +643,13 @@ impl<E: Enforcer> Reconciler<E> {
             }
             return;
         }
+        let mut on_record = true;
         if !self.records.contains_key(&id) {
             match self.load(&device) {
-                Ok(record) => drop(self.records.insert(id.clone(), record)),
+                Ok((record, found)) => {
+                    on_record = found;
+                    self.records.insert(id.clone(), record);
+                }
                 Err(error) => {
                     // Judged as unknown until the store answers: formatters are refused.
                     error!("{}: its record cannot be read: {error}", device.name);
@@ -656,9 +673,12 @@ impl<E: Enforcer> Reconciler<E> {
                 self.apply(&id, Event::Mounted);
             }
         }
-        let (records_lost, quarantine) = (self.world.never_arm, self.world.quarantine);
+        let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
         let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
         self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, claim });
+        if !on_record {
+            self.take_over_rule(dev);
+        }
         self.put_rules_around(dev);
         self.settle(dev);
         for upper in above {
@@ -668,19 +688,21 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    fn load(&self, device: &Device) -> Result<Record> {
+    /// The record of a device's volume, and whether there was one.
+    fn load(&self, device: &Device) -> Result<(Record, bool)> {
         let identity = &device.identity;
         let weak = identity.strength != Strength::Strong;
         let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
         let put_off = put_off.or_else(|| self.unstored.record(&identity.id));
         let stored =
             put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
+        let found = stored.is_some();
         let mut record =
             stored.unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
         // Also where an agent that found nothing on record was killed before it claimed the volume.
         record.new = record.state == State::Unverified && record.armed.is_none();
         record.origin.clone_from(&identity.origin);
-        Ok(record)
+        Ok((record, found))
     }
 
     fn device_gone(&mut self, dev: Dev) {
@@ -836,7 +858,8 @@ impl<E: Enforcer> Reconciler<E> {
         let formatter = self.records.get(id).and_then(|record| record.formatter.clone());
         // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
         // and not let go of.
-        let told = |entry: &HolderEntry| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
+        let told =
+            |entry: &HolderEntry| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
         let holders: Vec<(u32, Process)> = self
             .devices
             .of(id)
@@ -895,8 +918,8 @@ impl<E: Enforcer> Reconciler<E> {
     fn take_up(&mut self, entry: &HolderEntry) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.devices.id(dev).and_then(|id| self.records.get(id));
-        let untold = record.is_some_and(transition::is_untold)
-            && !self.unstored.is_to_be_released(entry.process);
+        let untold =
+            record.is_some_and(transition::is_untold) && !self.unstored.is_to_be_released(entry.process);
         if untold {
             self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
         }

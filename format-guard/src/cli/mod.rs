@@ -8,6 +8,7 @@ mod config;
 mod ensure_fs;
 mod events;
 mod format;
+mod loss;
 mod manual;
 mod mode;
 mod probe;
@@ -73,6 +74,9 @@ enum Command {
     /// Show or set whether others are kept from taking the guard away
     #[command(after_help = "Example: format-guard protect off --reason \"taking it apart\"")]
     Protect(protect::Arguments),
+    /// Show whether records were lost, or end that
+    #[command(after_help = "Example: format-guard loss end --reason \"every volume is on record again\"")]
+    Loss(loss::Arguments),
     /// Show the configuration, or check a file
     #[command(subcommand, after_help = "Example: format-guard config show")]
     Config(config::Command),
@@ -171,6 +175,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Volume(command) => volume::run(socket, command),
         Command::Mode(arguments) => mode::run(socket, &arguments),
         Command::Protect(arguments) => protect::run(socket, &arguments),
+        Command::Loss(arguments) => loss::run(socket, &arguments),
         Command::Config(command) => config::run(command),
         #[cfg(feature = "etcd")]
         Command::Store(command) => store::run(socket, command),

@@ -844,6 +844,11 @@ impl Enforcer for BpfEnforcer {
         self.slots.keys().filter_map(Result::ok).collect()
     }
 
+    fn rule(&self, dev: u32) -> Option<Rule> {
+        let slot = self.slots.get(&dev, 0).ok()?;
+        self.rules.get(&slot, 0).ok().filter(|rule| rule.dev == dev)
+    }
+
     fn holder(&self, lead: u32) -> Option<HolderEntry> {
         self.holders.get(&lead, 0).ok()
     }

@@ -77,6 +77,10 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).ruled()
     }
 
+    fn rule(&self, dev: u32) -> Option<Rule> {
+        (**self).rule(dev)
+    }
+
     fn holder(&self, lead: u32) -> Option<HolderEntry> {
         (**self).holder(lead)
     }
@@ -131,6 +135,8 @@ pub trait Enforcer {
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError>;
     /// Numbers of the devices that have a rule.
     fn ruled(&self) -> Vec<u32>;
+    /// The rule of a device, as it was put last; by an earlier agent, too.
+    fn rule(&self, dev: u32) -> Option<Rule>;
     /// Who formats the devices for which this one speaks, as far as not released.
     fn holder(&self, lead: u32) -> Option<HolderEntry>;
     /// Who formats what, by the device that speaks for it, as far as not released.

@@ -411,6 +411,10 @@ impl Enforcer for PreloadEnforcer {
         self.published().rules.keys().copied().collect()
     }
 
+    fn rule(&self, dev: u32) -> Option<Rule> {
+        self.published().rules.get(&dev).map(|(rule, _)| *rule)
+    }
+
     fn holder(&self, lead: u32) -> Option<HolderEntry> {
         self.published().holders.get(&lead).copied()
     }

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, 
 
 use super::{
     Record, Seconds, State,
-    store::{HistoryEvent, Store, StoreError, Wanted},
+    store::{HistoryEvent, Loss, Store, StoreError, Wanted},
 };
 use crate::{
     fault::{self, Point},
@@ -114,7 +114,7 @@ pub struct SqliteStore {
 /// How the store was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// As it was left.
+    /// As it was left, or new.
     Whole,
     /// The old file was damaged and is kept at this path; the new one is empty.
     SetAside(PathBuf),
@@ -123,6 +123,12 @@ pub enum Opened {
 impl SqliteStore {
     /// Opens or makes the database below `directory`. A second agent on the same directory is refused.
     pub fn open(directory: &Path, now: Seconds) -> Result<(Self, Opened), StoreError> {
+        Self::open_after(directory, now, false)
+    }
+
+    /// The same. `another`: something else proves that there was a database before; where there is none now, its records are
+    /// lost. A loss is stored in the transaction that makes the new database ([`Loss`]).
+    pub fn open_after(directory: &Path, now: Seconds, another: bool) -> Result<(Self, Opened), StoreError> {
         let path = directory.join(FILE);
         let unusable = |error: io::Error| StoreError::Unusable {
             path: directory.to_owned(),
@@ -138,11 +144,16 @@ impl SqliteStore {
             });
         }
         let existed = path.exists();
-        match Self::connect(&path) {
+        // Also where whoever had set it aside was stopped before the new one was made.
+        let missing = match damaged_before(directory).map_err(unusable)? {
+            Some(aside) => Some(Loss::of_damaged(&aside, now)),
+            None => another.then(|| Loss::of_missing(&path, now)),
+        };
+        match Self::connect(&path, missing.as_ref()) {
             Ok(connection) => Ok((Self { connection, _lock: lock }, Opened::Whole)),
             Err(error) if existed && is_damage(&error) => {
                 let aside = set_aside(&path, now).map_err(unusable)?;
-                let connection = Self::connect(&path)?;
+                let connection = Self::connect(&path, Some(&Loss::of_damaged(&aside, now)))?;
                 Ok((Self { connection, _lock: lock }, Opened::SetAside(aside)))
             }
             Err(StoreError::Sqlite(error)) => Err(StoreError::Unusable {
@@ -153,7 +164,8 @@ impl SqliteStore {
         }
     }
 
-    fn connect(path: &Path) -> Result<Connection, StoreError> {
+    /// `missing`: what is lost if there is none.
+    fn connect(path: &Path, missing: Option<&Loss>) -> Result<Connection, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -173,7 +185,7 @@ impl SqliteStore {
         let current = version(&connection)? == NEWEST;
         check(path, || if current { check_sums(&connection) } else { Ok(()) })?;
         if !current {
-            migrate(&mut connection, path)?;
+            migrate(&mut connection, path, missing)?;
             check_sums(&connection)?;
         }
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
@@ -315,7 +327,24 @@ fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+/// A database that was set aside earlier, the newest by name.
+fn damaged_before(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let mut newest = None;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_aside = name.to_str().is_some_and(|name| {
+            name.starts_with("volumes.damaged-") && !name.ends_with("-wal") && !name.ends_with("-shm")
+        });
+        if is_aside {
+            newest = newest.max(Some(entry.path()));
+        }
+    }
+    Ok(newest)
+}
+
+/// `missing`: what is lost if it is new.
+fn migrate(connection: &mut Connection, path: &Path, missing: Option<&Loss>) -> Result<(), StoreError> {
     let found = version(connection)?;
     if !(0..=NEWEST).contains(&found) {
         return Err(StoreError::Version { path: path.to_owned(), found, known: NEWEST });
@@ -327,6 +356,9 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     }
     if found < SUMS {
         add_sums(&transaction)?;
+    }
+    if let Some(loss) = missing.filter(|_| found == 0) {
+        put_setting(&transaction, Loss::SETTING, &json(&Some(loss))?)?;
     }
     transaction.pragma_update(None, "user_version", NEWEST)?;
     transaction.commit()?;
@@ -523,6 +555,15 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     Ok(())
 }
 
+fn put_setting(connection: &Connection, name: &str, value: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO settings VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET value = ?2, sum = ?3",
+        )?
+        .execute(params![name, value, sum::of_setting(name, value)?])?;
+    Ok(())
+}
+
 fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
     let mut insert = connection
         .prepare_cached("INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)")?;
@@ -623,11 +664,7 @@ impl Store for SqliteStore {
 
     fn set(&mut self, name: &str, value: &str, told: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        transaction
-            .prepare_cached(
-                "INSERT INTO settings VALUES (?1, ?2, ?3) ON CONFLICT (name) DO UPDATE SET value = ?2, sum = ?3",
-            )?
-            .execute(params![name, value, sum::of_setting(name, value)?])?;
+        put_setting(&transaction, name, value)?;
         insert_events(&transaction, told)?;
         transaction.commit()?;
         Ok(())

@@ -1,6 +1,6 @@
 //! What a store of records must do, whichever it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Record, Seconds, State};
 use crate::volume::VolumeId;
@@ -102,6 +102,37 @@ pub struct Pod {
     pub namespace: Option<String>,
     /// Its name, once it has logs.
     pub name: Option<String>,
+}
+
+/// That records were lost. Until an operator ends it nothing is armed but by a permit: what reads blank need not be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Loss {
+    /// When that was found out, in seconds since 1970.
+    pub at: Seconds,
+    /// What was lost, for people.
+    pub cause: String,
+}
+
+impl Loss {
+    /// Name of the setting that holds an `Option<Loss>` as JSON; none: it was ended, or never was.
+    pub const SETTING: &'static str = "records-lost";
+
+    /// The database was damaged, and is kept at `aside`.
+    #[must_use]
+    pub fn of_damaged(aside: &Path, at: Seconds) -> Self {
+        Self { at, cause: format!("the database was damaged and is kept at {}", aside.display()) }
+    }
+
+    /// It is not there any more.
+    #[must_use]
+    pub fn of_missing(path: &Path, at: Seconds) -> Self {
+        let path = path.display();
+        Self {
+            at,
+            cause: format!("the database {path} was missing, though an agent ran in this boot before"),
+        }
+    }
 }
 
 /// Why the store failed.

@@ -83,6 +83,15 @@ pub enum Event {
     ClaimLost,
     /// Another node tells what it holds.
     Shared(Format),
+    /// The rule that an earlier agent of this boot has left is all that is known of it: the records were lost.
+    TakenOver {
+        /// What its marks say that it holds, without UUID and label.
+        content: Option<Content>,
+        /// Its marks.
+        marks: Vec<Mark>,
+        /// Nobody but known programs may write to it.
+        strict: bool,
+    },
     /// The permit is no longer this node's.
     PermitLost,
     /// An operator's word that this volume is not guarded.
@@ -165,6 +174,7 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::Claimed { lease, doubted, permit } => step.claimed(lease, doubted, permit),
         Event::ClaimLost => step.claim_lost(),
         Event::Shared(format) => step.shared(format),
+        Event::TakenOver { content, marks, strict } => step.taken_over(content, marks, strict),
         Event::PermitLost if record.state == State::Permitted => {
             step.permit_ended("the permit is no longer this node's: it was used, or may have been");
         }
@@ -444,7 +454,11 @@ impl Step {
             self.take(content, marks);
             return;
         };
-        if same_types(&recorded, &content) && recorded.uuid == content.uuid {
+        // A rule that was taken over tells no UUID in words: its marks do.
+        let by_marks = recorded.uuid.is_none()
+            && !self.record.marks.is_empty()
+            && self.record.marks.iter().all(|mark| marks.contains(mark));
+        if same_types(&recorded, &content) && (recorded.uuid == content.uuid || by_marks) {
             if self.record.discrepancy.is_some() {
                 self.report("discrepancy-ended", "it reads as recorded again");
             }
@@ -674,6 +688,19 @@ impl Step {
         self.probe();
     }
 
+    fn taken_over(&mut self, content: Option<Content>, marks: Vec<Mark>, strict: bool) {
+        if !matches!(self.record.state, State::Unverified | State::Blank) {
+            return;
+        }
+        self.record.content = content;
+        self.record.marks = marks;
+        self.record.marks.truncate(MAX_MARKS);
+        self.record.strict = strict;
+        self.record.generation += 1;
+        self.formatted("taken over from the rule of an earlier agent: its record was lost");
+        self.probe();
+    }
+
     fn exempted(&mut self, reason: &str, uid: u32) {
         self.record.permit = None;
         self.record.running = false;
@@ -748,7 +775,8 @@ const DOUBTED_CLAIM: &str =
 /// In place of the boot in which a volume was armed: no boot has this id.
 const UNSEEN: &str = "unseen";
 /// Why no volume is armed after the database was lost.
-const RECORDS_LOST: &str = "the database was damaged and set aside; permit a format if it is blank";
+const RECORDS_LOST: &str =
+    "records were lost (the database was damaged, or missing); permit a format if it is blank";
 
 /// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
 /// may add.

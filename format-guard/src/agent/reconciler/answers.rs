@@ -54,6 +54,7 @@ impl<E: Enforcer> Reconciler<E> {
                 let reason = reason_of(&request.reason, "a change of protection")?;
                 Reply::Done(self.set_protection(request.on, &reason, uid))
             }
+            Question::EndLoss { request, uid } => Reply::Done(self.end_loss(&request, uid)?),
             Question::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
             Question::Events(query) => {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
@@ -83,6 +84,7 @@ impl<E: Enforcer> Reconciler<E> {
             proven_at: self.proven_at,
             degraded: self.degraded(),
             unstored: self.unstored.count() as u64,
+            records_lost: self.loss.clone(),
             programs: self.parts.clone(),
             devices: self.devices.count() as u64,
             discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
@@ -104,7 +106,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Why protection is less than it should be.
     fn degraded(&self) -> Vec<String> {
-        self.world.degraded.iter().cloned().chain(self.unstored.degraded()).collect()
+        let lost = self.loss.as_ref().map(super::loss::degraded);
+        self.world.degraded.iter().cloned().chain(lost).chain(self.unstored.degraded()).collect()
     }
 
     fn volumes(&self) -> Result<api::Volumes, Failure> {
@@ -416,16 +419,16 @@ impl<E: Enforcer> Reconciler<E> {
     }
 }
 
-fn bad(text: String) -> Failure {
+pub(super) fn bad(text: String) -> Failure {
     Failure::new(FailureKind::BadRequest, text)
 }
 
-fn reason_of(reason: &str, what: &str) -> Result<String, Failure> {
+pub(super) fn reason_of(reason: &str, what: &str) -> Result<String, Failure> {
     api::reason(reason)
         .map(str::to_owned)
         .ok_or_else(|| bad(format!("{what} needs a reason of 1 to {} bytes", api::MAX_REASON)))
 }
 
-fn failed(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
+pub(super) fn failed(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
     Failure::new(FailureKind::Failed, error.to_string())
 }

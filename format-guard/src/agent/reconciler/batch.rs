@@ -75,7 +75,8 @@ impl<E: Enforcer> Reconciler<E> {
         let unsettled = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unsettled));
         self.settle_all(unsettled.unwrap_or_default());
         let Some(batch) = self.batch.take() else { return };
-        let changes = batch.records.into_values().map(|Unstored { old, new, told }| Change { old, new, told });
+        let changes =
+            batch.records.into_values().map(|Unstored { old, new, told }| Change { old, new, told });
         let changes: Vec<Change> = changes.collect();
         let was_whole = self.unstored.count() == 0;
         if !changes.is_empty() {

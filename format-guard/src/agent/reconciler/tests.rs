@@ -1,5 +1,6 @@
 #[cfg(feature = "etcd")]
 mod cluster;
+mod loss;
 mod unstored;
 
 use std::{
@@ -164,6 +165,10 @@ impl Enforcer for RecordingEnforcer {
         self.rules.borrow().keys().copied().collect()
     }
 
+    fn rule(&self, dev: u32) -> Option<Rule> {
+        self.rules.borrow().get(&dev).copied()
+    }
+
     fn holder(&self, dev: u32) -> Option<HolderEntry> {
         self.holders.borrow().get(&dev).copied()
     }
@@ -237,7 +242,6 @@ fn setting() -> Setting {
         forced_audit: false,
         degraded: Vec::new(),
         quarantine: 100,
-        never_arm: false,
         protect: true,
         resync_interval: Duration::from_secs(5),
         kubelet_dir: None,

@@ -294,3 +294,58 @@ fn a_directory_in_its_place_is_refused_and_left_alone() {
     assert!(error.contains(FILE), "{error}");
     assert!(directory.path().join(FILE).is_dir());
 }
+
+fn loss(store: &SqliteStore) -> Option<Loss> {
+    let text = store.setting(Loss::SETTING).expect("read")?;
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn a_loss_stays_on_disk_until_it_is_ended() {
+    let directory = tempfile::tempdir().expect("directory");
+    drop(SqliteStore::open(directory.path(), 1).expect("open"));
+    fs::write(directory.path().join(FILE), vec![0x5a; 8192]).expect("damage");
+    for now in [77, 78] {
+        let (store, _) = SqliteStore::open(directory.path(), now).expect("open");
+        let loss = loss(&store).expect("a loss");
+        assert!(loss.at == 77 && loss.cause.contains("volumes.damaged-77"), "{loss:?}");
+    }
+    let (mut store, _) = SqliteStore::open(directory.path(), 79).expect("open");
+    store.set(Loss::SETTING, "null", &[]).expect("ended");
+    drop(store);
+    assert_eq!(loss(&SqliteStore::open(directory.path(), 80).expect("open").0), None);
+}
+
+#[test]
+fn whoever_was_stopped_while_a_database_was_set_aside_has_lost_it_all_the_same() {
+    let directory = tempfile::tempdir().expect("directory");
+    drop(SqliteStore::open(directory.path(), 1).expect("open"));
+    fs::write(directory.path().join(FILE), vec![0x5a; 8192]).expect("damage");
+    set_aside(&directory.path().join(FILE), 77).expect("set aside");
+    let (store, _) = SqliteStore::open(directory.path(), 78).expect("open");
+    assert!(loss(&store).is_some_and(|loss| loss.cause.contains("volumes.damaged-77")));
+    drop(store);
+    // The new one was made, and nothing is in it yet.
+    for file in fs::read_dir(directory.path()).expect("list") {
+        let path = file.expect("entry").path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILE)) {
+            fs::remove_file(path).expect("removed");
+        }
+    }
+    fs::write(directory.path().join(FILE), "").expect("empty");
+    let (store, _) = SqliteStore::open(directory.path(), 79).expect("open");
+    assert!(loss(&store).is_some());
+}
+
+#[test]
+fn a_database_that_is_missing_is_lost_where_another_agent_had_one() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (store, _) = SqliteStore::open_after(directory.path(), 5, true).expect("open");
+    let found = loss(&store).expect("a loss");
+    assert!(found.at == 5 && found.cause.contains("was missing"), "{found:?}");
+    drop(store);
+    let directory = tempfile::tempdir().expect("directory");
+    drop(SqliteStore::open_after(directory.path(), 5, false).expect("open"));
+    let (store, _) = SqliteStore::open_after(directory.path(), 6, true).expect("open");
+    assert_eq!(loss(&store), None, "it is there");
+}

@@ -128,7 +128,6 @@ impl Node {
             forced_audit: false,
             degraded: Vec::new(),
             quarantine: 2,
-            never_arm: false,
             protect: false,
             resync_interval: Duration::from_secs(5),
             kubelet_dir: None,

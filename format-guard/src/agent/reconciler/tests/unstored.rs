@@ -153,7 +153,10 @@ fn status_says_what_is_not_stored_and_what_that_means() {
     let status = setting.api_status();
     assert_eq!(status.unstored, 1);
     let degraded = status.degraded.join("\n");
-    assert!(degraded.contains("1 records could not be stored") && degraded.contains("disk full"), "{degraded}");
+    assert!(
+        degraded.contains("1 records could not be stored") && degraded.contains("disk full"),
+        "{degraded}"
+    );
     setting.broken(false);
     setting.give(Input::Tick);
     let status = setting.api_status();

@@ -1,0 +1,130 @@
+//! Records that were lost. Until an operator ends it nothing is armed but by a permit, however often the agent starts; and the
+//! rules that an earlier agent of this boot has left in the kernel are taken over as records.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use format_guard_common::{CheckKind, Rule, State, flag, format::FORMATS};
+use tracing::warn;
+
+use super::{
+    Reconciler,
+    answers::{bad, failed, reason_of},
+};
+use crate::{
+    agent::now,
+    api::{self, Failure},
+    enforce::Enforcer,
+    record::{
+        Content,
+        store::{HistoryEvent, Loss},
+        transition::Event,
+    },
+    volume::{
+        Dev, VolumeId,
+        marks::{Mark, MarkKind},
+    },
+};
+
+/// What that means, and the way out.
+pub(super) fn degraded(loss: &Loss) -> String {
+    format!(
+        "{}; volumes are recorded again as they are probed, blank ones are armed only by a permit, until every volume that \
+         holds data was seen and somebody says so: format-guard loss end --reason TEXT",
+        loss.cause
+    )
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// What was lost before a restart, or just now.
+    pub(super) fn take_up_loss(&mut self) -> Result<()> {
+        let text = self.store.setting(Loss::SETTING)?;
+        let loss: Option<Option<Loss>> = text.map(|text| serde_json::from_str(&text)).transpose().context(
+            "the stored loss of records cannot be read: nobody knows whether what reads blank may be armed",
+        )?;
+        self.loss = loss.flatten();
+        self.pinned = HashMap::new();
+        if let Some(loss) = &self.loss {
+            warn!("{}", degraded(loss));
+            let rules = self.enforcer.ruled().into_iter();
+            self.pinned = rules.filter_map(|dev| Some((dev, self.enforcer.rule(dev)?))).collect();
+        }
+        Ok(())
+    }
+
+    /// What the rule of an earlier agent says of a volume of which nothing is on record.
+    pub(super) fn take_over_rule(&mut self, dev: Dev) {
+        let Some(rule) = self.pinned.remove(&dev.to_kernel()) else { return };
+        let Some(device) = self.devices.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
+            return;
+        };
+        let id = device.identity.id.clone();
+        if let Some(event) = taken_over(&rule) {
+            self.step(&id, event);
+        }
+    }
+
+    pub(super) fn end_loss(&mut self, request: &api::EndLossRequest, uid: u32) -> Result<api::Done, Failure> {
+        let reason = reason_of(&request.reason, "to end a loss of records")?;
+        if self.loss.is_none() {
+            return Err(bad("no records are lost: there is nothing to end".to_owned()));
+        }
+        let text = format!("the loss of records is ended by user {uid}: {reason}");
+        let told = HistoryEvent::new(now(), String::new(), "loss-ended", text);
+        self.store.set(Loss::SETTING, "null", &[told]).map_err(|error| failed(&error))?;
+        self.told.send_modify(|count| *count += 1);
+        self.loss = None;
+        self.pinned.clear();
+        let held =
+            self.records.values().filter(|record| record.state == State::Unverified && record.held.is_some());
+        let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
+        for id in ids {
+            let Some(device) = self.devices.of(&id).next() else { continue };
+            let event = Event::Attached {
+                boot: self.world.boot.clone(),
+                strength: device.identity.strength,
+                records_lost: false,
+                quarantine: self.world.quarantine,
+                claim: self.claim_needed(device),
+            };
+            self.apply(&id, event);
+        }
+        Ok(api::Done { text: "what reads blank is armed again".to_owned() })
+    }
+}
+
+/// What is known of a volume by the rule that guarded it; nothing, if that was no format's.
+fn taken_over(rule: &Rule) -> Option<Event> {
+    let own = |kind: u32| match kind {
+        kind if kind == CheckKind::Magic as u32 => Some(MarkKind::Magic),
+        kind if kind == CheckKind::Uuid as u32 => Some(MarkKind::Uuid),
+        _ => None,
+    };
+    let marks: Vec<Mark> = rule
+        .checks()
+        .iter()
+        .filter_map(|check| {
+            let bytes: Vec<u8> = check.bytes.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let bytes = bytes.get(..check.length as usize)?.to_vec();
+            Some(Mark { offset: check.offset, kind: own(check.kind)?, bytes })
+        })
+        .collect();
+    // A permit that was not used is lost, what it was for is not.
+    let guarded = rule.state == State::Formatted as u32 || rule.state == State::Permitted as u32;
+    if !guarded || marks.is_empty() {
+        return None;
+    }
+    let types: Vec<String> = FORMATS
+        .iter()
+        .filter(|format| {
+            format.magics.iter().any(|magic| {
+                marks.iter().any(|mark| mark.offset == magic.offset && mark.bytes == magic.bytes)
+            })
+        })
+        .filter_map(|format| Some((*format.names.first()?).to_owned()))
+        .collect();
+    // By marks of what lies on it alone nobody can say what it holds itself.
+    let content = (!types.is_empty()).then_some(Content { types, uuid: None, label: None });
+    let md = content.as_ref().is_some_and(Content::is_md_member);
+    Some(Event::TakenOver { content, marks, strict: rule.flags & flag::STRICT != 0 && !md })
+}
