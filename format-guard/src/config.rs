@@ -21,6 +21,8 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Longest quarantine, in seconds.
 const MAX_QUARANTINE: u64 = 86_400;
+/// Longest time in days: a century.
+const MAX_DAYS: u64 = 36_500;
 /// Names that [`Config::trusted`] has at most.
 const MAX_TRUSTED: usize = 64;
 
@@ -93,6 +95,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "quarantine",
         "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
          might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+    ),
+    (
+        "forget_after",
+        "Days after which a volume is forgotten that was not attached, never held a format, and of which no operator has said \
+         anything (1 to 36500). 0: none is.",
     ),
     (
         "trusted",
@@ -183,6 +190,8 @@ pub struct Config {
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
     pub quarantine: u64,
+    /// After how many days a volume is forgotten that was not seen and never held a format; zero: never.
+    pub forget_after: u64,
     /// Programs that may write to strict volumes.
     pub trusted: Vec<String>,
     /// Whether `SG_IO` and `NVMe` passthrough may write.
@@ -320,6 +329,7 @@ impl Default for Config {
             probe_deadline: 10,
             resync_interval: 5,
             quarantine: 300,
+            forget_after: 90,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
             protect: true,
@@ -391,6 +401,12 @@ impl Config {
             return Err(format!(
                 "quarantine is {}: it must be at most {MAX_QUARANTINE} seconds",
                 config.quarantine
+            ));
+        }
+        if config.forget_after > MAX_DAYS {
+            return Err(format!(
+                "forget_after is {}: it must be at most {MAX_DAYS} days",
+                config.forget_after
             ));
         }
         if config.mode == Mode::Strict {
@@ -519,6 +535,13 @@ impl Config {
         Duration::from_secs(self.resync_interval)
     }
 
+    /// [`Config::forget_after`] in seconds.
+    #[must_use]
+    pub const fn forget_after(&self) -> i64 {
+        const DAY: i64 = 24 * 3600;
+        self.forget_after.cast_signed() * DAY
+    }
+
     /// [`Config::probe_deadline`] as a duration.
     #[must_use]
     pub const fn deadline(&self) -> Duration {
@@ -612,6 +635,7 @@ mod tests {
             "trusted = ['']",
             "passthrough = true",
             "quarantine = 86401",
+            "forget_after = 36501",
             "state_dir = 'state'",
             "metrics_listen = 'localhost:9838'",
             "metrics_listen = '9838'",

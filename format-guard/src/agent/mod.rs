@@ -130,6 +130,7 @@ pub async fn run(start: Start) -> Result<()> {
         quarantine: config.quarantine.cast_signed(),
         protect: config.protect,
         resync_interval: config.interval(),
+        forget_after: config.forget_after(),
         kubelet_dir: config.kubelet_dir(),
         cluster: cluster(&config, &metrics, &mut tasks),
     };

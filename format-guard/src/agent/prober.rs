@@ -22,7 +22,7 @@ use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
     sync::{Semaphore, mpsc},
-    time::timeout,
+    time::{sleep_until, timeout},
 };
 
 use super::{metrics::Metrics, reconciler::Input};
@@ -36,6 +36,10 @@ use crate::volume::{
 const AT_A_TIME: usize = 8;
 /// When a probe takes long: the device hangs, or lags, and costs nobody a processor.
 const LONG: Duration = Duration::from_secs(1);
+/// For how long a device that has changed is left alone before it is probed for another change: each time for twice as
+/// long, while it changes without a pause. Whoever opens it for writing and closes it again changes it.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -60,9 +64,21 @@ pub struct Prober {
     deadline: Arc<AtomicU64>,
     answers: mpsc::UnboundedSender<Answer>,
     metrics: Metrics,
-    /// Devices being probed; true: to be probed once more, as something has changed meanwhile.
-    busy: Arc<Mutex<HashMap<Dev, bool>>>,
+    /// Attachments being probed; with a device: to be probed once more, as this one, which has changed meanwhile.
+    busy: Arc<Mutex<HashMap<(Dev, u64), Option<Device>>>>,
+    /// Devices that have changed a short while ago.
+    changes: Arc<Mutex<HashMap<Dev, Changes>>>,
     places: Arc<Semaphore>,
+}
+
+/// How often a device is probed that changes again and again.
+struct Changes {
+    diskseq: u64,
+    /// Until then it is left alone.
+    until: Instant,
+    pause: Duration,
+    /// It is probed then, as this one.
+    waiting: Option<Device>,
 }
 
 /// The answers, before they are passed on.
@@ -80,6 +96,7 @@ impl Prober {
             answers,
             metrics,
             busy: Arc::default(),
+            changes: Arc::default(),
             places: Arc::new(Semaphore::new(AT_A_TIME)),
         };
         prober.set_deadline(deadline);
@@ -100,11 +117,11 @@ impl Prober {
     /// Probes a device; the answer goes to the reconciler.
     pub fn ask(&self, device: &Device) {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(again) = busy.get_mut(&device.dev) {
-            *again = true;
+        if let Some(again) = busy.get_mut(&(device.dev, device.diskseq)) {
+            *again = Some(device.clone());
             return;
         }
-        busy.insert(device.dev, false);
+        busy.insert((device.dev, device.diskseq), None);
         drop(busy);
         let (prober, device) = (self.clone(), device.clone());
         let handle = tokio::runtime::Handle::try_current();
@@ -115,7 +132,44 @@ impl Prober {
         }
     }
 
-    async fn answer(self, device: Device) {
+    /// Probes a device that has changed: at once, or when it was left alone for a while.
+    pub fn ask_changed(&self, device: &Device) {
+        let now = Instant::now();
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.retain(|_, changes| changes.waiting.is_some() || now < changes.until + changes.pause);
+        let known = changes.get_mut(&device.dev).filter(|changes| changes.diskseq == device.diskseq);
+        let mut pause = SHORTEST_PAUSE;
+        if let Some(changes) = known {
+            if now < changes.until {
+                if changes.waiting.replace(device.clone()).is_none() {
+                    self.ask_at(changes.until, device.dev);
+                }
+                return;
+            }
+            pause = LONGEST_PAUSE.min(changes.pause * 2);
+        }
+        let fresh = Changes { diskseq: device.diskseq, until: now + pause, pause, waiting: None };
+        changes.insert(device.dev, fresh);
+        drop(changes);
+        self.ask(device);
+    }
+
+    /// Probes what waits under this number then.
+    fn ask_at(&self, then: Instant, dev: Dev) {
+        let prober = self.clone();
+        let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
+        drop(handle.spawn(async move {
+            sleep_until(then.into()).await;
+            let mut changes = prober.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = changes.get_mut(&dev).and_then(|changes| changes.waiting.take());
+            drop(changes);
+            if let Some(device) = waiting {
+                prober.ask_changed(&device);
+            }
+        }));
+    }
+
+    async fn answer(self, mut device: Device) {
         loop {
             let (answer, hanging) = self.in_its_place(&device).await;
             // A closed channel means that the agent stops.
@@ -125,10 +179,11 @@ impl Prober {
                 let _ = child.wait().await;
             }
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            match busy.get_mut(&device.dev) {
-                Some(again) if *again => *again = false,
-                _ => {
-                    busy.remove(&device.dev);
+            let attachment = (device.dev, device.diskseq);
+            match busy.get_mut(&attachment).and_then(Option::take) {
+                Some(newest) => device = newest,
+                None => {
+                    busy.remove(&attachment);
                     return;
                 }
             }
@@ -200,4 +255,99 @@ pub(super) async fn run(mut answers: Answers, inputs: mpsc::Sender<Input>) -> Re
         inputs.send(Input::Probed(answer)).await.context("the reconciler is gone")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::volume::identity::Identity;
+
+    fn device(diskseq: u64, size: u64) -> Device {
+        let identity = Identity::strong("t", "1", "");
+        Device {
+            name: "t".into(),
+            dev: Dev { major: 7, minor: 1 },
+            diskseq,
+            size,
+            identity,
+            below: Vec::new(),
+        }
+    }
+
+    /// A program in the place of a probe: writes down for which size it was asked, and waits while there is a file `wait`.
+    fn prober(directory: &Path) -> (Prober, Answers) {
+        let program = directory.join("probe");
+        let place = directory.display();
+        let text = format!(
+            "#!/bin/sh\nPATH=/bin:/usr/bin\necho $4 >> {place}/asked\nwhile [ -e {place}/wait ]; do sleep 0.01; done\n\
+             echo '{{\"Ok\":\"Blank\"}}'\n"
+        );
+        fs::write(&program, text).expect("program");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+        Prober::new(program, Duration::from_secs(60), Metrics::default())
+    }
+
+    fn asked(directory: &Path) -> Vec<String> {
+        let text = fs::read_to_string(directory.join("asked")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    async fn wait_for_asked(directory: &Path, count: usize) {
+        let start = Instant::now();
+        while asked(directory).len() < count {
+            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", asked(directory));
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_again_is_probed_as_it_is_then() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (prober, mut answers) = prober(directory.path());
+        fs::write(directory.path().join("wait"), "").expect("file");
+        prober.ask(&device(5, 1));
+        wait_for_asked(directory.path(), 1).await;
+        for size in [2, 3] {
+            prober.ask(&device(5, size));
+        }
+        // Another medium under the number waits for nobody.
+        prober.ask(&device(6, 4));
+        wait_for_asked(directory.path(), 2).await;
+        fs::remove_file(directory.path().join("wait")).expect("removed");
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(answers.recv().await.expect("an answer").diskseq);
+        }
+        seen.sort_unstable();
+        assert_eq!((asked(directory.path()).join(" "), seen), ("1 4 3".to_owned(), vec![5, 5, 6]));
+        assert_eq!(prober.under_way(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_device_that_changes_without_a_pause_is_probed_now_and_then_and_once_at_the_end() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (prober, _answers) = prober(directory.path());
+        let start = Instant::now();
+        let mut size = 0;
+        while start.elapsed() < Duration::from_secs(1) {
+            size += 1;
+            prober.ask_changed(&device(5, size));
+            sleep(Duration::from_millis(2)).await;
+        }
+        let deadline = Duration::from_secs(30);
+        while asked(directory.path()).last() != Some(&size.to_string()) {
+            assert!(
+                start.elapsed() < deadline,
+                "the last change is not probed: {:?}",
+                asked(directory.path())
+            );
+            sleep(Duration::from_millis(5)).await;
+        }
+        // At 0, 0.1, 0.3, 0.7 and 1.5 s.
+        assert!(asked(directory.path()).len() <= 6 && size > 20, "{size} {:?}", asked(directory.path()));
+    }
 }

@@ -7,6 +7,7 @@ mod answers;
 mod batch;
 mod comparison;
 mod loss;
+mod paths;
 mod protection;
 mod refusals;
 mod sharing;
@@ -34,6 +35,7 @@ use tracing::{error, info, warn};
 
 use batch::Batch;
 use comparison::Comparison;
+use paths::Paths;
 use sharing::Sharing;
 use unstored::{Change, Unstored};
 use vacated::Vacated;
@@ -74,8 +76,12 @@ const NAMING: Seconds = 10;
 const MAX_UNTOLD: usize = 256;
 /// Lines that wait while the store takes none: the oldest are dropped.
 const MAX_WAITING: usize = 4096;
-/// Ends of processes that are remembered until their pidfd tells, too.
+/// Ends of processes that are remembered until their pidfd tells, too: the oldest is dropped.
 const MAX_ENDS: usize = 4096;
+/// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
+const ENDS_LAST: Duration = Duration::from_secs(60);
+/// How often volumes are forgotten that were not seen for long.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
 /// What the reconciler reacts to.
 pub enum Input {
@@ -228,6 +234,8 @@ pub struct World {
     pub protect: bool,
     /// How often the world is compared with the records.
     pub resync_interval: Duration,
+    /// After how many seconds a volume is forgotten that was not seen and never held a format; zero: never.
+    pub forget_after: Seconds,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
     /// Who tells refusals to a cluster; what finds no place there is dropped.
@@ -261,8 +269,12 @@ pub struct Reconciler<E> {
     /// When the newest format of a device, or of one that shares its bytes, was over: what was read before is what it
     /// overwrote, or half of it.
     format_over: HashMap<Dev, Instant>,
-    /// Exit statuses that the kernel told, until the pidfd does.
-    ends: HashMap<Process, u32>,
+    /// Exit statuses that the kernel told, and when, until the pidfd does.
+    ends: HashMap<Process, (u32, Instant)>,
+    /// By which of several devices a volume is read.
+    paths: HashMap<VolumeId, Paths>,
+    /// When volumes were forgotten last that were not seen for long.
+    pruned: Option<Instant>,
     /// Partitions that were dropped and not deleted.
     vacated: Vec<Vacated>,
     parts: Vec<PartReport>,
@@ -320,6 +332,8 @@ impl<E: Enforcer> Reconciler<E> {
             nameless: HashMap::new(),
             format_over: HashMap::new(),
             ends: HashMap::new(),
+            paths: HashMap::new(),
+            pruned: None,
             vacated: Vec::new(),
             parts: Vec::new(),
             proven_at: 0,
@@ -538,6 +552,8 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Tick => {
                 self.look_at_lease();
                 self.store_unstored();
+                self.prune();
+                self.forget_ends();
                 // One that is under way will do.
                 if self.comparison.is_none() {
                     self.begin_resync()?;
@@ -638,8 +654,8 @@ impl<E: Enforcer> Reconciler<E> {
                 }
             }
             let probed_by_now = self.records.get(&id).is_some_and(|record| record.state != State::Exempt);
-            if probed_by_now {
-                self.probe(&id);
+            if probed_by_now && let Some(device) = self.path(&id) {
+                self.prober.ask_changed(device);
             }
             return;
         }
@@ -723,6 +739,7 @@ impl<E: Enforcer> Reconciler<E> {
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
             self.step(&id, Event::Closed);
+            self.paths.remove(&id);
             if let Some(record) = self.records.remove(&id) {
                 self.wish_nothing_more(&record, !held);
             }
@@ -739,7 +756,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn probe(&self, id: &VolumeId) {
-        if let Some(device) = self.devices.of(id).next() {
+        if let Some(device) = self.path(id) {
             self.prober.ask(device);
         }
     }
@@ -751,6 +768,9 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         };
         let id = device.identity.id.clone();
+        if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
+            return;
+        }
         if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
             self.probe(&id);
             return;
@@ -946,9 +966,13 @@ impl<E: Enforcer> Reconciler<E> {
                 if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
             Some(EventKind::FormatBegan) => self.format_began(dev, event.process, &event.comm, event.cgroup),
             Some(EventKind::FormatEnded) => {
-                if self.ends.len() < MAX_ENDS {
-                    self.ends.insert(event.process, event.status);
+                if self.ends.len() >= MAX_ENDS
+                    && let Some(oldest) =
+                        self.ends.iter().min_by_key(|(_, (_, told))| *told).map(|(process, _)| *process)
+                {
+                    self.ends.remove(&oldest);
                 }
+                self.ends.insert(event.process, (event.status, Instant::now()));
             }
             Some(EventKind::Mounted) => {
                 if let Some(device) = self.world.sysfs.by_number(dev)
@@ -1002,7 +1026,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn ended(&mut self, process: Process, last: bool) {
-        let status = self.ends.get(&process).copied();
+        let status = self.ends.get(&process).map(|(status, _)| *status);
         if status.is_none() && !last {
             return;
         }
@@ -1038,6 +1062,28 @@ impl<E: Enforcer> Reconciler<E> {
             .collect();
         for id in worked_on {
             self.apply(&id, Event::ToolEnded);
+        }
+    }
+
+    /// Of processes for whose end nobody has waited.
+    fn forget_ends(&mut self) {
+        let lasts = ENDS_LAST.max(3 * self.world.resync_interval);
+        self.ends.retain(|_, (_, told)| told.elapsed() < lasts);
+    }
+
+    /// Forgets volumes that were not seen for long and hold nothing worth a record.
+    fn prune(&mut self) {
+        if self.world.forget_after == 0 || self.pruned.is_some_and(|last| last.elapsed() < PRUNE_EVERY) {
+            return;
+        }
+        self.pruned = Some(Instant::now());
+        let present: Vec<&VolumeId> = self.records.keys().collect();
+        match self.store.prune(&present, now(), now() - self.world.forget_after) {
+            Ok(0) => {}
+            Ok(count) => {
+                info!("{count} volumes are forgotten that were not seen for long and never held a format")
+            }
+            Err(error) => error!("volumes that were not seen for long cannot be forgotten: {error}"),
         }
     }
 

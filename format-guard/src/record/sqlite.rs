@@ -8,7 +8,7 @@ mod sum;
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     panic::resume_unwind,
     path::{Path, PathBuf},
     thread,
@@ -100,6 +100,12 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE volumes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ",
+    // When it was stored last, or found present when others were forgotten. No part of the sum: at most a record that is worth
+    // little is forgotten by a wrong one.
+    "
+    ALTER TABLE volumes ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
+    UPDATE volumes SET last_seen = unixepoch();
+",
 ];
 
 /// The first version that has sums: what an older one holds is taken as it is.
@@ -134,9 +140,16 @@ impl SqliteStore {
             path: directory.to_owned(),
             reason: format!("{error}; make the directory, writable for root, on a disk that is kept"),
         };
-        fs::create_dir_all(directory).map_err(unusable)?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(unusable)?;
-        let lock = fs::File::create(directory.join("lock")).map_err(unusable)?;
+        // One that is there already is somebody's choice, and may hold more than our files: those alone are root's.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
+        let private = |path: &Path| -> io::Result<fs::File> {
+            let mut options = fs::OpenOptions::new();
+            let file =
+                options.write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            Ok(file)
+        };
+        let lock = private(&directory.join("lock")).map_err(unusable)?;
         if !is_locked_in_time(&lock) {
             return Err(StoreError::Unusable {
                 path: directory.to_owned(),
@@ -149,6 +162,10 @@ impl SqliteStore {
             Some(aside) => Some(Loss::of_damaged(&aside, now)),
             None => another.then(|| Loss::of_missing(&path, now)),
         };
+        // SQLite gives its log the mode of the file. One that cannot be opened is told of below.
+        if let Err(error) = private(&path) {
+            tracing::debug!("{}: {error}", path.display());
+        }
         match Self::connect(&path, missing.as_ref()) {
             Ok(connection) => Ok((Self { connection, _lock: lock }, Opened::Whole)),
             Err(error) if existed && is_damage(&error) => {
@@ -514,11 +531,12 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18) \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, last_seen) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, unixepoch()) \
              ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
              content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18",
+             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, \
+             last_seen = unixepoch()",
         )?
         .execute(params![
             volume,
@@ -655,6 +673,22 @@ impl Store for SqliteStore {
         insert_events(&transaction, told)?;
         transaction.commit()?;
         Ok(())
+    }
+
+    fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError> {
+        let transaction = self.connection.transaction()?;
+        let mut seen = transaction.prepare_cached("UPDATE volumes SET last_seen = ?2 WHERE id = ?1")?;
+        for id in present {
+            seen.execute(params![id.as_str(), now])?;
+        }
+        drop(seen);
+        let deleted = transaction.execute(
+            "DELETE FROM volumes WHERE last_seen < ?1 AND state IN ('unverified', 'blank') AND ever_formatted = 0 \
+             AND armed IS NULL AND weak = 0 AND audit = 0 AND strict = 0",
+            [before],
+        )?;
+        transaction.commit()?;
+        Ok(deleted as u64)
     }
 
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {

@@ -208,6 +208,10 @@ pub trait Store {
     fn history(&self, wanted: &Wanted) -> Result<Vec<HistoryEvent>, StoreError>;
     /// Deletes a record, with what is to be told of it; its history stays.
     fn forget(&mut self, id: &VolumeId, told: &[HistoryEvent]) -> Result<(), StoreError>;
+    /// Deletes the records of volumes that are worth none: never formatted, not armed, of which no operator has said anything,
+    /// and not seen since `before`. Those that are `present` are seen `now`. How many were deleted. A weak identity that
+    /// was there in an earlier boot is remembered for good: by that it is not armed.
+    fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError>;
     /// What an operator has set for the whole guard.
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError>;
     /// Sets it, with what is to be told of it.

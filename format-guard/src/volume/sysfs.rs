@@ -55,10 +55,9 @@ impl Sysfs {
     }
 
     /// The same, where nodes below `longhorn` name volumes that have no identity of their own.
-    #[cfg(test)]
     #[must_use]
-    pub fn naming(self, longhorn: &Path) -> Self {
-        Self { longhorn: Some(longhorn.to_owned()), ..self }
+    pub fn naming(self, longhorn: Option<PathBuf>) -> Self {
+        Self { longhorn, ..self }
     }
 
     pub(super) fn is_live(&self) -> bool {

@@ -145,7 +145,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
-        self.devices.of(id).next().ok_or_else(|| {
+        self.path(id).ok_or_else(|| {
             Failure::new(FailureKind::NotFound, format!("volume {id} is not attached here: attach it first"))
         })
     }
@@ -405,8 +405,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.world.mode = config.mode;
         self.world.protect = config.protect;
         self.world.resync_interval = config.interval();
+        self.world.forget_after = config.forget_after();
         self.keep_protected();
-        self.world.sysfs = crate::volume::sysfs::Sysfs::host(config.longhorn_dir());
+        self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;
         self.compare_with_sysfs()?;

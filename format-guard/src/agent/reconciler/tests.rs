@@ -1,6 +1,7 @@
 #[cfg(feature = "etcd")]
 mod cluster;
 mod loss;
+mod paths;
 mod unstored;
 
 use std::{
@@ -54,7 +55,11 @@ struct RecordingStore {
     records: BTreeMap<VolumeId, Record>,
     settings: BTreeMap<String, String>,
     broken: Arc<Mutex<bool>>,
+    pruned: Pruned,
 }
+
+/// How many volumes were present each time, and whether the times were sound.
+type Pruned = Arc<Mutex<Vec<(usize, bool)>>>;
 
 impl Store for RecordingStore {
     fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError> {
@@ -112,6 +117,11 @@ impl Store for RecordingStore {
     fn forget(&mut self, id: &VolumeId, _: &[HistoryEvent]) -> Result<(), StoreError> {
         self.records.remove(id);
         Ok(())
+    }
+
+    fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError> {
+        self.pruned.lock().expect("one thread").push((present.len(), before < now));
+        Ok(0)
     }
 
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {
@@ -215,6 +225,7 @@ struct Setting {
     sysfs: tempfile::TempDir,
     deeds: Deeds,
     broken: Arc<Mutex<bool>>,
+    pruned: Pruned,
     enforcer: RecordingEnforcer,
     reconciler: Reconciler<RecordingEnforcer>,
 }
@@ -228,12 +239,14 @@ fn setting() -> Setting {
     attach(sysfs.path(), 5);
     let deeds = Deeds::default();
     let broken = Arc::new(Mutex::new(false));
+    let pruned = Pruned::default();
     let enforcer = RecordingEnforcer { deeds: deeds.clone(), ..RecordingEnforcer::default() };
     let store = RecordingStore {
         deeds: deeds.clone(),
         records: BTreeMap::new(),
         settings: BTreeMap::new(),
         broken: Arc::clone(&broken),
+        pruned: Arc::clone(&pruned),
     };
     let world = World {
         sysfs: Sysfs::recorded(sysfs.path()),
@@ -244,6 +257,7 @@ fn setting() -> Setting {
         quarantine: 100,
         protect: true,
         resync_interval: Duration::from_secs(5),
+        forget_after: 1000,
         kubelet_dir: None,
         cluster: None,
     };
@@ -254,7 +268,7 @@ fn setting() -> Setting {
         Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher, Metrics::default());
     reconciler.compare_with_sysfs().expect("sysfs");
     drop(entered);
-    Setting { runtime, sysfs, deeds, broken, enforcer, reconciler }
+    Setting { runtime, sysfs, deeds, broken, pruned, enforcer, reconciler }
 }
 
 fn changed(name: &str) -> Input {
@@ -816,7 +830,7 @@ fn what_a_node_may_come_to_name_is_not_armed_meanwhile() {
     let nodes = setting.sysfs.path().join("nodes");
     fs::create_dir(&nodes).expect("directory");
     fs::remove_file(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid")).expect("no uuid");
-    setting.reconciler.world.sysfs = Sysfs::recorded(setting.sysfs.path()).naming(&nodes);
+    setting.reconciler.world.sysfs = Sysfs::recorded(setting.sysfs.path()).naming(Some(nodes));
     setting.give(changed("dm-0"));
     let state = |setting: &Setting| setting.reconciler.records[&VolumeId::from("path:dm/x")].state;
     for _ in 0..3 {

@@ -278,7 +278,7 @@ fn what_a_version_without_sums_stored_gets_them() {
     connection
         .execute_batch(
             "ALTER TABLE volumes DROP COLUMN sum; ALTER TABLE settings DROP COLUMN sum; ALTER TABLE volumes \
-             DROP COLUMN generation; PRAGMA user_version = 4;",
+             DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);
@@ -348,4 +348,53 @@ fn a_database_that_is_missing_is_lost_where_another_agent_had_one() {
     drop(SqliteStore::open_after(directory.path(), 5, false).expect("open"));
     let (store, _) = SqliteStore::open_after(directory.path(), 6, true).expect("open");
     assert_eq!(loss(&store), None, "it is there");
+}
+
+#[test]
+fn what_was_not_seen_for_long_and_holds_nothing_is_forgotten() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
+    let plain = |id: &str| Record::new(id.into(), "dm".into(), false, 1);
+    let kept = [
+        Record { ever_formatted: true, ..plain("dm:was-formatted") },
+        Record { state: State::Formatted, ..plain("dm:formatted") },
+        Record { state: State::Formatting, ..plain("dm:formatting") },
+        Record { state: State::Exempt, ..plain("dm:exempt") },
+        Record { state: State::Permitted, ..plain("dm:permitted") },
+        Record { armed: Some("boot-1".into()), ..plain("dm:armed") },
+        Record { weak: true, ..plain("path:weak") },
+        Record { audit: true, ..plain("dm:audit") },
+        Record { strict: true, ..plain("dm:strict") },
+        plain("dm:present"),
+    ];
+    for record in kept.iter().chain([&plain("dm:gone"), &Record { state: State::Blank, ..plain("dm:blank") }])
+    {
+        store.put(record, &[event("one")]).expect("put");
+    }
+    let present = VolumeId::from("dm:present");
+    let now = 1 << 40;
+    assert_eq!(store.prune(&[&present], now, 1).expect("pruned"), 0, "all were seen since");
+    assert_eq!(store.prune(&[&present], now, now).expect("pruned"), 2);
+    let mut left: Vec<VolumeId> = store.list().expect("list").into_iter().map(|record| record.id).collect();
+    let mut wanted: Vec<VolumeId> = kept.into_iter().map(|record| record.id).collect();
+    left.sort();
+    wanted.sort();
+    assert_eq!(left, wanted);
+}
+
+#[test]
+fn a_directory_that_was_there_keeps_its_mode_and_what_is_stored_is_roots() {
+    let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
+    let parent = tempfile::tempdir().expect("directory");
+    let there = parent.path().join("there");
+    fs::create_dir(&there).expect("directory");
+    fs::set_permissions(&there, fs::Permissions::from_mode(0o755)).expect("mode");
+    for (directory, wanted) in [(there, 0o755), (parent.path().join("made"), 0o700)] {
+        let (mut store, _) = SqliteStore::open(&directory, 1).expect("open");
+        store.put(&record(), &[]).expect("put");
+        assert_eq!(mode(&directory), wanted);
+        for file in [FILE, "volumes.sqlite3-wal", "volumes.sqlite3-shm", "lock"] {
+            assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
+        }
+    }
 }

@@ -34,36 +34,78 @@ pub(in crate::volume) enum Backing {
 
 /// How long a file system may take to tell what a file is: one on a network may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long while another one hangs: it is likely to be the same file system, and who asks has all others to look after.
+const LITTLE_PATIENCE: Duration = Duration::from_millis(50);
+/// Questions that hang at most: each costs a thread.
+const MAX_HANGING: usize = 64;
 
 /// What lies behind each loop device, asked for once per attachment: the question opens the device, and that waits for
-/// whoever flushes it.
+/// whoever flushes it. One that has no answer yet is waited for once; its answer is taken when it has come.
 #[derive(Clone, Debug, Default)]
-pub(in crate::volume) struct Loops(Arc<Mutex<HashMap<PathBuf, Known>>>);
+pub(in crate::volume) struct Loops(Arc<Mutex<Asked>>);
 
-/// An answer, and the attachment that it is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Known {
+#[derive(Debug, Default)]
+struct Asked {
+    answered: HashMap<PathBuf, (Attachment, Backing)>,
+    /// By a thread each.
+    hanging: HashMap<(PathBuf, Attachment), mpsc::Receiver<Backing>>,
+}
+
+/// Which attachment of a device a question is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Attachment {
     diskseq: u64,
     file: PathBuf,
-    backing: Backing,
 }
 
 impl Loops {
     /// What lies behind the loop device `node`, which sysfs says is at `file`.
     pub(super) fn backing(&self, node: &Node, file: &Path) -> Backing {
-        let diskseq = node.diskseq();
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&node.path)
-            && known.diskseq == diskseq
-            && known.file == file
+        let attachment = Attachment { diskseq: node.diskseq(), file: file.to_owned() };
+        let (file, name) = (file.to_owned(), node.name().map(str::to_owned));
+        self.answer(&node.path, attachment, move || look(&file, name.as_deref(), true))
+    }
+
+    fn answer(
+        &self,
+        device: &Path,
+        attachment: Attachment,
+        look: impl FnOnce() -> Backing + Send + 'static,
+    ) -> Backing {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, backing)) = asked.answered.get(device)
+            && *of == attachment
         {
-            return known.backing.clone();
+            return backing.clone();
         }
-        let backing = in_time(file, node.name());
-        // Without a diskseq (before 5.15) another file may have taken the place unnoticed; what did not answer may yet.
-        if diskseq != 0 && matches!(backing, Backing::File(_) | Backing::Device(_)) {
-            let fresh = Known { diskseq, file: file.to_owned(), backing: backing.clone() };
-            known.insert(node.path.clone(), fresh);
+        let question = (device.to_owned(), attachment);
+        let backing = match asked.hanging.get(&question).map(mpsc::Receiver::try_recv) {
+            Some(Err(mpsc::TryRecvError::Empty)) => return Backing::Silent,
+            Some(Ok(backing)) => backing,
+            Some(Err(mpsc::TryRecvError::Disconnected)) => Backing::Silent,
+            None => {
+                // Of what is no more nobody takes the answer.
+                asked.hanging.retain(|_, answer| answer.try_recv() == Err(mpsc::TryRecvError::Empty));
+                if asked.hanging.len() >= MAX_HANGING {
+                    return Backing::Silent;
+                }
+                let patience = if asked.hanging.is_empty() { PATIENCE } else { LITTLE_PATIENCE };
+                let Some(answer) = ask(look) else { return Backing::Silent };
+                match answer.recv_timeout(patience) {
+                    Ok(backing) => backing,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => Backing::Silent,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        asked.hanging.insert(question, answer);
+                        return Backing::Silent;
+                    }
+                }
+            }
+        };
+        asked.hanging.remove(&question);
+        let (_, attachment) = question;
+        // Without a diskseq (before 5.15) another file may have taken the place unnoticed; what did not tell may yet.
+        if attachment.diskseq != 0 && matches!(backing, Backing::File(_) | Backing::Device(_)) {
+            asked.answered.insert(device.to_owned(), (attachment, backing.clone()));
         }
         backing
     }
@@ -74,18 +116,14 @@ pub(super) fn recorded(file: &Path) -> Backing {
     look(file, None, false)
 }
 
-fn in_time(file: &Path, name: Option<&str>) -> Backing {
+/// Looks in a thread of its own, which may hang: the rest of the guard goes on.
+fn ask(look: impl FnOnce() -> Backing + Send + 'static) -> Option<mpsc::Receiver<Backing>> {
     let (sender, receiver) = mpsc::channel();
-    let (file, name) = (file.to_owned(), name.map(str::to_owned));
-    // A thread that hangs is left behind: the rest of the guard goes on.
     let spawned = thread::Builder::new().name("loop identity".into()).spawn(move || {
         // Nobody waits any more: nothing to do.
-        let _ = sender.send(look(&file, name.as_deref(), true));
+        let _ = sender.send(look());
     });
-    if spawned.is_err() {
-        return Backing::Silent;
-    }
-    receiver.recv_timeout(PATIENCE).unwrap_or(Backing::Silent)
+    spawned.ok().map(|_| receiver)
 }
 
 fn look(path: &Path, name: Option<&str>, live: bool) -> Backing {
@@ -155,4 +193,51 @@ fn status(name: &str) -> Option<Status> {
     // SAFETY: struct loop_info64 is 232 bytes, the array's size; the kernel fills it.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
     (done == 0).then_some(Status { device: info[0], inode: info[1], rdevice: info[2] })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Instant,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_does_not_answer_costs_once_and_one_thread() {
+        let loops = Loops::default();
+        let threads = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(Mutex::new(()));
+        let hold = gate.lock().expect("a lock");
+        let ask = |device: &str, diskseq| {
+            let (threads, gate) = (Arc::clone(&threads), Arc::clone(&gate));
+            let attachment = Attachment { diskseq, file: "/nfs/file".into() };
+            loops.answer(Path::new(device), attachment, move || {
+                threads.fetch_add(1, Ordering::SeqCst);
+                drop(gate.lock());
+                Backing::File("1:2".into())
+            })
+        };
+        assert_eq!(ask("loop1", 5), Backing::Silent);
+        let start = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(ask("loop1", 5), Backing::Silent);
+        }
+        for device in 0..200 {
+            assert_eq!(ask(&format!("loop{device}"), 5), Backing::Silent);
+        }
+        assert!(start.elapsed() < LITTLE_PATIENCE * 64 + PATIENCE, "{:?}", start.elapsed());
+        assert!(threads.load(Ordering::SeqCst) <= MAX_HANGING);
+        drop(hold);
+        let start = Instant::now();
+        while ask("loop1", 5) == Backing::Silent {
+            assert!(start.elapsed() < Duration::from_secs(10), "its answer is not taken");
+        }
+        // Answered for good, and another attachment is asked anew.
+        assert_eq!(ask("loop1", 5), Backing::File("1:2".into()));
+        let before = threads.load(Ordering::SeqCst);
+        assert_eq!(ask("loop1", 6), Backing::File("1:2".into()));
+        assert_eq!(threads.load(Ordering::SeqCst), before + 1);
+    }
 }

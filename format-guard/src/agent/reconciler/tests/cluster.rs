@@ -120,6 +120,7 @@ impl Node {
             records,
             settings: BTreeMap::new(),
             broken: Arc::default(),
+            pruned: Arc::default(),
         };
         let world = World {
             sysfs: Sysfs::recorded(sysfs),
@@ -130,6 +131,7 @@ impl Node {
             quarantine: 2,
             protect: false,
             resync_interval: Duration::from_secs(5),
+            forget_after: 0,
             kubelet_dir: None,
             cluster: None,
         };

@@ -1,0 +1,53 @@
+//! A volume that several devices lead to is read by one that answers: a standby path of a logical unit, or one that hangs, says
+//! nothing of what the volume holds.
+
+use super::Reconciler;
+use crate::{
+    enforce::Enforcer,
+    volume::{Dev, VolumeId, sysfs::Device},
+};
+
+/// By which devices a volume can be read.
+#[derive(Default)]
+pub(super) struct Paths {
+    /// It has answered last.
+    good: Option<Dev>,
+    /// They have failed since.
+    failed: Vec<Dev>,
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// The device by which a volume is read next.
+    pub(super) fn path(&self, id: &VolumeId) -> Option<&Device> {
+        let paths = self.paths.get(id);
+        let is_good = |device: &&Device| paths.is_some_and(|paths| paths.good == Some(device.dev));
+        let has_failed = |device: &Device| paths.is_some_and(|paths| paths.failed.contains(&device.dev));
+        let untried = || self.devices.of(id).find(|device| !has_failed(device));
+        self.devices.of(id).find(is_good).or_else(untried).or_else(|| self.devices.of(id).next())
+    }
+
+    /// Whether a probe by this device came to nothing, and another device is probed in its place.
+    pub(super) fn is_read_by_another_path(&mut self, id: &VolumeId, dev: Dev, answered: bool) -> bool {
+        if self.devices.of(id).count() < 2 {
+            self.paths.remove(id);
+            return false;
+        }
+        let paths = self.paths.entry(id.clone()).or_default();
+        if answered {
+            *paths = Paths { good: Some(dev), failed: Vec::new() };
+            return false;
+        }
+        paths.good = None;
+        if !paths.failed.contains(&dev) {
+            paths.failed.push(dev);
+        }
+        let failed = paths.failed.clone();
+        if self.devices.of(id).all(|device| failed.contains(&device.dev)) {
+            // From the beginning, the next time.
+            self.paths.remove(id);
+            return false;
+        }
+        self.probe(id);
+        true
+    }
+}
