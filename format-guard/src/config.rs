@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::enforce::tier::{Choice, Tier};
+use crate::{
+    enforce::tier::{Choice, Tier},
+    record::sqlite::HISTORY_LINES,
+};
 
 /// Where the file is looked for when no other is named.
 pub const DEFAULT_FILE: &str = "/etc/format-guard/config.toml";
@@ -95,6 +98,12 @@ pub const KEYS: &[(&str, &str)] = &[
         "quarantine",
         "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
          might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+    ),
+    (
+        "history_lines",
+        "Lines of the history that are kept (100 to 10000000), the newest. What operators did (permits, exemptions, modes) is \
+         not counted, and kept for good; refusals of one program on one volume, of the same kind, are one line a day. Needs \
+         a restart.",
     ),
     (
         "forget_after",
@@ -190,6 +199,8 @@ pub struct Config {
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
     pub quarantine: u64,
+    /// Lines of history that are kept beside operators' doings.
+    pub history_lines: u32,
     /// After how many days a volume is forgotten that was not seen and never held a format; zero: never.
     pub forget_after: u64,
     /// Programs that may write to strict volumes.
@@ -329,6 +340,7 @@ impl Default for Config {
             probe_deadline: 10,
             resync_interval: 5,
             quarantine: 300,
+            history_lines: HISTORY_LINES,
             forget_after: 90,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
             passthrough: Passthrough::Allow,
@@ -403,6 +415,12 @@ impl Config {
                 config.quarantine
             ));
         }
+        if !(100..=10_000_000).contains(&config.history_lines) {
+            return Err(format!(
+                "history_lines is {}: it must be between 100 and 10000000",
+                config.history_lines
+            ));
+        }
         if config.forget_after > MAX_DAYS {
             return Err(format!(
                 "forget_after is {}: it must be at most {MAX_DAYS} days",
@@ -471,6 +489,7 @@ impl Config {
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
+            ("history_lines", self.history_lines != new.history_lines),
             ("quarantine", self.quarantine != new.quarantine),
             ("trusted", self.trusted != new.trusted),
             ("passthrough", self.passthrough != new.passthrough),
@@ -636,6 +655,7 @@ mod tests {
             "passthrough = true",
             "quarantine = 86401",
             "forget_after = 36501",
+            "history_lines = 99",
             "state_dir = 'state'",
             "metrics_listen = 'localhost:9838'",
             "metrics_listen = '9838'",

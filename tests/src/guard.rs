@@ -6,6 +6,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{Read, Write},
+    iter,
     ops::Deref,
     os::unix::{net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
@@ -217,7 +218,7 @@ impl Guard {
         let tier = tier();
         ensure!(status["tier"] == tier.as_str(), "the guard is not of tier {tier}: {status}");
         if std::mem::take(&mut self.fresh) && !status["records_lost"].is_null() {
-            self.json("loss end --reason 'a state directory of its own'")?;
+            self.json("loss end --reason a-state-directory-of-its-own")?;
         }
         Ok(())
     }
@@ -531,7 +532,7 @@ impl Guard {
         Ok(newest.unwrap_or(0))
     }
 
-    /// Every event of this kind of this scenario, oldest first.
+    /// Every event of this kind of this scenario, oldest first; what one line of the history tells of several is there as often.
     ///
     /// # Errors
     /// When the agent does not answer.
@@ -539,7 +540,13 @@ impl Guard {
         let events = self.fetch("/v1/events?limit=10000")?;
         let events = events["events"].as_array().cloned().unwrap_or_default();
         let ours = |event: &Value| event["kind"] == kind && event["id"].as_i64() > Some(self.since);
-        Ok(events.into_iter().filter(ours).collect())
+        let count =
+            |event: &Value| usize::try_from(event["count"].as_u64().unwrap_or(1)).unwrap_or(usize::MAX);
+        Ok(events
+            .into_iter()
+            .filter(ours)
+            .flat_map(|event| iter::repeat_n(event.clone(), count(&event)))
+            .collect())
     }
 }
 

@@ -44,5 +44,5 @@ fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
         }
     }
     let text = format!("enforcement was ended by user {uid}: {reason}");
-    Ok(store.tell(&[HistoryEvent::new(at, String::new(), "detached", text)])?)
+    Ok(store.tell(&[HistoryEvent::new(at, String::new(), "detached", text).by_operator()])?)
 }

@@ -103,7 +103,8 @@ pub async fn run(start: Start) -> Result<()> {
     // Pins do not outlive a boot: whoever made them had records.
     let another = pins::are_there(&config.pin_dir)
         .with_context(|| format!("cannot look for pins at {}", config.pin_dir.display()))?;
-    let (store, _) = SqliteStore::open_after(&config.state_dir, now(), another)?;
+    let (mut store, _) = SqliteStore::open_after(&config.state_dir, now(), another)?;
+    store.keep_lines(config.history_lines);
     info!("the records are read");
     let mut ways = Ways::new(&start)?;
     let (enforcer, events) = ways.next()?;

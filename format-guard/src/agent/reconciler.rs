@@ -814,12 +814,13 @@ impl<E: Enforcer> Reconciler<E> {
     fn step(&mut self, id: &VolumeId, event: Event) -> bool {
         self.store_untold();
         let Some(old) = self.records.get(id).cloned() else { return false };
+        let by_operator = event.is_an_operators();
         let at = now();
         let (mut new, effects) = transition::next(&old, event, at);
         let mut told: Vec<HistoryEvent> = effects
             .iter()
             .filter_map(|effect| match effect {
-                Effect::Report(report) => Some(history(at, id, report)),
+                Effect::Report(report) => Some(HistoryEvent { by_operator, ..history(at, id, report) }),
                 _ => None,
             })
             .collect();

@@ -108,6 +108,9 @@ fn print(event: &HistoryEvent) -> io::Result<()> {
         writeln!(out, "  {}", event.volume)?;
     }
     writeln!(out, "  {}", wrap(&event.text, 80, 2))?;
+    if event.count > 1 {
+        writeln!(out, "  {}", wrap(&format!("{} times since {}", event.count, moment(event.first)), 80, 4))?;
+    }
     if let Some(refusal) = &event.refusal {
         let program = refusal.exe.as_deref().unwrap_or(&refusal.comm);
         let container = refusal

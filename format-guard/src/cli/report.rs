@@ -104,7 +104,7 @@ fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {
             last: event.at,
             look: !carried_out && needs_a_look(refusal),
         });
-        line.times += 1;
+        line.times += event.count;
         line.last = line.last.max(event.at);
         line.exe = refusal.exe.clone().or(line.exe.take());
     }
@@ -191,17 +191,17 @@ mod tests {
     fn formatters_alone_are_safe_and_anything_else_is_to_be_looked_at() {
         let mut events = vec![
             event("would-deny", "mkfs.ext4", "formatter", 100),
-            event("would-deny", "mkfs.ext4", "formatter", 200),
+            HistoryEvent { count: 7, ..event("would-deny", "mkfs.ext4", "formatter", 200) },
             HistoryEvent::new(1, String::new(), "started", String::new()),
         ];
         let safe = report(&events, 0, Mode::Audit);
-        assert!(safe.safe && safe.would_be == 2 && safe.lines.len() == 1, "{safe:?}");
+        assert!(safe.safe && safe.would_be == 8 && safe.lines.len() == 1, "{safe:?}");
         assert_eq!(safe.lines[0].last, 200);
         events.push(event("denied", "dd", "identity", 250));
         assert!(report(&events, 0, Mode::Audit).safe, "what was carried out is decided");
         events.push(event("would-deny", "qemu-system-x86", "mapping", 300));
         let unsafe_ = report(&events, 0, Mode::Audit);
-        assert!(!unsafe_.safe && unsafe_.carried_out == 1 && unsafe_.would_be == 3);
+        assert!(!unsafe_.safe && unsafe_.carried_out == 1 && unsafe_.would_be == 9);
         assert!(unsafe_.lines[0].look, "first what is to be looked at");
         let text = page(&unsafe_, 400);
         assert!(text.contains("Look at the first 1 before"), "{text}");

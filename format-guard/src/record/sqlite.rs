@@ -6,7 +6,7 @@
 mod sum;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     panic::resume_unwind,
@@ -31,8 +31,10 @@ use crate::{
 
 /// File below the state directory.
 const FILE: &str = "volumes.sqlite3";
-/// Lines of history that are kept.
-const MAX_HISTORY: i64 = 20_000;
+/// Lines of history that are kept beside operators' doings, if nothing else is said.
+pub const HISTORY_LINES: u32 = 20_000;
+/// For how long refusals of one kind are one line of the history, in seconds: a day.
+const ONE_LINE: Seconds = 24 * 3600;
 
 /// The version of the schema that is written.
 const NEWEST: i64 = MIGRATIONS.len().cast_signed() as i64;
@@ -106,6 +108,19 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE volumes ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
     UPDATE volumes SET last_seen = unixepoch();
 ",
+    // `repeats`: lines that tell of the same kind of refusal have the same.
+    "
+    ALTER TABLE events ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE events ADD COLUMN first INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE events ADD COLUMN by_operator INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE events ADD COLUMN repeats TEXT;
+    UPDATE events SET first = at;
+    UPDATE events SET by_operator = 1
+        WHERE kind IN ('permitted', 'exempted', 'forgotten', 'untainted', 'mode', 'protect', 'detached')
+        OR kind = 'formatted' AND text LIKE '%: adopted by user %';
+    CREATE INDEX events_that_pass ON events (id) WHERE by_operator = 0;
+    CREATE INDEX events_that_repeat ON events (repeats, id) WHERE repeats IS NOT NULL;
+",
 ];
 
 /// The first version that has sums: what an older one holds is taken as it is.
@@ -114,6 +129,8 @@ const SUMS: i64 = 5;
 /// The embedded store.
 pub struct SqliteStore {
     connection: Connection,
+    /// Lines of history that are kept beside operators' doings.
+    lines: u32,
     _lock: fs::File,
 }
 
@@ -156,10 +173,17 @@ impl SqliteStore {
                 reason: "another agent uses it; stop that one first (systemctl stop format-guard)".to_owned(),
             });
         }
+        let aside = set_aside_before(directory).map_err(unusable)?;
+        // Without its log it may be sound, and lack what was stored last.
+        if let Some((aside, _)) = aside.iter().find(|(_, half)| **half)
+            && path.exists()
+        {
+            fs::rename(&path, aside).map_err(unusable)?;
+        }
         let existed = path.exists();
         // Also where whoever had set it aside was stopped before the new one was made.
-        let missing = match damaged_before(directory).map_err(unusable)? {
-            Some(aside) => Some(Loss::of_damaged(&aside, now)),
+        let missing = match aside.last_key_value() {
+            Some((aside, _)) => Some(Loss::of_damaged(aside, now)),
             None => another.then(|| Loss::of_missing(&path, now)),
         };
         // SQLite gives its log the mode of the file. One that cannot be opened is told of below.
@@ -167,11 +191,11 @@ impl SqliteStore {
             tracing::debug!("{}: {error}", path.display());
         }
         match Self::connect(&path, missing.as_ref()) {
-            Ok(connection) => Ok((Self { connection, _lock: lock }, Opened::Whole)),
+            Ok(connection) => Ok((Self { connection, lines: HISTORY_LINES, _lock: lock }, Opened::Whole)),
             Err(error) if existed && is_damage(&error) => {
                 let aside = set_aside(&path, now).map_err(unusable)?;
                 let connection = Self::connect(&path, Some(&Loss::of_damaged(&aside, now)))?;
-                Ok((Self { connection, _lock: lock }, Opened::SetAside(aside)))
+                Ok((Self { connection, lines: HISTORY_LINES, _lock: lock }, Opened::SetAside(aside)))
             }
             Err(StoreError::Sqlite(error)) => Err(StoreError::Unusable {
                 path,
@@ -179,6 +203,11 @@ impl SqliteStore {
             }),
             Err(error) => Err(error),
         }
+    }
+
+    /// Keeps so many lines of history beside operators' doings.
+    pub fn keep_lines(&mut self, lines: u32) {
+        self.lines = lines;
     }
 
     /// `missing`: what is lost if there is none.
@@ -344,20 +373,16 @@ fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// A database that was set aside earlier, the newest by name.
-fn damaged_before(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let mut newest = None;
+/// Databases that were set aside earlier, by name; true: whoever did it was stopped between the log and the file.
+fn set_aside_before(directory: &Path) -> io::Result<BTreeMap<PathBuf, bool>> {
+    let mut found = BTreeMap::new();
     for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let is_aside = name.to_str().is_some_and(|name| {
-            name.starts_with("volumes.damaged-") && !name.ends_with("-wal") && !name.ends_with("-shm")
-        });
-        if is_aside {
-            newest = newest.max(Some(entry.path()));
-        }
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().filter(|name| name.starts_with("volumes.damaged-")) else { continue };
+        let file = directory.join(name.trim_end_matches("-wal").trim_end_matches("-shm"));
+        found.insert(file.clone(), !file.exists());
     }
-    Ok(newest)
+    Ok(found)
 }
 
 /// `missing`: what is lost if it is new.
@@ -582,17 +607,58 @@ fn put_setting(connection: &Connection, name: &str, value: &str) -> Result<(), S
     Ok(())
 }
 
-fn insert_events(connection: &Connection, told: &[HistoryEvent]) -> Result<(), StoreError> {
-    let mut insert = connection
-        .prepare_cached("INSERT INTO events (at, volume, kind, text, refusal) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+/// What lines of the history have in common that tell of the same kind of refusal.
+fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
+    let Some(refusal) = &event.refusal else { return Ok(None) };
+    let what = (&event.kind, &event.volume, &refusal.device, &refusal.operation, &refusal.reason);
+    json(&(what, &refusal.comm, &refusal.exe)).map(Some)
+}
+
+fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
+    let mut last = connection
+        .prepare_cached("SELECT id, count, first FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1")?;
+    // With a new number: whoever follows the history is told.
+    let mut delete = connection.prepare_cached("DELETE FROM events WHERE id = ?1")?;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?;
     for event in told {
         let refusal = event.refusal.as_ref().map(json).transpose()?;
-        insert.execute(params![event.at, event.volume, event.kind, event.text, refusal])?;
+        let repeats = repeats(event)?;
+        let (mut count, mut first) = (event.count, event.first);
+        if let Some(repeats) = &repeats {
+            let row =
+                |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+            let last = last.query_row([repeats], row).optional()?;
+            if let Some((id, times, since)) = last
+                && (since..since.saturating_add(ONE_LINE)).contains(&event.at)
+            {
+                delete.execute([id])?;
+                count = count.saturating_add(times.unsigned_abs());
+                first = since;
+            }
+        }
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        insert.execute(params![
+            event.at,
+            event.volume,
+            event.kind,
+            event.text,
+            refusal,
+            count,
+            first,
+            event.by_operator,
+            repeats
+        ])?;
     }
     if !told.is_empty() {
         connection
-            .prepare_cached("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?1")?
-            .execute([MAX_HISTORY])?;
+            .prepare_cached(
+                "DELETE FROM events WHERE by_operator = 0 AND id <= \
+                 (SELECT id FROM events WHERE by_operator = 0 ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            )?
+            .execute([lines])?;
     }
     Ok(())
 }
@@ -606,7 +672,7 @@ impl Store for SqliteStore {
         let transaction = self.connection.transaction()?;
         for (record, told) in records {
             write(&transaction, record)?;
-            insert_events(&transaction, told)?;
+            insert_events(&transaction, told, self.lines)?;
         }
         fault::point(Point::BeforeCommit);
         transaction.commit()?;
@@ -662,7 +728,7 @@ impl Store for SqliteStore {
 
     fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        insert_events(&transaction, told)?;
+        insert_events(&transaction, told, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
@@ -670,7 +736,7 @@ impl Store for SqliteStore {
     fn forget(&mut self, id: &VolumeId, told: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         transaction.prepare_cached("DELETE FROM volumes WHERE id = ?1")?.execute([id.as_str()])?;
-        insert_events(&transaction, told)?;
+        insert_events(&transaction, told, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
@@ -699,14 +765,14 @@ impl Store for SqliteStore {
     fn set(&mut self, name: &str, value: &str, told: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         put_setting(&transaction, name, value)?;
-        insert_events(&transaction, told)?;
+        insert_events(&transaction, told, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
 
     fn history(&self, wanted: &Wanted) -> Result<Vec<HistoryEvent>, StoreError> {
         let mut select = self.connection.prepare_cached(
-            "SELECT * FROM (SELECT id, at, volume, kind, text, refusal FROM events \
+            "SELECT * FROM (SELECT id, at, volume, kind, text, refusal, count, first, by_operator FROM events \
              WHERE id > ?1 AND (?2 IS NULL OR volume = ?2) AND at >= ?4 ORDER BY id DESC LIMIT ?3) ORDER BY id",
         )?;
         let rows =
@@ -718,6 +784,9 @@ impl Store for SqliteStore {
                     kind: row.get(3)?,
                     text: row.get(4)?,
                     refusal: None,
+                    count: row.get::<_, i64>(6)?.unsigned_abs(),
+                    first: row.get(7)?,
+                    by_operator: row.get(8)?,
                 };
                 Ok((event, row.get::<_, Option<String>>(5)?))
             })?;

@@ -11,7 +11,7 @@ use crate::volume::VolumeId;
 pub struct HistoryEvent {
     /// Its number, rising. Zero before it is stored.
     pub id: i64,
-    /// Seconds since 1970.
+    /// When it happened last, in seconds since 1970.
     pub at: Seconds,
     /// The volume, or empty for the guard itself.
     pub volume: String,
@@ -19,16 +19,46 @@ pub struct HistoryEvent {
     pub kind: String,
     /// A sentence.
     pub text: String,
-    /// The facts of a refusal.
+    /// The facts of a refusal; the newest, where it is told of several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
+    /// How often it happened: refusals of one program on one volume, of the same operation and for the same reason, are one
+    /// line a day.
+    #[serde(default = "once")]
+    pub count: u64,
+    /// When it happened first, in seconds since 1970; zero: of a version that did not count.
+    #[serde(default)]
+    pub first: Seconds,
+    /// An operator did it: kept for good.
+    #[serde(default)]
+    pub by_operator: bool,
+}
+
+const fn once() -> u64 {
+    1
 }
 
 impl HistoryEvent {
     /// One that is not stored yet, and no refusal.
     #[must_use]
     pub fn new(at: Seconds, volume: String, kind: &str, text: String) -> Self {
-        Self { id: 0, at, volume, kind: kind.to_owned(), text, refusal: None }
+        Self {
+            id: 0,
+            at,
+            volume,
+            kind: kind.to_owned(),
+            text,
+            refusal: None,
+            count: 1,
+            first: at,
+            by_operator: false,
+        }
+    }
+
+    /// The same as an operator's doing.
+    #[must_use]
+    pub fn by_operator(self) -> Self {
+        Self { by_operator: true, ..self }
     }
 }
 

@@ -125,6 +125,21 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// Whether it is an operator's word: what is told of it is kept for good.
+    #[must_use]
+    pub const fn is_an_operators(&self) -> bool {
+        matches!(
+            self,
+            Self::Exempted { .. }
+                | Self::ModeChosen { .. }
+                | Self::Adopted { .. }
+                | Self::Permitted(_)
+                | Self::Claimed { permit: Some(_), .. }
+        )
+    }
+}
+
 /// What has to be done besides storing the record and putting its rule, which comes first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {

@@ -160,8 +160,8 @@ fn a_loss_of_records_outlives_the_agent_and_is_ended_by_an_operator_alone() -> R
         guard.kill_agent()?;
     }
     guard.start_agent()?;
-    ensure!(guard.say("loss end --reason ' '")?.status == 2, "without a reason");
-    guard.json("loss end --reason 'every volume was attached'")?;
+    ensure!(guard.say("loss end --reason=")?.status == 2, "without a reason");
+    guard.json("loss end --reason every-volume-was-attached")?;
     ensure!(guard.say("loss end --reason again")?.status == 2, "there is none");
     make_ext4(&guard, blank.path())?;
     guard.kill_agent()?;
@@ -169,7 +169,7 @@ fn a_loss_of_records_outlives_the_agent_and_is_ended_by_an_operator_alone() -> R
     ensure!(guard.json("status")?["records_lost"].is_null(), "it came back");
     let ended = guard.events("loss-ended")?;
     ensure!(
-        ended.len() == 1 && ended[0]["text"].to_string().contains("every volume was attached"),
+        ended.len() == 1 && ended[0]["text"].to_string().contains("every-volume-was-attached"),
         "{ended:?}"
     );
     Ok(())
@@ -209,7 +209,7 @@ fn what_the_kernel_still_guards_is_on_record_again_where_the_database_is_gone() 
         guard.wait_for_volume(device.path(), "as recorded", |volume| volume["discrepancy"].is_null())?;
     ensure!(volume["content"]["types"][0] == "ext4" && volume["content"]["uuid"].is_string(), "{volume}");
     ensure!(device.sha256()? == before, "bytes changed");
-    guard.json("loss end --reason 'all volumes of the test are attached'")?;
+    guard.json("loss end --reason all-are-attached")?;
     make_ext4(&guard, blank.path())
 }
 
@@ -229,7 +229,7 @@ fn a_damaged_database_is_set_aside_and_no_blank_volume_is_armed() -> Result<()> 
     let aside = degraded.split(" is kept at ").nth(1).and_then(|rest| rest.split(';').next());
     ensure!(fs::read(aside.context("no path")?)? == damaged, "what was damaged was overwritten");
     let found = guard.wait_for_state(device.path(), "formatted")?;
-    ensure!(found["cause"] == "a probe found it", "{found}");
+    ensure!(found["cause"].to_string().contains("taken over"), "{found}");
     attack::some_refused(&guard, device.path())?;
     ensure!(device.sha256()? == before, "bytes changed");
     guard.wait_for_volume(blank.path(), "held", |volume| {

@@ -310,7 +310,7 @@ impl<E: Enforcer> Reconciler<E> {
         uid: u32,
     ) -> Result<api::Done, Failure> {
         let text = format!("forgotten by user {uid}: {reason}");
-        let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text);
+        let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text).by_operator();
         self.occupy(None, Some(id));
         self.store.forget(id, &[told]).map_err(|error| failed(&error))?;
         self.unstored.forget(id);
@@ -336,7 +336,7 @@ impl<E: Enforcer> Reconciler<E> {
             count += self.enforcer.untaint(dev, diskseq).map_err(|error| failed(&error))?;
         }
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
-        self.tell(id.to_string(), "untainted", text);
+        self.tell_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })
     }
 
@@ -382,7 +382,7 @@ impl<E: Enforcer> Reconciler<E> {
         let value = serde_json::to_string(&set).map_err(|error| failed(&error))?;
         let text = format!("mode {} by user {uid}: {reason}", set.mode.name());
         warn!(mode = set.mode.name(), uid, "{text}");
-        let told = HistoryEvent::new(set.at, String::new(), "mode", text);
+        let told = HistoryEvent::new(set.at, String::new(), "mode", text).by_operator();
         self.store.set(MODE, &value, &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
         self.set_mode = Some(set);

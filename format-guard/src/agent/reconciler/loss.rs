@@ -70,7 +70,7 @@ impl<E: Enforcer> Reconciler<E> {
             return Err(bad("no records are lost: there is nothing to end".to_owned()));
         }
         let text = format!("the loss of records is ended by user {uid}: {reason}");
-        let told = HistoryEvent::new(now(), String::new(), "loss-ended", text);
+        let told = HistoryEvent::new(now(), String::new(), "loss-ended", text).by_operator();
         self.store.set(Loss::SETTING, "null", &[told]).map_err(|error| failed(&error))?;
         self.told.send_modify(|count| *count += 1);
         self.loss = None;

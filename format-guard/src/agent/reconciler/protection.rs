@@ -8,9 +8,11 @@ use tracing::{error, warn};
 
 use super::{Reconciler, exe_of, text_of};
 use crate::{
+    agent::now,
     api,
     config::Mode,
     enforce::{Enforcer, since_boot},
+    record::store::HistoryEvent,
 };
 
 /// Over the two ticks that may be late: an agent that hangs for longer protects nothing.
@@ -40,7 +42,7 @@ impl<E: Enforcer> Reconciler<E> {
         let word = if on { "on" } else { "off" };
         let text = format!("protection of the guard {word} by user {uid}: {reason}");
         warn!(uid, "{text}");
-        self.tell(String::new(), "protect", text);
+        self.tell_event(HistoryEvent::new(now(), String::new(), "protect", text).by_operator());
         let text = match (on, self.protected, &self.protect_failure) {
             (false, ..) => "the guard may be taken away until its agent starts anew".to_owned(),
             (true, true, _) => "others are kept from taking the guard away".to_owned(),

@@ -80,8 +80,7 @@ impl<E: Enforcer> Reconciler<E> {
             length = refusal.length,
             "{text}"
         );
-        let event =
-            HistoryEvent { id: 0, at: now(), volume, kind: kind.to_owned(), text, refusal: Some(refusal) };
+        let event = HistoryEvent { refusal: Some(refusal), ..HistoryEvent::new(now(), volume, kind, text) };
         if let Some(cluster) = &self.world.cluster
             && cluster.try_send(event.clone()).is_err()
         {

@@ -20,14 +20,7 @@ fn record() -> Record {
 }
 
 fn event(text: &str) -> HistoryEvent {
-    HistoryEvent {
-        id: 0,
-        at: 5,
-        volume: "loop:1:2:3:4".into(),
-        kind: "formatted".into(),
-        text: text.into(),
-        refusal: None,
-    }
+    HistoryEvent::new(5, "loop:1:2:3:4".into(), "formatted", text.into())
 }
 
 fn wanted(limit: u32, volume: Option<&str>) -> Wanted {
@@ -124,10 +117,10 @@ fn a_newer_version_is_left_alone() {
 fn the_history_is_bounded_and_the_newest_is_kept() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
-    let many: Vec<_> = (0..MAX_HISTORY + 10).map(|i| event(&i.to_string())).collect();
+    let many: Vec<_> = (0..HISTORY_LINES + 10).map(|i| event(&i.to_string())).collect();
     store.tell(&many).expect("tell");
     let all = store.history(&wanted(u32::MAX, None)).expect("history");
-    assert_eq!(i64::try_from(all.len()), Ok(MAX_HISTORY));
+    assert_eq!(u32::try_from(all.len()), Ok(HISTORY_LINES));
     assert_eq!(all.last().map(|event| event.text.as_str()), Some("20009"));
     assert_eq!(store.history(&wanted(2, Some("nobody"))).expect("history"), []);
 }
@@ -137,15 +130,7 @@ fn history_begins_where_it_is_wanted_from() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     for at in [10, 20, 30] {
-        let event = HistoryEvent {
-            id: 0,
-            at,
-            volume: "a".into(),
-            kind: "k".into(),
-            text: String::new(),
-            refusal: None,
-        };
-        store.tell(&[event]).expect("told");
+        store.tell(&[HistoryEvent::new(at, "a".into(), "k", String::new())]).expect("told");
     }
     let since = |since| Wanted { limit: 10, since, ..Wanted::default() };
     let times =
@@ -161,14 +146,7 @@ fn a_forgotten_volume_keeps_its_history_and_nothing_else() {
     let mut record = Record::new("dm:a".into(), "dm".into(), false, 1);
     record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: vec![1] }];
     store.put(&record, &[]).expect("stored");
-    let told = HistoryEvent {
-        id: 0,
-        at: 1,
-        volume: "dm:a".into(),
-        kind: "k".into(),
-        text: String::new(),
-        refusal: None,
-    };
+    let told = HistoryEvent::new(1, "dm:a".into(), "k", String::new());
     store.forget(&record.id, &[told]).expect("forgotten");
     assert_eq!(store.get(&record.id).expect("read"), None);
     assert_eq!(store.history(&wanted(10, Some("dm:a"))).expect("history").len(), 1);
@@ -278,7 +256,10 @@ fn what_a_version_without_sums_stored_gets_them() {
     connection
         .execute_batch(
             "ALTER TABLE volumes DROP COLUMN sum; ALTER TABLE settings DROP COLUMN sum; ALTER TABLE volumes \
-             DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; PRAGMA user_version = 4;",
+             DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; \
+             DROP INDEX events_that_pass; DROP INDEX events_that_repeat; ALTER TABLE events DROP COLUMN count; \
+             ALTER TABLE events DROP COLUMN first; ALTER TABLE events DROP COLUMN by_operator; \
+             ALTER TABLE events DROP COLUMN repeats; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);
@@ -335,6 +316,23 @@ fn whoever_was_stopped_while_a_database_was_set_aside_has_lost_it_all_the_same()
     fs::write(directory.path().join(FILE), "").expect("empty");
     let (store, _) = SqliteStore::open(directory.path(), 79).expect("open");
     assert!(loss(&store).is_some());
+}
+
+/// The agent was killed between the two: the file alone may be sound, and lacks what its log had.
+#[test]
+fn a_database_whose_log_alone_was_set_aside_is_lost() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join(FILE);
+    let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
+    store.put(&record(), &[]).expect("put");
+    drop(store);
+    fs::write(directory.path().join("volumes.damaged-77-wal"), "log").expect("log");
+    let (store, _) = SqliteStore::open(directory.path(), 78).expect("open");
+    assert!(store.list().expect("list").is_empty() && loss(&store).is_some());
+    assert!(directory.path().join("volumes.damaged-77").exists() && path.exists());
+    drop(store);
+    let (store, _) = SqliteStore::open(directory.path(), 79).expect("open");
+    assert_eq!(loss(&store).map(|loss| loss.at), Some(78), "not once more");
 }
 
 #[test]
@@ -397,4 +395,92 @@ fn a_directory_that_was_there_keeps_its_mode_and_what_is_stored_is_roots() {
             assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
         }
     }
+}
+
+fn refusal(at: Seconds, comm: &str, reason: &str, pid: u32) -> HistoryEvent {
+    let refusal = serde_json::json!({
+        "reason": reason, "operation": "write", "offset": pid, "length": 512, "device": "dm-3", "pid": pid,
+        "comm": comm, "exe": null, "cgroup": 1,
+    });
+    let refusal = Some(serde_json::from_value(refusal).expect("a refusal"));
+    HistoryEvent { refusal, ..HistoryEvent::new(at, "dm:a".into(), "denied", format!("pid {pid}")) }
+}
+
+#[test]
+fn one_nights_retries_are_one_line_and_push_nothing_out() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    store.keep_lines(10);
+    store.tell(&[event("before")]).expect("told");
+    let night: Vec<_> =
+        (0..1000).map(|i| refusal(100 + 30 * i, "mkfs.ext4", "formatter", i as u32)).collect();
+    for told in night.chunks(7) {
+        store.tell(told).expect("told");
+    }
+    let others = [("mkfs.xfs", "formatter"), ("mkfs.ext4", "identity")];
+    for (comm, reason) in others {
+        store.tell(&[refusal(200, comm, reason, 1)]).expect("told");
+    }
+    let history = store.history(&wanted(100, None)).expect("history");
+    let seen: Vec<_> = history.iter().map(|e| (e.text.as_str(), e.count, e.first, e.at)).collect();
+    let last = 100 + 30 * 999;
+    assert_eq!(
+        seen,
+        [("before", 1, 5, 5), ("pid 999", 1000, 100, last), ("pid 1", 1, 200, 200), ("pid 1", 1, 200, 200)]
+    );
+    assert_eq!(history[1].refusal.as_ref().map(|refusal| refusal.pid), Some(999), "the newest facts");
+    // Whoever follows the history is told of each.
+    let newest = history.iter().map(|event| event.id).max().expect("a number");
+    store.tell(&[refusal(last + 1, "mkfs.ext4", "formatter", 7)]).expect("told");
+    let more = store.history(&Wanted { after: newest, ..wanted(100, None) }).expect("history");
+    assert_eq!(more.iter().map(|event| event.count).collect::<Vec<_>>(), [1001]);
+    // Another day is another line, and so is a clock that was set back.
+    for at in [100 + ONE_LINE, 50] {
+        store.tell(&[refusal(at, "mkfs.ext4", "formatter", 8)]).expect("told");
+        let history = store.history(&wanted(100, None)).expect("history");
+        assert_eq!(history.last().map(|event| (event.count, event.first)), Some((1, at)));
+    }
+}
+
+#[test]
+fn what_operators_did_is_kept_for_good() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    store.keep_lines(10);
+    store.tell(&[event("permitted by user 7").by_operator(), event("one"), event("two")]).expect("told");
+    for i in 0..30 {
+        store.tell(&[event(&i.to_string())]).expect("told");
+    }
+    let history = store.history(&wanted(100, None)).expect("history");
+    assert_eq!((history.len(), history[0].text.as_str()), (11, "permitted by user 7"));
+    assert!(history[0].by_operator && !history[1].by_operator);
+    assert_eq!(history[1].text, "20");
+}
+
+#[test]
+fn what_operators_did_under_an_earlier_version_is_kept_as_well() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join(FILE);
+    let connection = Connection::open(&path).expect("connect");
+    for migration in &MIGRATIONS[..6] {
+        connection.execute_batch(migration).expect("migrated");
+    }
+    connection.pragma_update(None, "user_version", 6).expect("version");
+    let lines = [
+        ("permitted", "permitted by user 0: x"),
+        ("formatted", "holds ext4: adopted by user 0"),
+        ("formatted", "holds ext4: formatted by mkfs.ext4"),
+        ("denied", "mkfs.ext4 (pid 1) was refused"),
+    ];
+    for (kind, text) in lines {
+        connection
+            .execute("INSERT INTO events (at, volume, kind, text) VALUES (9, 'dm:a', ?1, ?2)", [kind, text])
+            .expect("inserted");
+    }
+    drop(connection);
+    let (store, opened) = SqliteStore::open(directory.path(), 10).expect("migrated");
+    assert_eq!(opened, Opened::Whole);
+    let history = store.history(&wanted(10, None)).expect("history");
+    assert_eq!(history.iter().map(|event| event.by_operator).collect::<Vec<_>>(), [true, true, false, false]);
+    assert!(history.iter().all(|event| event.count == 1 && event.first == 9), "{history:?}");
 }

@@ -251,7 +251,7 @@ impl Node {
         let process = self.process();
         self.number += 1;
         self.reconciler.take_up_on(DEV);
-        self.reconciler.ends.insert(process, u32::from(!done) << 8);
+        self.reconciler.ends.insert(process, (u32::from(!done) << 8, Instant::now()));
         self.reconciler.ended(process, true);
     }
 }
