@@ -10,6 +10,7 @@ pub mod claim;
 pub mod clear;
 mod decide;
 mod each;
+pub mod erase;
 pub mod event;
 pub mod format;
 mod opaque;

@@ -90,6 +90,7 @@ const ATA: Opcodes = opcodes(&[
     0x40, // READ VERIFY SECTOR(S)
     0x42, // READ VERIFY SECTOR(S) EXT
     0x47, // READ LOG DMA EXT
+    0x4a, // ZAC MANAGEMENT IN
     0x5c, // TRUSTED RECEIVE
     0x5d, // TRUSTED RECEIVE DMA
     0x90, // EXECUTE DEVICE DIAGNOSTIC
@@ -229,6 +230,13 @@ mod tests {
         for opcode in [0x01, 0x08, 0x09, 0x19] {
             assert!(Command::NvmeIo(opcode).may_write(), "{opcode:#x}");
         }
+        // Zone Management Send (which resets zones), Zone Append; ZBC OUT.
+        for opcode in [0x79, 0x7d] {
+            assert!(Command::NvmeIo(opcode).may_write(), "{opcode:#x}");
+        }
+        assert!(
+            scsi(&[0x94]).may_write() && !scsi(&[0x95]).may_write() && !Command::NvmeIo(0x7a).may_write()
+        );
         // Format NVM, Sanitize, Namespace Management.
         for opcode in [0x80, 0x84, 0x0d] {
             assert!(Command::NvmeAdmin(opcode).may_write(), "{opcode:#x}");
@@ -251,6 +259,7 @@ mod tests {
         let wrapped = |command| scsi(&[0x85, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, command]);
         assert!(!wrapped(0xb0).may_write());
         assert!(wrapped(0xf4).may_write() && wrapped(0x06).may_write());
+        assert!(wrapped(0x9f).may_write() && !wrapped(0x4a).may_write(), "ZAC MANAGEMENT OUT, IN");
         assert!(!scsi(&[0xa1, 0x08, 0, 0, 0, 0, 0, 0, 0, 0xec]).may_write());
         assert!(scsi(&[0xa1, 0x08, 0, 0, 0, 0, 0, 0, 0, 0xca]).may_write());
     }

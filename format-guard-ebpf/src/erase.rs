@@ -1,4 +1,4 @@
-//! Ioctls, those of 32-bit callers, and commands of `io_uring`: discards and zero-outs are judged here, commands past the
+//! Ioctls, those of 32-bit callers, and commands of `io_uring`: discards, zero-outs and resets of zones are judged here, commands past the
 //! block layer by `passthrough`.
 
 use aya_ebpf::{
@@ -6,7 +6,10 @@ use aya_ebpf::{
     macros::lsm,
     programs::LsmContext,
 };
-use format_guard_common::{NoContent, Operation, Request};
+use format_guard_common::{
+    NoContent, Operation, Request,
+    erase::{WHOLE, erases, range},
+};
 
 use crate::{
     gate,
@@ -18,22 +21,10 @@ use crate::{
     passthrough::{self, Memory},
 };
 
-// include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2].
-const BLKDISCARD: u32 = 0x1277;
-const BLKSECDISCARD: u32 = 0x127d;
-const BLKZEROOUT: u32 = 0x127f;
 // include/uapi/linux/blkdev.h (6.12): _IO(0x12, 0), start in sqe->addr, length in sqe->addr3.
 const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 const SQE_ADDR: u32 = 16;
 const SQE_ADDR3: u32 = 48;
-
-/// Where the range cannot be read, the whole device is meant: the kernel will fail the call itself.
-const WHOLE: [u64; 2] = [0, u64::MAX];
-
-#[inline(always)]
-fn erases(command: u32) -> bool {
-    command == BLKDISCARD || command == BLKSECDISCARD || command == BLKZEROOUT
-}
 
 /// The file, its device and the user address of the range, if this ioctl erases a block device.
 #[inline(always)]
@@ -85,10 +76,10 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Faulting, false);
     };
-    let mut range = [0_u64; 2];
+    let mut words = [0_u64; 2];
     // SAFETY: 16 bytes of stack.
-    let failed = unsafe { from_user(range.as_mut_ptr().cast(), 16, argument) } != 0;
-    judge(file, dev, if failed { WHOLE } else { range })
+    let failed = unsafe { from_user(words.as_mut_ptr().cast(), 16, argument) } != 0;
+    judge(file, dev, if failed { WHOLE } else { range(ctx.arg(1), words) })
 }
 
 #[lsm(hook = "file_ioctl_compat")]
@@ -98,8 +89,8 @@ pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
         return passthrough::by_ioctl(&ctx, &Resident, true);
     };
     // SAFETY: the helper checks the user address.
-    let range = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) }.unwrap_or(WHOLE);
-    judge(file, dev, range)
+    let words = unsafe { bpf_probe_read_user(argument as *const [u64; 2]) };
+    judge(file, dev, words.map_or(WHOLE, |words| range(ctx.arg(1), words)))
 }
 
 #[lsm(hook = "uring_cmd")]

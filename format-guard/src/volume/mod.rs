@@ -8,6 +8,7 @@ pub mod present;
 pub mod probe;
 pub mod sysfs;
 pub mod topology;
+mod zoned;
 
 use std::fmt;
 

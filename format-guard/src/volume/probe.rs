@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Dev,
-    marks::{self, Found, Mark, ReadAt},
+    marks::{self, Found, MAX_MARKS, Mark, ReadAt},
+    zoned,
 };
 
 /// Bytes read at either end.
@@ -85,7 +86,23 @@ pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
     let tail_start = tail_of(size);
     let head = device.read(0, HEAD.min(size))?;
     let tail = device.read(tail_start, size - tail_start)?;
-    judge(head, tail_start, tail, size, &device)
+    let found = judge(head, tail_start, tail, size, &device)?;
+    // libblkid cannot ask a copy for its zones.
+    Ok(match zoned::btrfs(&device.file, &device)? {
+        Some((format, marks)) => with(found, format, marks),
+        None => found,
+    })
+}
+
+/// The same with a format that was found otherwise, before what libblkid found.
+fn with(finding: Finding, format: Found, mut marks: Vec<Mark>) -> Finding {
+    let Finding::Holds { mut found, marks: others, partitions } = finding else {
+        return Finding::Holds { found: vec![format], marks, partitions: None };
+    };
+    found.insert(0, format);
+    marks.extend(others);
+    marks.truncate(MAX_MARKS);
+    Finding::Holds { found, marks, partitions }
 }
 
 /// Where the tail begins that is read. A device mapper device has logical blocks of up to a page: whole pages are read, up

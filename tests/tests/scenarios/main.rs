@@ -25,6 +25,7 @@ mod store;
 mod storm;
 mod without_guard;
 mod world;
+mod zoned;
 
 use std::path::Path;
 
