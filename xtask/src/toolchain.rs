@@ -30,12 +30,7 @@ pub(crate) fn rust_src() -> Result<()> {
     }
     println!("setup: rustup cannot; taking the distribution's package of this very version");
     let version = rustc_version()?;
-    let archive = Archive::open(&SUITES)?;
-    let package = archive
-        .versions("rust-src")?
-        .into_iter()
-        .find(|each| each.starts_with(&format!("{version}+")))
-        .with_context(|| format!("no suite of {} has rust-src {version}", SUITES.join(", ")))?;
+    let (archive, package) = packaged(&version)?;
     let parent = sources.parent().context("the sysroot has no parent")?;
     fs::create_dir_all(parent)?;
     let unpacked = tempfile::tempdir_in(parent)?;
@@ -51,6 +46,28 @@ pub(crate) fn rust_src() -> Result<()> {
     fs::rename(library, sources.join("library"))?;
     println!("setup: rust-src {package} is installed");
     Ok(())
+}
+
+/// The distribution's package of the sources of this very rustc. A suite whose index cannot be read, as one that has expired on a
+/// mirror, is no obstacle: the next one may have them.
+fn packaged(version: &str) -> Result<(Archive, String)> {
+    for suite in SUITES {
+        let archive = match Archive::open(&[suite]) {
+            Ok(archive) => archive,
+            Err(error) => {
+                println!("setup: {suite} is left out: {error:#}");
+                continue;
+            }
+        };
+        let versions = archive.versions("rust-src")?;
+        if let Some(package) = versions.into_iter().find(|each| each.starts_with(&format!("{version}+"))) {
+            return Ok((archive, package));
+        }
+    }
+    bail!(
+        "no suite of {} has rust-src {version}: rustup component add rust-src brings it where rustup has a network",
+        SUITES.join(", ")
+    )
 }
 
 /// Installs bpf-linker with the features of rustc's own LLVM.

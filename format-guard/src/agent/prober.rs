@@ -56,6 +56,9 @@ pub struct Answer {
     pub result: Result<Finding, ProbeError>,
 }
 
+/// Attachments: a device and its sequence number, with what is to be probed next of each.
+type Busy = HashMap<(Dev, u64), Option<Device>>;
+
 /// Asks for probes.
 #[derive(Clone)]
 pub struct Prober {
@@ -65,7 +68,7 @@ pub struct Prober {
     answers: mpsc::UnboundedSender<Answer>,
     metrics: Metrics,
     /// Attachments being probed; with a device: to be probed once more, as this one, which has changed meanwhile.
-    busy: Arc<Mutex<HashMap<(Dev, u64), Option<Device>>>>,
+    busy: Arc<Mutex<Busy>>,
     /// Devices that have changed a short while ago.
     changes: Arc<Mutex<HashMap<Dev, Changes>>>,
     places: Arc<Semaphore>,
@@ -180,13 +183,11 @@ impl Prober {
             }
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             let attachment = (device.dev, device.diskseq);
-            match busy.get_mut(&attachment).and_then(Option::take) {
-                Some(newest) => device = newest,
-                None => {
-                    busy.remove(&attachment);
-                    return;
-                }
-            }
+            let Some(newest) = busy.get_mut(&attachment).and_then(Option::take) else {
+                busy.remove(&attachment);
+                return;
+            };
+            device = newest;
         }
     }
 
@@ -288,7 +289,7 @@ mod tests {
         );
         fs::write(&program, text).expect("program");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
-        Prober::new(program, Duration::from_secs(60), Metrics::default())
+        Prober::new(program, Duration::from_mins(1), Metrics::default())
     }
 
     fn asked(directory: &Path) -> Vec<String> {

@@ -79,9 +79,9 @@ const MAX_WAITING: usize = 4096;
 /// Ends of processes that are remembered until their pidfd tells, too: the oldest is dropped.
 const MAX_ENDS: usize = 4096;
 /// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
-const ENDS_LAST: Duration = Duration::from_secs(60);
+const ENDS_LAST: Duration = Duration::from_mins(1);
 /// How often volumes are forgotten that were not seen for long.
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+const PRUNE_EVERY: Duration = Duration::from_hours(1);
 
 /// What the reconciler reacts to.
 pub enum Input {
@@ -1082,7 +1082,7 @@ impl<E: Enforcer> Reconciler<E> {
         match self.store.prune(&present, now(), now() - self.world.forget_after) {
             Ok(0) => {}
             Ok(count) => {
-                info!("{count} volumes are forgotten that were not seen for long and never held a format")
+                info!("{count} volumes are forgotten that were not seen for long and never held a format");
             }
             Err(error) => error!("volumes that were not seen for long cannot be forgotten: {error}"),
         }

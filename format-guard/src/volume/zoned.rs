@@ -1,7 +1,7 @@
 //! What a zoned device holds that a copy of its bytes does not tell: btrfs keeps no superblock at a fixed place there, but
 //! appends each to two zones in turn, and how far they are written is the device's word (`BLKREPORTZONE`).
 
-use std::{fs::File, os::fd::AsRawFd};
+use std::{fmt::Write, fs::File, os::fd::AsRawFd};
 
 use super::{
     marks::{Found, Mark, MarkKind, ReadAt},
@@ -23,7 +23,7 @@ const SECTOR: u64 = 512;
 const LOG_ZONES: usize = 2;
 /// Bytes of a superblock, each of which begins a write of its own (`BTRFS_SUPER_INFO_SIZE`).
 const SUPERBLOCK: u64 = 4096;
-/// Places in `struct btrfs_super_block` (include/uapi/linux/btrfs_tree.h), little-endian.
+/// Places in `struct btrfs_super_block` (`include/uapi/linux/btrfs_tree.h`), little-endian.
 const FSID: usize = 0x20;
 const MAGIC: usize = 0x40;
 const GENERATION: usize = 0x48;
@@ -154,7 +154,8 @@ fn uuid(bytes: &[u8]) -> String {
         if [4, 6, 8, 10].contains(&i) {
             text.push('-');
         }
-        text.push_str(&format!("{byte:02x}"));
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
     }
     text
 }

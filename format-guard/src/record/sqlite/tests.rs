@@ -413,7 +413,7 @@ fn one_nights_retries_are_one_line_and_push_nothing_out() {
     store.keep_lines(10);
     store.tell(&[event("before")]).expect("told");
     let night: Vec<_> =
-        (0..1000).map(|i| refusal(100 + 30 * i, "mkfs.ext4", "formatter", i as u32)).collect();
+        (0..1000_u32).map(|i| refusal(100 + 30 * i64::from(i), "mkfs.ext4", "formatter", i)).collect();
     for told in night.chunks(7) {
         store.tell(told).expect("told");
     }
