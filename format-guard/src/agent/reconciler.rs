@@ -14,6 +14,7 @@ mod sharing;
 mod stacks;
 mod unstored;
 mod vacated;
+mod way_out;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -105,9 +105,13 @@ pub struct Refusal {
     /// Since when it is in its state, in seconds since 1970.
     #[serde(default)]
     pub since: Seconds,
-    /// The command that would permit one re-format; none where no volume is known.
+    /// The command that would permit one re-format, where that is what would help: a volume that reads as it was recorded was about
+    /// to lose its format.
     #[serde(default)]
     pub permit: Option<String>,
+    /// What can be done about it, for people.
+    #[serde(default)]
+    pub way_out: String,
 }
 
 /// What a node knows of a volume in Kubernetes' words.

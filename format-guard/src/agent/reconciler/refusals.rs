@@ -5,7 +5,7 @@ use std::fs;
 use format_guard_common::{Operation, Reason, event::KernelEvent, passthrough::Command};
 use tracing::warn;
 
-use super::{Reconciler, exe_of, text_of};
+use super::{Reconciler, exe_of, text_of, way_out};
 use crate::{
     agent::{container, now},
     enforce::{Enforcer, canary},
@@ -28,7 +28,8 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let name_of =
             |dev: Dev| self.devices.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
-        let passthrough = Operation::from_raw(event.operation) == Some(Operation::Passthrough);
+        let (reason, operation) = (Reason::from_raw(event.reason), Operation::from_raw(event.operation));
+        let passthrough = operation == Some(Operation::Passthrough);
         // One that goes to a character device: which volume that is was not asked.
         let name = if passthrough && dev.to_kernel() == 0 {
             character_device(Dev::from_kernel(event.offset as u32))
@@ -42,15 +43,16 @@ impl<E: Enforcer> Reconciler<E> {
         let tier = self.enforcer.tier().name();
         let refusal = Refusal {
             kubernetes,
-            reason: Reason::from_raw(event.reason).map_or("unknown", Reason::name).to_owned(),
-            operation: Operation::from_raw(event.operation).map_or("unknown", Operation::name).to_owned(),
+            reason: reason.map_or("unknown", Reason::name).to_owned(),
+            operation: operation.map_or("unknown", Operation::name).to_owned(),
             offset: event.offset,
             length: event.length,
             through: (event.through != 0).then(|| name_of(Dev::from_kernel(event.through))),
             state: record.map_or("unknown", |record| record.state.name()).to_owned(),
             cause: record.map_or_else(String::new, |record| record.cause.clone()),
             since: record.map_or(0, |record| record.since),
-            permit: record.filter(|_| !passthrough).map(permit),
+            permit: way_out::permit(reason, record),
+            way_out: way_out::of(reason, operation, record),
             device: name,
             pid: event.process.tgid,
             exe: exe_of(event.process.tgid),
@@ -106,23 +108,10 @@ fn sentence(refusal: &Refusal, record: Option<&Record>, kind: &str) -> String {
         _ => format!("a write of {} bytes at {}", refusal.length, refusal.offset),
     };
     let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));
-    let way_out = match &refusal.permit {
-        Some(permit) => format!("; to allow one re-format: {permit}"),
-        None if refusal.operation == "passthrough" => {
-            "; to allow them: passthrough = \"allow\" in the configuration, or format-guard volume exempt"
-                .to_owned()
-        }
-        None => String::new(),
-    };
     format!(
-        "{} (pid {}) {verb} {what} on /dev/{}{through} ({holds}): {}{way_out}",
-        refusal.comm, refusal.pid, refusal.device, refusal.reason
+        "{} (pid {}) {verb} {what} on /dev/{}{through} ({holds}): {}; {}",
+        refusal.comm, refusal.pid, refusal.device, refusal.reason, refusal.way_out
     )
-}
-
-/// The command that allows one re-format.
-fn permit(record: &Record) -> String {
-    format!("format-guard volume permit {} --reason TEXT", record.id)
 }
 
 /// Name of a character device, or its number.

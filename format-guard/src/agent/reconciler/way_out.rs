@@ -1,0 +1,121 @@
+//! What somebody who was refused can do: a sentence for each reason. A permit destroys data, so that it is named where nothing else
+//! is wrong and where it would help, and nowhere else.
+
+use format_guard_common::{Operation, Reason, State};
+
+use crate::record::Record;
+
+/// What to do about a refusal for this reason of this operation.
+pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: Option<&Record>) -> String {
+    if operation == Some(Operation::Passthrough) {
+        return "to allow such commands: passthrough = \"allow\" in the configuration, or format-guard volume exempt"
+            .to_owned();
+    }
+    let Some(record) = record else {
+        return "the device is new to the guard and is being looked at: try again in a moment".to_owned();
+    };
+    let id = &record.id;
+    if let Some(discrepancy) = record.discrepancy.as_deref().filter(|_| is_destruction(reason)) {
+        return format!(
+            "the volume does not read as it was recorded ({discrepancy}): look at the storage first, its data may be there; \
+             format-guard volume show {id}"
+        );
+    }
+    match reason {
+        Some(Reason::Tainted) => format!(
+            "this process was refused on this device before: format-guard volume untaint {id} --reason TEXT lets it write again"
+        ),
+        Some(Reason::Unverified) => format!(
+            "it is not known yet what the volume holds: try again in a moment; format-guard volume show {id} says what is waited for"
+        ),
+        Some(Reason::BeingFormatted) => {
+            "another process formats the volume: try again when that has ended".to_owned()
+        }
+        Some(Reason::Claim) => format!(
+            "another node may format the volume, or has: try again; format-guard volume show {id} says who has the claim"
+        ),
+        Some(Reason::Mapping) => format!(
+            "what is stored through a mapping is seen by nobody: write by system calls, or format-guard volume exempt {id} --reason \
+             TEXT"
+        ),
+        Some(Reason::Unreadable | Reason::Unplaced) => {
+            "the bytes or their place could not be looked at: write them from plain memory, away from the volume's marks".to_owned()
+        }
+        Some(Reason::Strict) => format!(
+            "the volume is strict: name the program under `trusted` in the configuration, or format-guard mode enforce --volume {id} \
+             --reason TEXT"
+        ),
+        _ => match permit(reason, Some(record)) {
+            Some(permit) => format!(
+                "what is on it: format-guard volume show {id}; to format it all the same, with all of its data lost: {permit}"
+            ),
+            None => format!("format-guard volume show {id} says what is known of the volume"),
+        },
+    }
+}
+
+/// The command that permits one re-format, where that is what would help.
+pub(super) fn permit(reason: Option<Reason>, record: Option<&Record>) -> Option<String> {
+    let record = record.filter(|record| record.state == State::Formatted && record.discrepancy.is_none())?;
+    is_destruction(reason).then(|| format!("format-guard volume permit {} --reason TEXT", record.id))
+}
+
+/// Whether somebody was about to replace what the volume holds.
+fn is_destruction(reason: Option<Reason>) -> bool {
+    matches!(
+        reason,
+        Some(Reason::Formatter | Reason::Identity | Reason::ForeignFormat | Reason::Discard | Reason::Across)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::VolumeId;
+
+    fn record(state: State) -> Record {
+        let id = VolumeId::parse("dm:LVM-x").expect("an id");
+        Record { state, ..Record::new(id, String::new(), false, 0) }
+    }
+
+    fn ways(record: &Record) -> impl Iterator<Item = (Reason, String)> {
+        Reason::ALL
+            .into_iter()
+            .filter(|reason| *reason != Reason::Passthrough)
+            .map(|reason| (reason, of(Some(reason), Some(Operation::Write), Some(record))))
+    }
+
+    #[test]
+    fn a_permit_is_named_where_a_known_format_was_about_to_be_replaced_and_nowhere_else() {
+        for state in [State::Unverified, State::Blank, State::Formatting, State::Permitted] {
+            for (reason, way) in ways(&record(state)) {
+                assert!(!way.contains("permit "), "{state:?}, {reason:?}: {way}");
+            }
+        }
+        for (reason, way) in ways(&record(State::Formatted)) {
+            let permit = is_destruction(Some(reason));
+            assert_eq!(way.contains("volume permit dm:LVM-x"), permit, "{reason:?}: {way}");
+            assert_eq!(way.contains("data lost"), permit, "{reason:?}: {way}");
+        }
+    }
+
+    #[test]
+    fn what_reads_otherwise_than_recorded_is_the_storages_matter() {
+        let mut record = record(State::Formatted);
+        record.discrepancy = Some("it reads blank".to_owned());
+        for (reason, way) in ways(&record) {
+            assert!(!way.contains("permit "), "{reason:?}: {way}");
+            assert_eq!(permit(Some(reason), Some(&record)), None);
+        }
+        let way = of(Some(Reason::Formatter), Some(Operation::Open), Some(&record));
+        assert!(way.contains("look at the storage first"), "{way}");
+    }
+
+    #[test]
+    fn who_was_too_early_is_told_to_try_again() {
+        for record in [Some(&record(State::Unverified)), None] {
+            let way = of(Some(Reason::Unverified), Some(Operation::Open), record);
+            assert!(way.contains("try again in a moment"), "{way}");
+        }
+    }
+}
