@@ -6,13 +6,14 @@
 
 use std::{
     env, fs,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests::{
-    device::sha256,
+    device::{Device, Loop, sha256},
     tool::{Ran, module, must, run, run_command},
     wait_for,
 };
@@ -295,6 +296,30 @@ fn in_a_driver(line: &str, change: impl FnOnce(&mut Value)) -> Result<Ran> {
     run_command(runc, line, "")
 }
 
+/// A volume that kubelet had mounted before the agent's pod began.
+struct Staged(Loop);
+
+impl Staged {
+    const POINT: &str = "/var/lib/kubelet/plugins/kubernetes.io/csi/driver/globalmount";
+
+    fn new() -> Result<Self> {
+        // As systemd leaves a node's root, and a guest's first process does not.
+        must("mount --make-rshared /")?;
+        fs::create_dir_all(Self::POINT)?;
+        let device = Loop::new(16)?;
+        must(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
+        must(&format!("mount {} {}", device.path().display(), Self::POINT))?;
+        Ok(Self(device))
+    }
+
+    /// Unmounts it, as a node does before it detaches: nobody has it then.
+    fn unstage(self) -> Result<()> {
+        must(&format!("umount {}", Self::POINT))?;
+        let exclusive = fs::File::options().read(true).custom_flags(libc::O_EXCL).open(self.0.path());
+        exclusive.map(drop).context("a volume that the node has unmounted is mounted in the agent's pod")
+    }
+}
+
 /// The driver's formatter is refused, and no byte has changed.
 fn is_kept(known: &str, when: &str) -> Result<()> {
     for line in
@@ -325,8 +350,10 @@ fn the_daemonset_guards_its_node() -> Result<()> {
     })?;
     ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
 
+    let staged = Staged::new()?;
     let agent = Container::start("agent", &chart.configuration(&image)?)?;
     agent.is_in_force(&chart)?;
+    staged.unstage()?;
     is_kept(&known, "with the agent")?;
     let events = agent.json("events")?;
     let told = events["events"].as_array().is_some_and(|events| {
