@@ -11,7 +11,7 @@ use crate::{
         Content, Formatter, Permit, Record,
         store::{HistoryEvent, Loss},
     },
-    volume::{marks::Mark, sysfs::Device},
+    volume::{copies::Piece, marks::Mark, sysfs::Device},
 };
 
 /// Most lines of the history in one answer.
@@ -195,6 +195,21 @@ impl Volume {
             devices: devices.iter().map(|device| device.name.clone()).collect(),
         }
     }
+}
+
+/// `GET /v1/volume/copy`: the bytes that made a volume findable, as they were when it was recorded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Copy {
+    /// The volume, as it is known now.
+    pub volume: Volume,
+    /// When they were read, in seconds since 1970.
+    pub at: i64,
+    /// The generation of the record that they belong to.
+    pub generation: u64,
+    /// Size of the device then, in bytes.
+    pub size: u64,
+    /// In the order of their offsets.
+    pub pieces: Vec<Piece>,
 }
 
 /// Which volume is meant: `dev=MAJOR:MINOR`, an id, or a unique beginning of one.

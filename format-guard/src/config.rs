@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     enforce::tier::{Choice, Tier},
     record::sqlite::HISTORY_LINES,
+    volume::copies::{MAX_BYTES, Wanted},
 };
 
 /// Where the file is looked for when no other is named.
@@ -98,6 +99,17 @@ pub const KEYS: &[(&str, &str)] = &[
         "quarantine",
         "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
          might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+    ),
+    (
+        "copy_limit",
+        "Bytes that are copied of each volume that holds a format (0 to 4194304): superblocks, headers, tables, by which \
+         format-guard volume rescue makes it findable again. They are in the database, compressed, readable for root \
+         alone. 0: none.",
+    ),
+    (
+        "copy_key_areas",
+        "Copy the key areas of LUKS, too. Without them a header that is put back opens nothing; with them a passphrase that was \
+         changed or removed opens what is put back, and whoever reads the database may try passphrases on it.",
     ),
     (
         "history_lines",
@@ -199,6 +211,10 @@ pub struct Config {
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
     pub quarantine: u64,
+    /// Bytes that are copied of each volume; zero: none.
+    pub copy_limit: u64,
+    /// Copy the key areas of LUKS, too.
+    pub copy_key_areas: bool,
     /// Lines of history that are kept beside operators' doings.
     pub history_lines: u32,
     /// After how many days a volume is forgotten that was not seen and never held a format; zero: never.
@@ -340,6 +356,8 @@ impl Default for Config {
             probe_deadline: 10,
             resync_interval: 5,
             quarantine: 300,
+            copy_limit: 1 << 20,
+            copy_key_areas: false,
             history_lines: HISTORY_LINES,
             forget_after: 90,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
@@ -420,6 +438,9 @@ impl Config {
                 "history_lines is {}: it must be between 100 and 10000000",
                 config.history_lines
             ));
+        }
+        if config.copy_limit > MAX_BYTES {
+            return Err(format!("copy_limit is {}: it must be at most {MAX_BYTES} bytes", config.copy_limit));
         }
         if config.forget_after > MAX_DAYS {
             return Err(format!(
@@ -554,6 +575,12 @@ impl Config {
         Duration::from_secs(self.resync_interval)
     }
 
+    /// What is copied of each volume, if anything is.
+    #[must_use]
+    pub fn copied(&self) -> Option<Wanted> {
+        (self.copy_limit > 0).then_some(Wanted { limit: self.copy_limit, key_areas: self.copy_key_areas })
+    }
+
     /// [`Config::forget_after`] in seconds.
     #[must_use]
     pub const fn forget_after(&self) -> i64 {
@@ -656,6 +683,7 @@ mod tests {
             "quarantine = 86401",
             "forget_after = 36501",
             "history_lines = 99",
+            "copy_limit = 4194305",
             "state_dir = 'state'",
             "metrics_listen = 'localhost:9838'",
             "metrics_listen = '9838'",

@@ -16,6 +16,7 @@ fn of(line: &str) -> Option<&'static str> {
         ("volume", Some("list")) => schema!("volumes"),
         ("volume", Some("show" | "adopt" | "permit" | "exempt")) => schema!("volume"),
         ("volume", Some("untaint" | "forget")) => schema!("done"),
+        ("volume", Some("rescue")) => schema!("rescue"),
         ("loss", Some("end")) => schema!("done"),
         ("mode", Some("enforce" | "audit" | "strict")) => schema!("done"),
         ("mode", _) => schema!("status"),

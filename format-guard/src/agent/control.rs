@@ -102,6 +102,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
         .route("/v1/volume", get(volume))
+        .route("/v1/volume/copy", get(copy))
         .route("/v1/volume/adopt", post(adopt))
         .route("/v1/volume/probe", post(probe))
         .route("/v1/volume/permit", post(permit))
@@ -150,6 +151,7 @@ impl IntoResponse for Reply {
             Self::Status(status) => Json(status).into_response(),
             Self::Volumes(volumes) => Json(volumes).into_response(),
             Self::Volume(volume) => Json(volume).into_response(),
+            Self::Copy(copy) => Json(copy).into_response(),
             Self::Events(events) => Json(events).into_response(),
             Self::Done(done) => Json(done).into_response(),
             // Asked for inside the agent only.
@@ -196,6 +198,10 @@ async fn volumes(State(agent): State<Agent>) -> Answer {
 
 async fn volume(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
     agent.ask(Question::Volume(query(selector)?.volume)).await
+}
+
+async fn copy(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
+    agent.ask(Question::Copy(query(selector)?.volume)).await
 }
 
 /// Waits for a line to tell, if that is asked for.

@@ -127,7 +127,13 @@ mod tests {
 
     fn answer(minor: u32) -> Input {
         let dev = Dev { major: 7, minor };
-        Input::Probed(Answer { dev, diskseq: 1, begun: Instant::now(), result: Err(ProbeError::Deadline) })
+        Input::Probed(Answer {
+            dev,
+            diskseq: 1,
+            begun: Instant::now(),
+            result: Err(ProbeError::Deadline),
+            copy: None,
+        })
     }
 
     fn word(input: Option<Input>) -> String {

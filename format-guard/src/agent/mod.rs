@@ -132,6 +132,7 @@ pub async fn run(start: Start) -> Result<()> {
         protect: config.protect,
         resync_interval: config.interval(),
         forget_after: config.forget_after(),
+        copied: config.copied(),
         kubelet_dir: config.kubelet_dir(),
         cluster: cluster(&config, &metrics, &mut tasks),
     };

@@ -28,6 +28,7 @@ use tokio::{
 use super::{metrics::Metrics, reconciler::Input};
 use crate::volume::{
     Dev,
+    copies::{MAX_BYTES, Wanted, hexadecimal},
     probe::{Finding, ProbeError},
     sysfs::Device,
 };
@@ -40,8 +41,8 @@ const LONG: Duration = Duration::from_secs(1);
 /// long, while it changes without a pause. Whoever opens it for writing and closes it again changes it.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 1 << 20;
+/// Longest answer that is read, in bytes: of what is copied each takes two, and compression may not make it less.
+const MAX_ANSWER: u64 = (1 << 20) + 3 * MAX_BYTES;
 
 /// What came back of a probe of one attachment.
 #[derive(Clone, Debug)]
@@ -54,10 +55,12 @@ pub struct Answer {
     pub begun: Instant,
     /// What it holds, or why that is not known.
     pub result: Result<Finding, ProbeError>,
+    /// A copy of what identifies what it holds, packed, where one was asked for.
+    pub copy: Option<Vec<u8>>,
 }
 
 /// Attachments: a device and its sequence number, with what is to be probed next of each.
-type Busy = HashMap<(Dev, u64), Option<Device>>;
+type Busy = HashMap<(Dev, u64), Option<Asked>>;
 
 /// Asks for probes.
 #[derive(Clone)]
@@ -74,6 +77,9 @@ pub struct Prober {
     places: Arc<Semaphore>,
 }
 
+/// What is probed, and how much of it is to be copied.
+type Asked = (Device, Option<Wanted>);
+
 /// How often a device is probed that changes again and again.
 struct Changes {
     diskseq: u64,
@@ -81,7 +87,7 @@ struct Changes {
     until: Instant,
     pause: Duration,
     /// It is probed then, as this one.
-    waiting: Option<Device>,
+    waiting: Option<Asked>,
 }
 
 /// The answers, before they are passed on.
@@ -118,25 +124,25 @@ impl Prober {
     }
 
     /// Probes a device; the answer goes to the reconciler.
-    pub fn ask(&self, device: &Device) {
+    pub fn ask(&self, device: &Device, copied: Option<Wanted>) {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(again) = busy.get_mut(&(device.dev, device.diskseq)) {
-            *again = Some(device.clone());
+            *again = Some((device.clone(), copied));
             return;
         }
         busy.insert((device.dev, device.diskseq), None);
         drop(busy);
-        let (prober, device) = (self.clone(), device.clone());
+        let (prober, asked) = (self.clone(), (device.clone(), copied));
         let handle = tokio::runtime::Handle::try_current();
         if let Ok(handle) = handle {
-            drop(handle.spawn(async move { prober.answer(device).await }));
+            drop(handle.spawn(async move { prober.answer(asked).await }));
         } else {
             tracing::error!("no runtime to probe {} in", device.name);
         }
     }
 
     /// Probes a device that has changed: at once, or when it was left alone for a while.
-    pub fn ask_changed(&self, device: &Device) {
+    pub fn ask_changed(&self, device: &Device, copied: Option<Wanted>) {
         let now = Instant::now();
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.retain(|_, changes| changes.waiting.is_some() || now < changes.until + changes.pause);
@@ -144,7 +150,7 @@ impl Prober {
         let mut pause = SHORTEST_PAUSE;
         if let Some(changes) = known {
             if now < changes.until {
-                if changes.waiting.replace(device.clone()).is_none() {
+                if changes.waiting.replace((device.clone(), copied)).is_none() {
                     self.ask_at(changes.until, device.dev);
                 }
                 return;
@@ -154,7 +160,7 @@ impl Prober {
         let fresh = Changes { diskseq: device.diskseq, until: now + pause, pause, waiting: None };
         changes.insert(device.dev, fresh);
         drop(changes);
-        self.ask(device);
+        self.ask(device, copied);
     }
 
     /// Probes what waits under this number then.
@@ -166,15 +172,15 @@ impl Prober {
             let mut changes = prober.changes.lock().unwrap_or_else(PoisonError::into_inner);
             let waiting = changes.get_mut(&dev).and_then(|changes| changes.waiting.take());
             drop(changes);
-            if let Some(device) = waiting {
-                prober.ask_changed(&device);
+            if let Some((device, copied)) = waiting {
+                prober.ask_changed(&device, copied);
             }
         }));
     }
 
-    async fn answer(self, mut device: Device) {
+    async fn answer(self, (mut device, mut copied): Asked) {
         loop {
-            let (answer, hanging) = self.in_its_place(&device).await;
+            let (answer, hanging) = self.in_its_place(&device, copied).await;
             // A closed channel means that the agent stops.
             let _ = self.answers.send(answer);
             if let Some(mut child) = hanging {
@@ -187,15 +193,15 @@ impl Prober {
                 busy.remove(&attachment);
                 return;
             };
-            device = newest;
+            (device, copied) = newest;
         }
     }
 
     /// Waits for a place, and gives it back when the probe is over, or takes long.
-    async fn in_its_place(&self, device: &Device) -> (Answer, Option<Child>) {
+    async fn in_its_place(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
         // Never closed.
         let place = self.places.acquire().await;
-        let probe = self.once_or_hanging(device);
+        let probe = self.once_or_hanging(device, copied);
         tokio::pin!(probe);
         if let Ok(answer) = timeout(LONG, &mut probe).await {
             return answer;
@@ -206,49 +212,59 @@ impl Prober {
 
     /// Probes a device now, beside what else is under way; for an operator who waits.
     pub async fn once(&self, device: &Device) -> Answer {
-        self.once_or_hanging(device).await.0
+        self.once_or_hanging(device, None).await.0
     }
 
     /// The answer; with the process, if that has not ended.
-    async fn once_or_hanging(&self, device: &Device) -> (Answer, Option<Child>) {
+    async fn once_or_hanging(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
         let begun = Instant::now();
-        let (result, hanging) = self.read(device).await;
+        let (result, copy, hanging) = self.read(device, copied).await;
         self.metrics.probed(&result, begun.elapsed());
-        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result }, hanging)
+        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result, copy }, hanging)
     }
 
-    async fn read(&self, device: &Device) -> (Result<Finding, ProbeError>, Option<Child>) {
+    async fn read(
+        &self,
+        device: &Device,
+        copied: Option<Wanted>,
+    ) -> (Result<Finding, ProbeError>, Option<Vec<u8>>, Option<Child>) {
+        let broken = |text: String| (Err(ProbeError::Library(text)), None, None);
         let deadline = Duration::from_millis(self.deadline.load(Ordering::Relaxed));
-        let spawned = Command::new(&self.program)
-            .arg("probe")
-            .args([&device.name, &device.dev.to_string(), &device.size.to_string()])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn();
-        let mut child = match spawned {
+        let mut command = Command::new(&self.program);
+        command.arg("probe").args([&device.name, &device.dev.to_string(), &device.size.to_string()]);
+        if let Some(Wanted { limit, key_areas }) = copied {
+            command.arg("--copy").arg(limit.to_string());
+            if key_areas {
+                command.arg("--key-areas");
+            }
+        }
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = match command.spawn() {
             Ok(child) => child,
-            Err(error) => return (Err(ProbeError::Library(format!("cannot start a probe: {error}"))), None),
+            Err(error) => return broken(format!("cannot start a probe: {error}")),
         };
         match timeout(deadline, answer_of(&mut child)).await {
-            Ok(Ok(answer)) => (answer, None),
-            Ok(Err(error)) => (Err(ProbeError::Library(format!("the probe broke off: {error:#}"))), None),
+            Ok(Ok((answer, copy))) => (answer, copy, None),
+            Ok(Err(error)) => broken(format!("the probe broke off: {error:#}")),
             Err(_) => {
                 // Where it hangs in the kernel it dies when it comes back.
                 let _ = child.start_kill();
-                (Err(ProbeError::Deadline), Some(child))
+                (Err(ProbeError::Deadline), None, Some(child))
             }
         }
     }
 }
 
-async fn answer_of(child: &mut Child) -> Result<Result<Finding, ProbeError>> {
+/// A line of JSON, and the copy in another line, if there is one.
+async fn answer_of(child: &mut Child) -> Result<(Result<Finding, ProbeError>, Option<Vec<u8>>)> {
     let output = child.stdout.take().context("no output")?;
-    let mut text = Vec::new();
-    output.take(MAX_ANSWER).read_to_end(&mut text).await?;
+    let mut text = String::new();
+    output.take(MAX_ANSWER).read_to_string(&mut text).await?;
     let status = child.wait().await?;
-    serde_json::from_slice(&text).with_context(|| format!("it ended with {status}"))
+    let (answer, copy) = text.split_once('\n').unwrap_or((&text, ""));
+    let answer = serde_json::from_str(answer).with_context(|| format!("it ended with {status}"))?;
+    let copy = Some(copy.trim_end()).filter(|copy| !copy.is_empty()).and_then(hexadecimal::bytes);
+    Ok((answer, copy))
 }
 
 pub(super) async fn run(mut answers: Answers, inputs: mpsc::Sender<Input>) -> Result<()> {
@@ -310,13 +326,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let (prober, mut answers) = prober(directory.path());
         fs::write(directory.path().join("wait"), "").expect("file");
-        prober.ask(&device(5, 1));
+        prober.ask(&device(5, 1), None);
         wait_for_asked(directory.path(), 1).await;
         for size in [2, 3] {
-            prober.ask(&device(5, size));
+            prober.ask(&device(5, size), None);
         }
         // Another medium under the number waits for nobody.
-        prober.ask(&device(6, 4));
+        prober.ask(&device(6, 4), None);
         wait_for_asked(directory.path(), 2).await;
         fs::remove_file(directory.path().join("wait")).expect("removed");
         let mut seen = Vec::new();
@@ -336,7 +352,7 @@ mod tests {
         let mut size = 0;
         while start.elapsed() < Duration::from_secs(1) {
             size += 1;
-            prober.ask_changed(&device(5, size));
+            prober.ask_changed(&device(5, size), None);
             sleep(Duration::from_millis(2)).await;
         }
         let deadline = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 mod answers;
 mod batch;
 mod comparison;
+mod copying;
 mod loss;
 mod paths;
 mod protection;
@@ -36,6 +37,7 @@ use tracing::{error, info, warn};
 
 use batch::Batch;
 use comparison::Comparison;
+use copying::{Copied, Taken};
 use paths::Paths;
 use sharing::Sharing;
 use unstored::{Change, Unstored};
@@ -61,9 +63,11 @@ use crate::{
     },
     volume::{
         Dev, VolumeId,
+        copies::Wanted,
         identity::{self, Strength},
         marks::{Found, Mark},
         present::{MAX_DEPTH, Present},
+        probe::Finding,
         sysfs::{Device, Sysfs},
     },
 };
@@ -133,6 +137,8 @@ pub enum Question {
     Volumes,
     /// One volume.
     Volume(String),
+    /// What is copied of a volume.
+    Copy(String),
     /// The device that holds a volume.
     Device(String),
     /// Take what a probe found just now for the volume's content.
@@ -207,6 +213,8 @@ pub enum Reply {
     Status(Box<api::Status>),
     /// To [`Question::Volumes`].
     Volumes(api::Volumes),
+    /// To [`Question::Copy`].
+    Copy(Box<api::Copy>),
     /// To everything about one volume.
     Volume(Box<api::Volume>),
     /// To [`Question::Device`].
@@ -237,6 +245,8 @@ pub struct World {
     pub resync_interval: Duration,
     /// After how many seconds a volume is forgotten that was not seen and never held a format; zero: never.
     pub forget_after: Seconds,
+    /// What is copied of each volume that holds a format; nothing, if that is none.
+    pub copied: Option<Wanted>,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
     /// Who tells refusals to a cluster; what finds no place there is dropped.
@@ -274,6 +284,8 @@ pub struct Reconciler<E> {
     ends: HashMap<Process, (u32, Instant)>,
     /// By which of several devices a volume is read.
     paths: HashMap<VolumeId, Paths>,
+    /// What is copied of the volumes that are present.
+    copies: HashMap<VolumeId, Copied>,
     /// When volumes were forgotten last that were not seen for long.
     pruned: Option<Instant>,
     /// Partitions that were dropped and not deleted.
@@ -334,6 +346,7 @@ impl<E: Enforcer> Reconciler<E> {
             format_over: HashMap::new(),
             ends: HashMap::new(),
             paths: HashMap::new(),
+            copies: HashMap::new(),
             pruned: None,
             vacated: Vec::new(),
             parts: Vec::new(),
@@ -656,12 +669,13 @@ impl<E: Enforcer> Reconciler<E> {
             }
             let probed_by_now = self.records.get(&id).is_some_and(|record| record.state != State::Exempt);
             if probed_by_now && let Some(device) = self.path(&id) {
-                self.prober.ask_changed(device);
+                self.prober.ask_changed(device, self.wanted_copy(&id));
             }
             return;
         }
         let mut on_record = true;
         if !self.records.contains_key(&id) {
+            self.look_for_copy(&id);
             match self.load(&device) {
                 Ok((record, found)) => {
                     on_record = found;
@@ -741,6 +755,7 @@ impl<E: Enforcer> Reconciler<E> {
         if self.devices.of(&id).next().is_none() {
             self.step(&id, Event::Closed);
             self.paths.remove(&id);
+            self.copies.remove(&id);
             if let Some(record) = self.records.remove(&id) {
                 self.wish_nothing_more(&record, !held);
             }
@@ -758,7 +773,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn probe(&self, id: &VolumeId) {
         if let Some(device) = self.path(id) {
-            self.prober.ask(device);
+            self.prober.ask(device, self.wanted_copy(id));
         }
     }
 
@@ -788,7 +803,18 @@ impl<E: Enforcer> Reconciler<E> {
         if self.is_being_formatted_from_above(answer.dev) {
             return;
         }
+        let marks = match &answer.result {
+            Ok(Finding::Holds { marks, .. }) => marks.clone(),
+            _ => Vec::new(),
+        };
         self.apply(&id, Event::Probed(answer.result));
+        if let Some(packed) = answer.copy {
+            let taken = Taken { id, marks, packed };
+            match &mut self.batch {
+                Some(batch) => batch.copy_later(taken),
+                None => self.keep_copies(vec![taken]),
+            }
+        }
     }
 
     // Records

@@ -14,6 +14,7 @@ mod mode;
 mod probe;
 mod protect;
 mod report;
+mod rescue;
 mod run;
 mod status;
 #[cfg(feature = "etcd")]
@@ -244,6 +245,7 @@ mod tests {
             schema::<check::Report>("check"),
             schema::<ensure_fs::Outcome>("ensure-fs"),
             schema::<report::Report>("report"),
+            schema::<rescue::Report>("rescue"),
         ];
         for (name, text) in schemas {
             let path = format!("{SCHEMAS}/{name}.schema.json");

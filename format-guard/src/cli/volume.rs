@@ -5,7 +5,7 @@ use std::{fmt::Write, path::Path};
 use super::{
     CommandError, Json, client, done,
     format::{Colour, ago, duration, fit, moment, paint, wrap},
-    print_json,
+    print_json, rescue,
 };
 use crate::{
     agent::now,
@@ -63,6 +63,11 @@ pub(super) enum Command {
         #[command(flatten)]
         why: Why,
     },
+    /// Show what is not as it was when the volume was recorded; put it back
+    #[command(
+        after_help = "Examples:\n  format-guard volume rescue /dev/sdb --to /root/sdb.marks\n  format-guard volume rescue /dev/sdb --write"
+    )]
+    Rescue(rescue::Arguments),
     /// Delete what is known of a volume that is not attached, or holds nothing
     #[command(after_help = "Example: format-guard volume forget iscsi:iqn --reason \"returned to the pool\"")]
     Forget {
@@ -123,6 +128,7 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
         Command::Untaint { why } => {
             done(&client::post(socket, "/v1/volume/untaint", &why.request()?)?, why.json.json)
         }
+        Command::Rescue(arguments) => rescue::run(socket, &arguments),
         Command::Forget { why } => {
             done(&client::post(socket, "/v1/volume/forget", &why.request()?)?, why.json.json)
         }

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, 
 
 use super::{
     Record, Seconds, State,
-    store::{HistoryEvent, Loss, Store, StoreError, Wanted},
+    store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
     fault::{self, Point},
@@ -120,6 +120,17 @@ const MIGRATIONS: &[&str] = &[
         OR kind = 'formatted' AND text LIKE '%: adopted by user %';
     CREATE INDEX events_that_pass ON events (id) WHERE by_operator = 0;
     CREATE INDEX events_that_repeat ON events (repeats, id) WHERE repeats IS NOT NULL;
+",
+    // Apart from what is read at each start.
+    "
+    CREATE TABLE copies (
+        volume     TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+        generation INTEGER NOT NULL,
+        at         INTEGER NOT NULL,
+        size       INTEGER NOT NULL,
+        packed     BLOB NOT NULL,
+        sum        INTEGER NOT NULL
+    ) STRICT;
 ",
 ];
 
@@ -755,6 +766,60 @@ impl Store for SqliteStore {
         )?;
         transaction.commit()?;
         Ok(deleted as u64)
+    }
+
+    fn put_copies(&mut self, copies: &[(VolumeId, StoredCopy)]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        let mut put = transaction.prepare_cached(
+            "INSERT INTO copies (volume, generation, at, size, packed, sum) \
+             SELECT id, ?2, ?3, ?4, ?5, ?6 FROM volumes WHERE id = ?1 \
+             ON CONFLICT (volume) DO UPDATE SET generation = ?2, at = ?3, size = ?4, packed = ?5, sum = ?6",
+        )?;
+        for (id, copy) in copies {
+            put.execute(params![
+                id.as_str(),
+                copy.generation.cast_signed(),
+                copy.at,
+                copy.size.cast_signed(),
+                copy.packed,
+                sum::of_copy(id.as_str(), copy),
+            ])?;
+        }
+        drop(put);
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn copied(&self, id: &VolumeId) -> Result<Option<(u64, Seconds)>, StoreError> {
+        let mut select =
+            self.connection.prepare_cached("SELECT generation, at FROM copies WHERE volume = ?1")?;
+        let found =
+            select.query_row([id.as_str()], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)));
+        Ok(found.optional()?)
+    }
+
+    fn copy(&self, id: &VolumeId) -> Result<Option<StoredCopy>, StoreError> {
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT generation, at, size, packed, sum FROM copies WHERE volume = ?1")?;
+        let found = select
+            .query_row([id.as_str()], |row| {
+                let copy = StoredCopy {
+                    generation: row.get::<_, i64>(0)?.cast_unsigned(),
+                    at: row.get(1)?,
+                    size: row.get::<_, i64>(2)?.cast_unsigned(),
+                    packed: row.get(3)?,
+                };
+                Ok((copy, row.get::<_, i64>(4)?))
+            })
+            .optional()?;
+        match found {
+            Some((copy, stored)) if sum::of_copy(id.as_str(), &copy) != stored => Err(StoreError::Row {
+                volume: id.to_string(),
+                reason: "its copy is not what was stored".to_owned(),
+            }),
+            found => Ok(found.map(|(copy, _)| copy)),
+        }
     }
 
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {

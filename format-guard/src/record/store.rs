@@ -138,6 +138,19 @@ pub struct Pod {
     pub name: Option<String>,
 }
 
+/// A copy of the bytes that make a volume findable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCopy {
+    /// The generation of the record that it belongs to.
+    pub generation: u64,
+    /// When it was taken, in seconds since 1970.
+    pub at: Seconds,
+    /// Size of the device then, in bytes.
+    pub size: u64,
+    /// The bytes, as `volume::copies::pack` makes them.
+    pub packed: Vec<u8>,
+}
+
 /// That records were lost. Until an operator ends it nothing is armed but by a permit: what reads blank need not be.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -246,6 +259,12 @@ pub trait Store {
     /// and not seen since `before`. Those that are `present` are seen `now`. How many were deleted. A weak identity that
     /// was there in an earlier boot is remembered for good: by that it is not armed.
     fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError>;
+    /// Keeps copies of volumes that are on record, each in the place of the one before, in one transaction.
+    fn put_copies(&mut self, copies: &[(VolumeId, StoredCopy)]) -> Result<(), StoreError>;
+    /// The generation that the copy of a volume belongs to, and when it was taken.
+    fn copied(&self, id: &VolumeId) -> Result<Option<(u64, Seconds)>, StoreError>;
+    /// The copy of a volume.
+    fn copy(&self, id: &VolumeId) -> Result<Option<StoredCopy>, StoreError>;
     /// What an operator has set for the whole guard.
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError>;
     /// Sets it, with what is to be told of it.

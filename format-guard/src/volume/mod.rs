@@ -2,6 +2,7 @@
 //!
 //! Everything here only reads; what a device offers is hostile and bounded.
 
+pub mod copies;
 pub mod identity;
 pub mod marks;
 pub mod present;

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Dev,
+    copies::{self, Piece, Wanted},
     marks::{self, Found, MAX_MARKS, Mark, ReadAt},
     zoned,
 };
@@ -77,21 +78,32 @@ pub enum ProbeError {
     Deadline,
 }
 
-/// Probes the device of this name and number once. Blocks for as long as the device does.
-pub fn probe(name: &str, dev: Dev, size: u64) -> Result<Finding, ProbeError> {
-    if size == 0 {
-        return Err(ProbeError::NoMedium);
-    }
-    let device = Direct { file: open_node(name, dev)?, size };
+/// Probes the device of this name and number once, and copies what identifies what it holds. Blocks for as long as the
+/// device does.
+pub fn probe(
+    name: &str,
+    dev: Dev,
+    size: u64,
+    copied: Option<Wanted>,
+) -> Result<(Finding, Vec<Piece>), ProbeError> {
+    let device = Direct::open(name, dev, size)?;
     let tail_start = tail_of(size);
     let head = device.read(0, HEAD.min(size))?;
     let tail = device.read(tail_start, size - tail_start)?;
-    let found = judge(head, tail_start, tail, size, &device)?;
+    let read = Read { head, tail_start, tail, between: &device };
+    let found = judge(&read, size)?;
     // libblkid cannot ask a copy for its zones.
-    Ok(match zoned::btrfs(&device.file, &device)? {
+    let finding = match zoned::btrfs(&device.file, &device)? {
         Some((format, marks)) => with(found, format, marks),
         None => found,
-    })
+    };
+    let pieces = match (&finding, copied) {
+        (Finding::Holds { found, marks, .. }, Some(wanted)) => {
+            copies::take(found, marks, size, &read, wanted)
+        }
+        _ => Vec::new(),
+    };
+    Ok((finding, pieces))
 }
 
 /// The same with a format that was found otherwise, before what libblkid found.
@@ -112,19 +124,12 @@ fn tail_of(size: u64) -> u64 {
 }
 
 /// What a device holds whose ends read so.
-fn judge(
-    head: Vec<u8>,
-    tail_start: u64,
-    tail: Vec<u8>,
-    size: u64,
-    between: &dyn ReadAt,
-) -> Result<Finding, ProbeError> {
-    let (found, partitions) = search(&head, tail_start, &tail, size)?;
+fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
+    let (found, partitions) = search(&read.head, read.tail_start, &read.tail, size)?;
     if found.is_empty() {
         return Ok(Finding::Blank);
     }
-    let read = Read { head, tail_start, tail, between };
-    let marks = marks::derive(&found, size, &read);
+    let marks = marks::derive(&found, size, read);
     Ok(Finding::Holds { found, marks, partitions })
 }
 
@@ -143,7 +148,9 @@ pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
     let size = content.len() as u64;
     let tail_start = tail_of(size);
     let part = |from: u64, to: u64| content[from as usize..to as usize].to_vec();
-    judge(part(0, HEAD.min(size)), tail_start, part(tail_start, size), size, &Content(content))
+    let head = part(0, HEAD.min(size));
+    let read = Read { head, tail_start, tail: part(tail_start, size), between: &Content(content) };
+    judge(&read, size)
 }
 
 /// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read again, and
@@ -187,17 +194,26 @@ fn open_node(name: &str, dev: Dev) -> Result<File, ProbeError> {
 }
 
 /// Where devtmpfs has the node: the kernel writes a slash in a name as '!' (block/partitions/core.c).
-fn node_path(name: &str) -> PathBuf {
+#[must_use]
+pub fn node_path(name: &str) -> PathBuf {
     Path::new("/dev").join(name.replace('!', "/"))
 }
 
 /// A device read with `O_DIRECT`.
-struct Direct {
+pub struct Direct {
     file: File,
     size: u64,
 }
 
 impl Direct {
+    /// The device of this name and number.
+    pub fn open(name: &str, dev: Dev, size: u64) -> Result<Self, ProbeError> {
+        if size == 0 {
+            return Err(ProbeError::NoMedium);
+        }
+        Ok(Self { file: open_node(name, dev)?, size })
+    }
+
     /// Exactly `length` bytes at `offset`, which is aligned.
     fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ProbeError> {
         let wanted = usize::try_from(length).map_err(|error| ProbeError::Read(error.to_string()))?;

@@ -18,6 +18,7 @@ mod metrics;
 mod passthrough;
 mod permit;
 mod protection;
+mod rescue;
 mod roads;
 mod stacks;
 mod states;

@@ -36,6 +36,10 @@ impl<E: Enforcer> Reconciler<E> {
                 let id = self.select(&selector)?;
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
+            Question::Copy(selector) => {
+                let id = self.select(&selector)?;
+                Reply::Copy(Box::new(self.copy(&id)?))
+            }
             Question::Device(selector) => {
                 let id = self.select(&selector)?;
                 Reply::Device(Box::new(self.device_of(&id)?.clone()))
@@ -406,6 +410,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.world.protect = config.protect;
         self.world.resync_interval = config.interval();
         self.world.forget_after = config.forget_after();
+        self.world.copied = config.copied();
         self.keep_protected();
         self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());

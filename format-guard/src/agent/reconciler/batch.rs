@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Reconciler, unstored::Change};
+use super::{Reconciler, copying::Taken, unstored::Change};
 use crate::{
     enforce::Enforcer,
     record::{Record, store::HistoryEvent},
@@ -22,6 +22,7 @@ pub(super) struct Batch {
     unreleased: BTreeSet<VolumeId>,
     unprobed: BTreeSet<VolumeId>,
     unwished: BTreeSet<VolumeId>,
+    copies: Vec<Taken>,
 }
 
 /// A record that is not stored yet.
@@ -64,6 +65,10 @@ impl Batch {
         self.unwished.insert(id.clone());
     }
 
+    pub(super) fn copy_later(&mut self, taken: Taken) {
+        self.copies.push(taken);
+    }
+
     pub(super) fn probe_later(&mut self, id: &VolumeId) {
         self.unprobed.insert(id.clone());
     }
@@ -97,6 +102,7 @@ impl<E: Enforcer> Reconciler<E> {
         for id in batch.unprobed {
             self.probe(&id);
         }
+        self.keep_copies(batch.copies);
         if was_whole && self.unstored.count() > 0 {
             self.disarm_all();
         }

@@ -1,5 +1,6 @@
 #[cfg(feature = "etcd")]
 mod cluster;
+mod copying;
 mod loss;
 mod paths;
 mod unstored;
@@ -20,9 +21,10 @@ use crate::{
     enforce::{Counts, MapError, bpf::LoadError, protection::ProtectionError, tier::Tier},
     record::{
         Permit,
-        store::{StoreError, Wanted},
+        store::{StoreError, StoredCopy, Wanted},
     },
     volume::{
+        copies,
         marks::MarkKind,
         probe::{Finding, ProbeError},
         topology::Below,
@@ -56,6 +58,7 @@ struct RecordingStore {
     settings: BTreeMap<String, String>,
     broken: Arc<Mutex<bool>>,
     pruned: Pruned,
+    copies: BTreeMap<VolumeId, StoredCopy>,
 }
 
 /// How many volumes were present each time, and whether the times were sound.
@@ -122,6 +125,19 @@ impl Store for RecordingStore {
     fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError> {
         self.pruned.lock().expect("one thread").push((present.len(), before < now));
         Ok(0)
+    }
+
+    fn put_copies(&mut self, copies: &[(VolumeId, StoredCopy)]) -> Result<(), StoreError> {
+        self.copies.extend(copies.iter().filter(|(id, _)| self.records.contains_key(id)).cloned());
+        Ok(())
+    }
+
+    fn copied(&self, id: &VolumeId) -> Result<Option<(u64, Seconds)>, StoreError> {
+        Ok(self.copies.get(id).map(|copy| (copy.generation, copy.at)))
+    }
+
+    fn copy(&self, id: &VolumeId) -> Result<Option<StoredCopy>, StoreError> {
+        Ok(self.copies.get(id).cloned())
     }
 
     fn setting(&self, name: &str) -> Result<Option<String>, StoreError> {
@@ -247,6 +263,7 @@ fn setting() -> Setting {
         settings: BTreeMap::new(),
         broken: Arc::clone(&broken),
         pruned: Arc::clone(&pruned),
+        copies: BTreeMap::new(),
     };
     let world = World {
         sysfs: Sysfs::recorded(sysfs.path()),
@@ -258,6 +275,7 @@ fn setting() -> Setting {
         protect: true,
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,
+        copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         kubelet_dir: None,
         cluster: None,
     };
@@ -276,7 +294,7 @@ fn changed(name: &str) -> Input {
 }
 
 fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input {
-    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result })
+    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result, copy: None })
 }
 
 fn attach(root: &Path, diskseq: u64) {
@@ -345,6 +363,7 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
         diskseq: 5,
         begun: Instant::now(),
         result: Ok(finding),
+        copy: None,
     });
     setting.deeds.take();
     let entered = setting.runtime.enter();
@@ -353,7 +372,7 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
     *setting.broken.lock().expect("one thread") = true;
     setting.give(Input::Removed { name: "dm-0".to_owned() });
-    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()) };
+    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), copy: None };
     let entered = setting.runtime.enter();
     setting.reconciler.probed_together(vec![holding.clone(), holding]);
     drop(entered);
@@ -620,7 +639,7 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
         setting.reconciler.records[id].overlaid.is_some()
     };
     assert!(!overlaid(&setting));
-    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()) };
+    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), copy: None };
     let entered = setting.runtime.enter();
     setting.reconciler.probed_together(vec![holding.clone(), holding]);
     drop(entered);
@@ -799,7 +818,7 @@ fn a_probe_from_before_the_end_of_a_format_is_not_what_the_format_left() {
     begin(&mut setting, DEV, DEV);
     let begun = Instant::now();
     setting.give(Input::Ended { process: Process { started: 1, tgid: u32::MAX, zero: 0 }, last: true });
-    setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result: Ok(holds()) }));
+    setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result: Ok(holds()), copy: None }));
     assert_eq!(setting.state(), State::Formatting, "what it holds is not known yet");
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Formatted);

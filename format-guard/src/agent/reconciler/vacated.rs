@@ -46,7 +46,7 @@ impl<E: Enforcer> Reconciler<E> {
             && holds_format(record)
             && let Some(disk) = self.devices.get(below.dev)
         {
-            self.prober.ask(disk);
+            self.prober.ask(disk, None);
             self.vacated.push(Vacated { disk: below.dev, region: *region, record: record.clone() });
         }
     }

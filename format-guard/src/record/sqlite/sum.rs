@@ -3,7 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Record, StoreError, json};
+use super::{Record, StoreError, StoredCopy, json};
 
 /// Of every column of a record, its marks and its permit.
 pub(super) fn of_record(record: &Record) -> Result<i64, StoreError> {
@@ -43,7 +43,22 @@ pub(super) fn of_setting(name: &str, value: &str) -> Result<i64, StoreError> {
     Ok(of_text(&json(&(name, value))?))
 }
 
-/// The first eight bytes of a SHA-256, big-endian.
+/// Of a copy.
+pub(super) fn of_copy(volume: &str, copy: &StoredCopy) -> i64 {
+    let mut digest = Sha256::new();
+    digest.update(volume);
+    for number in [copy.generation, copy.at.cast_unsigned(), copy.size] {
+        digest.update(number.to_le_bytes());
+    }
+    digest.update(&copy.packed);
+    first_of(&digest.finalize())
+}
+
 fn of_text(text: &str) -> i64 {
-    Sha256::digest(text).iter().take(size_of::<i64>()).fold(0, |sum, byte| sum << 8 | i64::from(*byte))
+    first_of(&Sha256::digest(text))
+}
+
+/// The first eight bytes of a SHA-256, big-endian.
+fn first_of(digest: &[u8]) -> i64 {
+    digest.iter().take(size_of::<i64>()).fold(0, |sum, byte| sum << 8 | i64::from(*byte))
 }

@@ -259,7 +259,7 @@ fn what_a_version_without_sums_stored_gets_them() {
              DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; \
              DROP INDEX events_that_pass; DROP INDEX events_that_repeat; ALTER TABLE events DROP COLUMN count; \
              ALTER TABLE events DROP COLUMN first; ALTER TABLE events DROP COLUMN by_operator; \
-             ALTER TABLE events DROP COLUMN repeats; PRAGMA user_version = 4;",
+             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);
@@ -483,4 +483,31 @@ fn what_operators_did_under_an_earlier_version_is_kept_as_well() {
     let history = store.history(&wanted(10, None)).expect("history");
     assert_eq!(history.iter().map(|event| event.by_operator).collect::<Vec<_>>(), [true, true, false, false]);
     assert!(history.iter().all(|event| event.count == 1 && event.first == 9), "{history:?}");
+}
+
+#[test]
+fn a_copy_is_kept_with_its_record_and_a_flipped_bit_in_it_is_noticed() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    let id = record().id;
+    let copy = StoredCopy { generation: u64::MAX, at: 5, size: 1 << 40, packed: vec![7; 100] };
+    store.put_copies(&[(id.clone(), copy.clone())]).expect("nothing is on record");
+    assert_eq!(store.copy(&id).expect("read"), None);
+    store.put(&record(), &[]).expect("put");
+    for packed in [vec![1], vec![7; 100]] {
+        store.put_copies(&[(id.clone(), StoredCopy { packed, ..copy.clone() })]).expect("put");
+    }
+    // A record that is stored again keeps it.
+    store.put(&record(), &[]).expect("put");
+    drop(store);
+    let (store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    assert_eq!(store.copy(&id).expect("read"), Some(copy));
+    assert_eq!(store.copied(&id).expect("read"), Some((u64::MAX, 5)));
+    store.connection.execute("UPDATE copies SET packed = zeroblob(100)", []).expect("damaged");
+    assert!(store.copy(&id).is_err());
+    drop(store);
+    let (mut store, opened) = SqliteStore::open(directory.path(), 0).expect("opened");
+    assert_eq!(opened, Opened::Whole, "for a copy no record is lost");
+    store.forget(&id, &[]).expect("forgotten");
+    assert_eq!(store.copy(&id).expect("read"), None);
 }

@@ -121,6 +121,7 @@ impl Node {
             settings: BTreeMap::new(),
             broken: Arc::default(),
             pruned: Arc::default(),
+            copies: BTreeMap::new(),
         };
         let world = World {
             sysfs: Sysfs::recorded(sysfs),
@@ -132,6 +133,7 @@ impl Node {
             protect: false,
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
+            copied: None,
             kubelet_dir: None,
             cluster: None,
         };

@@ -16,7 +16,7 @@ impl Setting {
         }
     }
 
-    fn forget_all(&mut self) {
+    pub(super) fn forget_all(&mut self) {
         let ids: Vec<VolumeId> =
             self.reconciler.store.list().expect("list").into_iter().map(|record| record.id).collect();
         for id in ids {
