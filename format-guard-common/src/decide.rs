@@ -39,6 +39,9 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER));
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
+        FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
+            Verdict::Allow
+        }
         FORMATTED if rule.flags & flag::STRICT != 0 && class == Class::UNKNOWN => {
             Verdict::Deny(Reason::Strict)
         }

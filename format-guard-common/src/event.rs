@@ -23,7 +23,7 @@ pub struct HolderEntry {
     pub diskseq: u64,
     /// Kernel `dev_t` of the device that it formats.
     pub dev: u32,
-    /// Not zero once it wrote or erased anything: one that only looked has not formatted.
+    /// Bits of [`wrote`]; zero: it only looked, and has not formatted.
     pub wrote: u32,
     /// Not zero once a file system on the device was mounted after the format began.
     pub mounted: u64,
@@ -31,6 +31,27 @@ pub struct HolderEntry {
     pub comm: [u8; 16],
     /// The control group (v2) of the process.
     pub cgroup: u64,
+}
+
+/// Bits of [`HolderEntry::wrote`], and of the `reason` of an event [`EventKind::FormatBegan`].
+pub mod wrote {
+    use crate::Operation;
+
+    /// It wrote or erased anything, or may have.
+    pub const BYTES: u32 = 1;
+    /// The magic of a format went through.
+    pub const MAGIC: u32 = 2;
+
+    /// What has gone through where a format began ([`Verdict::Begin`](crate::Verdict)) with this operation.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begun(operation: Operation) -> u32 {
+        match operation {
+            Operation::Open => 0,
+            Operation::Write => BYTES | MAGIC,
+            _ => BYTES,
+        }
+    }
 }
 
 /// Key of the map `TAINTS`.
@@ -61,7 +82,7 @@ pub enum EventKind {
     Denied = 1,
     /// Audit: a request would have been refused.
     WouldDeny = 2,
-    /// A process has begun to format a blank or permitted volume.
+    /// A process has begun to format a blank or permitted volume; `reason` is what it has written, bits of [`wrote`].
     FormatBegan = 3,
     /// The process that formatted has ended; `status` is its wait status.
     FormatEnded = 4,
@@ -103,7 +124,7 @@ impl EventKind {
 pub struct KernelEvent {
     /// An [`EventKind`].
     pub kind: u32,
-    /// A [`crate::Reason`], or zero.
+    /// A [`crate::Reason`], or zero; of a format that began, bits of [`wrote`].
     pub reason: u32,
     /// A [`crate::Operation`], or zero.
     pub operation: u32,

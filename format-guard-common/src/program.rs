@@ -157,6 +157,13 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "grub-bios-setup", class: Class::TRUSTED },
 ];
 
+/// What a program of this name is known as, by [`PROGRAMS`].
+#[must_use]
+pub fn class_of(name: &str) -> Class {
+    let comm = comm(name);
+    PROGRAMS.iter().find(|known| self::comm(known.name) == comm).map_or(Class::UNKNOWN, |known| known.class)
+}
+
 /// `cryptsetup` and `sgdisk` as two words, as the kernel keeps names.
 const CRYPTSETUP: [u64; 2] = [word(*b"cryptset"), word(*b"up\0\0\0\0\0\0")];
 const SGDISK: [u64; 2] = [word(*b"sgdisk\0\0"), 0];

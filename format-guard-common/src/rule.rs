@@ -62,6 +62,9 @@ pub mod flag {
     pub const STRICT: u32 = 4;
     /// Of a device without a rule of its own yet: it lies over a volume that holds a format.
     pub const LAYER: u32 = 8;
+    /// The process that formatted the volume still runs and has it open (a virtual machine's monitor, a target's daemon): what
+    /// others must keep it may change.
+    pub const HELD: u32 = 16;
 }
 
 /// What a check guards.

@@ -5,7 +5,7 @@ use format_guard_common::{
     Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
     clear::slot,
     decide,
-    event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey},
+    event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey, wrote},
     flag, opaque,
     program::{Class, name_slot},
 };
@@ -205,11 +205,11 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
         Verdict::Allow => {
             let open = matches!(request.operation, Operation::Open);
             if !open && matches!(target.rule.state, BLANK | PERMITTED | FORMATTING) {
-                wrote(target);
+                note_write(target);
             }
             return 0;
         }
-        Verdict::Begin => (EventKind::FormatBegan, 0),
+        Verdict::Begin => (EventKind::FormatBegan, wrote::begun(request.operation)),
         Verdict::Relabel => (EventKind::Relabelled, 0),
         Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
         Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),
@@ -231,7 +231,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
 fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
-    if kind == EventKind::FormatBegan as u32 && !begin(target, process, request.operation) {
+    if kind == EventKind::FormatBegan as u32 && !begin(target, process, reason) {
         (kind, reason) = (DENIED, Reason::BeingFormatted as u32);
     }
     if kind == DENIED {
@@ -265,13 +265,13 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
 
 /// Remembers of the one who formats a device that it was changed.
 #[inline(never)]
-fn wrote(target: &Target<'_>) {
+fn note_write(target: &Target<'_>) {
     let process = caller::process();
     if let Some(entry) = HOLDERS.get_ptr_mut(target.rule.lead) {
         // SAFETY: a map value; one aligned store.
         unsafe {
             if (*entry).process == process && (*entry).diskseq == target.rule.lead_diskseq {
-                (*entry).wrote = 1;
+                (*entry).wrote |= wrote::BYTES;
             }
         }
     }
@@ -292,12 +292,12 @@ fn taint(target: &Target<'_>, process: Process) {
 
 /// Makes the caller the one process that formats the device; false when another was faster.
 #[inline(always)]
-fn begin(target: &Target<'_>, process: Process, operation: Operation) -> bool {
+fn begin(target: &Target<'_>, process: Process, wrote: u32) -> bool {
     let entry = HolderEntry {
         process,
         diskseq: target.rule.lead_diskseq,
         dev: target.dev,
-        wrote: u32::from(!matches!(operation, Operation::Open)),
+        wrote,
         mounted: 0,
         comm: caller::comm(),
         cgroup: caller::cgroup(),

@@ -16,7 +16,7 @@ use std::{
 use format_guard::{
     enforce::rule::{self, Subject},
     record::{
-        Claim, Formatter, Permit, Record, Seconds, State,
+        Claim, Formatter, Permit, Record, Seconds, State, Wrote,
         shared::{self, ClaimChange, Me, Seen, Shared, Standing, Wish},
         transition::{self, Effect, Event},
     },
@@ -27,7 +27,7 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Holder, NoContent, Operation, Request, Verdict, claim::Lease, decide, program::Class,
+    Caller, Holder, NoContent, Operation, Request, Verdict, claim::Lease, decide, event, program::Class,
 };
 use stateright::{Model, Property};
 
@@ -315,12 +315,14 @@ impl Node {
     }
 
     fn is_untold(&self) -> bool {
-        self.holder.is_some() && transition::is_untold(&self.record)
+        self.holder.is_some()
+            && transition::is_untold(&self.record, event::Process { started: 0, tgid: 1, zero: 0 })
     }
 
     fn format_began(&mut self, now: u8) {
-        let formatter = Formatter { pid: 1, started: 0, comm: String::new(), exe: None, cgroup: 0, at: 0 };
-        self.apply(Event::FormatBegan(formatter), now);
+        let formatter =
+            Formatter { pid: 1, started: 0, comm: "mkfs".to_owned(), exe: None, cgroup: 0, at: 0 };
+        self.apply(Event::FormatBegan { formatter, wrote: Wrote::Nothing }, now);
     }
 
     /// `Reconciler::lose_claims`.
@@ -610,7 +612,8 @@ impl Fleet {
                 let node = &mut moment.nodes[i];
                 let Process::Ended { failed } = node.process else { return false };
                 let status = told.then_some(u32::from(failed));
-                let wrote = node.holder.is_none_or(|held| held.wrote);
+                let wrote =
+                    if node.holder.is_none_or(|held| held.wrote) { Wrote::Bytes } else { Wrote::Nothing };
                 node.apply(Event::FormatEnded { status, wrote }, now);
             }
             FleetAction::Permit => {

@@ -2,7 +2,7 @@
 
 use format_guard::{
     enforce::rule::{self, Subject},
-    record::{Claim, Formatter, Permit, Record, Seconds, State, transition},
+    record::{Claim, Formatter, Permit, Record, Seconds, State, Wrote, transition},
     volume::{
         identity::Strength,
         marks::{Found, Mark, MarkKind},
@@ -10,8 +10,8 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Check, CheckKind, Content, Holder, Operation, Request, Rule, Verdict, Windows, decide,
-    program::Class,
+    Caller, Check, CheckKind, Content, Holder, Operation, Request, Rule, Verdict, Windows, decide, event,
+    flag, program::Class,
 };
 use stateright::{Model, Property};
 
@@ -19,6 +19,8 @@ use stateright::{Model, Property};
 const DEV: u32 = 0x70_0000;
 /// Seconds that a volume must read blank after a crash of the host.
 const QUARANTINE: Seconds = 100;
+/// In place of the process that made it: a format that is older than the guard.
+const EARLIER: usize = usize::MAX;
 /// Magic of the format that everybody writes.
 const MAGIC: &[u8] = b"XFSB";
 
@@ -37,6 +39,12 @@ pub enum Break {
     DropsAtStart,
     /// A store that fails is taken for one that does not.
     IgnoresFailingStore,
+    /// One that writes a magic is taken for a known formatter.
+    TakesAllForFormatters,
+    /// A formatter that wrote nothing is taken for one that did.
+    TakesAllForWriters,
+    /// That the database was lost is known to the agent alone that found it so.
+    ForgetsLostDatabase,
 }
 
 /// How far what lies on the disk is written.
@@ -55,7 +63,8 @@ enum Written {
 struct Disk {
     written: Written,
     by: usize,
-    /// Somebody may have put data there: its formatter ended well, or the agent has seen it mounted.
+    /// Somebody may have put data there: its formatter ended well, or the agent has seen it mounted; it is a monitor's, which
+    /// puts data there all its life; or it was there before, and the agent has seen it.
     precious: bool,
 }
 
@@ -86,6 +95,8 @@ struct Ruled {
     state: State,
     diskseq: u64,
     marked: bool,
+    /// Who formatted it goes on.
+    held: bool,
 }
 
 /// The entry of the one who formats.
@@ -93,7 +104,7 @@ struct Ruled {
 struct Held {
     by: usize,
     diskseq: u64,
-    wrote: bool,
+    wrote: Wrote,
     mounted: bool,
 }
 
@@ -192,6 +203,9 @@ pub struct Moment {
     known: bool,
     /// And one says no more that there ever was.
     forgotten: bool,
+    /// The database was lost, and this is still known.
+    records_lost: bool,
+    losses: u8,
 }
 
 /// One step of one of them.
@@ -205,6 +219,8 @@ pub enum Action {
     PowerCut,
     /// From now on, in this boot, probes tell the truth, and the quarantine has passed: what fails with a host comes back.
     Calm,
+    /// The database is lost while no agent runs.
+    LoseDatabase,
     /// The agent is started.
     Start,
     /// The agent is killed.
@@ -254,6 +270,12 @@ pub enum Action {
 pub struct Node {
     /// Processes that go by a formatter's name.
     pub formatters: usize,
+    /// Processes that do not, and write a format all the same: monitors of virtual machines.
+    pub monitors: usize,
+    /// A format lies on the disk that is older than the guard.
+    pub earlier: bool,
+    /// Times that the database is lost.
+    pub losses: u8,
     /// Times that the device appears.
     pub attachments: u64,
     /// Power cuts.
@@ -271,6 +293,7 @@ pub struct Node {
 /// Who asks, for `decide`.
 struct Asking<'a> {
     moment: &'a Moment,
+    class: Class,
     process: usize,
     rule: Option<Ruled>,
 }
@@ -281,7 +304,7 @@ impl Caller for Asking<'_> {
     }
 
     fn class(&self) -> Class {
-        Class::FORMATTER
+        self.class
     }
 
     fn tainted(&self) -> bool {
@@ -331,7 +354,7 @@ impl Moment {
     }
 
     /// The verdict on what a process asks for; under the rule in force for it.
-    fn verdict(&self, process: usize, operation: Operation) -> (Verdict, Option<Ruled>) {
+    fn verdict(&self, class: Class, process: usize, operation: Operation) -> (Verdict, Option<Ruled>) {
         let rule = match (self.kernel.rule, self.processes[process]) {
             // An open knows the number alone; of an opened device the medium is known.
             (rule, Process::New) => rule,
@@ -350,13 +373,16 @@ impl Moment {
         for check in checks.into_iter().flatten() {
             let _ = kernel.push(check);
         }
+        if rule.is_some_and(|rule| rule.held) {
+            kernel.flags |= flag::HELD;
+        }
         let length = if operation == Operation::Open { 0 } else { 4 };
-        let asking = Asking { moment: self, process, rule };
+        let asking = Asking { moment: self, class, process, rule };
         (decide(&kernel, &Request { operation, offset: 0, length }, &asking, &Magic), rule)
     }
 
     /// Lets the process become the one that formats; false when another was faster.
-    fn begin(&mut self, process: usize, rule: Ruled, wrote: bool) -> bool {
+    fn begin(&mut self, process: usize, rule: Ruled, wrote: Wrote) -> bool {
         if self.kernel.holder.is_some_and(|held| held.diskseq == rule.diskseq) {
             return false;
         }
@@ -369,14 +395,14 @@ impl Moment {
     }
 
     /// A write to the device by a process.
-    fn write(&mut self, process: usize, written: Written) {
+    fn write(&mut self, class: Class, process: usize, written: Written) {
         let Process::Open { permitted, diskseq, .. } = self.processes[process] else { return };
-        let (verdict, rule) = self.verdict(process, Operation::Write);
+        let (verdict, rule) = self.verdict(class, process, Operation::Write);
         let mut permitted = permitted;
         let passes = match (verdict, rule) {
             (Verdict::Begin, Some(rule)) => {
                 permitted = rule.state == State::Permitted;
-                self.begin(process, rule, true)
+                self.begin(process, rule, Wrote::Magic)
             }
             (Verdict::Deny(_), _) => false,
             _ => true,
@@ -386,11 +412,14 @@ impl Moment {
             return;
         }
         if let Some(held) = self.kernel.holder.as_mut().filter(|held| held.by == process) {
-            held.wrote = true;
+            held.wrote = held.wrote.max(Wrote::Bytes);
         }
         let own = self.disk.by == process && self.disk.written != Written::Blank;
         self.lost |= self.disk.precious && !own && !permitted;
-        self.disk = Disk { written, by: process, precious: own && self.disk.precious };
+        // A monitor's data are there as soon as its format is, until it begins another one.
+        let precious =
+            if class == Class::UNKNOWN { written == Written::Whole } else { own && self.disk.precious };
+        self.disk = Disk { written, by: process, precious };
     }
 
     fn end(&mut self, process: usize, failed: bool) {
@@ -423,6 +452,9 @@ pub(crate) fn kept(record: &Record) -> Record {
         ended: None,
         over: false,
         relabelled: false,
+        wrote: Wrote::Nothing,
+        left: None,
+        rewritten: false,
         ..record.clone()
     }
 }
@@ -436,7 +468,8 @@ pub(crate) fn plain(record: Record) -> Record {
         discrepancy: None,
         clean_passes: if counts { record.clean_passes } else { 0 },
         ended: record.ended.filter(|_| record.state == State::Formatting),
-        over: record.over && record.state == State::Formatting,
+        over: record.over && matches!(record.state, State::Formatting | State::Formatted),
+        wrote: if record.state == State::Formatting { record.wrote } else { Wrote::Nothing },
         ..record
     }
 }
@@ -475,9 +508,19 @@ impl Node {
     }
 
     fn began(&self, moment: &mut Moment, process: usize) {
-        let formatter =
-            Formatter { pid: process as u32, started: 0, comm: String::new(), exe: None, cgroup: 0, at: 0 };
-        self.step(moment, transition::Event::FormatBegan(formatter), true);
+        let known =
+            self.class(process) == Class::FORMATTER || self.broken == Some(Break::TakesAllForFormatters);
+        let comm = if known { "mkfs" } else { "qemu" }.to_owned();
+        let formatter = Formatter { pid: process as u32, started: 0, comm, exe: None, cgroup: 0, at: 0 };
+        // What the kernel tells with the event it keeps with the holder.
+        let wrote =
+            moment.kernel.holder.filter(|held| held.by == process).map_or(Wrote::Nothing, |held| held.wrote);
+        self.step(moment, transition::Event::FormatBegan { formatter, wrote }, true);
+    }
+
+    /// As what a process goes.
+    fn class(&self, process: usize) -> Class {
+        if process < self.formatters { Class::FORMATTER } else { Class::UNKNOWN }
     }
 
     /// A format that the kernel let through, if that was not told yet: `Reconciler::take_up`.
@@ -485,7 +528,8 @@ impl Node {
         let agent = moment.agent.as_ref()?;
         let record = agent.record.as_ref()?;
         let held = moment.kernel.holder.filter(|held| Some(held.diskseq) == agent.device)?;
-        transition::is_untold(record).then_some(held.by)
+        let process = event::Process { started: 0, tgid: held.by as u32, zero: 0 };
+        transition::is_untold(record, process).then_some(held.by)
     }
 
     /// Goes on with a step, or begins the next one.
@@ -512,7 +556,7 @@ impl Node {
                 let event = transition::Event::Attached {
                     boot,
                     strength,
-                    records_lost: false,
+                    records_lost: moment.records_lost,
                     quarantine: QUARANTINE,
                     claim: Claim::Unneeded,
                 };
@@ -568,7 +612,8 @@ impl Node {
             rule.checks.iter().take(rule.count as usize).any(|check| check.kind == CheckKind::Magic as u32);
         let armed = moment.store.as_ref().is_some_and(|stored| stored.armed.as_ref() == Some(&moment.boot()));
         moment.unrecorded |= matches!(state, Some(State::Blank | State::Permitted)) && !armed;
-        moment.kernel.rule = state.map(|state| Ruled { state, diskseq, marked });
+        let held = rule.flags & flag::HELD != 0;
+        moment.kernel.rule = state.map(|state| Ruled { state, diskseq, marked, held });
     }
 
     fn rest(moment: &mut Moment, step: &Step) {
@@ -629,6 +674,13 @@ impl Node {
         }
     }
 
+    /// Broken: the next agent knows nothing of it.
+    fn forget_loss(&self, moment: &mut Moment) {
+        if self.broken == Some(Break::ForgetsLostDatabase) && moment.agent.is_none() {
+            moment.records_lost = false;
+        }
+    }
+
     fn deliver(&self, moment: &mut Moment, stores: bool) {
         // The reading is half of a format that was let through and not told yet.
         if let Some(process) = Self::untold(moment) {
@@ -640,6 +692,9 @@ impl Node {
         if agent.device != Some(diskseq) {
             return;
         }
+        // From now on it is known; unless somebody was let through who may write over it.
+        let taken = agent.record.as_ref().is_none_or(|record| record.running);
+        moment.disk.precious |= answer == Answer::Holds && moment.disk.by == EARLIER && stores && !taken;
         let finding = match answer {
             Answer::Blank => Ok(Finding::Blank),
             Answer::Error => Err(ProbeError::Deadline),
@@ -671,21 +726,25 @@ impl Node {
         let Process::Ended { failed } = moment.processes[process] else { return };
         let held =
             moment.kernel.holder.filter(|held| held.by == process && Some(held.diskseq) == agent.device);
-        let wrote = held.is_none_or(|held| held.wrote) && self.broken != Some(Break::ForgetsSuccess);
+        let wrote = match self.broken {
+            Some(Break::ForgetsSuccess) => Wrote::Nothing,
+            Some(Break::TakesAllForWriters) => Wrote::Bytes,
+            _ => held.map_or(Wrote::Bytes, |held| held.wrote),
+        };
         let status = told.then_some(u32::from(failed));
         self.step(moment, transition::Event::FormatEnded { status, wrote }, true);
     }
 
-    fn open(moment: &mut Moment, process: usize) {
+    fn open(&self, moment: &mut Moment, process: usize) {
         let Some(diskseq) = moment.attached else { return };
-        let (verdict, rule) = moment.verdict(process, Operation::Open);
+        let (verdict, rule) = moment.verdict(self.class(process), process, Operation::Open);
         // Formatters open exclusively (mke2fs, mkfs.xfs: O_EXCL), and so does a mount.
         let (mut permitted, mut opened) = (false, !moment.mounted);
         match (verdict, rule) {
             // Judged first: a format that did not come to be may be taken to have begun.
             (Verdict::Begin, Some(rule)) => {
                 permitted = rule.state == State::Permitted;
-                opened &= moment.begin(process, rule, false);
+                opened &= moment.begin(process, rule, Wrote::Nothing);
             }
             (Verdict::Deny(_), _) => opened = false,
             _ => {}
@@ -700,6 +759,9 @@ impl Node {
     fn agents_actions(&self, moment: &Moment, actions: &mut Vec<Action>) {
         let Some(agent) = &moment.agent else {
             actions.push(Action::Start);
+            if moment.losses < self.losses {
+                actions.push(Action::LoseDatabase);
+            }
             return;
         };
         if moment.kills < self.kills {
@@ -727,8 +789,7 @@ impl Node {
             actions.push(Action::SeeMounted);
         }
         let Some(record) = &agent.record else { return };
-        let formats =
-            record.formatter.as_ref().filter(|_| record.state == State::Formatting && record.running);
+        let formats = record.formatter.as_ref().filter(|_| record.running);
         if formats.is_some_and(|by| matches!(moment.processes[by.pid as usize], Process::Ended { .. })) {
             actions.push(Action::SeeEnded(false));
             // The kernel tells of the beginning first.
@@ -761,7 +822,11 @@ impl Model for Node {
 
     fn init_states(&self) -> Vec<Moment> {
         vec![Moment {
-            disk: Disk { written: Written::Blank, by: 0, precious: false },
+            disk: if self.earlier {
+                Disk { written: Written::Whole, by: EARLIER, precious: false }
+            } else {
+                Disk { written: Written::Blank, by: 0, precious: false }
+            },
             attached: Some(1),
             newest: 1,
             boot: 0,
@@ -770,7 +835,7 @@ impl Model for Node {
             kernel: Kernel::default(),
             store: None,
             agent: None,
-            processes: vec![Process::New; self.formatters],
+            processes: vec![Process::New; self.formatters + self.monitors],
             kills: 0,
             failures: 0,
             unstored: None,
@@ -780,6 +845,8 @@ impl Model for Node {
             unrecorded: false,
             known: false,
             forgotten: false,
+            records_lost: false,
+            losses: 0,
         }]
     }
 
@@ -810,12 +877,20 @@ impl Model for Node {
         for (process, state) in moment.processes.iter().enumerate() {
             match state {
                 // One after the other: they are alike but for their names.
-                Process::New if process == 0 || moment.processes[process - 1] != Process::New => {
+                Process::New
+                    if process == 0
+                        || process == self.formatters
+                        || moment.processes[process - 1] != Process::New =>
+                {
                     actions.push(Action::Open(process));
                 }
                 Process::Open { diskseq, tainted, .. } => {
                     actions.extend([Action::End(process), Action::Die(process)]);
-                    if moment.attached == Some(*diskseq) && !tainted {
+                    // Beside another's format it may write, too: see the list of what is not checked.
+                    let formatting = moment.kernel.rule.is_some_and(|rule| rule.state == State::Formatting);
+                    let beside = moment.kernel.holder.map_or(formatting, |held| held.by != process);
+                    let alone = self.class(process) == Class::FORMATTER || !beside;
+                    if moment.attached == Some(*diskseq) && !tainted && alone {
                         actions.extend([Action::WriteHalf(process), Action::WriteWhole(process)]);
                     }
                 }
@@ -866,10 +941,18 @@ impl Model for Node {
                     agent.probe = Some(Probe::Asked);
                 }
             }
+            Action::LoseDatabase => {
+                moment.losses += 1;
+                moment.store = None;
+                moment.records_lost = true;
+                // What it said is not known any more, and nothing is armed for that.
+                (moment.known, moment.forgotten) = (false, false);
+            }
             Action::Start => self.start(moment),
             Action::Kill => {
                 moment.kills += 1;
                 moment.agent = None;
+                self.forget_loss(moment);
             }
             Action::Stop => {
                 moment.kills += 1;
@@ -936,9 +1019,9 @@ impl Model for Node {
                     Permit { reason: String::new(), uid: 0, at: 0, expires: moment.now() + QUARANTINE };
                 self.step(moment, transition::Event::Permitted(permit), true);
             }
-            Action::Open(process) => Self::open(moment, process),
-            Action::WriteHalf(process) => moment.write(process, Written::Half),
-            Action::WriteWhole(process) => moment.write(process, Written::Whole),
+            Action::Open(process) => self.open(moment, process),
+            Action::WriteHalf(process) => moment.write(self.class(process), process, Written::Half),
+            Action::WriteWhole(process) => moment.write(self.class(process), process, Written::Whole),
             Action::End(process) => moment.end(process, false),
             Action::Die(process) => moment.end(process, true),
             Action::Mount => {

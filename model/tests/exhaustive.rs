@@ -8,7 +8,18 @@ use format_guard_model::{Break, Node};
 
 /// One process that goes by a formatter's name, on a device that appears once; nothing fails.
 fn node() -> Node {
-    Node { formatters: 1, attachments: 1, cuts: 0, kills: 0, failures: 0, permits: 0, broken: None }
+    Node {
+        formatters: 1,
+        monitors: 0,
+        earlier: false,
+        losses: 0,
+        attachments: 1,
+        cuts: 0,
+        kills: 0,
+        failures: 0,
+        permits: 0,
+        broken: None,
+    }
 }
 
 /// Two such processes.
@@ -37,9 +48,26 @@ fn everything_fails_once_under_one_formatter() {
 }
 
 #[test]
+fn a_monitor_of_a_virtual_machine_writes_a_format() {
+    holds("a monitor, power cut", Node { monitors: 1, cuts: 1, ..node() });
+    holds("a monitor, re-attach", Node { monitors: 1, attachments: 2, ..node() });
+}
+
+#[test]
+fn a_format_lies_there_that_is_older_than_the_guard() {
+    holds("an earlier format", Node { earlier: true, cuts: 1, ..node() });
+}
+
+#[test]
+fn the_database_is_lost() {
+    holds("database lost", Node { losses: 1, kills: 2, ..two() });
+}
+
+#[test]
 #[ignore = "larger, some minutes: cargo test -p format-guard-model -- --ignored"]
 fn larger() {
     holds("kill, re-attach", Node { attachments: 2, kills: 1, ..two() });
+    holds("a monitor, re-attach, kill", Node { monitors: 1, attachments: 2, kills: 1, ..node() });
     holds("three formatters, permit", Node { formatters: 3, permits: 1, ..node() });
     holds("kill, permit", Node { kills: 1, permits: 1, ..two() });
     holds(
@@ -71,6 +99,21 @@ fn trust_in_what_was_armed_before_a_power_cut_is_found() {
 #[test]
 fn a_formatters_success_that_is_forgotten_is_found() {
     is_found(Break::ForgetsSuccess, two());
+}
+
+#[test]
+fn a_monitor_that_is_taken_for_a_formatter_is_found() {
+    is_found(Break::TakesAllForFormatters, Node { monitors: 1, ..node() });
+}
+
+#[test]
+fn a_formatter_that_wrote_nothing_and_is_taken_for_one_that_did_is_found() {
+    is_found(Break::TakesAllForWriters, Node { earlier: true, ..two() });
+}
+
+#[test]
+fn a_lost_database_that_the_next_agent_knows_nothing_of_is_found() {
+    is_found(Break::ForgetsLostDatabase, Node { losses: 1, kills: 2, ..two() });
 }
 
 #[test]

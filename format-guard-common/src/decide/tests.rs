@@ -220,6 +220,26 @@ fn an_unknown_program_that_writes_a_magic_begins_a_format_on_a_blank_volume() {
 }
 
 #[test]
+fn who_formatted_it_goes_on_where_the_rule_says_so_and_nobody_else() {
+    let (_, mut rule) = formatted();
+    let asked = |operation, holder| Asked { holder, ..request(operation, 1024, 512) };
+    let all = [Operation::Open, Operation::Write, Operation::Erase, Operation::Map, Operation::Unplaced];
+    for operation in all {
+        let without = decide(&rule, &asked(operation, Holder::Caller), &Bytes(&[0; 512]));
+        rule.flags |= flag::HELD;
+        assert_eq!(decide(&rule, &asked(operation, Holder::Caller), &Bytes(&[0; 512])), Verdict::Allow);
+        for holder in [Holder::None, Holder::Another { mounted: false }] {
+            assert_eq!(decide(&rule, &asked(operation, holder), &Bytes(&[0; 512])), without, "{operation:?}");
+        }
+        rule.flags = 0;
+        assert_eq!(without == Verdict::Allow, operation == Operation::Open, "{operation:?}");
+    }
+    rule.flags |= flag::HELD;
+    let formatter = Asked { class: Class::FORMATTER, ..asked(Operation::Open, Holder::Caller) };
+    assert_eq!(decide(&rule, &formatter, &NoContent), Verdict::Deny(Reason::Formatter));
+}
+
+#[test]
 fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
     let (_, mut rule) = formatted();
     rule.state = State::Permitted as u32;

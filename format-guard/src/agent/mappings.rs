@@ -29,7 +29,8 @@ pub(super) fn present() -> Vec<Mapping> {
     found
 }
 
-fn of(pid: u32) -> Vec<Mapping> {
+/// Those of one process.
+pub(super) fn of(pid: u32) -> Vec<Mapping> {
     // A process that has ended maps nothing any more.
     let Ok(list) = File::open(format!("/proc/{pid}/maps")) else { return Vec::new() };
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();

@@ -8,6 +8,7 @@ mod container;
 mod control;
 pub mod detach;
 mod formatter_end;
+mod holding;
 mod inputs;
 pub(crate) mod kernel_events;
 mod kubernetes;

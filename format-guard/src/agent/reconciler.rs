@@ -46,6 +46,7 @@ use vacated::Vacated;
 use super::{
     claims::{Told, Wishes},
     formatter_end::Watcher,
+    holding,
     inputs::Inputs,
     kubernetes, mappings,
     metrics::Metrics,
@@ -57,7 +58,7 @@ use crate::{
     config::{Config, Mode},
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
-        Claim, Formatter, Record, Seconds,
+        Claim, Formatter, Record, Seconds, Wrote,
         store::{HistoryEvent, Loss, Store},
         transition::{self, Effect, Event, Report},
     },
@@ -699,7 +700,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.devices.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
-            self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
+            self.format_began(&entry);
             if entry.mounted != 0 {
                 self.apply(&id, Event::Mounted);
             }
@@ -787,6 +788,7 @@ impl<E: Enforcer> Reconciler<E> {
         if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
             return;
         }
+        self.see_whether_held(&id);
         if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
             self.probe(&id);
             return;
@@ -966,10 +968,10 @@ impl<E: Enforcer> Reconciler<E> {
     fn take_up(&mut self, entry: &HolderEntry) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.devices.id(dev).and_then(|id| self.records.get(id));
-        let untold =
-            record.is_some_and(transition::is_untold) && !self.unstored.is_to_be_released(entry.process);
+        let untold = record.is_some_and(|record| transition::is_untold(record, entry.process))
+            && !self.unstored.is_to_be_released(entry.process);
         if untold {
-            self.format_began(dev, entry.process, &entry.comm, entry.cgroup);
+            self.format_began(entry);
         }
         untold
     }
@@ -992,7 +994,14 @@ impl<E: Enforcer> Reconciler<E> {
             // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
             Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
                 if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
-            Some(EventKind::FormatBegan) => self.format_began(dev, event.process, &event.comm, event.cgroup),
+            Some(EventKind::FormatBegan) => self.format_began(&HolderEntry {
+                process: event.process,
+                dev: event.dev,
+                wrote: event.reason,
+                comm: event.comm,
+                cgroup: event.cgroup,
+                ..HolderEntry::default()
+            }),
             Some(EventKind::FormatEnded) => {
                 if self.ends.len() >= MAX_ENDS
                     && let Some(oldest) =
@@ -1040,17 +1049,32 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    fn format_began(&mut self, dev: Dev, process: Process, comm: &[u8; 16], cgroup: u64) {
+    fn format_began(&mut self, entry: &HolderEntry) {
+        let process = entry.process;
         let formatter = Formatter {
             pid: process.tgid,
             started: process.started,
-            comm: text_of(comm),
+            comm: text_of(&entry.comm),
             exe: exe_of(process.tgid),
-            cgroup,
+            cgroup: entry.cgroup,
             at: now(),
         };
-        self.apply_to_device(dev, &Event::FormatBegan(formatter));
+        let wrote = Wrote::of(entry.wrote);
+        self.apply_to_device(Dev::from_kernel(entry.dev), &Event::FormatBegan { formatter, wrote });
         self.watcher.watch(process);
+    }
+
+    /// One that is no known formatter may live for months: what it has closed is not its own any more.
+    fn see_whether_held(&mut self, id: &VolumeId) {
+        let Some(record) = self.records.get(id).filter(|record| transition::is_held(record)) else { return };
+        let Some(process) = record.formatter.as_ref().map(Formatter::process) else { return };
+        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        // It may have opened the disk of a partition.
+        let around = devices.iter().flat_map(|dev| self.devices.related(*dev)).map(|related| related.dev);
+        let all: Vec<Dev> = around.chain(devices.iter().copied()).collect();
+        if holding::has_open(process, &all) == Some(false) {
+            self.format_ended(id, process, None);
+        }
     }
 
     fn ended(&mut self, process: Process, last: bool) {
@@ -1062,25 +1086,12 @@ impl<E: Enforcer> Reconciler<E> {
             self.ends.remove(&process);
         }
         let formats = |record: &Record| {
-            record.state == State::Formatting
-                && record.running
-                && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
+            record.running && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
         for id in ended {
-            let devices: Vec<Dev> = self.devices.of(&id).map(|device| device.dev).collect();
-            for dev in &devices {
-                let around = self.devices.related(*dev).into_iter().map(|related| related.dev);
-                let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
-                self.format_over.extend(over);
-            }
-            let entry = devices
-                .first()
-                .and_then(|dev| self.formatter_of(*dev))
-                .filter(|entry| entry.process == process);
-            let wrote = entry.is_none_or(|entry| entry.wrote != 0);
-            self.apply(&id, Event::FormatEnded { status, wrote });
+            self.format_ended(&id, process, status);
         }
         let worked_on: Vec<VolumeId> = self
             .records
@@ -1113,6 +1124,20 @@ impl<E: Enforcer> Reconciler<E> {
             }
             Err(error) => error!("volumes that were not seen for long cannot be forgotten: {error}"),
         }
+    }
+
+    /// What was read of the volume until now is what was there before, or half of it.
+    fn format_ended(&mut self, id: &VolumeId, process: Process, status: Option<u32>) {
+        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        for dev in &devices {
+            let around = self.devices.related(*dev).into_iter().map(|related| related.dev);
+            let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
+            self.format_over.extend(over);
+        }
+        let entry =
+            devices.first().and_then(|dev| self.formatter_of(*dev)).filter(|entry| entry.process == process);
+        let wrote = entry.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote));
+        self.apply(id, Event::FormatEnded { status, wrote });
     }
 
     fn tell(&mut self, volume: String, kind: &str, text: String) {

@@ -18,7 +18,7 @@ use std::{
 use format_guard_common::{
     Operation, Rule, State, Windows,
     claim::Lease,
-    event::{EventKind, HolderEntry, KernelEvent, Process},
+    event::{EventKind, HolderEntry, KernelEvent, Process, wrote},
     program,
     question::{Ask, Question},
     snapshot::{self, Entry, FILE, Header, Known, SUPERSEDED},
@@ -195,7 +195,7 @@ impl Published {
             process: caller.process,
             diskseq,
             dev: question.dev,
-            wrote: u32::from(question.operation != Operation::Open as u32),
+            wrote: Operation::from_raw(question.operation).map_or(wrote::BYTES, wrote::begun),
             mounted: 0,
             comm: caller.comm,
             cgroup: caller.cgroup,
@@ -261,7 +261,7 @@ impl Questions {
             }
             Ask::Wrote => {
                 let entry = published.held_by(question.dev, caller.process);
-                (entry.map(|entry| entry.wrote = 1).is_some(), None)
+                (entry.map(|entry| entry.wrote |= wrote::BYTES).is_some(), None)
             }
             Ask::Denied => {
                 published.refuse(question, caller.process);

@@ -84,6 +84,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         subject.others.iter().any(|other| other.place == Place::Above && holds_format(other.record));
     let state = match record.state {
         State::Unverified | State::Blank if carries => State::Formatted,
+        // Nobody formats it any more, and what is there is not known: nobody goes on with it.
+        State::Formatting if !record.running && !record.over => State::Unverified,
         // Its use could not be recorded.
         State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
         State::Permitted if record.armed.is_none() => State::Unverified,
@@ -111,6 +113,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     push_ends(&mut rule, &own, subject.size);
     if audit || record.audit {
         rule.flags |= flag::AUDIT;
+    }
+    if record.state == State::Formatted && record.running {
+        rule.flags |= flag::HELD;
     }
     // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
     // write there.
@@ -291,7 +296,7 @@ mod tests {
     fn whoever_may_format_the_disk_may_format_what_lies_on_it() {
         let upper = record("upper", State::Formatted);
         for state in [State::Permitted, State::Formatting] {
-            let disk = Record { armed: Some("boot".into()), ..record("disk", state) };
+            let disk = Record { armed: Some("boot".into()), running: true, ..record("disk", state) };
             let (rule, windows) = of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false);
             assert_eq!((rule.state, windows.count), (state as u32, 0));
         }
@@ -303,6 +308,22 @@ mod tests {
             let disk = Record { ever_formatted, ..record("disk", State::Permitted) };
             assert_eq!(of(&subject(&disk, Vec::new()), false).0.state, state as u32);
         }
+    }
+
+    #[test]
+    fn a_format_that_was_broken_off_by_a_crash_is_gone_on_with_by_nobody() {
+        let mut broken_off = record("disk", State::Formatting);
+        assert_eq!(of(&subject(&broken_off, Vec::new()), false).0.state, State::Unverified as u32);
+        broken_off.over = true;
+        assert_eq!(of(&subject(&broken_off, Vec::new()), false).0.state, State::Formatting as u32);
+    }
+
+    #[test]
+    fn who_formatted_it_goes_on_as_long_as_it_runs() {
+        let mut held = record("disk", State::Formatted);
+        assert_eq!(of(&subject(&held, Vec::new()), false).0.flags, 0);
+        held.running = true;
+        assert_eq!(of(&subject(&held, Vec::new()), false).0.flags, flag::HELD);
     }
 
     #[test]

@@ -7,7 +7,10 @@ pub mod store;
 pub mod transition;
 
 pub use format_guard_common::State;
-use format_guard_common::event::Process;
+use format_guard_common::{
+    event::{Process, wrote},
+    program::{self, Class},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::volume::{VolumeId, marks::Mark};
@@ -68,6 +71,15 @@ impl Content {
                 .all(|name| CONTAINERS.contains(&name.as_str()) || name.ends_with("_raid_member"))
     }
 
+    /// It is in use without a mount, which would be seen: other volumes lie on it, or memory is swapped to it.
+    #[must_use]
+    pub fn is_used_unmounted(&self) -> bool {
+        let name = |name: &String| {
+            CONTAINERS.contains(&name.as_str()) || name.ends_with("_raid_member") || name == "swap"
+        };
+        self.types.iter().any(name)
+    }
+
     /// It is a member of an md array.
     #[must_use]
     pub fn is_md_member(&self) -> bool {
@@ -99,11 +111,50 @@ pub struct Formatter {
     pub at: Seconds,
 }
 
+/// What the kernel saw of the writes of one who formats, from the least to the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Wrote {
+    /// None.
+    #[default]
+    Nothing,
+    /// Some, or they may have gone unseen.
+    Bytes,
+    /// The magic of a format among them.
+    Magic,
+}
+
+impl Wrote {
+    /// Of bits of [`wrote`].
+    #[must_use]
+    pub const fn of(bits: u32) -> Self {
+        if bits & wrote::MAGIC != 0 {
+            Self::Magic
+        } else if bits != 0 {
+            Self::Bytes
+        } else {
+            Self::Nothing
+        }
+    }
+}
+
 impl Formatter {
+    /// Whether to write a format is what the program is for. One that is not (a virtual machine's monitor, a target's daemon, a
+    /// partitioner, a copy) may live as long as the data that it wrote.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        program::class_of(&self.comm).is(Class::FORMATTER)
+    }
+
+    /// The process.
+    #[must_use]
+    pub const fn process(&self) -> Process {
+        Process { started: self.started, tgid: self.pid, zero: 0 }
+    }
+
     /// Whether it is this process.
     #[must_use]
     pub fn is(&self, process: Process) -> bool {
-        self.pid == process.tgid && self.started == process.started
+        self.process() == process
     }
 }
 
@@ -214,10 +265,16 @@ pub struct Record {
     pub doubted_since: Option<Seconds>,
     /// For how long then, in seconds. Not stored: the configuration's.
     pub quarantine: Seconds,
-    /// The formatter may still run. Not stored: after a restart its end is found out anew.
+    /// The formatter may still run; of what is formatted: and may go on. Not stored: after a restart its end is found out anew.
     pub running: bool,
     /// The formatter's end was seen. Not stored.
     pub over: bool,
+    /// What the kernel saw of its writes. Not stored.
+    pub wrote: Wrote,
+    /// What a first format that failed has left: the volume is as good as blank. Not stored.
+    pub left: Option<Content>,
+    /// It was written over by one who may do that: the next format that a probe finds is what it holds. Not stored.
+    pub rewritten: bool,
     /// Wait status of the formatter, once it has ended and the kernel told. Not stored.
     pub ended: Option<u32>,
     /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
@@ -260,6 +317,9 @@ impl Record {
             quarantine: 0,
             running: false,
             over: false,
+            wrote: Wrote::Nothing,
+            left: None,
+            rewritten: false,
             ended: None,
             relabelled: false,
             tool_at_work: None,

@@ -6,7 +6,7 @@
 
 use format_guard_common::{State, event::Process};
 
-use super::{Claim, Content, Formatter, Overlay, Permit, Record, Seconds, shared::Format};
+use super::{Claim, Content, Formatter, Overlay, Permit, Record, Seconds, Wrote, shared::Format};
 use crate::{
     config::Mode,
     volume::{
@@ -45,13 +45,18 @@ pub enum Event {
     /// A probe came back.
     Probed(Result<Finding, ProbeError>),
     /// The kernel let a formatter through.
-    FormatBegan(Formatter),
-    /// The formatter has ended.
+    FormatBegan {
+        /// Who.
+        formatter: Formatter,
+        /// What the kernel saw of its writes so far.
+        wrote: Wrote,
+    },
+    /// The formatter has ended, or one that is no known formatter has closed the volume.
     FormatEnded {
         /// Its wait status where the kernel told it.
         status: Option<u32>,
-        /// It wrote, or may have written, to the volume.
-        wrote: bool,
+        /// What the kernel saw of its writes.
+        wrote: Wrote,
     },
     /// A file system on it was mounted.
     Mounted,
@@ -178,7 +183,7 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::Probed(Ok(Finding::Blank)) => step.blank(),
         Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
-        Event::FormatBegan(formatter) => step.format_began(formatter),
+        Event::FormatBegan { formatter, wrote } => step.format_began(formatter, wrote),
         Event::FormatEnded { status, wrote } => step.format_ended(status, wrote),
         Event::Mounted => step.mounted(),
         Event::Relabelled(tool) => step.relabelled(tool),
@@ -209,21 +214,39 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
 #[must_use]
 pub fn waits(record: &Record) -> bool {
     let unresolved = match record.state {
-        State::Unverified => !is_held(record) && !record.awaits_claim(),
-        State::Formatting => !record.running,
+        State::Unverified => !is_held_back(record) && !record.awaits_claim(),
+        State::Formatting => !record.running || settles(record),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.permit.is_some()
 }
 
-/// Whether a format that the kernel has let through on it, as it says itself, was not told yet.
+/// Whether a format by this process that the kernel has let through on it, as it says itself, was not told yet.
 #[must_use]
-pub fn is_untold(record: &Record) -> bool {
+pub fn is_untold(record: &Record, process: Process) -> bool {
     match record.state {
         State::Blank | State::Permitted | State::Unverified => true,
         State::Formatting => !record.running && !record.over,
-        State::Formatted | State::Exempt => false,
+        // After a restart of the agent: it may still go on.
+        State::Formatted => !record.running && !record.over && goes_on(record, process),
+        State::Exempt => false,
     }
+}
+
+/// Whether what is formatted may be changed by this process: it is what formatted it, and no known formatter.
+fn goes_on(record: &Record, process: Process) -> bool {
+    record.formatter.as_ref().is_some_and(|formatter| formatter.is(process) && !formatter.is_known())
+}
+
+/// Whether what is formatted at the moment is recorded by what probes see of it, as who formats it may never end.
+fn settles(record: &Record) -> bool {
+    record.running && record.formatter.as_ref().is_some_and(|formatter| !formatter.is_known())
+}
+
+/// Whether one that is no known formatter has it in its hands: it is asked whether it still has it open.
+#[must_use]
+pub fn is_held(record: &Record) -> bool {
+    matches!(record.state, State::Formatting | State::Formatted) && settles(record)
 }
 
 /// Whether a mount of it, which proves a format, was not told yet.
@@ -239,7 +262,7 @@ pub fn is_provisional(record: &Record) -> bool {
 }
 
 /// However blank it reads, it is not armed.
-fn is_held(record: &Record) -> bool {
+fn is_held_back(record: &Record) -> bool {
     record.held.is_some() || record.overlaid.is_some()
 }
 
@@ -268,6 +291,9 @@ impl Step {
         }
         if state != State::Unverified {
             self.record.doubted_since = None;
+        }
+        if state != State::Blank {
+            self.record.left = None;
         }
     }
 
@@ -342,7 +368,7 @@ impl Step {
 
     fn blank(&mut self) {
         match self.record.state {
-            State::Unverified if is_held(&self.record) => {}
+            State::Unverified if is_held_back(&self.record) => {}
             State::Unverified if self.record.claim == Claim::Wanted => self.await_claim(),
             State::Unverified => self.clean_pass("probed twice, clean and blank"),
             State::Formatting if self.record.running => {}
@@ -399,27 +425,33 @@ impl Step {
                 ));
             }
             State::Unverified if self.record.overlaid.as_ref().is_some_and(|overlay| overlay.inside) => {}
+            State::Blank if self.record.left.as_ref() == Some(&content) => {}
             State::Unverified | State::Blank => {
                 self.take(content, marks);
                 self.formatted("a probe found it");
             }
+            State::Formatting if settles(&self.record) => {
+                let cause = self.by_whom();
+                self.take(content, marks);
+                self.settled(cause);
+            }
             State::Formatting if self.record.running => {}
-            State::Formatting if self.failed_first_format() && self.may_not_be_armed() => {
+            State::Formatting if self.failed_first_format(&content) && self.may_not_be_armed() => {
                 self.unverified(format!("a first format failed and left {}", content.name()));
                 self.effects.push(Effect::ReleaseHolder);
             }
-            State::Formatting if self.failed_first_format() => {
+            State::Formatting if self.failed_first_format(&content) => {
                 self.record.marks.clear();
                 self.record.clean_passes = 0;
                 let text =
                     format!("a first format failed and left {}: it may be tried again", content.name());
                 self.to(State::Blank, text.clone());
+                self.record.left = Some(content);
                 self.effects.push(Effect::ReleaseHolder);
                 self.report("format-failed", text);
             }
             State::Formatting => {
-                let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
-                let cause = format!("formatted by {by}");
+                let cause = self.by_whom();
                 self.take(content, marks);
                 self.formatted(cause);
             }
@@ -433,11 +465,22 @@ impl Step {
         self.record.id.as_str().starts_with("dm:LVM-") && self.record.first_seen + SETTLING > self.now
     }
 
-    /// A first format whose process is known to have failed, on a volume that never was mounted.
-    fn failed_first_format(&self) -> bool {
-        !self.record.ever_formatted
-            && !self.record.mounted
+    /// A first format that has failed, as far as it is known that nothing but a half of it is there: it was made by a known
+    /// formatter, which wrote (what is found is not what was there before) and whose end was seen, on a volume that never was
+    /// mounted; and it is none that is in use without a mount.
+    fn failed_first_format(&self, left: &Content) -> bool {
+        let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
+        known
+            && self.record.wrote != Wrote::Nothing
             && self.record.ended.is_some_and(|status| status != 0)
+            && !self.record.ever_formatted
+            && !self.record.mounted
+            && !left.is_used_unmounted()
+    }
+
+    fn by_whom(&self) -> String {
+        let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
+        format!("formatted by {by}")
     }
 
     fn take(&mut self, content: Content, marks: Vec<Mark>) {
@@ -450,13 +493,19 @@ impl Step {
     }
 
     fn formatted(&mut self, cause: impl Into<String>) {
-        self.record.permit = None;
         self.record.running = false;
+        self.effects.push(Effect::ReleaseHolder);
+        self.settled(cause);
+    }
+
+    /// The same; but who formats it may go on.
+    fn settled(&mut self, cause: impl Into<String>) {
+        self.record.permit = None;
         self.record.relabelled = false;
+        self.record.rewritten = false;
         self.record.ever_formatted = true;
         self.record.generation = self.record.generation.max(1);
         self.to(State::Formatted, cause);
-        self.effects.push(Effect::ReleaseHolder);
         let name = self.record.content.as_ref().map_or("a format", |content| content.name()).to_owned();
         self.report("formatted", format!("holds {name}: {}", self.record.cause));
     }
@@ -469,6 +518,8 @@ impl Step {
             self.take(content, marks);
             return;
         };
+        // Who formatted it may change it as long as it has it open; what it left then is read once more.
+        let rewritten = self.record.running || std::mem::take(&mut self.record.rewritten);
         // A rule that was taken over tells no UUID in words: its marks do.
         let by_marks = recorded.uuid.is_none()
             && !self.record.marks.is_empty()
@@ -488,6 +539,12 @@ impl Step {
             self.record.relabelled = false;
             self.take(content, marks);
             self.report("relabelled", format!("its UUID is now {uuid}"));
+        } else if rewritten {
+            let name = content.name().to_owned();
+            let by = self.by_whom();
+            self.take(content, marks);
+            self.record.cause.clone_from(&by);
+            self.report("formatted", format!("holds {name} now: {by}"));
         } else {
             let seen = content.uuid.as_deref().unwrap_or("no UUID");
             self.discrepancy(format!("it reads as {} {seen}", content.name()));
@@ -506,7 +563,7 @@ impl Step {
             self.record.doubted_since = Some(self.now);
         }
         match self.record.state {
-            State::Unverified if is_held(&self.record) => {}
+            State::Unverified if is_held_back(&self.record) => {}
             State::Unverified | State::Blank => {
                 let cause = error.to_string();
                 if self.record.cause != cause {
@@ -520,10 +577,14 @@ impl Step {
         }
     }
 
-    fn format_began(&mut self, formatter: Formatter) {
+    fn format_began(&mut self, formatter: Formatter, wrote: Wrote) {
+        // Its magic is there, whatever becomes of who wrote it.
+        let magic = wrote == Wrote::Magic && !formatter.is_known();
+        self.record.ever_formatted |= magic && self.record.state != State::Exempt;
         match self.record.state {
             State::Blank | State::Permitted | State::Unverified => {
                 let text = format!("{} (pid {}) began to format", formatter.comm, formatter.pid);
+                self.record.wrote = wrote;
                 // The permit is used up by its beginning: there is no second one.
                 self.record.permit = None;
                 self.record.formatter = Some(formatter);
@@ -537,26 +598,44 @@ impl Step {
             }
             // After a restart of the agent: it may still run.
             State::Formatting => {
+                self.record.wrote = self.record.wrote.max(wrote);
                 self.record.over = false;
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
                 self.record.clean_passes = 0;
             }
-            // Told late.
-            State::Formatted | State::Exempt => {}
+            State::Formatted if !self.record.over && goes_on(&self.record, formatter.process()) => {
+                self.record.running = true;
+            }
+            // Told late: it is not let do more than others, and a later one must not find it in its place.
+            State::Formatted => {
+                self.record.formatter = Some(formatter);
+                self.effects.push(Effect::ReleaseHolder);
+            }
+            State::Exempt => {}
         }
     }
 
-    fn format_ended(&mut self, status: Option<u32>, wrote: bool) {
-        if self.record.state != State::Formatting {
-            return;
+    fn format_ended(&mut self, status: Option<u32>, wrote: Wrote) {
+        match self.record.state {
+            State::Formatting => {
+                self.record.ended = status;
+                self.record.wrote = self.record.wrote.max(wrote);
+                let wrote = self.record.wrote != Wrote::Nothing;
+                let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
+                // It is there, whatever a probe reads.
+                self.record.ever_formatted |= known && wrote && status == Some(0);
+                // What reads blank may be what it wrote.
+                self.record.doubted_since = wrote.then_some(self.now);
+            }
+            State::Formatted if self.record.running => {
+                self.record.rewritten = true;
+                self.effects.push(Effect::ReleaseHolder);
+            }
+            _ => return,
         }
         self.record.running = false;
         self.record.over = true;
-        self.record.ended = status;
-        // It is there, whatever a probe reads.
-        self.record.ever_formatted |= wrote && status == Some(0);
-        self.record.doubted_since = (wrote && status.is_none()).then_some(self.now);
         self.record.clean_passes = 0;
         self.probe();
     }
@@ -626,7 +705,7 @@ impl Step {
 
     /// Whether something stands in the way of a second try at once.
     fn may_not_be_armed(&self) -> bool {
-        is_held(&self.record) || self.record.claim == Claim::Wanted
+        is_held_back(&self.record) || self.record.claim == Claim::Wanted
     }
 
     /// Blank so far, and not to be armed before the cluster says so.
@@ -662,7 +741,7 @@ impl Step {
     fn keep_claim(&mut self) {
         let kept = match self.record.state {
             State::Blank | State::Permitted | State::Formatting => true,
-            State::Unverified => !is_held(&self.record),
+            State::Unverified => !is_held_back(&self.record),
             State::Formatted | State::Exempt => false,
         };
         if matches!(self.record.claim, Claim::Held(_)) && !kept {
@@ -677,7 +756,7 @@ impl Step {
         self.record.claim = Claim::Wanted;
         match self.record.state {
             State::Blank => self.await_claim(),
-            State::Unverified if !is_held(&self.record) => self.await_claim(),
+            State::Unverified if !is_held_back(&self.record) => self.await_claim(),
             State::Permitted => self.permit_ended("the claim to the permit is lost: it may have been used"),
             _ => {}
         }

@@ -14,6 +14,7 @@ mod identity;
 mod incidents;
 mod kubernetes;
 mod life;
+mod memory;
 mod metrics;
 mod passthrough;
 mod permit;

@@ -45,6 +45,11 @@ impl<E: Enforcer> Reconciler<E> {
         }
         self.repair();
         self.repair_mounts();
+        let held = self.records.values().filter(|record| transition::is_held(record));
+        let held: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
+        for id in held {
+            self.see_whether_held(&id);
+        }
         let waiting = self.records.values().filter(|record| transition::waits(record));
         let ids: Vec<VolumeId> = waiting.map(|record| record.id.clone()).collect();
         for id in ids {

@@ -82,10 +82,10 @@ impl<E: Enforcer> Reconciler<E> {
         }
         match self.store.put_copies(&copies) {
             Ok(()) => {
-                let copied = copies
+                let kept = copies
                     .into_iter()
                     .map(|(id, copy)| (id, Copied { generation: copy.generation, at: copy.at }));
-                self.copies.extend(copied);
+                self.copies.extend(kept);
             }
             Err(error) => warn!("what identifies {} volumes cannot be copied: {error}", copies.len()),
         }

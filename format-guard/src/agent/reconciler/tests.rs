@@ -14,7 +14,12 @@ use std::{
     time::Duration,
 };
 
-use format_guard_common::{Rule, Windows, claim::Lease, event::HolderEntry};
+use format_guard_common::{
+    Rule, Windows,
+    claim::Lease,
+    event::{HolderEntry, wrote},
+    flag,
+};
 
 use super::*;
 use crate::{
@@ -722,15 +727,80 @@ fn a_volume_that_is_here_and_holds_a_format_is_not_forgotten() {
 
 /// A process that formats a device; held where `lead` says.
 fn begin(setting: &mut Setting, dev: Dev, lead: Dev) {
-    let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
-    let comm = *b"mkfs.ext4\0\0\0\0\0\0\0";
-    let entry =
-        HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), wrote: 0, mounted: 0, comm, cgroup: 1 };
+    begin_by(setting, dev, lead, NOBODY, MKFS, wrote::BYTES);
+}
+
+/// A known formatter.
+const MKFS: [u8; 16] = *b"mkfs.ext4\0\0\0\0\0\0\0";
+/// No process has this id.
+const NOBODY: Process = Process { started: 1, tgid: u32::MAX, zero: 0 };
+
+fn begin_by(setting: &mut Setting, dev: Dev, lead: Dev, process: Process, comm: [u8; 16], wrote: u32) {
+    let entry = HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), wrote, mounted: 0, comm, cgroup: 1 };
     setting.enforcer.holders.borrow_mut().insert(lead.to_kernel(), entry);
-    let kind = EventKind::FormatBegan as u32;
-    let event =
-        KernelEvent { kind, dev: dev.to_kernel(), diskseq: 5, process, comm, ..KernelEvent::default() };
+    let (kind, reason) = (EventKind::FormatBegan as u32, wrote);
+    let event = KernelEvent {
+        kind,
+        reason,
+        dev: dev.to_kernel(),
+        diskseq: 5,
+        process,
+        comm,
+        ..KernelEvent::default()
+    };
     setting.give(Input::Kernel(event));
+}
+
+/// A virtual machine's monitor writes a magic to an armed volume.
+fn begin_by_monitor(setting: &mut Setting, process: Process) {
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    begin_by(setting, DEV, DEV, process, *b"qemu-system-x86\0", wrote::BYTES | wrote::MAGIC);
+    assert_eq!(setting.state(), State::Formatting);
+}
+
+#[test]
+fn what_a_monitor_writes_is_recorded_while_it_lives_and_it_goes_on() {
+    let mut setting = setting();
+    begin_by_monitor(&mut setting, NOBODY);
+    setting.probed(5, holds());
+    let rule = setting.rule();
+    assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, flag::HELD));
+    assert!(!setting.enforcer.holders.borrow().is_empty());
+    setting.give(Input::Ended { process: NOBODY, last: true });
+    assert_eq!(setting.rule().flags & flag::HELD, 0);
+    assert!(setting.enforcer.holders.borrow().is_empty());
+    for _ in 0..3 {
+        setting.probed(5, Finding::Blank);
+    }
+    assert_eq!(setting.state(), State::Formatted);
+}
+
+/// udisksd lives as long as the host: what it has closed is not its own any more.
+#[test]
+fn what_one_that_is_no_formatter_has_closed_is_not_its_own_though_it_lives() {
+    let mut setting = setting();
+    let this = crate::process::identity(std::process::id()).expect("this process");
+    begin_by_monitor(&mut setting, this);
+    setting.probed(5, holds());
+    assert_eq!(setting.state(), State::Formatting, "it was read before the volume was known to be closed");
+    setting.probed(5, holds());
+    let rule = setting.rule();
+    assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, 0));
+    assert!(setting.enforcer.holders.borrow().is_empty());
+}
+
+#[test]
+fn an_agent_that_starts_anew_lets_a_monitor_go_on_and_waits_for_its_end() {
+    let mut setting = setting();
+    begin_by_monitor(&mut setting, NOBODY);
+    setting.probed(5, holds());
+    let id = VolumeId::from("dm:UUID-1");
+    setting.reconciler.records.entry(id).and_modify(|record| record.running = false);
+    setting.give(Input::Tick);
+    assert_eq!(setting.rule().flags & flag::HELD, flag::HELD);
+    setting.give(Input::Ended { process: NOBODY, last: true });
+    assert!(setting.enforcer.holders.borrow().is_empty());
 }
 
 #[test]
@@ -802,7 +872,8 @@ fn a_probe_that_overtakes_the_event_of_a_format_does_not_take_it_from_its_format
         setting.probed(5, Finding::Blank);
         setting.probed(5, Finding::Blank);
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
-        let entry = HolderEntry { process, diskseq: 5, dev: DEV.to_kernel(), ..HolderEntry::default() };
+        let entry =
+            HolderEntry { process, diskseq: 5, dev: DEV.to_kernel(), comm: MKFS, ..HolderEntry::default() };
         setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
         setting.give(answer(DEV, 5, result));
         assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));

@@ -74,7 +74,7 @@ mod tests {
     use crate::volume::VolumeId;
 
     fn record(state: State) -> Record {
-        let id = VolumeId::parse("dm:LVM-x").expect("an id");
+        let id: VolumeId = serde_json::from_str("\"dm:LVM-x\"").expect("an id");
         Record { state, ..Record::new(id, String::new(), false, 0) }
     }
 

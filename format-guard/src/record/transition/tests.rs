@@ -18,6 +18,20 @@ fn formatter() -> Formatter {
     Formatter { pid: 7, started: 1, comm: "mkfs.ext4".into(), exe: None, cgroup: 1, at: 0 }
 }
 
+/// A known formatter is let through when it opens the volume.
+fn began() -> Event {
+    Event::FormatBegan { formatter: formatter(), wrote: Wrote::Nothing }
+}
+
+/// One that is none is, when it writes a magic.
+fn monitor() -> Formatter {
+    Formatter { pid: 9, comm: "qemu-nbd".into(), ..formatter() }
+}
+
+fn monitor_began() -> Event {
+    Event::FormatBegan { formatter: monitor(), wrote: Wrote::Magic }
+}
+
 fn tool() -> Process {
     Process { started: 2, tgid: 8, zero: 0 }
 }
@@ -46,7 +60,7 @@ fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, 
 }
 
 fn ended(status: Option<u32>) -> Event {
-    Event::FormatEnded { status, wrote: true }
+    Event::FormatEnded { status, wrote: Wrote::Bytes }
 }
 
 fn attached() -> Event {
@@ -85,7 +99,7 @@ fn what_a_probe_could_not_settle_is_probed_again() {
     assert!(probes(&run(formatted, [error()]).0));
     let blank = run(record(), [attached(), blank(), blank()]).0;
     assert!(!probes(&blank));
-    let formatting = run(blank, [Event::FormatBegan(formatter())]).0;
+    let formatting = run(blank, [began()]).0;
     assert!(!probes(&formatting));
     assert!(probes(&run(formatting, [ended(Some(0)), error()]).0));
 }
@@ -135,7 +149,7 @@ fn what_was_armed_when_the_host_went_down_must_read_blank_for_the_quarantine() {
 
 #[test]
 fn a_format_that_ended_well_is_there_however_blank_it_reads() {
-    let begun = [attached(), blank(), blank(), Event::FormatBegan(formatter())];
+    let begun = [attached(), blank(), blank(), began()];
     let (complete, _) = run(record(), begun.clone().into_iter().chain([ended(Some(0)), blank(), blank()]));
     assert_eq!(complete.state, State::Formatted);
     assert!(complete.discrepancy.is_some());
@@ -148,7 +162,7 @@ fn a_format_that_ended_well_is_there_however_blank_it_reads() {
         (State::Formatted, None, "formatted by mkfs.ext4")
     );
     // One that wrote nothing has left nothing.
-    let untouched = Event::FormatEnded { status: Some(0), wrote: false };
+    let untouched = Event::FormatEnded { status: Some(0), wrote: Wrote::Nothing };
     assert_eq!(run(record(), begun.into_iter().chain([untouched, blank(), blank()])).0.state, State::Blank);
 }
 
@@ -167,7 +181,7 @@ fn a_permit_ends_with_the_boot_in_which_it_could_be_used() {
 
 #[test]
 fn a_first_format_is_recorded_with_its_marks() {
-    let events = [blank(), blank(), Event::FormatBegan(formatter()), ended(Some(0)), holds("ext4", "a")];
+    let events = [blank(), blank(), began(), ended(Some(0)), holds("ext4", "a")];
     let (record, effects) = run(record(), events);
     assert_eq!(record.state, State::Formatted);
     assert_eq!(record.content.as_ref().map(Content::name), Some("ext4"));
@@ -177,7 +191,7 @@ fn a_first_format_is_recorded_with_its_marks() {
 
 #[test]
 fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
-    let begun = [blank(), blank(), Event::FormatBegan(formatter())];
+    let begun = [blank(), blank(), began()];
     let failed = [ended(Some(256)), holds("ext4", "a")];
     let (again, _) = run(record(), begun.clone().into_iter().chain(failed.clone()));
     assert_eq!(again.state, State::Blank);
@@ -185,9 +199,117 @@ fn a_first_format_that_failed_may_be_tried_again_unless_it_was_mounted() {
     assert_eq!(run(record(), mounted).0.state, State::Formatted);
 }
 
+/// What it found in the way is not what it has left.
+#[test]
+fn a_formatter_that_failed_and_wrote_nothing_leaves_what_a_probe_finds() {
+    let nothing = Event::FormatEnded { status: Some(256), wrote: Wrote::Nothing };
+    let begun = [attached(), blank(), blank(), began(), nothing.clone()];
+    let (found, _) = run(record(), begun.clone().into_iter().chain([holds("ext4", "old")]));
+    assert_eq!((found.state, found.marks.is_empty()), (State::Formatted, false));
+    assert_eq!(run(record(), begun.into_iter().chain([blank(), blank()])).0.state, State::Blank);
+    // Nor under a permit for a volume that could never be read.
+    let error = Event::Probed(Err(ProbeError::Read("EIO".into())));
+    let permitted =
+        [attached(), error, Event::Permitted(permit(1000)), began(), nothing, holds("ext4", "old")];
+    assert_eq!(run(record(), permitted).0.state, State::Formatted);
+}
+
+#[test]
+fn a_failed_writer_over_which_the_volume_reads_blank_begins_the_quarantine() {
+    for status in [Some(256), Some(9), None] {
+        let (failed, _) =
+            run(record(), [attached(), blank(), blank(), began(), ended(status), blank(), blank()]);
+        assert_ne!(failed.state, State::Blank, "{status:?}");
+        assert!(waits(&failed));
+        assert_eq!(at(&failed, blank(), 109).state, State::Formatting, "{status:?}");
+        assert_eq!(at(&failed, blank(), 110).state, State::Blank, "{status:?}");
+    }
+}
+
+/// What is used without a mount (memory is swapped to it, volumes lie on it) is remembered whatever became of its formatter.
+#[test]
+fn what_is_in_use_without_a_mount_is_no_half_of_a_format() {
+    for name in ["LVM2_member", "crypto_LUKS", "linux_raid_member", "swap", "gpt"] {
+        let events = [attached(), blank(), blank(), began(), ended(Some(256)), holds(name, "a")];
+        assert_eq!(run(record(), events).0.state, State::Formatted, "{name}");
+    }
+}
+
+#[test]
+fn what_a_failed_first_format_has_left_stays_as_good_as_blank() {
+    let (failed, _) =
+        run(record(), [attached(), blank(), blank(), began(), ended(Some(9)), holds("ext4", "half")]);
+    assert_eq!(failed.state, State::Blank);
+    // udevd tells of the close, and it is probed again.
+    assert_eq!(run(failed.clone(), [holds("ext4", "half")]).0.state, State::Blank);
+    assert_eq!(run(failed.clone(), [holds("ext4", "other")]).0.state, State::Formatted);
+    assert_eq!(
+        run(failed, [attached(), holds("ext4", "half")]).0.state,
+        State::Formatted,
+        "nobody remembers it then"
+    );
+}
+
+#[test]
+fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
+    let (running, _) = run(record(), [attached(), blank(), blank(), monitor_began()]);
+    assert!(waits(&running) && is_held(&running) && running.ever_formatted);
+    let (settled, effects) = run(running, [holds("gpt", "a")]);
+    assert_eq!((settled.state, settled.running, settled.marks.is_empty()), (State::Formatted, true, false));
+    assert!(!effects.contains(&Effect::ReleaseHolder), "it goes on");
+    // What its guest makes of the disk meanwhile is followed, and not taken back by a reading of zeros.
+    let (followed, _) = run(settled.clone(), [holds("gpt", "b"), blank()]);
+    assert_eq!(followed.content.as_ref().and_then(|content| content.uuid.as_deref()), Some("b"));
+    assert!(followed.discrepancy.is_some());
+    // Killed while the storage reads zeros, thirty days later.
+    for status in [Some(9), Some(0), None] {
+        let (killed, effects) = run(followed.clone(), [ended(status), blank(), blank(), blank()]);
+        assert_eq!((killed.state, killed.running), (State::Formatted, false), "{status:?}");
+        assert!(effects.contains(&Effect::ReleaseHolder));
+        let (back, _) = run(killed, [Event::Closed, attached_in("boot-2"), blank(), blank()]);
+        assert_eq!(back.state, State::Formatted);
+    }
+    // What it left is read once more, and then nothing is followed.
+    let (last, _) = run(settled, [ended(Some(0)), holds("gpt", "c"), holds("gpt", "d")]);
+    assert_eq!(last.content.as_ref().and_then(|content| content.uuid.as_deref()), Some("c"));
+    assert!(last.discrepancy.is_some());
+}
+
+#[test]
+fn a_magic_of_one_that_is_no_formatter_is_remembered_though_no_probe_saw_it() {
+    for status in [Some(9), Some(256), Some(0), None] {
+        let begun = [attached(), blank(), blank(), monitor_began(), ended(status)];
+        let (zeros, _) = run(record(), begun.clone().into_iter().chain([blank(), blank(), blank()]));
+        assert_eq!(zeros.state, State::Formatted, "{status:?}");
+        assert!(zeros.discrepancy.is_some());
+        let (half, _) = run(record(), begun.into_iter().chain([holds("gpt", "a")]));
+        assert_eq!(half.state, State::Formatted, "{status:?}");
+    }
+    // The host goes down with it.
+    let crashed = [attached(), blank(), blank(), monitor_began()];
+    let mut stored = run(record(), crashed).0;
+    stored.running = false;
+    let (later, _) = run(stored, [attached_in("boot-2"), blank(), blank(), blank()]);
+    assert_eq!(later.state, State::Formatted);
+}
+
+#[test]
+fn one_that_is_no_formatter_goes_on_after_a_restart_of_the_agent() {
+    let (mut settled, _) = run(record(), [attached(), blank(), blank(), monitor_began(), holds("gpt", "a")]);
+    settled.running = false;
+    assert!(is_untold(&settled, monitor().process()));
+    assert!(!is_untold(&settled, formatter().process()), "nobody else does");
+    let (again, _) = run(settled.clone(), [monitor_began(), attached()]);
+    assert_eq!((again.state, again.running), (State::Formatted, true));
+    // A format that is told late is let do no more than others, and is not left in another one's way.
+    let (late, effects) = run(settled, [began()]);
+    assert_eq!((late.state, late.running), (State::Formatted, false));
+    assert!(effects.contains(&Effect::ReleaseHolder));
+}
+
 #[test]
 fn a_format_whose_end_nobody_saw_is_taken_for_complete() {
-    let events = [blank(), blank(), Event::FormatBegan(formatter()), ended(None), holds("xfs", "a")];
+    let events = [blank(), blank(), began(), ended(None), holds("xfs", "a")];
     assert_eq!(run(record(), events).0.state, State::Formatted);
 }
 
@@ -235,7 +357,7 @@ fn a_permit_is_for_one_format_and_expires() {
     let (formatted, _) = run(record(), [holds("ext4", "a")]);
     let (permitted, _) = run(formatted, [Event::Permitted(permit(20))]);
     assert_eq!(permitted.state, State::Permitted);
-    let used = [Event::FormatBegan(formatter()), ended(Some(0)), holds("xfs", "b")];
+    let used = [began(), ended(Some(0)), holds("xfs", "b")];
     let (again, _) = run(permitted.clone(), used);
     assert_eq!((again.state, &again.permit), (State::Formatted, &None));
     assert_eq!(again.content.as_ref().map(Content::name), Some("xfs"));
@@ -249,7 +371,7 @@ fn a_permitted_format_that_failed_is_no_second_permit() {
     let events = [
         holds("ext4", "a"),
         Event::Permitted(permit(20)),
-        Event::FormatBegan(formatter()),
+        began(),
         ended(Some(9)),
         blank(),
         blank(),
@@ -418,7 +540,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
         1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, claim: Claim::Unneeded }),
-        2 => Just(Event::FormatBegan(formatter())),
+        2 => Just(began()),
         1 => Just(ended(Some(0))),
         1 => Just(ended(Some(256))),
         1 => Just(ended(None)),
@@ -505,7 +627,7 @@ fn a_permit_of_the_cluster_is_this_nodes_as_long_as_its_claim() {
         let (lost, _) = run(permitted.clone(), [event]);
         assert_eq!((lost.state, lost.permit, lost.claim), (State::Formatted, None, Claim::Wanted));
     }
-    let (begun, _) = run(permitted, [Event::FormatBegan(formatter()), claimed]);
+    let (begun, _) = run(permitted, [began(), claimed]);
     assert_eq!((begun.state, begun.permit), (State::Formatting, None), "there is no second one");
 }
 
@@ -533,7 +655,7 @@ proptest! {
             let before = volume.clone();
             match &event {
                 Event::Probed(Ok(Finding::Blank)) => clean += 1,
-                Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan(_) => clean = 0,
+                Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan { .. } => clean = 0,
                 Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,
                 Event::Overlaid(by) if before.overlaid != *by => clean = 0,
                 Event::Claimed { .. } if before.claim == Claim::Wanted => clean = 0,
@@ -572,7 +694,7 @@ proptest! {
     /// A permit is used once: after the format that it let through has begun there is none.
     #[test]
     fn no_permit_is_used_twice(events in prop::collection::vec(any_event(), 0..40)) {
-        let (mut volume, _) = run(record(), [holds("ext4", "a"), Event::Permitted(permit(1000)), Event::FormatBegan(formatter())]);
+        let (mut volume, _) = run(record(), [holds("ext4", "a"), Event::Permitted(permit(1000)), began()]);
         for event in events {
             volume = next(&volume, event, 10).0;
             prop_assert!(volume.permit.is_none());

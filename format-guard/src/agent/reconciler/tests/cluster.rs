@@ -228,8 +228,14 @@ impl Node {
             if self.ended.is_some() || self.asks(Operation::Open) != Verdict::Begin {
                 return;
             }
-            let entry =
-                HolderEntry { process, diskseq: 1, dev: DEV.to_kernel(), wrote: 1, ..HolderEntry::default() };
+            let entry = HolderEntry {
+                process,
+                diskseq: 1,
+                dev: DEV.to_kernel(),
+                wrote: 1,
+                comm: MKFS,
+                ..HolderEntry::default()
+            };
             self.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
             self.writing = true;
             return;

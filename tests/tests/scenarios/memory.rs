@@ -1,0 +1,134 @@
+//! What is remembered of a volume whatever becomes of who wrote to it.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use format_guard_tests::{
+    attack::refused,
+    device::{Device, Image, Mapped},
+    guard::Guard,
+    tool::{command, must, run},
+    wait_for,
+};
+
+/// A virtual machine's monitor that has a device open: qemu's own block layer.
+struct Monitor {
+    process: std::process::Child,
+    socket: &'static str,
+}
+
+impl Monitor {
+    fn over(path: &Path) -> Result<Self> {
+        let socket = "/run/fg-monitor";
+        let line =
+            format!("qemu-nbd --format=raw --cache=none --persistent --socket={socket} {}", path.display());
+        let process = command(&line).spawn()?;
+        wait_for("the monitor to serve", || Ok(Path::new(socket).exists().then_some(())))?;
+        Ok(Self { process, socket })
+    }
+
+    /// Writes an image over the whole disk, as a guest's installation does.
+    fn install(&self, image: &Image) -> Result<()> {
+        must(&format!(
+            "qemu-img convert -n -f raw -O raw {} nbd+unix:///?socket={}",
+            image.path().display(),
+            self.socket
+        ))
+        .map(drop)
+    }
+
+    /// As the kernel does it where memory is short.
+    fn kill(mut self) -> Result<()> {
+        self.process.kill()?;
+        ensure!(!self.process.wait()?.success());
+        Ok(())
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_file(self.socket);
+    }
+}
+
+fn image_of(line: &str) -> Result<Image> {
+    let image = Image::new(64)?;
+    must(&format!("{line} {}", image.path().display()))?;
+    Ok(image)
+}
+
+/// Its monitor is the one that wrote the magic, and it is killed while the storage reads zeros: nothing ever "ended well".
+#[test]
+fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_storage_reads_zeros() -> Result<()>
+{
+    let guard = Guard::shared()?;
+    let device = Mapped::new(64)?;
+    let path = device.path();
+    guard.wait_for_state(path, "blank")?;
+    let monitor = Monitor::over(path)?;
+    monitor.install(&image_of("mkfs.ext4 -F -q")?)?;
+    // Long before it ends; and it goes on: its guest installs anew.
+    let volume = guard.wait_for_state(path, "formatted")?;
+    ensure!(volume["formatter"]["comm"] == "qemu-nbd" && volume["content"]["types"][0] == "ext4", "{volume}");
+    refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "")?;
+    monitor.install(&image_of("mkfs.xfs -f -q --unsupported")?)?;
+    let before = device.sha256()?;
+    device.read_zeros()?;
+    monitor.kill()?;
+    let volume = guard.wait_for_volume(path, "reported", |volume| !volume["discrepancy"].is_null())?;
+    ensure!(volume["state"] == "formatted", "{volume}");
+    for line in ["mkfs.ext4 -F", "mkfs.xfs -f --unsupported", "wipefs -a -f"] {
+        refused(&guard, &format!("{line} {}", path.display()), "")?;
+    }
+    device.recover()?;
+    for line in ["mkfs.ext4 -F", "mkfs.xfs -f --unsupported", "wipefs -a -f"] {
+        refused(&guard, &format!("{line} {}", path.display()), "")?;
+    }
+    ensure!(device.sha256()? == before, "bytes changed");
+    let volume = guard.wait_for_volume(path, "as it was left", |volume| volume["discrepancy"].is_null())?;
+    ensure!(volume["content"]["types"][0] == "xfs", "{volume}");
+    // Nobody has it open any more: the next monitor is told from the one that made it.
+    let monitor = Monitor::over(path)?;
+    let ran = run(&format!(
+        "qemu-img convert -n -f raw -O raw {} nbd+unix:///?socket={}",
+        image_of("mkfs.ext4 -F -q")?.path().display(),
+        monitor.socket
+    ))?;
+    ensure!(ran.status != 0, "{ran:?}");
+    ensure!(device.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// udisksd, libparted: one process writes a partition table and has others format the partitions while it lives.
+#[test]
+fn a_partition_is_formatted_while_the_one_lives_that_wrote_the_table() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = format_guard_tests::device::Loop::new(64)?;
+    let path = device.path().display().to_string();
+    guard.wait_for_state(device.path(), "blank")?;
+    let image = image_of("sgdisk -o -n 1:2048:65536")?;
+    // Writes the table, closes the disk, has it read again, and formats the partition.
+    let script = format!(
+        "open my $in, '<', '{}' or die; open my $out, '+<', '{path}' or die; while (sysread $in, my $b, 1 << 20) \
+         {{ syswrite $out, $b or die; }} close $out or die; system('partx', '-a', '{path}'); \
+         for (1 .. 100) {{ last if system('mkfs.ext4 -F -q {path}p1 2>/dev/null') == 0; \
+         select(undef, undef, undef, 0.2); }} exec 'sleep', 'infinity';",
+        image.path().display()
+    );
+    let mut process = std::process::Command::new("perl").args(["-e", &script]).spawn()?;
+    let made = wait_for("the partition to be formatted", || {
+        let part = format!("{path}p1");
+        if !Path::new(&part).exists() {
+            return Ok(None);
+        }
+        Ok(guard.volume(Path::new(&part)).ok().filter(|volume| volume["state"] == "formatted"))
+    });
+    let disk = guard.volume(device.path());
+    process.kill()?;
+    process.wait()?;
+    let (made, disk) = (made?, disk?);
+    ensure!(made["content"]["types"][0] == "ext4" && disk["state"] == "formatted", "{made} {disk}");
+    must(&format!("partx -d {path}")).map(drop)
+}
