@@ -319,6 +319,49 @@ fn aio(aim: &Aim) -> io::Result<()> {
     }
 }
 
+/// A request of POSIX aio, which the C library makes in a thread of its own.
+fn posix_request(aim: &Aim, file: &File) -> libc::aiocb {
+    // SAFETY: integers, and pointers that may be null.
+    let mut request: libc::aiocb = unsafe { MaybeUninit::zeroed().assume_init() };
+    request.aio_fildes = file.as_raw_fd();
+    request.aio_lio_opcode = libc::LIO_WRITE;
+    request.aio_buf = GARBAGE.as_ptr().cast_mut().cast();
+    request.aio_nbytes = GARBAGE.len();
+    request.aio_offset = aim.place();
+    request.aio_sigevent.sigev_notify = libc::SIGEV_NONE;
+    request
+}
+
+/// Waits for a request, which must stay where it is: what came of it.
+fn posix_result(request: &mut libc::aiocb) -> io::Result<()> {
+    let list = [ptr::from_ref::<libc::aiocb>(request)];
+    // SAFETY: a request that was made, alive until it is over.
+    let errno = unsafe {
+        while libc::aio_error(request) == libc::EINPROGRESS {
+            libc::aio_suspend(list.as_ptr(), 1, ptr::null());
+        }
+        libc::aio_error(request)
+    };
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
+fn posix_aio(aim: &Aim) -> io::Result<()> {
+    let file = aim.open()?;
+    let mut request = posix_request(aim, &file);
+    // SAFETY: the request and its bytes outlive it.
+    done(unsafe { libc::aio_write(&raw mut request) } as isize)?;
+    posix_result(&mut request)
+}
+
+fn lio_listio(aim: &Aim) -> io::Result<()> {
+    let file = aim.open()?;
+    let mut request = posix_request(aim, &file);
+    let list = [&raw mut request];
+    // SAFETY: as above.
+    done(unsafe { libc::lio_listio(libc::LIO_NOWAIT, list.as_ptr(), 1, ptr::null_mut()) } as isize)?;
+    posix_result(&mut request)
+}
+
 /// Submits one entry to a ring and returns its result.
 fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
     // SAFETY: buffers of the entry outlive the wait.
@@ -488,6 +531,8 @@ pub const ROADS: &[(&str, Road)] = &[
     ("mmap", mmap),
     ("mprotect", mprotect),
     ("aio", aio),
+    ("POSIX aio_write", posix_aio),
+    ("lio_listio", lio_listio),
     ("io_uring", uring),
     ("io_uring worker", uring_worker),
     ("io_uring sqpoll", uring_sqpoll),
