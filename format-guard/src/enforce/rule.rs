@@ -191,9 +191,11 @@ fn windows(others: &[Other<'_>]) -> Windows {
         windows.count += 1;
     }
     if all.len() > MAX_WINDOWS {
-        // What has no room of its own is refused rather than let through.
+        // What has no room of its own is refused rather than let through; what lies behind all of it (LVM's second copy of
+        // its metadata, at the end of a physical volume) is nobody's but the device's.
+        let end = all.iter().map(|window| window.end).max().unwrap_or(u64::MAX);
         let last = &mut windows.windows[MAX_WINDOWS - 1];
-        (last.end, last.dev) = (u64::MAX, 0);
+        (last.end, last.dev) = (end, 0);
     }
     windows
 }
@@ -378,6 +380,8 @@ mod tests {
         let (_, windows) = of(&subject(&disk, others), false);
         assert_eq!(windows.count as usize, MAX_WINDOWS);
         assert_eq!(windows.place(90 * MIB, 1), Placement::Across);
+        assert_eq!(windows.place(100 * MIB, MIB), Placement::Own, "behind the last of them");
+        assert_eq!(windows.place(100 * MIB - 1, 2), Placement::Across);
         assert_eq!(windows.place(10 * MIB, 1), Placement::In { dev: 18, offset: 0 });
     }
 }
