@@ -4,6 +4,8 @@
 //! reaches the superblock; each entry says which one that is.
 
 use format_guard_common::{CheckKind, MAX_CHECK_BYTES, format::by_name};
+
+use super::identities::{Tells, identity_of};
 use serde::{Deserialize, Serialize};
 
 /// Marks that one volume has at most, so that every foreign magic still fits beside them.
@@ -85,6 +87,7 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
         marks.own_magic(format);
     }
     for format in found {
+        marks.identity(format);
         match format.name.as_str() {
             "xfs" => marks.xfs(),
             "ext2" | "ext3" | "ext4" => marks.ext_backup(),
@@ -95,6 +98,9 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
             "btrfs" => marks.keep(BTRFS_MIRROR, b"_BHRfS_M", MarkKind::Magic),
             "crypto_LUKS" => marks.luks2_second(),
             "gpt" => marks.gpt(size),
+            "linux_raid_member" => marks.md(format),
+            "udf" => marks.udf(),
+            "hfs" | "hfsplus" => marks.hfs(format),
             _ => {}
         }
     }
@@ -109,6 +115,33 @@ const EXFAT_BACKUP: u64 = 12 * 512 + 3;
 
 /// The disk's GUID in either header (UEFI specification 2.10, table 5.5).
 const GPT_GUID: u64 = 56;
+
+/// Bytes around a magic in which a UUID is looked for: no known format has them farther apart.
+const NEAR: usize = 4096;
+const SECTOR: usize = 512;
+
+/// How formats keep the UUID that libblkid writes so: as 16 bytes, as a number of 64 bits, or as text (its beginning).
+fn spellings(text: &str) -> Vec<Vec<u8>> {
+    let digits: String = text.chars().filter(|character| *character != '-').collect();
+    let number = u128::from_str_radix(&digits, 16).ok();
+    let mut spellings = Vec::new();
+    match (digits.len(), number) {
+        (32, Some(number)) => {
+            spellings.push(number.to_be_bytes().to_vec());
+            spellings.push(digits.as_bytes()[..MAX_CHECK_BYTES].to_vec());
+            spellings.push(text.as_bytes()[..MAX_CHECK_BYTES].to_vec());
+        }
+        (1..=16, Some(number)) => {
+            let number = number as u64;
+            spellings.push(number.to_le_bytes().to_vec());
+            spellings.push(number.to_be_bytes().to_vec());
+        }
+        _ => {}
+    }
+    // No short or empty one, which would be found anywhere.
+    spellings.retain(|spelling| spelling.iter().filter(|byte| **byte != 0).count() > 3);
+    spellings
+}
 
 struct Marks<'a> {
     device: &'a dyn ReadAt,
@@ -155,7 +188,97 @@ impl Marks<'_> {
             && (self.marks.len() == before || !self.marks.iter().any(|mark| mark.offset == offset))
             && let Some(bytes) = self.read(offset, 2)
         {
-            self.push(offset, bytes, MarkKind::Magic);
+            // swapon puts the swap's own magic back in the place of a hibernation's.
+            let kind = if found.name == "swsuspend" { MarkKind::Uuid } else { MarkKind::Magic };
+            self.push(offset, bytes, kind);
+        }
+    }
+
+    /// What tells this volume from another of its type, where that is not a UUID at a fixed place.
+    fn identity(&mut self, found: &Found) {
+        let Some(magic) = found.magic_offset else { return };
+        match identity_of(&found.name) {
+            Some(Tells::Uuid) => self.uuid_near(magic, found.uuid.as_deref().unwrap_or_default()),
+            Some(Tells::Fields(fields)) => {
+                for (from_magic, length) in *fields {
+                    if let Some(offset) = magic.checked_add_signed(*from_magic) {
+                        self.keep_what_is(offset, *length, MarkKind::Magic);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whatever is there, but for zeros.
+    fn keep_what_is(&mut self, offset: u64, length: usize, kind: MarkKind) {
+        if let Some(bytes) = self.read(offset, length)
+            && bytes.iter().any(|byte| *byte != 0)
+        {
+            self.push(offset, bytes, kind);
+        }
+    }
+
+    /// The UUID that libblkid has read, where its bytes lie near the magic: behind it, as a rule.
+    fn uuid_near(&mut self, magic: u64, text: &str) {
+        let behind = |this: &Self, start: u64| {
+            let area = (1..=NEAR / SECTOR).rev().find_map(|n| this.read(start, n * SECTOR))?;
+            spellings(text).iter().find_map(|spelling| {
+                let place = area.windows(spelling.len()).position(|there| there == spelling)?;
+                Some((start + place as u64, spelling.clone()))
+            })
+        };
+        let found = behind(self, magic).or_else(|| behind(self, magic.saturating_sub(NEAR as u64)));
+        if let Some((offset, bytes)) = found {
+            self.push(offset, bytes, MarkKind::Uuid);
+        }
+    }
+
+    /// The array's UUID: `set_uuid` of version 1 (`struct mdp_superblock_1`), or its four words of version 0.90
+    /// (`struct mdp_superblock_s`, `include/uapi/linux/raid/md_p.h`).
+    fn md(&mut self, found: &Found) {
+        let Some(magic) = found.magic_offset else { return };
+        let version = self.read(magic + 4, 4);
+        let places: &[(u64, usize)] = match version.as_deref() {
+            Some([1, 0, 0, 0]) => &[(16, 16)],
+            Some([0, 0, 0, 0]) => &[(20, 4), (52, 12)],
+            _ => &[],
+        };
+        for (from_magic, length) in places {
+            self.keep_what_is(magic + from_magic, *length, MarkKind::Uuid);
+        }
+    }
+
+    /// The identifier of the volume set, in the primary volume descriptor, to which the anchor at block 256 leads (ECMA-167,
+    /// 3/10.1 and 3/10.2): its first byte says how the others are written.
+    fn udf(&mut self) {
+        for block in [2048, 512, 1024, 4096] {
+            let Some(anchor) = self.read(256 * block, 32) else { continue };
+            let word = |bytes: &[u8], at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
+            if anchor[..2] != [2, 0] || word(&anchor, 12) != 256 {
+                continue;
+            }
+            let (length, first) = (u64::from(word(&anchor, 16)), u64::from(word(&anchor, 20)));
+            for number in 0..(length / block).min(16) {
+                let Some(at) = (first + number).checked_mul(block) else { return };
+                if self.read(at, 2).is_some_and(|tag| tag == [1, 0]) {
+                    return self.keep_what_is(at + 73, 16, MarkKind::Uuid);
+                }
+            }
+        }
+    }
+
+    /// When it was made, and the number that Mac OS gives it (last eight bytes of Finder's field). Big-endian; Inside
+    /// Macintosh: Files, 2-60, and Apple's technical note TN1150.
+    fn hfs(&mut self, found: &Found) {
+        let Some(magic) = found.magic_offset else { return };
+        let places: [(u64, usize); 2] = match self.read(magic, 2).as_deref() {
+            Some(b"BD") => [(2, 4), (92 + 24, 8)],
+            Some(b"H+" | b"HX") => [(16, 4), (80 + 24, 8)],
+            _ => return,
+        };
+        for (from_magic, length) in places {
+            self.keep_what_is(magic + from_magic, length, MarkKind::Magic);
         }
     }
 
@@ -217,12 +340,13 @@ impl Marks<'_> {
         }
     }
 
-    /// The second header (LUKS2 on-disk format 1.1.1, section 2.1), at the end of the first one's area.
+    /// The second header (LUKS2 on-disk format 1.1.1, section 2.1), at the end of the first one's area. `cryptsetup convert`
+    /// to LUKS1 gives it up, and leaves the first one's magic and UUID.
     fn luks2_second(&mut self) {
         for offset in
             [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000]
         {
-            self.keep(offset, b"SKUL\xba\xbe", MarkKind::Magic);
+            self.keep(offset, b"SKUL\xba\xbe", MarkKind::Uuid);
         }
     }
 
@@ -292,6 +416,133 @@ mod tests {
             );
             image.0[serial - 1] = 0;
             assert_eq!(derive(&found("vfat", magic as u64), 8192, &image).len(), 1);
+        }
+    }
+
+    /// Two volumes of one type differ in a mark, whatever else of them is the same.
+    #[track_caller]
+    fn are_told_apart(
+        name: &str,
+        magic: (u64, &[u8]),
+        uuid: Option<[&str; 2]>,
+        fields: &[(usize, [&[u8]; 2])],
+    ) {
+        let marks = [0, 1].map(|which| {
+            let mut image = Image(vec![0; 2 << 20]);
+            let at = magic.0 as usize;
+            image.0[at..at + magic.1.len()].copy_from_slice(magic.1);
+            for (at, bytes) in fields {
+                image.0[*at..*at + bytes[which].len()].copy_from_slice(bytes[which]);
+            }
+            let uuid = uuid.map(|uuid| uuid[which].to_owned());
+            let found = Found { name: name.into(), uuid, label: None, magic_offset: Some(magic.0) };
+            derive(&[found], 2 << 20, &image)
+        });
+        assert_eq!(marks[0].len(), marks[1].len(), "{name}: {marks:?}");
+        assert_ne!(marks[0], marks[1], "{name}");
+    }
+
+    const ONE: &str = "11111111-2222-3333-4444-555555555555";
+    const TWO: &str = "61111111-7222-8333-9444-a55555555555";
+    const UUIDS: Option<[&str; 2]> = Some([ONE, TWO]);
+    const ONE_BYTES: &[u8] = b"\x11\x11\x11\x11\x22\x22\x33\x33\x44\x44\x55\x55\x55\x55\x55\x55";
+    const TWO_BYTES: &[u8] = b"\x61\x11\x11\x11\x72\x22\x83\x33\x94\x44\xa5\x55\x55\x55\x55\x55";
+
+    #[test]
+    fn a_uuid_near_the_magic_is_a_mark() {
+        for (name, at, magic, uuid_at) in [
+            ("jfs", 32768, &b"JFS1"[..], 32768 + 136),
+            ("reiserfs", 65588, b"ReIsEr2Fs", 65588 + 32),
+            ("reiser4", 65536, b"ReIsEr4", 65536 + 20),
+            ("gfs2", 65536, b"\x01\x16\x19\x70", 65536 + 256),
+            ("ocfs2", 8192, b"OCFSV2", 8192 + 336),
+            ("erofs", 1024, b"\xe2\xe1\xf5\xe0", 1024 + 48),
+            ("bcache", 4120, b"\xc6\x85\x73\xf6", 4120 + 16),
+            ("DM_verity_hash", 0, b"verity\0\0", 16),
+            ("apfs", 32, b"NXSB", 72),
+            ("vdo", 0, b"dmvdo001", 30),
+        ] {
+            are_told_apart(name, (at, magic), UUIDS, &[(uuid_at, [ONE_BYTES, TWO_BYTES])]);
+        }
+        are_told_apart(
+            "stratis",
+            (516, b"!Stra0tis"),
+            UUIDS,
+            &[(600, [b"11111111222233334444555555555555", b"61111111722283339444a55555555555"])],
+        );
+        are_told_apart(
+            "drbd",
+            ((1 << 20) + 36, b"\x83\x74\x02\x6d"),
+            Some(["1122334455667788", "2122334455667788"]),
+            &[((1 << 20) + 16, [b"\x11\x22\x33\x44\x55\x66\x77\x88", b"\x21\x22\x33\x44\x55\x66\x77\x88"])],
+        );
+    }
+
+    #[test]
+    fn an_array_is_told_from_another_by_its_uuid() {
+        const MD: &[u8] = b"\xfc\x4e\x2b\xa9";
+        are_told_apart(
+            "linux_raid_member",
+            (4096, MD),
+            UUIDS,
+            &[(4100, [b"\x01", b"\x01"]), (4112, [ONE_BYTES, TWO_BYTES])],
+        );
+        are_told_apart("linux_raid_member", (1 << 20, MD), UUIDS, &[((1 << 20) + 20, [b"1234", b"1235"])]);
+        are_told_apart("linux_raid_member", (1 << 20, MD), UUIDS, &[((1 << 20) + 60, [b"1234", b"1235"])]);
+    }
+
+    #[test]
+    fn what_has_no_uuid_is_told_by_what_stays_for_its_life() {
+        for (name, magic_at, magic, at) in [
+            ("squashfs", 0_u64, &b"hsqs"[..], 8_usize),
+            ("squashfs", 0, b"hsqs", 40),
+            ("cramfs", 0, b"\x45\x3d\xcd\x28", 32),
+            ("romfs", 0, b"-rom1fs-", 12),
+            ("minix", 1040, b"\x7f\x13", 1024),
+            ("bfs", 0, b"\xce\xfa\xad\x1b", 8),
+            ("iso9660", 32769, b"CD001", 32768 + 813),
+            ("hfs", 1024, b"BD", 1026),
+            ("hfsplus", 1024, b"H+", 1040),
+            ("ceph_bluestore", 0, b"bluestore block device", 23),
+            ("ufs", 8192 + 1372, b"\x54\x19\x01\x00", 8192 + 144),
+            ("vxfs", 1024, b"\xf5\xfc\x01\xa5", 1032),
+            ("oracleasm", 32, b"ORCLDISK", 40),
+            ("DM_integrity", 0, b"integrt\0", 48),
+        ] {
+            are_told_apart(
+                name,
+                (magic_at, magic),
+                None,
+                &[(at, [b"\x01\x02\x03\x04", b"\x01\x02\x03\x05"])],
+            );
+        }
+        let anchor: &[u8] = b"\x02\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x40\0\0\x01\x01\0\0";
+        are_told_apart(
+            "udf",
+            (32769, b"BEA01"),
+            None,
+            &[
+                (256 * 2048, [anchor, anchor]),
+                (257 * 2048, [b"\x01\0", b"\x01\0"]),
+                (257 * 2048 + 72, [b"\x081234567890abcdef", b"\x081234567890abcdee"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_uuid_that_is_not_there_is_no_mark() {
+        let mut image = Image(vec![0; 65536]);
+        image.0[32768..32772].copy_from_slice(b"JFS1");
+        let found = |uuid: &str| {
+            vec![Found {
+                name: "jfs".into(),
+                uuid: Some(uuid.into()),
+                label: None,
+                magic_offset: Some(32768),
+            }]
+        };
+        for uuid in [ONE, "", "00000000-0000-0000-0000-000000000000", "0", "not one at all, but long"] {
+            assert_eq!(derive(&found(uuid), 65536, &image).len(), 1, "{uuid}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Everything here only reads; what a device offers is hostile and bounded.
 
 pub mod copies;
+mod identities;
 pub mod identity;
 pub mod marks;
 pub mod present;
