@@ -11,20 +11,21 @@ use crate::{
 #[inline(always)]
 pub fn decide<C: Caller, B: Content>(rule: &Rule, request: &Request, caller: &C, content: &B) -> Verdict {
     let touch = touched(rule, request, content);
-    match judge(rule, request.operation, touch, caller) {
+    match judge(rule, request, touch, caller) {
         Verdict::Deny(reason) if rule.flags & flag::AUDIT != 0 => Verdict::WouldDeny(reason),
         verdict => verdict,
     }
 }
 
 #[inline(always)]
-fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C) -> Verdict {
+fn judge<C: Caller>(rule: &Rule, request: &Request, touch: Touch, caller: &C) -> Verdict {
     const EXEMPT: u32 = State::Exempt as u32;
     const FORMATTED: u32 = State::Formatted as u32;
     const BLANK: u32 = State::Blank as u32;
     const PERMITTED: u32 = State::Permitted as u32;
     const FORMATTING: u32 = State::Formatting as u32;
 
+    let operation = request.operation;
     if rule.state == EXEMPT {
         return Verdict::Allow;
     }
@@ -36,16 +37,15 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
         return Verdict::Deny(Reason::Tainted);
     }
     let class = caller.class();
-    let destroyer = class.is(Class::FORMATTER.with(Class::ERASER));
+    let harmless = is_dry(class, operation) || adds_to_journal(rule, request, class);
+    let destroyer = class.is(Class::FORMATTER.with(Class::ERASER)) && !harmless;
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
         FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
             Verdict::Allow
         }
-        FORMATTED if rule.flags & flag::STRICT != 0 && class == Class::UNKNOWN => {
-            Verdict::Deny(Reason::Strict)
-        }
-        FORMATTED => keep(operation, touch, class),
+        FORMATTED if rule.flags & flag::STRICT != 0 && !keeps(rule, class) => Verdict::Deny(Reason::Strict),
+        FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
             if destroyer || matches!(caller.holder(), Holder::Caller) {
@@ -56,7 +56,7 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
             Holder::None if rule.state != FORMATTING => {
-                if class.is(Class::FORMATTER) {
+                if destroyer && class.is(Class::FORMATTER) {
                     Verdict::Begin
                 } else if destroyer {
                     Verdict::Allow
@@ -70,19 +70,46 @@ fn judge<C: Caller>(rule: &Rule, operation: Operation, touch: Touch, caller: &C)
         // Unverified, and whatever a damaged rule may say.
         _ if destroyer => Verdict::Deny(Reason::Unverified),
         // Where the marks of the volume below lie on it, the agent will have found out in a moment.
-        _ if rule.flags & flag::LAYER != 0
-            && class == Class::UNKNOWN
-            && !matches!(operation, Operation::Open) =>
-        {
+        _ if rule.flags & flag::LAYER != 0 && class.is_unknown() && !matches!(operation, Operation::Open) => {
             Verdict::Deny(Reason::Unverified)
         }
         _ => unverified(operation, touch, class),
     }
 }
 
-/// A volume that holds a format: its marks stay.
+/// A program that says that it will write nothing, when it opens a device. Should it write, it is what its name says.
 #[inline(always)]
-fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
+fn is_dry(class: Class, operation: Operation) -> bool {
+    class.is(Class::DRY_RUN) && matches!(operation, Operation::Open)
+}
+
+/// Bytes that mke2fs writes to the journal of another volume, at once: its superblock, with one UUID more
+/// (`ext2fs_add_journal_device`, e2fsprogs 1.47).
+const JOURNAL_SUPERBLOCK: u64 = 1024;
+
+/// Whether a formatter does no more than to add a file system to the journal that the volume holds, or is about to hold.
+#[inline(always)]
+fn adds_to_journal(rule: &Rule, request: &Request, class: Class) -> bool {
+    let journal = rule.flags & flag::JOURNAL != 0 || rule.state == State::Formatting as u32;
+    let little = match request.operation {
+        Operation::Open => true,
+        Operation::Write => request.length <= JOURNAL_SUPERBLOCK,
+        _ => false,
+    };
+    class.is(Class::JOURNAL_USER) && journal && little
+}
+
+/// Whether a program may write to a strict volume: the tools of what it holds, where that is known, and those that are
+/// trusted.
+#[inline(always)]
+fn keeps(rule: &Rule, class: Class) -> bool {
+    if rule.tools == 0 { !class.is_unknown() } else { class.is(Class(rule.tools).with(Class::TRUSTED)) }
+}
+
+/// A volume that holds a format, whose tools these are, where that is known: its marks stay.
+#[inline(always)]
+fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdict {
+    let known = !tools.is_unknown();
     match operation {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
@@ -93,11 +120,11 @@ fn keep(operation: Operation, touch: Touch, class: Class) -> Verdict {
         Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
         Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
         // What a volume holds may be known by its mount alone for a moment: then its own magic is foreign.
-        Operation::Write if touch.has(Touch::FOREIGN) && !class.is(Class::MAINTAINER) => {
+        Operation::Write if touch.has(Touch::FOREIGN) && (known || !class.is(Class::MAINTAINER)) => {
             Verdict::Deny(Reason::ForeignFormat)
         }
         Operation::Write if touch.has(Touch::UUID) => {
-            if class.is(Class::RELABELLER) {
+            if class.is(Class::RELABELLER) && (!known || class.is(tools)) {
                 Verdict::Relabel
             } else {
                 Verdict::Deny(Reason::Identity)

@@ -166,6 +166,18 @@ pub struct Stash {
     pub kind: u64,
 }
 
+/// What the arguments of a process said: value of the map `TOLD`, keyed by thread group id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Told {
+    /// When the process started, as in [`Process`].
+    pub started: u64,
+    /// A [`Class`](crate::program::Class).
+    pub class: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
+}
+
 /// What a [`Stash`]'s address points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]

@@ -6,6 +6,7 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod arguments;
 pub mod claim;
 pub mod clear;
 mod decide;

@@ -4,7 +4,7 @@
 //! formatter that goes by another name meets the marks instead. No entry may widen what an unknown program may do
 //! to a mark's magic.
 
-use crate::each::each;
+use crate::arguments::Grammar;
 
 /// What a program is known as: a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,21 +18,74 @@ impl Class {
     pub const FORMATTER: Self = Self(1);
     /// Its purpose is to erase. Refused like a formatter, but on a blank volume it begins no format.
     pub const ERASER: Self = Self(2);
-    /// May change the UUID of a format whose magic stays: refusing it half-way tears the file system.
+    /// May change the UUID of its own format, whose magic stays: refusing it half-way tears the file system.
     pub const RELABELLER: Self = Self(4);
     /// Acts on what its own layer hands out: may wipe a logical volume that it has just made.
     pub const OWNER: Self = Self(8);
     /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the guard
     /// does not know yet which format it holds: holding it up there would be an outage.
     pub const MAINTAINER: Self = Self(16);
-    /// May write to strict volumes, by these tables or by an operator's word. No more than that.
+    /// May write to strict volumes of any format, by these tables or by an operator's word. No more than that.
     pub const TRUSTED: Self = Self(32);
+
+    /// It says that it writes nothing (`mke2fs -n`): let in, and judged as what it is when it writes all the same.
+    pub const DRY_RUN: Self = Self(64);
+    /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its volume's UUID.
+    pub const JOURNAL_USER: Self = Self(128);
+
+    /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
+    pub const GRAMMAR_SHIFT: u32 = 8;
+    const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;
+
+    // Whose tool it is, or which formats a volume holds (`Rule::tools`): a strict volume takes writes of its own tools.
+    /// e2fsprogs.
+    pub const EXT: Self = Self(1 << 16);
+    /// xfsprogs.
+    pub const XFS: Self = Self(1 << 17);
+    /// btrfs-progs.
+    pub const BTRFS: Self = Self(1 << 18);
+    /// f2fs-tools.
+    pub const F2FS: Self = Self(1 << 19);
+    /// dosfstools, mtools.
+    pub const FAT: Self = Self(1 << 20);
+    /// exfatprogs, exfat-utils.
+    pub const EXFAT: Self = Self(1 << 21);
+    /// ntfs-3g.
+    pub const NTFS: Self = Self(1 << 22);
+    /// nilfs-tools.
+    pub const NILFS: Self = Self(1 << 23);
+    /// Swap space.
+    pub const SWAP: Self = Self(1 << 24);
+    /// LVM.
+    pub const LVM: Self = Self(1 << 25);
+    /// mdadm.
+    pub const MD: Self = Self(1 << 26);
+    /// cryptsetup.
+    pub const LUKS: Self = Self(1 << 27);
+    /// sgdisk, sfdisk.
+    pub const PARTITIONS: Self = Self(1 << 28);
+    /// Of a volume, and of tools of such formats that re-label them: a known format that none of these tools keeps.
+    pub const NO_TOOLS: Self = Self(1 << 31);
 
     /// Whether any bit of `other` is in this set.
     #[inline(always)]
     #[must_use]
     pub const fn is(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// Neither a name nor arguments say anything of it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unknown(self) -> bool {
+        self.0 & !Self::GRAMMAR == 0
+    }
+
+    /// How its arguments are read; zero where they say nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn grammar(self) -> u32 {
+        (self.0 & Self::GRAMMAR) >> Self::GRAMMAR_SHIFT
     }
 
     /// Both sets together.
@@ -58,25 +111,36 @@ const fn formatter(name: &'static str) -> Program {
     Program { name, class: Class::FORMATTER }
 }
 
-const fn maintainer(name: &'static str) -> Program {
-    Program { name, class: Class::MAINTAINER }
+/// One whose arguments say what it does.
+const fn reads(grammar: Grammar, program: Program) -> Program {
+    Program { class: program.class.with(grammar.class()), ..program }
+}
+
+const fn unknown(name: &'static str) -> Program {
+    Program { name, class: Class::UNKNOWN }
+}
+
+const fn maintainer(of: Class, name: &'static str) -> Program {
+    Program { name, class: Class::MAINTAINER.with(of) }
+}
+
+const fn relabeller(of: Class, name: &'static str) -> Program {
+    Program { name, class: Class::RELABELLER.with(Class::MAINTAINER).with(of) }
 }
 
 /// Every program that is known by name.
 ///
-/// `cryptsetup` is in none: `luksFormat` and `luksUUID` are one program, and only the marks tell them apart
-/// (luksFormat overwrites the old header's magic with zeros first; luksUUID is refused at its first write, which
-/// leaves the header whole). Its `erase` spares the header, and is told by its arguments ([`erases`]). `dd`, `cp`,
-/// `shred`-like copies, `parted`, `fdisk` do everyday work, too, and are judged by what they write.
+/// Of some the arguments say what they are there for ([`crate::arguments`]). `dd`, `cp`, `shred`-like copies, `parted`,
+/// `fdisk` do everyday work, too, and are judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
     formatter("mkfs"),
-    formatter("mke2fs"),
-    formatter("mkfs.ext2"),
-    formatter("mkfs.ext3"),
-    formatter("mkfs.ext4"),
-    formatter("mkfs.ext4dev"),
-    formatter("mkfs.xfs"),
+    reads(Grammar::MKE2FS, formatter("mke2fs")),
+    reads(Grammar::MKE2FS, formatter("mkfs.ext2")),
+    reads(Grammar::MKE2FS, formatter("mkfs.ext3")),
+    reads(Grammar::MKE2FS, formatter("mkfs.ext4")),
+    reads(Grammar::MKE2FS, formatter("mkfs.ext4dev")),
+    reads(Grammar::MKFS_XFS, formatter("mkfs.xfs")),
     formatter("mkfs.btrfs"),
     formatter("mkfs.f2fs"),
     formatter("mkfs.vfat"),
@@ -87,7 +151,7 @@ pub const PROGRAMS: &[Program] = &[
     formatter("mkexfatfs"),
     formatter("mkfs.ntfs"),
     formatter("mkntfs"),
-    formatter("mkfs.nilfs2"),
+    reads(Grammar::MKFS_NILFS2, formatter("mkfs.nilfs2")),
     formatter("mkfs.minix"),
     formatter("mkfs.bfs"),
     formatter("mkfs.cramfs"),
@@ -101,58 +165,112 @@ pub const PROGRAMS: &[Program] = &[
     formatter("mkfs.bcachefs"),
     formatter("mkfs.erofs"),
     formatter("make-bcache"),
+    formatter("jfs_mkfs"),
+    formatter("mkfs.reiser4"),
+    formatter("mkfs.hfs"),
+    formatter("mkfs.hfsplus"),
+    formatter("newfs_hfs"),
+    formatter("hformat"),
+    formatter("mkfs.zonefs"),
+    formatter("mkzonefs"),
+    formatter("vdoformat"),
+    // They write files, as a rule; here they open a block device.
+    formatter("genisoimage"),
+    formatter("mkisofs"),
+    formatter("xorrisofs"),
+    formatter("mksquashfs"),
+    formatter("gensquashfs"),
+    formatter("tar2sqfs"),
+    formatter("genromfs"),
     // Swap space and LVM physical volumes are formats like any other.
     formatter("mkswap"),
     formatter("pvcreate"),
     // Their one purpose is to make what is there unreadable.
-    Program { name: "wipefs", class: Class::ERASER },
+    reads(Grammar::WIPEFS, Program { name: "wipefs", class: Class::ERASER }),
     Program { name: "blkdiscard", class: Class::ERASER },
     Program { name: "shred", class: Class::ERASER },
     Program { name: "pvremove", class: Class::ERASER },
     // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel, exfatlabel -i,
     // tune.exfat -I, ntfslabel --new-serial, nilfs-tune -U.
-    Program { name: "tune2fs", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "e2label", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "xfs_db", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "btrfstune", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "swaplabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "fatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "mlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "exfatlabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "tune.exfat", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "ntfslabel", class: Class::RELABELLER.with(Class::MAINTAINER) },
-    Program { name: "nilfs-tune", class: Class::RELABELLER.with(Class::MAINTAINER) },
+    relabeller(Class::EXT, "tune2fs"),
+    relabeller(Class::EXT, "e2label"),
+    relabeller(Class::XFS, "xfs_db"),
+    relabeller(Class::BTRFS, "btrfstune"),
+    relabeller(Class::SWAP, "swaplabel"),
+    relabeller(Class::FAT, "fatlabel"),
+    relabeller(Class::FAT, "mlabel"),
+    relabeller(Class::EXFAT, "exfatlabel"),
+    relabeller(Class::EXFAT, "tune.exfat"),
+    relabeller(Class::NTFS, "ntfslabel"),
+    relabeller(Class::NILFS, "nilfs-tune"),
+    relabeller(Class::NO_TOOLS, "jfs_tune"),
+    relabeller(Class::NO_TOOLS, "reiserfstune"),
+    relabeller(Class::NO_TOOLS, "tunefs.ocfs2"),
+    relabeller(Class::NO_TOOLS, "tunegfs2"),
+    relabeller(Class::NO_TOOLS, "udflabel"),
+    // pvchange -u, and what makes a copied physical volume another one: they write their metadata area before the label.
+    relabeller(Class::LVM, "pvchange"),
+    relabeller(Class::LVM, "vgimportclone"),
+    // Puts back the signature that a hibernation left in the place of its own.
+    relabeller(Class::SWAP, "swapon"),
+    // Their arguments say what they are there for.
+    reads(Grammar::CRYPTSETUP, unknown("cryptsetup")),
+    reads(Grammar::CRYPTSETUP, unknown("veritysetup")),
+    reads(Grammar::CRYPTSETUP, unknown("integritysetup")),
+    reads(Grammar::SGDISK, unknown("sgdisk")),
+    reads(Grammar::SFDISK, unknown("sfdisk")),
+    reads(Grammar::DRBDMETA, unknown("drbdmeta")),
+    reads(Grammar::BLKZONE, unknown("blkzone")),
     // LVM wipes stale signatures on a logical volume that it has just made.
     // Not a maintainer by this name: `lvm pvcreate` is the same program.
-    Program { name: "lvm", class: Class::OWNER },
-    Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER) },
-    Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER) },
+    reads(Grammar::LVM, Program { name: "lvm", class: Class::OWNER.with(Class::LVM) }),
+    Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) },
+    Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) },
+    // They label a device that holds none as pvcreate does, and maintain nothing: what is not theirs they leave alone.
+    Program { name: "vgcreate", class: Class::LVM },
+    Program { name: "vgextend", class: Class::LVM },
+    Program { name: "vgreduce", class: Class::LVM },
+    Program { name: "vgremove", class: Class::LVM },
+    Program { name: "vgrename", class: Class::LVM },
+    Program { name: "vgcfgrestore", class: Class::LVM },
+    Program { name: "lvremove", class: Class::LVM },
+    Program { name: "lvextend", class: Class::LVM },
+    Program { name: "lvreduce", class: Class::LVM },
+    Program { name: "lvresize", class: Class::LVM },
+    Program { name: "lvchange", class: Class::LVM },
+    Program { name: "pvmove", class: Class::LVM },
+    Program { name: "dmeventd", class: Class::LVM },
     // These rewrite superblocks with the magic that is there.
-    maintainer("e2fsck"),
-    maintainer("fsck.ext2"),
-    maintainer("fsck.ext3"),
-    maintainer("fsck.ext4"),
-    maintainer("resize2fs"),
-    maintainer("debugfs"),
-    maintainer("xfs_repair"),
-    maintainer("btrfs"),
-    maintainer("fsck.vfat"),
-    maintainer("fsck.fat"),
-    maintainer("dosfsck"),
-    maintainer("fsck.exfat"),
-    maintainer("fsck.f2fs"),
-    maintainer("resize.f2fs"),
-    maintainer("ntfsfix"),
-    maintainer("ntfsresize"),
-    maintainer("vgcreate"),
-    maintainer("vgextend"),
-    maintainer("vgchange"),
-    maintainer("pvresize"),
-    maintainer("pvchange"),
-    maintainer("swapon"),
+    maintainer(Class::EXT, "e2fsck"),
+    maintainer(Class::EXT, "fsck.ext2"),
+    maintainer(Class::EXT, "fsck.ext3"),
+    maintainer(Class::EXT, "fsck.ext4"),
+    maintainer(Class::EXT, "resize2fs"),
+    maintainer(Class::EXT, "debugfs"),
+    maintainer(Class::XFS, "xfs_repair"),
+    maintainer(Class::BTRFS, "btrfs"),
+    maintainer(Class::FAT, "fsck.vfat"),
+    maintainer(Class::FAT, "fsck.fat"),
+    maintainer(Class::FAT, "dosfsck"),
+    maintainer(Class::EXFAT, "fsck.exfat"),
+    maintainer(Class::F2FS, "fsck.f2fs"),
+    maintainer(Class::F2FS, "resize.f2fs"),
+    maintainer(Class::NTFS, "ntfsfix"),
+    maintainer(Class::NTFS, "ntfsresize"),
+    // File systems in user space: what the kernel does for others.
+    maintainer(Class::NTFS, "ntfs-3g"),
+    maintainer(Class::NTFS, "lowntfs-3g"),
+    maintainer(Class::NTFS, "mount.ntfs"),
+    maintainer(Class::NTFS, "mount.ntfs-3g"),
+    maintainer(Class::NTFS, "mount.lowntfs-3g"),
+    maintainer(Class::EXT, "fuse2fs"),
+    maintainer(Class::EXFAT, "mount.exfat"),
+    maintainer(Class::EXFAT, "mount.exfat-fuse"),
+    maintainer(Class::LVM, "vgchange"),
+    maintainer(Class::LVM, "pvresize"),
     // They keep the superblocks of arrays, whose members nobody else writes to.
-    Program { name: "mdadm", class: Class::TRUSTED },
-    Program { name: "mdmon", class: Class::TRUSTED },
+    reads(Grammar::MDADM, Program { name: "mdadm", class: Class::MD }),
+    Program { name: "mdmon", class: Class::MD },
     // Puts boot code on every member of a mirror that a BIOS starts from.
     Program { name: "grub-bios-setup", class: Class::TRUSTED },
 ];
@@ -162,65 +280,6 @@ pub const PROGRAMS: &[Program] = &[
 pub fn class_of(name: &str) -> Class {
     let comm = comm(name);
     PROGRAMS.iter().find(|known| self::comm(known.name) == comm).map_or(Class::UNKNOWN, |known| known.class)
-}
-
-/// `cryptsetup` and `sgdisk` as two words, as the kernel keeps names.
-const CRYPTSETUP: [u64; 2] = [word(*b"cryptset"), word(*b"up\0\0\0\0\0\0")];
-const SGDISK: [u64; 2] = [word(*b"sgdisk\0\0"), 0];
-
-/// Bytes of a program's arguments that are looked at.
-pub const ARGUMENTS: usize = 128;
-
-const fn word(bytes: [u8; 8]) -> u64 {
-    u64::from_ne_bytes(bytes)
-}
-
-/// Whether what a program of this name does is told by its arguments.
-#[inline(always)]
-#[must_use]
-pub fn is_told_by_arguments(comm: [u64; 2]) -> bool {
-    comm == CRYPTSETUP || comm == SGDISK
-}
-
-/// Whether a program with these arguments (each ends with a NUL) is there to erase, though others run it every day.
-///
-/// `cryptsetup erase`, also written `luksErase` (cryptsetup 2.6, src/cryptsetup.c), destroys every key slot: to the disk a
-/// change of key slots like any other, and without them the data are lost. `sgdisk -Z` and `-z` (gptfdisk 1.0.9, gptcl.cc)
-/// overwrite what is no partition table of theirs, the first key slot of a LUKS1 volume for one, before they reach a magic.
-#[inline(always)]
-#[must_use]
-pub fn erases(comm: [u64; 2], arguments: &[u8; ARGUMENTS]) -> bool {
-    let mut seen = Seen { arguments, last: 0, keys: 0, tables: 0 };
-    each(ARGUMENTS as u32, &mut seen, look);
-    comm == CRYPTSETUP && seen.keys != 0 || comm == SGDISK && seen.tables != 0
-}
-
-/// What was seen of a program's arguments.
-struct Seen<'a> {
-    arguments: &'a [u8; ARGUMENTS],
-    /// The last eight bytes, as they lie in memory; shifted, the last seven, six or four.
-    last: u64,
-    /// Not zero: one erases key slots.
-    keys: u64,
-    /// Not zero: one erases partition tables.
-    tables: u64,
-}
-
-/// Looks at one byte more.
-extern "C" fn look(number: u32, seen: *mut Seen<'_>) -> i64 {
-    const ERASE: u64 = word(*b"\0erase\0\0");
-    const LUKS_ERASE: u64 = word(*b"\0luksEra");
-    const ZAP: u64 = word(*b"\0--zap\0\0");
-    const ZAP_ALL: u64 = word(*b"\0-Z\0\0\0\0\0");
-    const ZAP_ONE: u64 = word(*b"\0-z\0\0\0\0\0");
-    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
-    let seen = unsafe { &mut *seen };
-    let Some(byte) = seen.arguments.get(number as usize) else { return 1 };
-    let last = seen.last >> 8 | u64::from(*byte) << 56;
-    seen.last = last;
-    seen.keys |= u64::from(last >> 8 == ERASE || last == LUKS_ERASE);
-    seen.tables |= u64::from(last >> 16 == ZAP || last >> 32 == ZAP_ALL || last >> 32 == ZAP_ONE);
-    0
 }
 
 /// Slots of the map `NAMES`.
@@ -257,39 +316,6 @@ mod tests {
                 assert_ne!(comm(a.name), comm(b.name), "{}", a.name);
             }
         }
-    }
-
-    #[test]
-    fn what_erases_is_told_by_its_arguments() {
-        let erases = |comm, line: &str| {
-            let mut arguments = [0; ARGUMENTS];
-            for (to, from) in arguments.iter_mut().zip(line.bytes()) {
-                *to = if from == b' ' { 0 } else { from };
-            }
-            super::erases(comm, &arguments)
-        };
-        for line in [
-            "cryptsetup erase /dev/sda ",
-            "cryptsetup -q luksErase /dev/sda ",
-            "x --header y erase /dev/sda ",
-        ] {
-            assert!(erases(CRYPTSETUP, line) && !erases(SGDISK, line), "{line}");
-        }
-        for line in
-            ["luksOpen /dev/mapper/erase x ", "x luksKillSlot /dev/sda 1 ", "x open /dev/erased x ", ""]
-        {
-            assert!(!erases(CRYPTSETUP, line), "{line}");
-        }
-        for line in
-            ["sgdisk -Z /dev/sda ", "sgdisk --zap-all /dev/sda ", "sgdisk --zap /dev/sda ", "sgdisk -o -z x "]
-        {
-            assert!(erases(SGDISK, line) && !erases(CRYPTSETUP, line), "{line}");
-        }
-        for line in ["sgdisk -n 1:0:0 /dev/sda ", "sgdisk -p /dev/-Z ", ""] {
-            assert!(!erases(SGDISK, line), "{line}");
-        }
-        assert_eq!(CRYPTSETUP.map(u64::to_ne_bytes).as_flattened(), comm("cryptsetup"));
-        assert_eq!(SGDISK.map(u64::to_ne_bytes).as_flattened(), comm("sgdisk"));
     }
 
     #[test]

@@ -58,13 +58,15 @@ pub mod flag {
     pub const AUDIT: u32 = 1;
     /// Other volumes lie on the device: where, the map `WINDOWS` says.
     pub const STACKED: u32 = 2;
-    /// Nobody but known programs opens the volume for writing while it holds a format.
+    /// Nobody but the tools of what it holds opens the volume for writing while it holds a format.
     pub const STRICT: u32 = 4;
     /// Of a device without a rule of its own yet: it lies over a volume that holds a format.
     pub const LAYER: u32 = 8;
     /// The process that formatted the volume still runs and has it open (a virtual machine's monitor, a target's daemon): what
     /// others must keep it may change.
     pub const HELD: u32 = 16;
+    /// It holds a journal that ext file systems on other volumes use.
+    pub const JOURNAL: u32 = 32;
 }
 
 /// What a check guards.
@@ -140,6 +142,10 @@ pub struct Rule {
     pub count: u32,
     /// Number of the lease ([`crate::claim::Lease`]) without which nobody formats the volume; zero: none is needed.
     pub claim: u32,
+    /// Whose tools keep what the volume holds ([`Class::EXT`](crate::program::Class::EXT) and its like); zero: that is not known.
+    pub tools: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
     /// Own marks first, then foreign magics.
     pub checks: [Check; MAX_CHECKS],
 }
@@ -176,6 +182,8 @@ impl Rule {
             claim: 0,
             flags: 0,
             count: 0,
+            tools: 0,
+            zero: 0,
             checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],
         }
     }
@@ -206,4 +214,4 @@ impl Rule {
 // SAFETY: repr(C), integers only, no padding.
 unsafe impl aya::Pod for Rule {}
 
-const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 56 + 32 * MAX_CHECKS);
+const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 64 + 32 * MAX_CHECKS);

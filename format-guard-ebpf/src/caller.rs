@@ -7,8 +7,9 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_task_btf},
 };
 use format_guard_common::{
-    event::Process,
-    program::{ARGUMENTS, Class, erases, is_told_by_arguments},
+    arguments::{self, ARGUMENTS},
+    event::{Counter, Process, Told},
+    program::Class,
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
         MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field,
         from_user,
     },
-    maps::PROGRAMS,
+    maps::{PROGRAMS, TOLD, count},
 };
 
 /// Name of the calling thread.
@@ -41,21 +42,44 @@ pub(crate) fn name() -> [u64; 2] {
     unsafe { field(bpf_get_current_task_btf() as *const u8, &TASK_COMM) }
 }
 
-/// What the caller's name is known as.
+/// What the caller's name is known as, and what its arguments said when it opened a device.
 #[inline(always)]
 pub(crate) fn class() -> Class {
+    let class = class_by_name();
+    if class.grammar() == 0 { class } else { Class(class.0 | told_before()) }
+}
+
+#[inline(always)]
+fn class_by_name() -> Class {
     // SAFETY: copied at once; the agent changes an entry at its start only.
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
 }
 
-/// What the caller is known as by its arguments; only for programs whose purpose these tell, and only where the program may
-/// wait for its memory.
+/// What the arguments of this process said. A function of its own: what a write is looked at by leaves no room on the stack.
+#[inline(never)]
+fn told_before() -> u32 {
+    let process = process();
+    // SAFETY: a torn entry fails the comparison.
+    match unsafe { TOLD.get(process.tgid) } {
+        Some(told) if told.started == process.started => told.class,
+        _ => 0,
+    }
+}
+
+/// What the caller is known as by its arguments, too, and remembers that for what it will write; only for programs whose
+/// purpose these tell, and only where the program may wait for its memory.
 #[inline(always)]
 pub(crate) fn class_by_arguments() -> Class {
-    let name = name();
-    if !is_told_by_arguments(name) {
+    let class = class_by_name();
+    if class.grammar() == 0 {
         return Class::UNKNOWN;
     }
+    Class(ask_arguments(class.0))
+}
+
+/// A function of its own, for the stack of the program that calls it.
+#[inline(never)]
+fn ask_arguments(class: u32) -> u32 {
     let mut arguments = [0_u8; ARGUMENTS];
     // SAFETY: BTF pointers of the running task, and as many bytes of stack; the helper checks the user address.
     unsafe {
@@ -65,7 +89,13 @@ pub(crate) fn class_by_arguments() -> Class {
         let length = if length > ARGUMENTS as u64 { ARGUMENTS as u64 } else { length };
         from_user(arguments.as_mut_ptr().cast(), length as u32, start);
     }
-    if erases(name, &arguments) { Class::ERASER } else { Class::UNKNOWN }
+    let class = arguments::told(Class(class), &arguments).0;
+    let process = process();
+    let told = Told { started: process.started, class, zero: 0 };
+    if TOLD.insert(process.tgid, told, 0).is_err() {
+        count(Counter::FullMaps);
+    }
+    class
 }
 
 /// Thread group id of the caller, in the initial pid namespace.

@@ -9,7 +9,7 @@ use format_guard_common::{
     MAX_RULES, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey, Told},
     program::NAME_SLOTS,
     protection::Protection,
 };
@@ -56,6 +56,9 @@ pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(8192,
 /// What programs are known as (`program::Class`), by `comm`. The agent writes it once.
 #[map]
 pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// What the arguments of a process said when it opened a device, by thread group id.
+#[map]
+pub(crate) static TOLD: LruHashMap<u32, Told> = LruHashMap::pinned(1024, 0);
 /// `KernelEvent` records for the agent.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);

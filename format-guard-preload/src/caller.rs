@@ -7,7 +7,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use format_guard_common::{
     Caller, Holder, Operation, Rule,
-    program::{self, ARGUMENTS, Class, erases, is_told_by_arguments},
+    arguments::{self, ARGUMENTS},
+    program::{self, Class},
     question::{Ask, Question},
     snapshot::{Entry, Snapshot},
 };
@@ -90,18 +91,16 @@ fn class_by_tables(comm: [u8; 16]) -> Class {
     known.map_or(Class::UNKNOWN, |known| known.class)
 }
 
-/// What the caller is known as by its arguments.
-fn class_by_arguments(comm: [u8; 16]) -> Class {
-    let ([low, high], []) = comm.as_chunks::<8>() else { return Class::UNKNOWN };
-    let words = [low, high].map(|word| u64::from_ne_bytes(*word));
-    if !is_told_by_arguments(words) {
+/// What the caller is known as by its arguments, too.
+fn class_by_arguments(class: Class) -> Class {
+    if class.grammar() == 0 {
         return Class::UNKNOWN;
     }
     let mut arguments = [0; ARGUMENTS];
     if let Some(file) = Descriptor::open(b"/proc/self/cmdline\0") {
         let _length = file.read(&mut arguments);
     }
-    if erases(words, &arguments) { Class::ERASER } else { Class::UNKNOWN }
+    arguments::told(class, &arguments)
 }
 
 impl Target<'_> {
@@ -150,7 +149,7 @@ impl Caller for Target<'_> {
     fn class(&self) -> Class {
         let comm = comm();
         let by_name = self.snapshot.map_or_else(|| class_by_tables(comm), |snapshot| snapshot.class(comm));
-        by_name.with(class_by_arguments(comm))
+        by_name.with(class_by_arguments(by_name))
     }
 
     fn tainted(&self) -> bool {

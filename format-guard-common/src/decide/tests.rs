@@ -335,6 +335,18 @@ fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
 }
 
 #[test]
+fn a_tool_relabels_its_own_format_alone() {
+    let (_, mut rule) = formatted();
+    rule.tools = Class::EXT.0;
+    for known in crate::program::PROGRAMS.iter().filter(|known| known.class.is(Class::RELABELLER)) {
+        let asked = Asked { class: known.class, ..request(Operation::Write, 1128, 16) };
+        let own = known.class.is(Class::EXT);
+        let wanted = if own { Verdict::Relabel } else { Verdict::Deny(Reason::Identity) };
+        assert_eq!(decide(&rule, &asked, &Bytes(&[7; 16])), wanted, "{}", known.name);
+    }
+}
+
+#[test]
 fn an_owner_wipes_what_is_not_recorded_yet_and_nothing_else() {
     let (_, formatted) = formatted();
     assert_eq!(by(Class::OWNER, &formatted, Operation::Erase), Verdict::Deny(Reason::Discard));
@@ -491,4 +503,97 @@ fn without_its_claim_nobody_begins_a_format_or_goes_on_with_one() {
     }
     let lease = crate::claim::Lease { until: 10, number: 3, ..Default::default() };
     assert!(lease.covers(3, 9) && !lease.covers(3, 10) && !lease.covers(2, 9));
+}
+
+#[test]
+fn a_strict_volume_takes_writes_of_its_own_tools_alone() {
+    let (_, mut rule) = formatted();
+    rule.flags = flag::STRICT;
+    rule.tools = Class::MD.0;
+    let known = |name: &str| {
+        crate::program::PROGRAMS.iter().find(|program| program.name == name).expect("known").class
+    };
+    for name in ["tune2fs", "e2fsck", "debugfs", "vgchange", "vgcreate", "lvm", "xfs_repair", "swapon"] {
+        for operation in [Operation::Open, Operation::Write, Operation::Erase, Operation::Map] {
+            assert_eq!(by(known(name), &rule, operation), Verdict::Deny(Reason::Strict), "{name}");
+        }
+    }
+    for name in ["mdadm", "mdmon", "grub-bios-setup"] {
+        assert_eq!(by(known(name), &rule, Operation::Open), Verdict::Allow, "{name}");
+    }
+    rule.tools = Class::EXT.0;
+    assert_eq!(by(known("e2fsck"), &rule, Operation::Open), Verdict::Allow);
+    assert_eq!(by(known("mdadm"), &rule, Operation::Open), Verdict::Deny(Reason::Strict));
+    rule.tools = Class::NO_TOOLS.0;
+    assert_eq!(by(known("e2fsck"), &rule, Operation::Open), Verdict::Deny(Reason::Strict));
+    assert_eq!(by(Class::TRUSTED, &rule, Operation::Open), Verdict::Allow);
+    // Known by its mount alone for a moment: no repair tool is held up.
+    rule.tools = 0;
+    assert_eq!(by(known("e2fsck"), &rule, Operation::Open), Verdict::Allow);
+}
+
+#[test]
+fn where_the_content_is_known_a_maintainer_writes_no_foreign_magic() {
+    let (_, mut rule) = formatted();
+    rule.tools = Class::EXT.0;
+    for known in crate::program::PROGRAMS.iter().filter(|known| !known.class.is(Class::FORMATTER)) {
+        let label = Asked { class: known.class, ..request(Operation::Write, 512, 8) };
+        let verdict = decide(&rule, &label, &Bytes(b"LABELONE"));
+        let wanted = if known.class.is(Class::ERASER) { Reason::Formatter } else { Reason::ForeignFormat };
+        assert_eq!(verdict, Verdict::Deny(wanted), "{}", known.name);
+    }
+    let own = Asked { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };
+    assert_eq!(decide(&rule, &own, &Bytes(b"\x53\xef")), Verdict::Allow);
+}
+
+#[test]
+fn what_labels_a_device_is_no_maintainer_of_what_is_not_known() {
+    let unverified = with_state(State::Unverified);
+    for name in ["vgcreate", "vgextend", "pvcreate"] {
+        let class = crate::program::PROGRAMS.iter().find(|known| known.name == name).expect("known").class;
+        let label = Asked { class, ..request(Operation::Write, 512, 8) };
+        let verdict = decide(&unverified, &label, &Bytes(b"LABELONE"));
+        assert_eq!(verdict, Verdict::Deny(Reason::Unverified), "{name}");
+    }
+}
+
+#[test]
+fn a_dry_run_is_let_in_and_writes_nothing() {
+    for state in [State::Formatted, State::Unverified, State::Blank, State::Formatting] {
+        let rule = if state == State::Formatted { formatted().1 } else { with_state(state) };
+        for name in [Class::FORMATTER, Class::ERASER] {
+            let dry = name.with(Class::DRY_RUN);
+            assert_eq!(by(dry, &rule, Operation::Open), Verdict::Allow, "{state:?}");
+            for operation in [Operation::Write, Operation::Erase, Operation::Map] {
+                let verdict = by(dry, &rule, operation);
+                assert_eq!(verdict, by(name, &rule, operation), "it is what its name says: {state:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_formatter_adds_its_volume_to_a_journal_and_does_no_more_there() {
+    let (_, mut rule) = formatted();
+    rule.tools = Class::EXT.0;
+    let user = Class::FORMATTER.with(Class::JOURNAL_USER);
+    let of = |rule: &Rule, operation, offset, length| {
+        let asked = Asked { class: user, ..request(operation, offset, length) };
+        decide(rule, &asked, &Bytes(&[7; 4096][..length as usize]))
+    };
+    assert_eq!(of(&rule, Operation::Open, 0, 0), Verdict::Deny(Reason::Formatter), "no journal");
+    rule.flags |= flag::JOURNAL;
+    assert_eq!(of(&rule, Operation::Open, 0, 0), Verdict::Allow);
+    assert_eq!(of(&rule, Operation::Write, 2048, 1024), Verdict::Allow);
+    for (operation, offset, length, reason) in [
+        (Operation::Write, 1024, 1024, Reason::Identity),
+        (Operation::Write, 2048, 2048, Reason::Formatter),
+        (Operation::Erase, 1 << 20, 1024, Reason::Formatter),
+        (Operation::Map, 0, 0, Reason::Formatter),
+    ] {
+        assert_eq!(of(&rule, operation, offset, length), Verdict::Deny(reason));
+    }
+    assert_eq!(by(Class::FORMATTER, &rule, Operation::Open), Verdict::Deny(Reason::Formatter));
+    assert_eq!(of(&with_state(State::Blank), Operation::Open, 0, 0), Verdict::Begin);
+    assert_eq!(of(&with_state(State::Unverified), Operation::Open, 0, 0), Verdict::Deny(Reason::Unverified));
 }

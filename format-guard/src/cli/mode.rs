@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Carry refusals out (enforce), only tell them (audit), or let known programs alone write (strict, of a volume)
+    /// Carry refusals out (enforce), only tell them (audit), or let the tools of its format alone write (strict, of a volume)
     /// [default: show the mode]
     #[arg(value_enum, requires = "reason")]
     mode: Option<Mode>,

@@ -205,7 +205,7 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         line("audit", "its refusals are told and not carried out");
     }
     if volume.strict {
-        line("strict", "while it holds a format, known programs alone may write to it");
+        line("strict", "while it holds a format, its own tools alone may write to it");
     }
     line("mounted", if volume.mounted { "since it was formatted" } else { "not since it was formatted" });
     line(

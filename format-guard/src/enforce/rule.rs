@@ -4,6 +4,7 @@
 use format_guard_common::{
     Check, CheckKind, MAX_WINDOWS, Rule, State, Window, Windows, flag,
     format::{FORMATS, Format, MBR, at_end, by_name},
+    program::Class,
 };
 
 use crate::{
@@ -107,6 +108,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         .iter()
         .flat_map(|content| content.types.iter().filter_map(|name| by_name(name)))
         .collect();
+    rule.tools = tools(record, &own);
     // A blank volume, or one that may be re-formatted, begins anew by any format's magic.
     let own = if state == State::Formatted { own } else { Vec::new() };
     push_foreign(&mut rule, &own);
@@ -122,6 +124,11 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
     }
+    let holds =
+        |name| record.content.as_ref().is_some_and(|content| content.types.iter().any(|of| of == name));
+    if holds("jbd") {
+        rule.flags |= flag::JOURNAL;
+    }
     // Whoever may format a device may format what lies on it.
     let windows = match state {
         State::Permitted | State::Formatting | State::Exempt => Windows::new(),
@@ -131,6 +138,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         rule.flags |= flag::STACKED;
     }
     (rule, windows)
+}
+
+/// Whose tools keep what a volume holds; zero while that is not known.
+fn tools(record: &Record, own: &[&Format]) -> u32 {
+    let tools = own.iter().fold(Class::UNKNOWN, |tools, format| tools.with(format.tools));
+    if tools == Class::UNKNOWN && !record.marks.is_empty() { Class::NO_TOOLS.0 } else { tools.0 }
 }
 
 /// Its own marks first; while nothing else is known of it, also those of what it maps.
@@ -275,6 +288,28 @@ mod tests {
         assert_eq!(rule.checks()[0].kind, CheckKind::Magic as u32);
         assert!(!rule.checks()[1..].iter().any(|check| check.bytes[0] == rule.checks()[0].bytes[0]));
         assert_eq!((rule.flags, windows.count), (flag::AUDIT, 0));
+    }
+
+    #[test]
+    fn a_rule_says_whose_tools_keep_what_the_volume_holds() {
+        let tools = |types: &[&str], marks: bool| {
+            let mut record = record("dm:x", State::Formatted);
+            record.content = Some(Content {
+                types: types.iter().map(|name| (*name).to_owned()).collect(),
+                uuid: None,
+                label: None,
+            });
+            if !marks {
+                record.marks.clear();
+            }
+            Class(of(&subject(&record, Vec::new()), false).0.tools)
+        };
+        assert_eq!(tools(&["ext4"], true), Class::EXT);
+        assert_eq!(tools(&["dos", "vfat"], true), Class::PARTITIONS.with(Class::FAT));
+        assert_eq!(tools(&["exotic"], true), Class::NO_TOOLS);
+        assert_eq!(tools(&[], false), Class::UNKNOWN, "its mount alone is known");
+        let blank = record("dm:y", State::Blank);
+        assert_eq!(of(&subject(&blank, Vec::new()), false).0.tools, 0);
     }
 
     #[test]

@@ -529,8 +529,9 @@ impl Step {
                 self.report("discrepancy-ended", "it reads as recorded again");
             }
             // A label may change, and a structure be repaired or moved. One that is only missing may be so for the data
-            // path's sake.
-            let missing = marks.iter().all(|mark| self.record.marks.contains(mark));
+            // path's sake, unless a tool that may take it away has been at work.
+            let missing =
+                !self.record.relabelled && marks.iter().all(|mark| self.record.marks.contains(mark));
             let marks = if missing { self.record.marks.clone() } else { marks };
             self.take(content, marks);
         } else if self.record.relabelled && same_types(&recorded, &content) {
@@ -873,10 +874,14 @@ const RECORDS_LOST: &str =
     "records were lost (the database was damaged, or missing); permit a format if it is blank";
 
 /// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
-/// may add.
+/// may add, and so is swap space while a hibernation's image lies in it.
 fn same_types(one: &Content, other: &Content) -> bool {
     fn families(content: &Content) -> impl Iterator<Item = &str> {
-        let family = |name| if matches!(name, "ext2" | "ext3" | "ext4") { "ext" } else { name };
+        let family = |name| match name {
+            "ext2" | "ext3" | "ext4" => "ext",
+            "swsuspend" => "swap",
+            other => other,
+        };
         content.types.iter().map(String::as_str).map(family)
     }
     families(one).eq(families(other))

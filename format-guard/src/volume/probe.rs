@@ -16,6 +16,7 @@ use std::{
     ptr::NonNull,
 };
 
+use format_guard_common::format::{NOT_OF_LIBBLKID, by_name};
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -125,7 +126,10 @@ fn tail_of(size: u64) -> u64 {
 
 /// What a device holds whose ends read so.
 fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
-    let (found, partitions) = search(&read.head, read.tail_start, &read.tail, size)?;
+    let (mut found, partitions) = search(&read.head, read.tail_start, &read.tail, size)?;
+    if found.is_empty() {
+        found = beside_libblkid(&read.head);
+    }
     if found.is_empty() {
         return Ok(Finding::Blank);
     }
@@ -274,6 +278,26 @@ impl Drop for Aligned {
     }
 }
 
+/// Formats that libblkid does not know, at the beginning of a device.
+fn beside_libblkid(head: &[u8]) -> Vec<Found> {
+    let formats = NOT_OF_LIBBLKID.iter().filter_map(|name| Some((*name, by_name(name)?)));
+    let magics = formats.flat_map(|(name, format)| format.magics.iter().map(move |magic| (name, magic)));
+    let there = magics.filter(|(_, magic)| {
+        usize::try_from(magic.offset)
+            .ok()
+            .and_then(|start| head.get(start..start + magic.bytes.len()))
+            .is_some_and(|bytes| bytes == magic.bytes)
+    });
+    there
+        .map(|(name, magic)| Found {
+            name: name.to_owned(),
+            uuid: None,
+            label: None,
+            magic_offset: Some(magic.offset),
+        })
+        .collect()
+}
+
 /// Runs libblkid over a sparse copy of the device.
 fn search(
     head: &[u8],
@@ -354,6 +378,24 @@ mod tests {
     impl ReadAt for Zeroed {
         fn read_at(&self, _: u64, length: usize) -> Option<Vec<u8>> {
             Some(vec![0; length])
+        }
+    }
+
+    #[test]
+    fn a_format_that_libblkid_does_not_know_is_not_blank() {
+        for name in NOT_OF_LIBBLKID {
+            let magic = &by_name(name).expect("in the table").magics[0];
+            assert!(magic.bytes.len() >= 8, "{name}");
+            let mut head = vec![0; 1 << 20];
+            let at = magic.offset as usize;
+            head[at..at + magic.bytes.len()].copy_from_slice(magic.bytes);
+            let size = head.len() as u64;
+            match judge(&Read { head, tail_start: size, tail: Vec::new(), between: &Zeroed }, size) {
+                Ok(Finding::Holds { found, marks, .. }) => {
+                    assert_eq!((found[0].name.as_str(), marks[0].offset), (*name, magic.offset));
+                }
+                other => panic!("{name}: {other:?}"),
+            }
         }
     }
 

@@ -107,6 +107,8 @@ const TOOLS: &[Tool] = &[
     by_name(tool("parted mklabel msdos", "parted", "$P -s $N mklabel msdos")),
     by_name(tool("sfdisk label gpt", "sfdisk", "echo label: gpt | $P -q --force --no-reread $N")),
     tool("sgdisk -Z", "sgdisk", "$P -Z $N"),
+    by_name(tool("sgdisk -Zo", "sgdisk", "$P -Zo $N")),
+    by_name(tool("sgdisk --clear", "sgdisk", "$P -a 1 --clear $N")),
     by_name(tool("dd zeros", "dd", "$P if=/dev/zero of=$N bs=1M count=8 conv=notrunc,fsync")),
     by_name(tool("dd an image", "dd", "$P if=$I of=$N bs=1M conv=notrunc,fsync")),
     by_name(tool("cp an image", "cp", "$P $I $N")),

@@ -25,6 +25,7 @@ mod stacks;
 mod states;
 mod store;
 mod storm;
+mod tools;
 mod without_guard;
 mod world;
 mod zoned;

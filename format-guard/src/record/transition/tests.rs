@@ -517,6 +517,37 @@ fn a_probe_that_still_read_the_old_uuid_does_not_make_the_new_one_a_discrepancy(
 }
 
 #[test]
+fn a_structure_that_a_relabelling_tool_gave_up_is_no_mark_any_more() {
+    let mark = |offset| Mark { offset, kind: crate::volume::marks::MarkKind::Uuid, bytes: b"SKUL".to_vec() };
+    let holds = |marks: Vec<Mark>| {
+        Event::Probed(Ok(Finding::Holds {
+            found: vec![Found {
+                name: "crypto_LUKS".into(),
+                uuid: Some("a".into()),
+                label: None,
+                magic_offset: Some(0),
+            }],
+            marks,
+            partitions: None,
+        }))
+    };
+    let both = || holds(vec![mark(0), mark(0x4000)]);
+    let (formatted, _) = run(record(), [both()]);
+    let (missing, _) = run(formatted.clone(), [holds(vec![mark(0)])]);
+    assert_eq!(missing.marks.len(), 2, "it may be so for the data path's sake");
+    let (converted, _) = run(formatted, [Event::Relabelled(tool()), Event::ToolEnded, holds(vec![mark(0)])]);
+    assert_eq!((converted.marks.len(), converted.discrepancy.as_ref()), (1, None));
+}
+
+#[test]
+fn swap_space_with_an_image_of_a_hibernation_is_the_same_swap_space() {
+    let (swap, _) = run(record(), [holds("swap", "a"), holds("swsuspend", "a")]);
+    assert_eq!((swap.state, swap.discrepancy.as_ref()), (State::Formatted, None));
+    let (changed, _) = run(swap, [holds("ext4", "a")]);
+    assert!(changed.discrepancy.is_some());
+}
+
+#[test]
 fn what_a_new_logical_volume_reads_as_is_recorded_once_lvm_can_no_longer_wipe_it() {
     let mut volume = record();
     volume.id = "dm:LVM-abc".into();

@@ -1,0 +1,214 @@
+//! Tools that are known by name write what is theirs, and only where it is theirs.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use format_guard_tests::{
+    attack::{copy, refused},
+    device::{Device, Image, Loop, Mapped, Snapshot, write_at},
+    guard::Guard,
+    tool::{module, must, run},
+    wait_for,
+};
+
+use crate::make_ext4;
+
+#[test]
+fn lvm_labels_no_volume_that_holds_another_format_whatever_its_configuration() -> Result<()> {
+    let guard = Guard::shared()?;
+    module("btrfs")?;
+    let volume = Loop::new(128)?;
+    let node = volume.path().display();
+    guard.wait_for_state(volume.path(), "blank")?;
+    must(&format!("mkfs.btrfs -q -f {node}"))?;
+    guard.wait_for_state(volume.path(), "formatted")?;
+    let before = Snapshot::of(&volume)?;
+    for line in ["vgcreate -y --config allocation/use_blkid_wiping=0 fgforeign", "pvcreate -ff -y"] {
+        refused(&guard, &format!("{line} {node}"), "")?;
+    }
+    before.unchanged(&volume)?;
+    must(&format!("btrfs check {node}")).map(drop)
+}
+
+/// Two members of a mirror of this metadata version, which is stopped, with an ext4 on it.
+fn stopped_mirror(guard: &Guard, version: &str) -> Result<[Loop; 2]> {
+    module("raid1")?;
+    let members = [Loop::new(64)?, Loop::new(64)?];
+    let [one, two] = [members[0].path().display(), members[1].path().display()];
+    for member in &members {
+        guard.wait_for_state(member.path(), "blank")?;
+    }
+    must(&format!(
+        "mdadm --create /dev/md87 --run --metadata={version} --level=1 --raid-devices=2 --assume-clean {one} {two}"
+    ))?;
+    let array = Path::new("/dev/md87");
+    guard.wait_for_state(array, "blank")?;
+    must("mkfs.ext4 -q -F /dev/md87")?;
+    guard.wait_for_state(array, "formatted")?;
+    must("mdadm --stop /dev/md87")?;
+    for member in &members {
+        guard.wait_for_state(member.path(), "formatted")?;
+    }
+    Ok(members)
+}
+
+#[test]
+fn members_of_an_array_take_writes_of_its_own_tools_alone() -> Result<()> {
+    let guard = Guard::shared()?;
+    let [one, two] = stopped_mirror(&guard, "1.0")?;
+    let before = Snapshot::of(&one)?;
+    let node = one.path().display();
+    for line in ["tune2fs -L split", "e2fsck -fy"] {
+        refused(&guard, &format!("{line} {node}"), "")?;
+    }
+    let refusals = guard.newest_refusal()?;
+    // It does not tell by its exit status.
+    let ran = run(&format!("debugfs -w -R stats {node}"))?;
+    wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
+        .with_context(|| ran.text.clone())?;
+    before.unchanged(&one)?;
+    must(&format!("mdadm --assemble --run /dev/md87 {node} {}", two.path().display()))?;
+    must("e2fsck -fn /dev/md87")?;
+    must("mdadm --stop /dev/md87").map(drop)
+}
+
+#[test]
+fn an_array_is_not_made_anew_over_members_whose_superblocks_read_as_zeros() -> Result<()> {
+    let guard = Guard::shared()?;
+    module("raid1")?;
+    let members = [Mapped::new(64)?, Mapped::new(64)?];
+    let [one, two] = [members[0].path().display(), members[1].path().display()];
+    for member in &members {
+        guard.wait_for_state(member.path(), "blank")?;
+    }
+    let create = "mdadm --create /dev/md88 --run --metadata=1.2 --level=1 --raid-devices=2 --assume-clean";
+    must(&format!("{create} {one} {two}"))?;
+    let array = Path::new("/dev/md88");
+    guard.wait_for_state(array, "blank")?;
+    must("mkfs.ext4 -q -F /dev/md88")?;
+    guard.wait_for_state(array, "formatted")?;
+    must("mdadm --stop /dev/md88")?;
+    let mut before = Vec::new();
+    for member in &members {
+        let known = guard.wait_for_state(member.path(), "formatted")?;
+        let marks = known["marks"].as_array().cloned().unwrap_or_default();
+        ensure!(marks.iter().any(|mark| mark["kind"] == "uuid"), "{known}");
+        before.push(Snapshot::of(member)?);
+        member.read_zeros()?;
+    }
+    let refusals = guard.newest_refusal()?;
+    // In another order, as a script would that finds them blank.
+    let ran = run(&format!("{create} {two} {one}"))?;
+    ensure!(ran.status != 0, "{ran:?}");
+    wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
+        .with_context(|| ran.text.clone())?;
+    ensure!(!array.exists() || run("mkfs.ext4 -q -F /dev/md88")?.status != 0, "{ran:?}");
+    for (member, before) in members.iter().zip(&before) {
+        member.recover()?;
+        before.unchanged(member)?;
+    }
+    must(&format!("mdadm --assemble --run /dev/md88 {one} {two}"))?;
+    must("e2fsck -fn /dev/md88")?;
+    must("mdadm --stop /dev/md88")?;
+    // Its own tool gives it another UUID, whole.
+    must(&format!(
+        "mdadm --assemble --run --update=uuid --uuid=11111111:22222222:33333333:44444444 /dev/md88 {one} {two}"
+    ))?;
+    must("e2fsck -fn /dev/md88")?;
+    must("mdadm --stop /dev/md88")?;
+    for member in &members {
+        guard.wait_for_volume(member.path(), "the array of the new UUID", |volume| {
+            volume["discrepancy"].is_null()
+                && volume["content"]["uuid"].as_str().is_some_and(|uuid| uuid.starts_with("11111111"))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_of_the_same_type_is_told_from_the_volume() -> Result<()> {
+    let guard = Guard::shared()?;
+    // A tree of hashes, an image of an optical disc's file system, and one that holds no UUID at all.
+    let makers = [
+        ("DM_verity_hash", "veritysetup format /run/fg-verity-data"),
+        ("udf", "mkfs.udf --media-type=hd"),
+        ("bcache", "make-bcache -B"),
+        ("cramfs", "mkfs.cramfs"),
+    ];
+    must("truncate -s 16M /run/fg-verity-data")?;
+    for (kind, maker) in makers {
+        let [volume, other] = [Loop::new(64)?, Loop::new(64)?];
+        for (device, source) in [(&volume, "/etc/apt"), (&other, "/etc/default")] {
+            guard.wait_for_state(device.path(), "blank")?;
+            let source = if kind == "cramfs" { format!(" {source}") } else { String::new() };
+            must(&format!("{maker}{source} {}", device.path().display()))?;
+            let known = guard.wait_for_state(device.path(), "formatted")?;
+            ensure!(known["content"]["types"][0] == kind, "{known}");
+        }
+        let before = Snapshot::of(&volume)?;
+        let (from, to) = (other.path().display(), volume.path().display());
+        refused(&guard, &format!("dd if={from} of={to} bs=1M conv=notrunc,fsync"), "")?;
+        // Whole as it was, not its marks alone.
+        before.unchanged(&volume).with_context(|| kind)?;
+        // Its own bytes pass.
+        must(&format!("dd if={to} of={to} bs=4096 count=64 conv=notrunc,fsync"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_its_arguments_call_a_format_is_refused_before_its_first_byte() -> Result<()> {
+    let guard = Guard::shared()?;
+    must("truncate -s 16M /run/fg-verity-data")?;
+    let volume = Loop::new(64)?;
+    make_ext4(&guard, volume.path())?;
+    let before = Snapshot::of(&volume)?;
+    let node = volume.path().display();
+    for line in [
+        format!("veritysetup format /run/fg-verity-data {node}"),
+        format!("integritysetup format -q {node}"),
+        format!("sgdisk -Zo {node}"),
+        format!("lvm pvcreate -ff -y {node}"),
+    ] {
+        refused(&guard, &line, "")?;
+    }
+    let refusals = guard.newest_refusal()?;
+    // It does not tell by its exit status.
+    let ran = run(&format!("sgdisk -oZ {node}"))?;
+    wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
+        .with_context(|| ran.text.clone())?;
+    before.unchanged(&volume)?;
+    // By another name it meets the place of its magic at the end, and what it wrote before is data beyond the marks.
+    refused(&guard, &format!("{} format /run/fg-verity-data {node}", copy("veritysetup")?), "")?;
+    let known = guard.wait_for_state(volume.path(), "formatted")?;
+    ensure!(known["content"]["types"][0] == "ext4", "{known}");
+    // On a disk with a table no half of one is written either.
+    let disk = Loop::new(64)?;
+    guard.wait_for_state(disk.path(), "blank")?;
+    must(&format!("sgdisk -n 1:0:+8M {}", disk.path().display()))?;
+    guard.wait_for_state(disk.path(), "formatted")?;
+    let before = Snapshot::of(&disk)?;
+    refused(&guard, &format!("sgdisk -a 1 --clear {}", disk.path().display()), "")?;
+    before.unchanged(&disk)
+}
+
+#[test]
+fn swapon_puts_back_the_signature_that_a_hibernation_replaced() -> Result<()> {
+    let guard = Guard::shared()?;
+    let image = Image::new(64)?;
+    let file = image.path().display();
+    must(&format!("mkswap -q {file}"))?;
+    write_at(image.path(), 4086, b"S1SUSPEND\0")?;
+    let volume = Loop::over(image.path())?;
+    let known = guard.wait_for_state(volume.path(), "formatted")?;
+    ensure!(known["content"]["types"][0] == "swsuspend", "{known}");
+    let node = volume.path().display();
+    must(&format!("swapon {node}"))?;
+    must(&format!("swapoff {node}"))?;
+    let denied = guard.events("denied")?;
+    ensure!(denied.is_empty(), "{denied:#?}");
+    guard.wait_for_volume(volume.path(), "swap space", |volume| {
+        volume["content"]["types"][0] == "swap" && volume["discrepancy"].is_null()
+    })?;
+    Ok(())
+}
