@@ -160,12 +160,13 @@ impl Boot {
             parameters: parameters.to_owned(),
             network: false,
         };
+        // What a guest prints is in the log at once: a run that is ended leaves what there was until then.
         let boot = || -> Result<(u8, String)> {
-            let mut output = Vec::new();
-            let status = guest.run(&mut output)?;
-            let text = String::from_utf8_lossy(&output).into_owned();
-            append(log, &text)?;
-            Ok((status, text))
+            let before = fs::metadata(log).map_or(0, |log| log.len());
+            let status = guest.run(&mut appended(log)?)?;
+            let bytes = fs::read(log)?;
+            let printed = bytes.get(usize::try_from(before)?..).unwrap_or_default();
+            Ok((status, String::from_utf8_lossy(printed).into_owned()))
         };
         let (mut status, mut text) = boot()?;
         // What a boot finds on its disks must be what the one before left.
@@ -180,9 +181,12 @@ impl Boot {
     }
 }
 
+fn appended(log: &Path) -> Result<File> {
+    File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())
+}
+
 fn append(log: &Path, text: &str) -> Result<()> {
-    let file = File::options().create(true).append(true).open(log);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| log.display().to_string())
+    Ok(appended(log)?.write_all(text.as_bytes())?)
 }
 
 /// How libtest is called in a guest: one test after the other, with the time of each.
@@ -440,11 +444,9 @@ impl<'a> World<'a> {
             let kernel = kernel.clone();
             let name = if parts > 1 { format!("{name} {}/{parts}", number + 1) } else { name.to_owned() };
             jobs.push(self.job(part, name, Cost::GUEST, move |log| {
-                let mut output = Vec::new();
-                let whole = matrix::run_part(&kernel, table, programs, (number, parts), kinds, &mut output)?;
-                let text = String::from_utf8_lossy(&output).into_owned();
-                append(log, &text)?;
-                of_rows(table, kernel.key, &text, whole, log)
+                let whole =
+                    matrix::run_part(&kernel, table, programs, (number, parts), kinds, &mut appended(log)?)?;
+                of_rows(table, kernel.key, &fs::read_to_string(log)?, whole, log)
             }));
         }
         Ok(())
