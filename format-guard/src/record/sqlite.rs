@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, 
 
 use super::{
     Record, Seconds, State,
-    store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
+    store::{HistoryEvent, Loss, Refusal, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
     fault::{self, Point},
@@ -625,9 +625,15 @@ fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
     json(&(what, &refusal.comm, &refusal.exe)).map(Some)
 }
 
+/// The process that a stored refusal tells of.
+fn pid_of(refusal: Option<&str>) -> Option<u32> {
+    serde_json::from_str::<Refusal>(refusal?).ok().map(|refusal| refusal.pid)
+}
+
 fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
-    let mut last = connection
-        .prepare_cached("SELECT id, count, first FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1")?;
+    let mut last = connection.prepare_cached(
+        "SELECT id, count, first, text, refusal FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
+    )?;
     // With a new number: whoever follows the history is told.
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE id = ?1")?;
     let mut insert = connection.prepare_cached(
@@ -635,17 +641,24 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     for event in told {
-        let refusal = event.refusal.as_ref().map(json).transpose()?;
+        let (mut text, mut refusal) = (event.text.clone(), event.refusal.as_ref().map(json).transpose()?);
         let repeats = repeats(event)?;
         let (mut count, mut first) = (event.count, event.first);
         if let Some(repeats) = &repeats {
-            let row =
-                |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?));
+            let row = |row: &Row<'_>| {
+                let told = (row.get::<_, String>(3)?, row.get::<_, Option<String>>(4)?);
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, told))
+            };
             let last = last.query_row([repeats], row).optional()?;
-            if let Some((id, times, since)) = last
+            if let Some((id, times, since, earlier)) = last
                 && (since..since.saturating_add(ONE_LINE)).contains(&event.at)
             {
                 delete.execute([id])?;
+                // The first thing that a process tries tells what it is about; of several processes it is the newest that
+                // somebody may still find.
+                if pid_of(earlier.1.as_deref()).is_some_and(|pid| pid_of(refusal.as_deref()) == Some(pid)) {
+                    (text, refusal) = earlier;
+                }
                 count = count.saturating_add(times.unsigned_abs());
                 first = since;
             }
@@ -655,7 +668,7 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
             event.at,
             event.volume,
             event.kind,
-            event.text,
+            text,
             refusal,
             count,
             first,

@@ -434,6 +434,12 @@ fn one_nights_retries_are_one_line_and_push_nothing_out() {
     store.tell(&[refusal(last + 1, "mkfs.ext4", "formatter", 7)]).expect("told");
     let more = store.history(&Wanted { after: newest, ..wanted(100, None) }).expect("history");
     assert_eq!(more.iter().map(|event| event.count).collect::<Vec<_>>(), [1001]);
+    // Of one process it is the first try that tells what it is about.
+    let wider = HistoryEvent { text: "wider".to_owned(), ..refusal(last + 2, "mkfs.ext4", "formatter", 7) };
+    store.tell(&[wider]).expect("told");
+    let history = store.history(&wanted(100, None)).expect("history");
+    let newest = history.last().map(|event| (event.text.as_str(), event.count, event.at));
+    assert_eq!(newest, Some(("pid 7", 1002, last + 2)));
     // Another day is another line, and so is a clock that was set back.
     for at in [100 + ONE_LINE, 50] {
         store.tell(&[refusal(at, "mkfs.ext4", "formatter", 8)]).expect("told");
