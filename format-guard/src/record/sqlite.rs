@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use format_guard_common::Operation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use super::{
@@ -622,7 +623,9 @@ fn put_setting(connection: &Connection, name: &str, value: &str) -> Result<(), S
 fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
     let Some(refusal) = &event.refusal else { return Ok(None) };
     let what = (&event.kind, &event.volume, &refusal.device, &refusal.operation, &refusal.reason);
-    json(&(what, &refusal.comm, &refusal.exe)).map(Some)
+    // Which command it was is in the place of the length: FORMAT UNIT is no repetition of a write.
+    let command = (refusal.operation == Operation::Passthrough.name()).then_some(refusal.length);
+    json(&(what, command, &refusal.comm, &refusal.exe)).map(Some)
 }
 
 /// The process that a stored refusal tells of.

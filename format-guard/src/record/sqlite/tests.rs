@@ -449,6 +449,20 @@ fn one_nights_retries_are_one_line_and_push_nothing_out() {
 }
 
 #[test]
+fn two_commands_of_one_program_are_two_lines() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    for command in [0x04, 0x2a, 0x2a] {
+        let mut event = refusal(100, "sg_raw", "passthrough", 1);
+        let refusal = event.refusal.as_mut().expect("a refusal");
+        (refusal.operation, refusal.length) = ("passthrough".to_owned(), command);
+        store.tell(&[event]).expect("told");
+    }
+    let history = store.history(&wanted(100, None)).expect("history");
+    assert_eq!(history.iter().map(|event| event.count).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
 fn what_operators_did_is_kept_for_good() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
