@@ -14,7 +14,10 @@ use format_guard_tests::{
 fn zero_behind(device: &Loop) -> Result<()> {
     let file = device.file().context("no file")?;
     must(&format!("dd if=/dev/zero of={} bs=1M count=1 conv=notrunc,fsync status=none", file.display()))?;
-    flush(device.path()).map(drop)
+    flush(device.path())?;
+    // As when something about it has changed: then it is probed.
+    let name = device.path().file_name().context("no name")?;
+    Ok(fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change")?)
 }
 
 /// Waits until what identifies the volume in a device is copied.
