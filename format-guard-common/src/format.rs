@@ -95,8 +95,9 @@ pub const FORMATS: &[Format] = &[
     // veritysetup and integritysetup write their superblock last, over what is left of another format.
     format(&["DM_verity_hash"], &[magic(0, b"verity\0\0")], None),
     format(&["DM_integrity"], &[magic(0, b"integrt\0")], None),
-    format(&["vdo"], &[magic(0, b"dmvdo001")], None),
     format(&["spdk_blobstore"], &[magic(0, b"SPDKBLOB")], None),
+    // Its magic is at the device's end.
+    format(&["drbd"], &[], None),
     format(&["reiser4"], &[magic(65536, b"ReIsEr4")], None),
     format(&["ceph_bluestore"], &[magic(0, b"bluestore block ")], None),
     // No shorter magics in the first sectors than these: a random GUID of a partition table must not be one.
@@ -178,6 +179,13 @@ mod tests {
             assert!(format.uuid.is_none_or(|place| place.length as usize <= MAX_CHECK_BYTES));
         }
         assert!(count + at_end(0).len() + 12 <= MAX_CHECKS, "{count} foreign magics");
+    }
+
+    #[test]
+    fn what_lies_at_an_end_is_not_foreign_to_its_own_format() {
+        for (name, _) in at_end(64 << 20) {
+            assert!(by_name(name).is_some(), "{name} has no row");
+        }
     }
 
     #[test]

@@ -173,7 +173,6 @@ pub const PROGRAMS: &[Program] = &[
     formatter("hformat"),
     formatter("mkfs.zonefs"),
     formatter("mkzonefs"),
-    formatter("vdoformat"),
     // They write files, as a rule; here they open a block device.
     formatter("genisoimage"),
     formatter("mkisofs"),

@@ -143,7 +143,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
 /// Whose tools keep what a volume holds; zero while that is not known.
 fn tools(record: &Record, own: &[&Format]) -> u32 {
     let tools = own.iter().fold(Class::UNKNOWN, |tools, format| tools.with(format.tools));
-    if tools == Class::UNKNOWN && !record.marks.is_empty() { Class::NO_TOOLS.0 } else { tools.0 }
+    let known = record.content.is_some() && !record.marks.is_empty();
+    if tools == Class::UNKNOWN && known { Class::NO_TOOLS.0 } else { tools.0 }
 }
 
 /// Its own marks first; while nothing else is known of it, also those of what it maps.
@@ -308,6 +309,9 @@ mod tests {
         assert_eq!(tools(&["dos", "vfat"], true), Class::PARTITIONS.with(Class::FAT));
         assert_eq!(tools(&["exotic"], true), Class::NO_TOOLS);
         assert_eq!(tools(&[], false), Class::UNKNOWN, "its mount alone is known");
+        let mut carrier = record("dm:z", State::Formatted);
+        carrier.content = None;
+        assert_eq!(of(&subject(&carrier, Vec::new()), false).0.tools, 0, "what lies on it alone is known");
         let blank = record("dm:y", State::Blank);
         assert_eq!(of(&subject(&blank, Vec::new()), false).0.tools, 0);
     }

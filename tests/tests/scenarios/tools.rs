@@ -7,7 +7,7 @@ use format_guard_tests::{
     attack::{copy, refused},
     device::{Device, Image, Loop, Mapped, Snapshot, write_at},
     guard::Guard,
-    tool::{module, must, run},
+    tool::{module, must, must_with, run},
     wait_for,
 };
 
@@ -210,5 +210,29 @@ fn swapon_puts_back_the_signature_that_a_hibernation_replaced() -> Result<()> {
     guard.wait_for_volume(volume.path(), "swap space", |volume| {
         volume["content"]["types"][0] == "swap" && volume["discrepancy"].is_null()
     })?;
+    Ok(())
+}
+
+#[test]
+fn lvm_commits_to_the_end_of_a_device_with_more_segments_than_windows() -> Result<()> {
+    let guard = Guard::shared()?;
+    let volume = Loop::new(64)?;
+    let node = volume.path().display();
+    guard.wait_for_state(volume.path(), "blank")?;
+    must(&format!("pvcreate -y --pvmetadatacopies 2 {node}"))?;
+    guard.wait_for_state(volume.path(), "formatted")?;
+    must(&format!("vgcreate fgends {node}"))?;
+    // None lies behind the one before it.
+    let table: String = (0..70).map(|i| format!("{} 8 linear {node} {}\n", i * 8, 40960 - i * 16)).collect();
+    must_with("dmsetup create --uuid FGTEST-many fg-many", &table)?;
+    let many = Path::new("/dev/mapper/fg-many");
+    guard.wait_for_state(many, "blank")?;
+    must("lvcreate -y -Zn -Wn -L 4M -n one fgends")?;
+    must("vgchange -an fgends")?;
+    must("dmsetup remove --retry fg-many")?;
+    must(&format!("pvck {node}"))?;
+    must("vgck fgends")?;
+    let denied = guard.events("denied")?;
+    ensure!(denied.is_empty(), "{denied:#?}");
     Ok(())
 }
