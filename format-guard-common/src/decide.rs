@@ -61,7 +61,7 @@ fn judge<C: Caller>(rule: &Rule, request: &Request, touch: Touch, caller: &C) ->
                 } else if destroyer {
                     Verdict::Allow
                 } else {
-                    first(operation, touch)
+                    first(rule.state == BLANK, operation, touch)
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
@@ -136,9 +136,15 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
 
 /// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter.
 #[inline(always)]
-fn first(operation: Operation, touch: Touch) -> Verdict {
+fn first(blank: bool, operation: Operation, touch: Touch) -> Verdict {
     let begins = match operation {
-        Operation::Open | Operation::Unplaced | Operation::Map => false,
+        Operation::Open => false,
+        // What it writes is not seen, and may be a format. A permit is not used up by what may be none.
+        Operation::Unplaced | Operation::Map if blank => return Verdict::Fill,
+        Operation::Write if blank && touch.has(Touch::HIDDEN) && !touch.has(Touch::ANY) => {
+            return Verdict::Fill;
+        }
+        Operation::Unplaced | Operation::Map => false,
         Operation::Across | Operation::Passthrough => true,
         Operation::Write => touch.has(Touch::ANY),
         Operation::Erase => touch.has(Touch::MARKS),
@@ -201,6 +207,8 @@ impl Touch {
     const START: u64 = 16;
     /// The write is nothing but bytes at the place of a magic, and not that magic: what wiping a signature looks like.
     const WIPE: u64 = 32;
+    /// The place of a foreign magic lies under bytes that cannot be read.
+    const HIDDEN: u64 = 64;
     /// Any mark.
     const MARKS: u64 = Self::MAGIC | Self::UUID | Self::UNREADABLE;
     /// Any check.
@@ -281,7 +289,7 @@ fn changed<C: Content>(check: &Check, start: u64, length: u64, offset: u64, cont
         return 0;
     }
     let Some(new) = content.read(start - offset, length) else {
-        return if check.kind == FOREIGN { 0 } else { Touch::UNREADABLE };
+        return if check.kind == FOREIGN { Touch::HIDDEN } else { Touch::UNREADABLE };
     };
     let old = shifted(check.bytes, start - check.offset);
     let [low, high] = mask(length);

@@ -199,6 +199,8 @@ pub enum Verdict {
     Allow,
     /// It goes on, if the caller becomes the one process that formats the volume.
     Begin,
+    /// As [`Verdict::Begin`]; but what the caller writes cannot be seen: it may be a format, or not.
+    Fill,
     /// It goes on: a re-labelling tool changes the UUID.
     Relabel,
     /// It goes on: LVM wipes what an earlier logical volume left where it has just made a new one.

@@ -210,6 +210,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
             return 0;
         }
         Verdict::Begin => (EventKind::FormatBegan, wrote::begun(request.operation)),
+        Verdict::Fill => (EventKind::FormatBegan, wrote::BYTES),
         Verdict::Relabel => (EventKind::Relabelled, 0),
         Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
         Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),

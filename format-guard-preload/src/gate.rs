@@ -121,7 +121,11 @@ fn judge_target<B: Content>(
             }
             Ok(())
         }
-        Verdict::Begin => match target.begin(operation) {
+        verdict @ (Verdict::Begin | Verdict::Fill) => match target.begin(match verdict {
+            // What it writes cannot be seen.
+            Verdict::Fill => Operation::Unplaced,
+            _ => operation,
+        }) {
             Some(true) => Ok(()),
             Some(false) => refuse(fd, target, &request, Reason::BeingFormatted),
             None => refuse(fd, target, &request, Reason::Unverified),

@@ -16,7 +16,7 @@ use std::{
 use format_guard::{
     enforce::rule::{self, Subject},
     record::{
-        Claim, Formatter, Permit, Record, Seconds, State, Wrote,
+        Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote,
         shared::{self, ClaimChange, Me, Seen, Shared, Standing, Wish},
         transition::{self, Effect, Event},
     },
@@ -307,7 +307,8 @@ impl Node {
     }
 
     fn apply(&mut self, event: Event, now: u8) {
-        let (new, effects) = transition::next(&self.record, event, Seconds::from(now));
+        let (new, effects) =
+            transition::next(&self.record, event, Now { wall: now.into(), boot: now.into() });
         self.record = plain(new).into();
         if effects.contains(&Effect::ReleaseHolder) {
             self.holder = None;
@@ -614,7 +615,7 @@ impl Fleet {
                 let status = told.then_some(u32::from(failed));
                 let wrote =
                     if node.holder.is_none_or(|held| held.wrote) { Wrote::Bytes } else { Wrote::Nothing };
-                node.apply(Event::FormatEnded { status, wrote }, now);
+                node.apply(Event::FormatEnded { status, wrote, unseen: false }, now);
             }
             FleetAction::Permit => {
                 moment.permits_given += 1;

@@ -7,7 +7,9 @@
 //!
 //! # What is checked
 //!
-//! One volume on one device; processes that go by a formatter's name, each of which may stop or fail at any step; the
+//! One volume on one device; processes that go by a formatter's name, each of which may stop or fail at any step; monitors of
+//! virtual machines, which do not, write a format all the same, and have data there from that moment on; a format that is older
+//! than the guard; a database that is lost between two lives of the agent; a wall clock that jumps; the
 //! agent killed, stopped and started between any two of its steps; the power cut at any time; the store failing; kernel
 //! events lost; every probe answered with the truth, with "blank", or with an error, as the checker likes. The invariants
 //! are [`Node`]'s properties.

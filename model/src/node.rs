@@ -2,7 +2,7 @@
 
 use format_guard::{
     enforce::rule::{self, Subject},
-    record::{Claim, Formatter, Permit, Record, Seconds, State, Wrote, transition},
+    record::{Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote, transition},
     volume::{
         identity::Strength,
         marks::{Found, Mark, MarkKind},
@@ -43,6 +43,8 @@ pub enum Break {
     TakesAllForFormatters,
     /// A formatter that wrote nothing is taken for one that did.
     TakesAllForWriters,
+    /// What has to last is measured by the clock that people set.
+    MeasuresByTheWallClock,
     /// That the database was lost is known to the agent alone that found it so.
     ForgetsLostDatabase,
 }
@@ -206,6 +208,8 @@ pub struct Moment {
     /// The database was lost, and this is still known.
     records_lost: bool,
     losses: u8,
+    /// The wall clock was set.
+    jumped: bool,
 }
 
 /// One step of one of them.
@@ -221,6 +225,8 @@ pub enum Action {
     Calm,
     /// The database is lost while no agent runs.
     LoseDatabase,
+    /// The wall clock is set.
+    SetClock,
     /// The agent is started.
     Start,
     /// The agent is killed.
@@ -274,6 +280,8 @@ pub struct Node {
     pub monitors: usize,
     /// A format lies on the disk that is older than the guard.
     pub earlier: bool,
+    /// The wall clock may be set.
+    pub clock_jumps: bool,
     /// Times that the database is lost.
     pub losses: u8,
     /// Times that the device appears.
@@ -345,8 +353,10 @@ impl Moment {
         self.mounted && record.is_some_and(transition::is_mount_untold)
     }
 
-    fn now(&self) -> Seconds {
-        Seconds::from(self.boot) * 10_000 + if self.calm { QUARANTINE + 1 } else { 0 }
+    /// The wall clock was set by any amount meanwhile.
+    fn now(&self) -> Now {
+        let boot = if self.calm { QUARANTINE + 1 } else { 0 };
+        Now { wall: if self.jumped { 1_000_000 } else { 0 }, boot }
     }
 
     fn boot(&self) -> String {
@@ -454,7 +464,10 @@ pub(crate) fn kept(record: &Record) -> Record {
         relabelled: false,
         wrote: Wrote::Nothing,
         left: None,
-        rewritten: false,
+        rewritten: None,
+        appeared: None,
+        permit_ends: None,
+        looked_at: None,
         ..record.clone()
     }
 }
@@ -465,6 +478,8 @@ pub(crate) fn plain(record: Record) -> Record {
     Record {
         cause: String::new(),
         since: 0,
+        appeared: None,
+        looked_at: None,
         discrepancy: None,
         clean_passes: if counts { record.clean_passes } else { 0 },
         ended: record.ended.filter(|_| record.state == State::Formatting),
@@ -477,7 +492,12 @@ pub(crate) fn plain(record: Record) -> Record {
 impl Node {
     /// What the agent makes of an event: the first half of a step of its record.
     fn step(&self, moment: &mut Moment, event: transition::Event, stores: bool) {
-        let now = moment.now();
+        let now = match self.broken {
+            Some(Break::MeasuresByTheWallClock) => {
+                Now { boot: moment.now().boot + moment.now().wall, ..moment.now() }
+            }
+            _ => moment.now(),
+        };
         let Some(old) = moment.agent.as_ref().and_then(|agent| agent.record.clone()) else { return };
         let mounted = event == transition::Event::Mounted;
         let (new, effects) = transition::next(&old, event, now);
@@ -732,7 +752,7 @@ impl Node {
             _ => held.map_or(Wrote::Bytes, |held| held.wrote),
         };
         let status = told.then_some(u32::from(failed));
-        self.step(moment, transition::Event::FormatEnded { status, wrote }, true);
+        self.step(moment, transition::Event::FormatEnded { status, wrote, unseen: false }, true);
     }
 
     fn open(&self, moment: &mut Moment, process: usize) {
@@ -803,7 +823,7 @@ impl Node {
                 actions.push(Action::DeliverUnstored);
             }
         }
-        if transition::waits(record) && agent.probe.is_none()
+        if transition::waits(record, moment.now()) && agent.probe.is_none()
             || Self::untold(moment).is_some()
             || moment.mount_is_unseen()
         {
@@ -847,6 +867,7 @@ impl Model for Node {
             forgotten: false,
             records_lost: false,
             losses: 0,
+            jumped: false,
         }]
     }
 
@@ -861,6 +882,9 @@ impl Model for Node {
         }
         if !moment.calm {
             actions.push(Action::Calm);
+        }
+        if self.clock_jumps && !moment.jumped {
+            actions.push(Action::SetClock);
         }
         self.agents_actions(moment, actions);
         if moment.kernel.began.is_some() || moment.kernel.mounted {
@@ -948,6 +972,7 @@ impl Model for Node {
                 // What it said is not known any more, and nothing is armed for that.
                 (moment.known, moment.forgotten) = (false, false);
             }
+            Action::SetClock => moment.jumped = true,
             Action::Start => self.start(moment),
             Action::Kill => {
                 moment.kills += 1;
@@ -1015,8 +1040,12 @@ impl Model for Node {
             Action::Tick => self.tick(moment),
             Action::Permit => {
                 moment.permits_given += 1;
-                let permit =
-                    Permit { reason: String::new(), uid: 0, at: 0, expires: moment.now() + QUARANTINE };
+                let permit = Permit {
+                    reason: String::new(),
+                    uid: 0,
+                    at: moment.now().wall,
+                    expires: moment.now().wall + QUARANTINE,
+                };
                 self.step(moment, transition::Event::Permitted(permit), true);
             }
             Action::Open(process) => self.open(moment, process),

@@ -13,6 +13,7 @@ fn node() -> Node {
         monitors: 0,
         earlier: false,
         losses: 0,
+        clock_jumps: false,
         attachments: 1,
         cuts: 0,
         kills: 0,
@@ -56,6 +57,11 @@ fn a_monitor_of_a_virtual_machine_writes_a_format() {
 #[test]
 fn a_format_lies_there_that_is_older_than_the_guard() {
     holds("an earlier format", Node { earlier: true, cuts: 1, ..node() });
+}
+
+#[test]
+fn the_clock_is_set() {
+    holds("clock set, power cut", Node { clock_jumps: true, cuts: 1, ..node() });
 }
 
 #[test]
@@ -109,6 +115,11 @@ fn a_monitor_that_is_taken_for_a_formatter_is_found() {
 #[test]
 fn a_formatter_that_wrote_nothing_and_is_taken_for_one_that_did_is_found() {
     is_found(Break::TakesAllForWriters, Node { earlier: true, ..two() });
+}
+
+#[test]
+fn a_quarantine_by_the_clock_that_people_set_is_found() {
+    is_found(Break::MeasuresByTheWallClock, Node { clock_jumps: true, cuts: 1, ..two() });
 }
 
 #[test]

@@ -219,6 +219,24 @@ fn an_unknown_program_that_writes_a_magic_begins_a_format_on_a_blank_volume() {
     assert_eq!(write(&blank, 0, b"plain data"), Verdict::Allow);
 }
 
+/// busybox cat and cp (sendfile), pv (splice), a mapping.
+#[test]
+fn what_is_written_to_a_blank_volume_unseen_begins_what_may_be_a_format() {
+    let blank = with_state(State::Blank);
+    let unseen = |rule: &Rule, operation, offset| decide(rule, &request(operation, offset, 4096), &NoContent);
+    for (operation, offset) in [(Operation::Map, 0), (Operation::Unplaced, 0), (Operation::Write, 0)] {
+        assert_eq!(unseen(&blank, operation, offset), Verdict::Fill, "{operation:?}");
+        let permitted = with_state(State::Permitted);
+        assert_eq!(unseen(&permitted, operation, offset), Verdict::Allow, "{operation:?}: it may be none");
+    }
+    assert_eq!(unseen(&blank, Operation::Write, 1 << 30), Verdict::Allow, "no magic has its place there");
+    assert_eq!(
+        unseen(&with_state(State::Formatted), Operation::Write, 0),
+        Verdict::Allow,
+        "no mark lies there"
+    );
+}
+
 #[test]
 fn who_formatted_it_goes_on_where_the_rule_says_so_and_nobody_else() {
     let (_, mut rule) = formatted();

@@ -48,10 +48,11 @@ use crate::{
         bpf::{BpfEnforcer, LoadError},
         pins,
         preload::{self, PreloadEnforcer},
+        since_boot,
         tier::{self, Tier},
     },
     process::OURSELVES,
-    record::{Seconds, sqlite::SqliteStore, store::HistoryEvent},
+    record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
     volume::sysfs::Sysfs,
 };
 use claims::Wishes;
@@ -75,6 +76,11 @@ fn is_switched_off(boot_parameters: &str) -> bool {
 #[must_use]
 pub fn now() -> Seconds {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
+/// Both clocks.
+pub(crate) fn clocks() -> Now {
+    Now { wall: now(), boot: since_boot().as_secs().cast_signed() }
 }
 
 /// How the agent was started.

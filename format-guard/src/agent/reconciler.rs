@@ -45,6 +45,7 @@ use vacated::Vacated;
 
 use super::{
     claims::{Told, Wishes},
+    clocks,
     formatter_end::Watcher,
     holding,
     inputs::Inputs,
@@ -111,6 +112,8 @@ pub enum Input {
     Ended {
         /// Which.
         process: Process,
+        /// Its wait status, where the kernel keeps it.
+        status: Option<u32>,
         /// Told for the last time: its exit status will not come any more.
         last: bool,
     },
@@ -276,7 +279,9 @@ pub struct Reconciler<E> {
     told: watch::Sender<u64>,
     /// Records of the volumes that are present.
     records: HashMap<VolumeId, Record>,
-    /// Attachment and first sight of devices that a node may come to name.
+    /// Those of volumes that went while somebody formatted them: what came of that is not known before its end.
+    departed: HashMap<VolumeId, Record>,
+    /// Attachment and first sight (by [`Now::boot`]) of devices that a node may come to name.
     nameless: HashMap<Dev, (u64, Seconds)>,
     /// When the newest format of a device, or of one that shares its bytes, was over: what was read before is what it
     /// overwrote, or half of it.
@@ -343,6 +348,7 @@ impl<E: Enforcer> Reconciler<E> {
             sharing: None,
             told: watch::Sender::new(0),
             records: HashMap::new(),
+            departed: HashMap::new(),
             nameless: HashMap::new(),
             format_over: HashMap::new(),
             ends: HashMap::new(),
@@ -420,7 +426,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn doubt_what_is_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.world.boot)? {
             if let Some(record) = self.store.get(&id)? {
-                let doubted = transition::next(&record, Event::Doubted, now()).0;
+                let doubted = transition::next(&record, Event::Doubted, clocks()).0;
                 if let Err(error) = self.store.put(&doubted, &[]) {
                     self.keep_unstored(doubted, &error);
                 }
@@ -563,7 +569,7 @@ impl<E: Enforcer> Reconciler<E> {
                 self.kernel_event(&event);
             }
             Input::Probed(answer) => self.probed(answer),
-            Input::Ended { process, last } => self.ended(process, last),
+            Input::Ended { process, status, last } => self.ended(process, status, last),
             Input::Tick => {
                 self.look_at_lease();
                 self.store_unstored();
@@ -609,7 +615,7 @@ impl<E: Enforcer> Reconciler<E> {
                 }
             }
             Strength::Weak if self.world.sysfs.names_devices() => {
-                let at = now();
+                let at = clocks().boot;
                 let seen = self.nameless.entry(device.dev).or_insert((device.diskseq, at));
                 if seen.0 != device.diskseq {
                     *seen = (device.diskseq, at);
@@ -721,8 +727,11 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// The record of a device's volume, and whether there was one.
-    fn load(&self, device: &Device) -> Result<(Record, bool)> {
+    fn load(&mut self, device: &Device) -> Result<(Record, bool)> {
         let identity = &device.identity;
+        if let Some(record) = self.departed.remove(&identity.id) {
+            return Ok((record, true));
+        }
         let weak = identity.strength != Strength::Strong;
         let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
         let put_off = put_off.or_else(|| self.unstored.record(&identity.id));
@@ -757,8 +766,13 @@ impl<E: Enforcer> Reconciler<E> {
             self.step(&id, Event::Closed);
             self.paths.remove(&id);
             self.copies.remove(&id);
-            if let Some(record) = self.records.remove(&id) {
+            if let Some(mut record) = self.records.remove(&id) {
                 self.wish_nothing_more(&record, !held);
+                if record.state == State::Formatting && record.running && self.departed.len() < MAX_ENDS {
+                    record.wrote =
+                        record.wrote.max(holder.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
+                    self.departed.insert(id.clone(), record);
+                }
             }
         }
         if let Some(HolderEntry { process, .. }) = holder
@@ -788,7 +802,6 @@ impl<E: Enforcer> Reconciler<E> {
         if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
             return;
         }
-        self.see_whether_held(&id);
         if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
             self.probe(&id);
             return;
@@ -844,8 +857,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.store_untold();
         let Some(old) = self.records.get(id).cloned() else { return false };
         let by_operator = event.is_an_operators();
-        let at = now();
-        let (mut new, effects) = transition::next(&old, event, at);
+        let clocks = clocks();
+        let at = clocks.wall;
+        let (mut new, effects) = transition::next(&old, event, clocks);
         let mut told: Vec<HistoryEvent> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -990,7 +1004,13 @@ impl<E: Enforcer> Reconciler<E> {
         let dev = Dev::from_kernel(event.dev);
         match EventKind::from_raw(event.kind) {
             Some(EventKind::Denied) => self.refused(event, "denied"),
-            Some(EventKind::WouldDeny) => self.refused(event, "would-deny"),
+            Some(EventKind::WouldDeny) => {
+                self.refused(event, "would-deny");
+                if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                    let process = formatter(event.process, &event.comm, event.cgroup);
+                    self.tool_at_work(dev, event.process, &Event::LetThrough(process));
+                }
+            }
             // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
             Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
                 if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
@@ -1051,20 +1071,14 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn format_began(&mut self, entry: &HolderEntry) {
         let process = entry.process;
-        let formatter = Formatter {
-            pid: process.tgid,
-            started: process.started,
-            comm: text_of(&entry.comm),
-            exe: exe_of(process.tgid),
-            cgroup: entry.cgroup,
-            at: now(),
-        };
+        let formatter = formatter(process, &entry.comm, entry.cgroup);
         let wrote = Wrote::of(entry.wrote);
         self.apply_to_device(Dev::from_kernel(entry.dev), &Event::FormatBegan { formatter, wrote });
         self.watcher.watch(process);
     }
 
-    /// One that is no known formatter may live for months: what it has closed is not its own any more.
+    /// One that is no known formatter may live for months: what it has closed is not its own any more. Looked at by the resync
+    /// alone: some close a volume for a moment in the middle of their work.
     fn see_whether_held(&mut self, id: &VolumeId) {
         let Some(record) = self.records.get(id).filter(|record| transition::is_held(record)) else { return };
         let Some(process) = record.formatter.as_ref().map(Formatter::process) else { return };
@@ -1077,8 +1091,8 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    fn ended(&mut self, process: Process, last: bool) {
-        let status = self.ends.get(&process).map(|(status, _)| *status);
+    fn ended(&mut self, process: Process, status: Option<u32>, last: bool) {
+        let status = self.ends.get(&process).map(|(status, _)| *status).or(status);
         if status.is_none() && !last {
             return;
         }
@@ -1090,9 +1104,14 @@ impl<E: Enforcer> Reconciler<E> {
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
+        // What no event tells of is asked.
+        if !ended.is_empty() && !self.enforcer.tier().tells_of_mounts() {
+            self.repair_mounts();
+        }
         for id in ended {
             self.format_ended(&id, process, status);
         }
+        self.ended_after_departure(process, status);
         let worked_on: Vec<VolumeId> = self
             .records
             .values()
@@ -1137,7 +1156,23 @@ impl<E: Enforcer> Reconciler<E> {
         let entry =
             devices.first().and_then(|dev| self.formatter_of(*dev)).filter(|entry| entry.process == process);
         let wrote = entry.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote));
-        self.apply(id, Event::FormatEnded { status, wrote });
+        let unseen = !self.enforcer.tier().tells_of_mounts();
+        self.apply(id, Event::FormatEnded { status, wrote, unseen });
+    }
+
+    /// What it formatted was gone before it ended.
+    fn ended_after_departure(&mut self, process: Process, status: Option<u32>) {
+        let unseen = !self.enforcer.tier().tells_of_mounts();
+        let formats = |record: &Record| record.formatter.as_ref().is_some_and(|by| by.is(process));
+        let ended: Vec<Record> =
+            self.departed.extract_if(|_, record| formats(record)).map(|(_, record)| record).collect();
+        for old in ended {
+            let event = Event::FormatEnded { status, wrote: old.wrote, unseen };
+            let (new, _) = transition::next(&old, event, clocks());
+            if let Err(error) = self.store.put(&new, &[]) {
+                self.keep_unstored(new, &error);
+            }
+        }
     }
 
     fn tell(&mut self, volume: String, kind: &str, text: String) {
@@ -1195,6 +1230,17 @@ fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
 /// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.
 fn may_hold(device: &Device) -> bool {
     device.size > 0 || device.identity.strength == Strength::Memory
+}
+
+fn formatter(process: Process, comm: &[u8; 16], cgroup: u64) -> Formatter {
+    Formatter {
+        pid: process.tgid,
+        started: process.started,
+        comm: text_of(comm),
+        exe: exe_of(process.tgid),
+        cgroup,
+        at: now(),
+    }
 }
 
 fn text_of(comm: &[u8; 16]) -> String {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommandError, client};
 use crate::{
-    agent::{node_name, now},
+    agent::{clocks, node_name, now},
     api,
     config::Config,
     record::{
@@ -237,7 +237,7 @@ fn put_here(config: &Config, formats: &[(VolumeId, Format)]) -> Result<String> {
         let old = store.get(id)?;
         let had = old.as_ref().map_or(0, |record| record.generation);
         let record = old.unwrap_or_else(|| Record::new(id.clone(), "imported".to_owned(), false, at));
-        let (new, _) = transition::next(&record, Event::Shared(format.clone()), at);
+        let (new, _) = transition::next(&record, Event::Shared(format.clone()), clocks());
         if new == record || had >= format.generation {
             known += 1;
             continue;

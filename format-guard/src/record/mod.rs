@@ -18,6 +18,15 @@ use crate::volume::{VolumeId, marks::Mark};
 /// Seconds since 1970.
 pub type Seconds = i64;
 
+/// One moment by both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Now {
+    /// Seconds since 1970, for people: it may jump.
+    pub wall: Seconds,
+    /// Seconds since the host was booted, suspended ones among them (`CLOCK_BOOTTIME`): what has to last is measured by it.
+    pub boot: Seconds,
+}
+
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -172,6 +181,15 @@ pub struct Permit {
     pub expires: Seconds,
 }
 
+impl Permit {
+    /// How long it lasts from this moment of the wall clock on: never longer than it was given for, however the clock was set.
+    #[must_use]
+    pub fn rest(&self, wall: Seconds) -> Seconds {
+        let whole = self.expires.saturating_sub(self.at).max(0);
+        self.expires.saturating_sub(wall).clamp(0, whole)
+    }
+}
+
 /// A volume with which another shares its bytes, and whose format its own would destroy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Overlay {
@@ -261,10 +279,16 @@ pub struct Record {
     pub clean_passes: u32,
     /// The boot in which it is attached; empty while it is not. Not stored.
     pub attached_in: String,
-    /// Since when it must read blank all the time to be armed: a format may have gone unseen. Not stored.
+    /// Since when it must read blank all the time to be armed, by [`Now::boot`]: a format may have gone unseen. Not stored.
     pub doubted_since: Option<Seconds>,
     /// For how long then, in seconds. Not stored: the configuration's.
     pub quarantine: Seconds,
+    /// When it was attached with nothing on record, by [`Now::boot`]. Not stored.
+    pub appeared: Option<Seconds>,
+    /// When its permit ends, by [`Now::boot`]. Not stored.
+    pub permit_ends: Option<Seconds>,
+    /// When a probe looked at it last, by [`Now::boot`]. Not stored.
+    pub looked_at: Option<Seconds>,
     /// The formatter may still run; of what is formatted: and may go on. Not stored: after a restart its end is found out anew.
     pub running: bool,
     /// The formatter's end was seen. Not stored.
@@ -273,8 +297,8 @@ pub struct Record {
     pub wrote: Wrote,
     /// What a first format that failed has left: the volume is as good as blank. Not stored.
     pub left: Option<Content>,
-    /// It was written over by one who may do that: the next format that a probe finds is what it holds. Not stored.
-    pub rewritten: bool,
+    /// Who may have written over it and was let do so: the next format that a probe finds is what it holds. Not stored.
+    pub rewritten: Option<Formatter>,
     /// Wait status of the formatter, once it has ended and the kernel told. Not stored.
     pub ended: Option<u32>,
     /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
@@ -315,11 +339,14 @@ impl Record {
             attached_in: String::new(),
             doubted_since: None,
             quarantine: 0,
+            appeared: None,
+            permit_ends: None,
+            looked_at: None,
             running: false,
             over: false,
             wrote: Wrote::Nothing,
             left: None,
-            rewritten: false,
+            rewritten: None,
             ended: None,
             relabelled: false,
             tool_at_work: None,

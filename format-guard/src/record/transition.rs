@@ -6,7 +6,7 @@
 
 use format_guard_common::{State, event::Process};
 
-use super::{Claim, Content, Formatter, Overlay, Permit, Record, Seconds, Wrote, shared::Format};
+use super::{Claim, Content, Formatter, Now, Overlay, Permit, Record, Seconds, Wrote, shared::Format};
 use crate::{
     config::Mode,
     volume::{
@@ -21,6 +21,9 @@ pub const CLEAN_PASSES: u32 = 2;
 /// How long after it was first seen a logical volume's signature may be an earlier volume's, in seconds: lvcreate
 /// wipes it at once.
 const SETTLING: Seconds = 10;
+/// How often a volume is looked at that nothing is told of, in seconds: one that may be formatted, as what writes to it may go by
+/// a road that nobody sees; and one that is formatted and still in the hands of who did it, as it may be formatted anew.
+const PACE: Seconds = 300;
 
 /// What happened to a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +60,15 @@ pub enum Event {
         status: Option<u32>,
         /// What the kernel saw of its writes.
         wrote: Wrote,
+        /// Neither its end nor a mount is told by the way in which the guard is in force here.
+        unseen: bool,
     },
     /// A file system on it was mounted.
     Mounted,
     /// A re-labelling tool was let through.
     Relabelled(Process),
+    /// A process was let through that would have been refused: nothing is refused here.
+    LetThrough(Formatter),
     /// LVM wipes what an earlier logical volume left.
     OwnerWiped(Process),
     /// The tool that was let through has ended.
@@ -167,8 +174,11 @@ pub struct Report {
 
 /// The record after `event`, and what else is to be done.
 #[must_use]
-pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>) {
+pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
+    if matches!(event, Event::Probed(_)) {
+        step.record.looked_at = Some(now.boot);
+    }
     match event {
         Event::Attached { boot, strength, records_lost, quarantine, claim } => {
             step.record.quarantine = quarantine;
@@ -184,9 +194,10 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
         Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
         Event::FormatBegan { formatter, wrote } => step.format_began(formatter, wrote),
-        Event::FormatEnded { status, wrote } => step.format_ended(status, wrote),
+        Event::FormatEnded { status, wrote, unseen } => step.format_ended(status, wrote, unseen),
         Event::Mounted => step.mounted(),
         Event::Relabelled(tool) => step.relabelled(tool),
+        Event::LetThrough(process) => step.let_through(process),
         Event::OwnerWiped(tool) => step.record.tool_at_work = Some(tool),
         Event::ToolEnded => step.tool_ended(),
         Event::Overlaid(by) => step.overlaid(by),
@@ -212,10 +223,13 @@ pub fn next(record: &Record, event: Event, now: Seconds) -> (Record, Vec<Effect>
 /// Whether time changes anything about a record: a permit expires, or what a probe could not settle is probed again.
 /// A data path that comes back sends no uevent.
 #[must_use]
-pub fn waits(record: &Record) -> bool {
+pub fn waits(record: &Record, now: Now) -> bool {
+    let due = || record.looked_at.is_none_or(|looked| looked + PACE <= now.boot);
     let unresolved = match record.state {
         State::Unverified => !is_held_back(record) && !record.awaits_claim(),
         State::Formatting => !record.running || settles(record),
+        State::Blank => due(),
+        State::Formatted if record.running => record.discrepancy.is_some() || due(),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.permit.is_some()
@@ -269,7 +283,7 @@ fn is_held_back(record: &Record) -> bool {
 struct Step {
     record: Record,
     effects: Vec<Effect>,
-    now: Seconds,
+    now: Now,
 }
 
 impl Step {
@@ -279,7 +293,7 @@ impl Step {
 
     fn to(&mut self, state: State, cause: impl Into<String>) {
         if self.record.state != state {
-            self.record.since = self.now;
+            self.record.since = self.now.wall;
         }
         self.record.state = state;
         self.record.cause = cause.into();
@@ -339,8 +353,14 @@ impl Step {
         }
         self.record.clean_passes = 0;
         self.record.relabelled = false;
+        if self.record.permit_ends.is_none() {
+            self.limit_permit();
+        }
+        if self.record.new {
+            self.record.appeared.get_or_insert(self.now.boot);
+        }
         let interrupted = self.record.state == State::Formatting && !self.record.running;
-        self.record.doubted_since = (unseen || interrupted).then_some(self.now);
+        self.record.doubted_since = (unseen || interrupted).then_some(self.now.boot);
         match self.record.state {
             // An armed record is trusted for one attachment only.
             State::Blank | State::Unverified => {
@@ -388,6 +408,8 @@ impl Step {
             State::Formatting => self.clean_pass("the format left nothing, probed twice"),
             // Known by what lies on it alone: that it reads blank itself is as it was.
             State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
+            State::Formatted | State::Permitted
+                if self.record.rewritten.is_some() && self.record.tool_at_work.is_some() => {}
             State::Formatted | State::Permitted => self.discrepancy("it reads blank".to_owned()),
             State::Blank | State::Exempt => {}
         }
@@ -405,7 +427,7 @@ impl Step {
 
     fn clean_pass(&mut self, cause: &str) {
         let doubted =
-            self.record.doubted_since.is_some_and(|since| self.now < since + self.record.quarantine);
+            self.record.doubted_since.is_some_and(|since| self.now.boot < since + self.record.quarantine);
         if !self.reads_blank_again() || doubted {
             return;
         }
@@ -462,7 +484,8 @@ impl Step {
 
     /// What lvcreate finds on the extents that it hands out is not the new volume's.
     fn may_be_an_earlier_volumes(&self) -> bool {
-        self.record.id.as_str().starts_with("dm:LVM-") && self.record.first_seen + SETTLING > self.now
+        let new = self.record.appeared.is_some_and(|appeared| self.now.boot < appeared + SETTLING);
+        self.record.id.as_str().starts_with("dm:LVM-") && new
     }
 
     /// A first format that has failed, as far as it is known that nothing but a half of it is there: it was made by a known
@@ -502,7 +525,7 @@ impl Step {
     fn settled(&mut self, cause: impl Into<String>) {
         self.record.permit = None;
         self.record.relabelled = false;
-        self.record.rewritten = false;
+        self.record.rewritten = None;
         self.record.ever_formatted = true;
         self.record.generation = self.record.generation.max(1);
         self.to(State::Formatted, cause);
@@ -519,7 +542,11 @@ impl Step {
             return;
         };
         // Who formatted it may change it as long as it has it open; what it left then is read once more.
-        let rewritten = self.record.running || std::mem::take(&mut self.record.rewritten);
+        if self.record.tool_at_work.is_some() && self.record.rewritten.is_some() {
+            return;
+        }
+        let going_on = self.record.formatter.clone().filter(|_| self.record.running);
+        let rewritten = going_on.or_else(|| self.record.rewritten.take());
         // A rule that was taken over tells no UUID in words: its marks do.
         let by_marks = recorded.uuid.is_none()
             && !self.record.marks.is_empty()
@@ -540,12 +567,17 @@ impl Step {
             self.record.relabelled = false;
             self.take(content, marks);
             self.report("relabelled", format!("its UUID is now {uuid}"));
-        } else if rewritten {
+        } else if let Some(by) = rewritten {
             let name = content.name().to_owned();
-            let by = self.by_whom();
+            let own = self.record.formatter.as_ref() == Some(&by);
+            let cause = if own { "" } else { ", which would have been refused" };
+            self.record.formatter = Some(by);
+            let cause = format!("{}{cause}", self.by_whom());
             self.take(content, marks);
-            self.record.cause.clone_from(&by);
-            self.report("formatted", format!("holds {name} now: {by}"));
+            // What was mounted is what it held before.
+            self.record.mounted = false;
+            self.record.cause.clone_from(&cause);
+            self.report("formatted", format!("holds {name} now: {cause}"));
         } else {
             let seen = content.uuid.as_deref().unwrap_or("no UUID");
             self.discrepancy(format!("it reads as {} {seen}", content.name()));
@@ -561,7 +593,7 @@ impl Step {
 
     fn unreadable(&mut self, error: &ProbeError) {
         if self.record.doubted_since.is_some() {
-            self.record.doubted_since = Some(self.now);
+            self.record.doubted_since = Some(self.now.boot);
         }
         match self.record.state {
             State::Unverified if is_held_back(&self.record) => {}
@@ -608,16 +640,17 @@ impl Step {
             State::Formatted if !self.record.over && goes_on(&self.record, formatter.process()) => {
                 self.record.running = true;
             }
-            // Told late: it is not let do more than others, and a later one must not find it in its place.
-            State::Formatted => {
+            // Told late: a later one must not find it in its place.
+            State::Formatted if formatter.is_known() => {
                 self.record.formatter = Some(formatter);
                 self.effects.push(Effect::ReleaseHolder);
             }
-            State::Exempt => {}
+            // It is let do no more than others.
+            State::Formatted | State::Exempt => {}
         }
     }
 
-    fn format_ended(&mut self, status: Option<u32>, wrote: Wrote) {
+    fn format_ended(&mut self, status: Option<u32>, wrote: Wrote, unseen: bool) {
         match self.record.state {
             State::Formatting => {
                 self.record.ended = status;
@@ -625,12 +658,13 @@ impl Step {
                 let wrote = self.record.wrote != Wrote::Nothing;
                 let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
                 // It is there, whatever a probe reads.
-                self.record.ever_formatted |= known && wrote && status == Some(0);
+                let well = status.map_or(unseen, |status| status == 0);
+                self.record.ever_formatted |= known && wrote && well;
                 // What reads blank may be what it wrote.
-                self.record.doubted_since = wrote.then_some(self.now);
+                self.record.doubted_since = wrote.then_some(self.now.boot);
             }
             State::Formatted if self.record.running => {
-                self.record.rewritten = true;
+                self.record.rewritten.clone_from(&self.record.formatter);
                 self.effects.push(Effect::ReleaseHolder);
             }
             _ => return,
@@ -663,6 +697,14 @@ impl Step {
         if matches!(self.record.state, State::Formatted | State::Permitted) {
             self.record.relabelled = true;
             self.record.tool_at_work = Some(tool);
+        }
+    }
+
+    /// What comes of it is known when it has ended.
+    fn let_through(&mut self, process: Formatter) {
+        self.record.tool_at_work = Some(process.process());
+        if matches!(self.record.state, State::Formatted | State::Permitted) {
+            self.record.rewritten = Some(process);
         }
     }
 
@@ -731,7 +773,7 @@ impl Step {
             return;
         }
         if doubted && self.record.doubted_since.is_none() {
-            self.record.doubted_since = Some(self.now);
+            self.record.doubted_since = Some(self.now.boot);
         }
         let doubted = self.record.doubted_since.is_some();
         self.unverified(if doubted { DOUBTED_CLAIM } else { "claimed in the cluster, not probed since" });
@@ -825,10 +867,17 @@ impl Step {
             self.record.state == State::Formatting || self.record.doubted_since.is_some();
         let cause = format!("permitted by user {}: {}", permit.uid, permit.reason);
         self.record.permit = Some(permit);
+        self.limit_permit();
         self.record.running = false;
         self.to(State::Permitted, cause.clone());
         self.effects.push(Effect::ReleaseHolder);
         self.report("permitted", cause);
+    }
+
+    /// The wall clock may be set while it lasts.
+    fn limit_permit(&mut self) {
+        let (wall, boot) = (self.now.wall, self.now.boot);
+        self.record.permit_ends = self.record.permit.as_ref().map(|permit| boot + permit.rest(wall));
     }
 
     fn permit_ended(&mut self, cause: &'static str) {
@@ -837,17 +886,17 @@ impl Step {
             self.to(State::Formatted, cause);
         } else {
             self.unverified(cause);
-            self.record.doubted_since = Some(self.now);
+            self.record.doubted_since = Some(self.now.boot);
         }
         self.report("permit-expired", cause);
     }
 
     fn tick(&mut self) {
-        let expired = self.record.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
+        let expired = self.record.permit_ends.is_some_and(|end| end <= self.now.boot);
         if self.record.state == State::Permitted && expired {
             self.permit_ended("the permit expired unused");
             self.probe();
-        } else if waits(&self.record) {
+        } else if waits(&self.record, self.now) {
             self.probe();
         }
     }

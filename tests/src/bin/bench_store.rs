@@ -17,7 +17,7 @@ use format_guard::{
     },
     config,
     record::{
-        Claim, Record,
+        Claim, Now, Record,
         shared::{
             Armed, Format, Me, Seen, Shared, Standing, Wish,
             etcd::Etcd,
@@ -32,6 +32,9 @@ use format_guard::{
 use format_guard_tests_etcd::{Members, Plan};
 use rusqlite::Connection;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+
+/// No time passes.
+const START: Now = Now { wall: 0, boot: 0 };
 
 /// Claims, and transactions, of each turn and at the same time.
 const TURN: u32 = 500;
@@ -160,9 +163,9 @@ fn transitions() -> Result<()> {
         let id = format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1");
         let start = Instant::now();
         let record = Record::new(id.clone().into(), "bench".to_owned(), false, 0);
-        let record = transition::next(&record, attached.clone(), 0).0;
-        let record = transition::next(&record, Event::Probed(Ok(Finding::Blank)), 0).0;
-        store.put(&transition::next(&record, Event::Probed(Ok(Finding::Blank)), 0).0, &[])?;
+        let record = transition::next(&record, attached.clone(), START).0;
+        let record = transition::next(&record, Event::Probed(Ok(Finding::Blank)), START).0;
+        store.put(&transition::next(&record, Event::Probed(Ok(Finding::Blank)), START).0, &[])?;
         ours += start.elapsed();
         let start = Instant::now();
         raw.prepare_cached("INSERT INTO volumes VALUES (?1, ?2)")?.execute((&id, "x".repeat(300)))?;

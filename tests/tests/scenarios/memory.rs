@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::refused,
     device::{Device, Image, Mapped},
@@ -131,4 +131,107 @@ fn a_partition_is_formatted_while_the_one_lives_that_wrote_the_table() -> Result
     let (made, disk) = (made?, disk?);
     ensure!(made["content"]["types"][0] == "ext4" && disk["state"] == "formatted", "{made} {disk}");
     must(&format!("partx -d {path}")).map(drop)
+}
+
+/// Writes an image to a device by a road on which nobody sees the bytes.
+fn write_unseen(road: &str, image: &Path, device: &Path) -> Result<()> {
+    let script = match road {
+        "sendfile" => "while os.sendfile(o, i, None, 1 << 20): pass",
+        "splice" => {
+            "r, w = os.pipe()\nwhile True:\n  n = os.splice(i, w, 1 << 16)\n  if not n: break\n  while n: n -= os.splice(r, o, n)"
+        }
+        _ => "n = os.fstat(i).st_size\nm = mmap.mmap(o, n)\nm[:] = os.read(i, n)\nm.flush()\nm.close()",
+    };
+    let script = format!(
+        "import os, mmap\ni = os.open('{}', os.O_RDONLY)\no = os.open('{}', os.O_RDWR)\n{script}\nos.fsync(o)\n",
+        image.display(),
+        device.display()
+    );
+    let status = std::process::Command::new("python3").args(["-c", &script]).status()?;
+    ensure!(status.success(), "{road}: {status}");
+    Ok(())
+}
+
+#[test]
+fn what_is_written_to_a_blank_volume_unseen_is_remembered() -> Result<()> {
+    let guard = Guard::shared()?;
+    let image = Image::new(16)?;
+    must(&format!("mkfs.ext4 -F -q {}", image.path().display()))?;
+    for road in ["sendfile", "splice", "mapping"] {
+        let device = format_guard_tests::device::Loop::new(16)?;
+        let path = device.path();
+        guard.wait_for_state(path, "blank")?;
+        write_unseen(road, image.path(), path)?;
+        let volume = guard.wait_for_state(path, "formatted").with_context(|| road.to_owned())?;
+        ensure!(volume["content"]["types"][0] == "ext4", "{road}: {volume}");
+        let before = device.sha256()?;
+        refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "")?;
+        ensure!(device.sha256()? == before, "{road}: bytes changed");
+    }
+    Ok(())
+}
+
+/// Enforcing begins with what is there, not with what was there when the audit began.
+#[test]
+fn a_format_that_went_through_in_audit_is_what_is_guarded_afterwards() -> Result<()> {
+    let guard = Guard::start()?;
+    let device = format_guard_tests::device::Loop::new(64)?;
+    let path = device.path();
+    crate::make_ext4(&guard, path)?;
+    guard.json("mode audit --reason test")?;
+    must(&format!("mkfs.xfs -f -q --unsupported {}", path.display()))?;
+    let volume = guard.wait_for_volume(path, "followed", |volume| volume["content"]["types"][0] == "xfs")?;
+    ensure!(volume["state"] == "formatted" && volume["discrepancy"].is_null(), "{volume}");
+    ensure!(volume["formatter"]["comm"] == "mkfs.xfs", "{volume}");
+    let told = guard.events("formatted")?;
+    ensure!(
+        told.iter()
+            .any(|event| event["text"].as_str().is_some_and(|text| text.contains("would have been refused"))),
+        "{told:#?}"
+    );
+    guard.json("mode enforce --reason over")?;
+    let before = device.sha256()?;
+    for line in ["mkfs.ext4 -F", "wipefs -a -f", "dd if=/dev/zero bs=4096 count=1 conv=notrunc"] {
+        let of = if line.starts_with("dd") { "of=" } else { "" };
+        refused(&guard, &format!("{line} {of}{}", path.display()), "")?;
+    }
+    ensure!(device.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// A formatter that writes zeros and fails.
+fn fail_to_format(path: &Path) -> Result<()> {
+    let directory = tempfile::tempdir_in("/var/tmp")?;
+    let script = directory.path().join("mkfs.xfs");
+    std::fs::write(
+        &script,
+        "#!/usr/bin/perl\nopen my $out, '+<', $ARGV[0] or die; syswrite $out, \"\\0\" x 4096 or die; close $out; exit 1;\n",
+    )?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let status = command(&format!("{} {}", script.display(), path.display())).spawn()?.wait()?;
+    ensure!(status.code() == Some(1), "the formatter ended with {status}");
+    Ok(())
+}
+
+/// NTP sets the clock of a host without a battery after the boot; it ends no quarantine, and makes none longer.
+#[test]
+fn a_clock_that_is_set_ends_no_quarantine_and_makes_none_longer() -> Result<()> {
+    let guard = Guard::shared()?;
+    for step in ["2 hours", "4 hours ago", "2 hours"] {
+        let device = format_guard_tests::device::Loop::new(16)?;
+        let path = device.path();
+        guard.wait_for_state(path, "blank")?;
+        let start = std::time::Instant::now();
+        fail_to_format(path)?;
+        let status = std::process::Command::new("date")
+            .args(["-s", step])
+            .stdout(std::process::Stdio::null())
+            .status()?;
+        ensure!(status.success(), "the clock cannot be set");
+        guard.wait_for_state(path, "blank")?;
+        // Five seconds by the configuration of these tests.
+        let passed = start.elapsed();
+        ensure!(passed.as_millis() > 4500, "{step}: armed after {passed:?}");
+    }
+    Ok(())
 }

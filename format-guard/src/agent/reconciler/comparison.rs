@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{Reconciler, lower_first, may_hold};
 use crate::{
+    agent::clocks,
     enforce::Enforcer,
     record::transition::{self, Event},
     volume::{Dev, VolumeId, sysfs::Device},
@@ -50,7 +51,8 @@ impl<E: Enforcer> Reconciler<E> {
         for id in held {
             self.see_whether_held(&id);
         }
-        let waiting = self.records.values().filter(|record| transition::waits(record));
+        let now = clocks();
+        let waiting = self.records.values().filter(|record| transition::waits(record, now));
         let ids: Vec<VolumeId> = waiting.map(|record| record.id.clone()).collect();
         for id in ids {
             self.apply(&id, Event::Tick);

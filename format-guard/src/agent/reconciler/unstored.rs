@@ -10,7 +10,7 @@ use tracing::{error, info};
 
 use super::Reconciler;
 use crate::{
-    agent::now,
+    agent::{clocks, now},
     enforce::Enforcer,
     record::{
         Record, Seconds,
@@ -219,7 +219,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had begun one.
     pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Record, Record)> {
         let old = self.records.get(id)?.clone();
-        let (new, _) = transition::next(&old, Event::Closed, now());
+        let (new, _) = transition::next(&old, Event::Closed, clocks());
         self.records.insert(id.clone(), new.clone());
         self.put_rules(id);
         let device = self.devices.of(id).next().map(|device| device.dev);

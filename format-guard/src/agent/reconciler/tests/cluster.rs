@@ -260,7 +260,7 @@ impl Node {
         self.number += 1;
         self.reconciler.take_up_on(DEV);
         self.reconciler.ends.insert(process, (u32::from(!done) << 8, Instant::now()));
-        self.reconciler.ended(process, true);
+        self.reconciler.ended(process, None, true);
     }
 }
 

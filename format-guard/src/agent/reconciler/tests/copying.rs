@@ -56,7 +56,11 @@ fn a_reformat_is_copied_anew() {
     begin(&mut setting, DEV, DEV);
     setting.probed_with_copy(another(), 2);
     assert_eq!(setting.copied(), Some(1), "half of a format is none");
-    setting.give(Input::Ended { process: Process { started: 1, tgid: u32::MAX, zero: 0 }, last: true });
+    setting.give(Input::Ended {
+        process: Process { started: 1, tgid: u32::MAX, zero: 0 },
+        status: None,
+        last: true,
+    });
     assert!(setting.reconciler.wanted_copy(&id()).is_some() || setting.state() == State::Formatting);
     setting.probed_with_copy(another(), 3);
     assert_eq!((setting.state(), setting.copied()), (State::Formatted, Some(3)));

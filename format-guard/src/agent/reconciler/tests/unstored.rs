@@ -31,7 +31,7 @@ impl Setting {
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
         let kind = EventKind::FormatEnded as u32;
         self.give(Input::Kernel(KernelEvent { kind, process, status, ..KernelEvent::default() }));
-        self.give(Input::Ended { process, last: true });
+        self.give(Input::Ended { process, status: None, last: true });
     }
 
     fn api_status(&mut self) -> Box<api::Status> {
