@@ -5,11 +5,11 @@
 //! kernel/bpf/verifier.c).
 
 /// One turn: its number, and what all turns share. Zero goes on, one ends the loop.
-pub(crate) type Turn<T> = extern "C" fn(u32, *mut T) -> i64;
+pub type Turn<T> = extern "C" fn(u32, *mut T) -> i64;
 
 /// Does `turn` for every number below `count`, until one ends it.
 #[inline(always)]
-pub(crate) fn each<T>(count: u32, shared: &mut T, turn: Turn<T>) {
+pub fn each<T>(count: u32, shared: &mut T, turn: Turn<T>) {
     let shared: *mut T = shared;
     #[cfg(target_arch = "bpf")]
     {

@@ -25,6 +25,7 @@ pub mod snapshot;
 mod windows;
 
 pub use decide::decide;
+pub use each::{Turn, each};
 pub use opaque::opaque;
 pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
 pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, MAX_RULES, Rule, RuleError, State, flag};

@@ -4,10 +4,15 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use format_guard_common::{Content, opaque};
+use format_guard_common::{Content, each, opaque};
 
 /// Iovecs that are looked into; more of them over a mark are refused.
 pub(crate) const MAX_IOVECS: u64 = 4;
+/// Iovecs that the kernel takes in one call (`UIO_MAXIOV`, include/uapi/linux/uio.h): more of them fail before any hook.
+const UIO_MAXIOV: u64 = 1024;
+/// The length of what cannot be read, which reaches everything behind its start. The kernel has read the array a moment ago, so
+/// that it is there.
+const UNKNOWN: u64 = 1 << 40;
 /// Bytes of a `struct iovec`.
 const IOVEC: u64 = 16;
 
@@ -43,6 +48,32 @@ pub(crate) fn total(address: u64, count: u64) -> u64 {
         total += iovec(address, number)[1] & used(number, count);
     }
     total
+}
+
+/// A sum on its way along the iovecs.
+struct Sum {
+    address: u64,
+    total: u64,
+}
+
+/// Adds one.
+extern "C" fn add(number: u32, sum: *mut Sum) -> i64 {
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let sum = unsafe { &mut *sum };
+    let [base, length] = iovec(sum.address, u64::from(number));
+    let more = if base | length == 0 { UNKNOWN } else { length };
+    // What a turn leaves to the next is unknown to the verifier: else it follows each turn apart.
+    sum.total = opaque(sum.total.wrapping_add(more), sum.address);
+    0
+}
+
+/// Bytes in however many iovecs at a user address. A function of its own, for the stack of its caller.
+#[inline(never)]
+pub(crate) fn total_of_many(address: u64, count: u64) -> u64 {
+    let count = if count > UIO_MAXIOV { UIO_MAXIOV } else { count };
+    let mut sum = Sum { address, total: 0 };
+    each(count as u32, &mut sum, add);
+    sum.total
 }
 
 /// All ones for an iovec that is one of `count`, else zero.

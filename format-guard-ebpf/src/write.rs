@@ -19,9 +19,9 @@ use format_guard_common::{
 use crate::{
     gate,
     kernel::{FILE_F_POS, TASK_FLAGS, TASK_THREAD_STATUS, block_device, field},
-    maps::{STASHED, STASHES},
+    maps::STASHES,
     passthrough,
-    user_content::{MAX_IOVECS, Source, UserContent, total},
+    user_content::{MAX_IOVECS, Source, UserContent, total, total_of_many},
 };
 
 const MAY_WRITE: i32 = 2;
@@ -44,9 +44,14 @@ const SYS_PWRITEV2: u64 = 328;
 // struct pt_regs, arch/x86/include/asm/ptrace.h: 64-bit user space, the same in all kernels that have BPF LSM.
 const REGS_R10: usize = 56;
 const REGS_R8: usize = 72;
+const REGS_AX: usize = 80;
 const REGS_DX: usize = 96;
 const REGS_SI: usize = 104;
 const REGS_ORIG_AX: usize = 120;
+
+/// What `ax` holds from the entry of a system call to its end (arch/x86/entry/entry_64.S): the arguments count no longer than
+/// that. At its end `io_uring` may go on with a linked write, as task work.
+const RUNNING: u64 = -38_i64 as u64;
 
 /// A length that covers whatever lies behind the position.
 const UNBOUNDED: u64 = u32::MAX as u64;
@@ -101,6 +106,9 @@ fn from_system_call(f_pos: u64) -> Option<Write> {
         let register = |offset: usize| regs.add(offset / size_of::<u64>()).read_volatile();
         let (r10, r8) = (register(REGS_R10), register(REGS_R8));
         let (dx, si) = (register(REGS_DX), register(REGS_SI));
+        if register(REGS_AX) != RUNNING {
+            return Some(Write::UNPLACED);
+        }
         let number = register(REGS_ORIG_AX) & 0xffff_ffff;
         Some(match number {
             SYS_WRITE => Write::at(f_pos, dx, si, Source::Bytes),
@@ -128,12 +136,8 @@ fn from_system_call(f_pos: u64) -> Option<Write> {
 /// the long way.
 #[inline(always)]
 fn passes(file: *const u8, dev: u32) -> bool {
-    // A write by io_uring or aio runs under whatever system call its task is in, a pwrite64 for one.
-    if STASHED.get(0) != Some(&0) {
-        return false;
-    }
     // SAFETY: BTF pointers of the running task; pt_regs lies on its stack.
-    let (number, offset, length) = unsafe {
+    let (running, number, offset, length) = unsafe {
         let task = bpf_get_current_task_btf();
         let flags: u32 = field(task as *const u8, &TASK_FLAGS);
         let status: u32 = field(task as *const u8, &TASK_THREAD_STATUS);
@@ -142,8 +146,12 @@ fn passes(file: *const u8, dev: u32) -> bool {
         }
         let regs = bpf_task_pt_regs(task) as *const u64;
         let register = |offset: usize| regs.add(offset / size_of::<u64>()).read_volatile();
-        (register(REGS_ORIG_AX) & 0xffff_ffff, register(REGS_R10), register(REGS_DX))
+        let number = register(REGS_ORIG_AX) & 0xffff_ffff;
+        (register(REGS_AX), number, register(REGS_R10), register(REGS_DX))
     };
+    if running != RUNNING {
+        return false;
+    }
     let offset = match number {
         SYS_PWRITE64 => offset,
         // SAFETY: a program argument.
@@ -178,15 +186,17 @@ fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
     let Some(target) = gate::opened(file, dev) else { return 0 };
     // SAFETY: a program argument.
     let f_pos: u64 = unsafe { field(file, &FILE_F_POS) };
-    // SAFETY: written by this very thread, a moment ago.
-    let stash = unsafe { STASHES.get(bpf_get_current_pid_tgid()) };
-    let write = match stash {
-        Some(stash) if stash.file == file as u64 => Write::stashed(stash, f_pos),
-        _ => match from_system_call(f_pos) {
-            Some(write) => write,
-            None => return 0,
-        },
-    };
+    // A system call that says where it writes is believed, and no note: one that was left behind, as the program that takes it
+    // away was skipped, would decide a later write.
+    let Some(mut write) = from_system_call(f_pos) else { return 0 };
+    if matches!(write.operation, Operation::Unplaced) {
+        // SAFETY: written by this very thread, a moment ago.
+        if let Some(stash) = unsafe { STASHES.get(bpf_get_current_pid_tgid()) }
+            && stash.file == file as u64
+        {
+            write = Write::stashed(stash, f_pos);
+        }
+    }
     judge(target, write)
 }
 
@@ -196,7 +206,7 @@ fn judge(target: gate::Target<'_>, write: Write) -> i32 {
     let (mut count, mut source, mut iovecs) = (write.count, write.source, 0);
     if matches!(source, Source::Vector) {
         if count > MAX_IOVECS {
-            (count, source) = (UNBOUNDED, Source::Unknown);
+            (count, source) = (total_of_many(write.address, count), Source::Unknown);
         } else {
             iovecs = count;
             count = total(write.address, iovecs);

@@ -101,10 +101,16 @@ fn writev(aim: &Aim) -> io::Result<()> {
     file.write_vectored(&[IoSlice::new(&GARBAGE[..1]), IoSlice::new(&GARBAGE[1..])]).map(drop)
 }
 
+/// These bytes in iovecs of `length` bytes.
+#[must_use]
+pub fn pieces(bytes: &[u8], length: usize) -> Vec<libc::iovec> {
+    let each = bytes.chunks(length);
+    each.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }).collect()
+}
+
 /// As many iovecs of `length` bytes as lie in a page.
 fn iovecs(length: usize) -> Vec<libc::iovec> {
-    let each = GARBAGE.chunks(length);
-    each.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }).collect()
+    pieces(&GARBAGE, length)
 }
 
 /// Writes by pwritev2 in iovecs of so many bytes.
@@ -125,7 +131,6 @@ fn pwritev2(aim: &Aim) -> io::Result<()> {
     in_iovecs(aim, 1024)
 }
 
-/// More iovecs than the programs look into.
 fn many_iovecs(aim: &Aim) -> io::Result<()> {
     in_iovecs(aim, 100)
 }
@@ -289,77 +294,86 @@ fn store(aim: &Aim, protection: libc::c_int, unprotect: bool) -> io::Result<()> 
     }
 }
 
-/// Linux aio, without its library.
-fn aio(aim: &Aim) -> io::Result<()> {
+/// One write by Linux aio: of these bytes, in pieces of so many, to this offset. Zero: in one piece, that is none.
+#[derive(Clone, Copy, Debug)]
+pub struct AioWrite<'a> {
+    /// What is written.
+    pub bytes: &'a [u8],
+    /// Bytes of a piece.
+    pub piece: usize,
+    /// First byte.
+    pub offset: u64,
+}
+
+/// Submits these writes at once by Linux aio, without its library.
+///
+/// # Errors
+/// What the kernel answered to the first that failed.
+pub fn write_by_aio(file: &File, writes: &[AioWrite]) -> io::Result<()> {
     // struct iocb, struct io_event: include/uapi/linux/aio_abi.h
     const IOCB_CMD_PWRITE: u64 = 1;
-    let file = aim.open()?;
+    const IOCB_CMD_PWRITEV: u64 = 8;
+    let pieces: Vec<Vec<libc::iovec>> = writes
+        .iter()
+        .map(|write| if write.piece == 0 { Vec::new() } else { pieces(write.bytes, write.piece) })
+        .collect();
+    let mut iocbs: Vec<[u64; 8]> = writes
+        .iter()
+        .zip(&pieces)
+        .map(|(write, pieces)| {
+            let (command, address, length) = if pieces.is_empty() {
+                (IOCB_CMD_PWRITE, write.bytes.as_ptr() as u64, write.bytes.len())
+            } else {
+                (IOCB_CMD_PWRITEV, pieces.as_ptr() as u64, pieces.len())
+            };
+            let head = command | u64::from(file.as_raw_fd().cast_unsigned()) << 32;
+            [0, 0, head, address, length as u64, write.offset, 0, 0]
+        })
+        .collect();
+    let mut list: Vec<*mut u64> = iocbs.iter_mut().map(|iocb| iocb.as_mut_ptr()).collect();
     let mut context: libc::c_ulong = 0;
-    let mut iocb = [0_u64; 8];
-    iocb[2] = IOCB_CMD_PWRITE | u64::from(file.as_raw_fd().cast_unsigned()) << 32;
-    iocb[3] = GARBAGE.as_ptr() as u64;
-    iocb[4] = PAGE;
-    iocb[5] = aim.page();
-    let mut list = [iocb.as_mut_ptr()];
-    let mut event = [0_u64; 4];
-    // SAFETY: the structures that the system calls want, alive until the event has come.
+    let mut result = Ok(());
+    // SAFETY: the structures that the system calls want, alive until the events have come.
     unsafe {
-        done(libc::syscall(libc::SYS_io_setup, 1, &raw mut context) as isize)?;
-        let submitted = done(libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) as isize);
-        if submitted.is_ok() {
+        done(libc::syscall(libc::SYS_io_setup, list.len(), &raw mut context) as isize)?;
+        let mut submitted = 0;
+        while submitted < list.len() && result.is_ok() {
+            let rest = &mut list[submitted..];
+            match libc::syscall(libc::SYS_io_submit, context, rest.len(), rest.as_mut_ptr()) {
+                failed @ ..=0 => result = done(failed as isize).and(Err(io::ErrorKind::WriteZero.into())),
+                count => submitted += count.unsigned_abs() as usize,
+            }
+        }
+        for _ in 0..submitted {
+            let mut event = [0_u64; 4];
             let forever = ptr::null::<libc::timespec>();
             libc::syscall(libc::SYS_io_getevents, context, 1, 1, event.as_mut_ptr(), forever);
+            if let written @ ..0 = event[2].cast_signed() {
+                result = Err(io::Error::from_raw_os_error(-written as i32));
+            }
         }
         libc::syscall(libc::SYS_io_destroy, context);
-        submitted?;
     }
-    match event[2].cast_signed() {
-        result @ ..0 => Err(io::Error::from_raw_os_error(-result as i32)),
-        _ => Ok(()),
-    }
+    result
 }
 
-/// A request of POSIX aio, which the C library makes in a thread of its own.
-fn posix_request(aim: &Aim, file: &File) -> libc::aiocb {
-    // SAFETY: integers, and pointers that may be null.
-    let mut request: libc::aiocb = unsafe { MaybeUninit::zeroed().assume_init() };
-    request.aio_fildes = file.as_raw_fd();
-    request.aio_lio_opcode = libc::LIO_WRITE;
-    request.aio_buf = GARBAGE.as_ptr().cast_mut().cast();
-    request.aio_nbytes = GARBAGE.len();
-    request.aio_offset = aim.place();
-    request.aio_sigevent.sigev_notify = libc::SIGEV_NONE;
-    request
+fn aio(aim: &Aim) -> io::Result<()> {
+    write_by_aio(&aim.open()?, &[AioWrite { bytes: &GARBAGE, piece: 0, offset: aim.page() }])
 }
 
-/// Waits for a request, which must stay where it is: what came of it.
-fn posix_result(request: &mut libc::aiocb) -> io::Result<()> {
-    let list = [ptr::from_ref::<libc::aiocb>(request)];
-    // SAFETY: a request that was made, alive until it is over.
-    let errno = unsafe {
-        while libc::aio_error(request) == libc::EINPROGRESS {
-            libc::aio_suspend(list.as_ptr(), 1, ptr::null());
-        }
-        libc::aio_error(request)
-    };
-    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+fn aio_pieces(aim: &Aim) -> io::Result<()> {
+    write_by_aio(&aim.open()?, &[AioWrite { bytes: &GARBAGE, piece: 64, offset: aim.page() }])
 }
 
-fn posix_aio(aim: &Aim) -> io::Result<()> {
+/// Behind a hundred that write elsewhere.
+fn aio_batch(aim: &Aim) -> io::Result<()> {
     let file = aim.open()?;
-    let mut request = posix_request(aim, &file);
-    // SAFETY: the request and its bytes outlive it.
-    done(unsafe { libc::aio_write(&raw mut request) } as isize)?;
-    posix_result(&mut request)
-}
-
-fn lio_listio(aim: &Aim) -> io::Result<()> {
-    let file = aim.open()?;
-    let mut request = posix_request(aim, &file);
-    let list = [&raw mut request];
-    // SAFETY: as above.
-    done(unsafe { libc::lio_listio(libc::LIO_NOWAIT, list.as_ptr(), 1, ptr::null_mut()) } as isize)?;
-    posix_result(&mut request)
+    let elsewhere = aim.page() ^ (8 << 20);
+    let mut same = GARBAGE;
+    file.read_exact_at(&mut same, elsewhere)?;
+    let mut writes = vec![AioWrite { bytes: &same, piece: 0, offset: elsewhere }; 100];
+    writes.push(AioWrite { bytes: &GARBAGE, piece: 0, offset: aim.page() });
+    write_by_aio(&file, &writes)
 }
 
 /// Submits one entry to a ring and returns its result.
@@ -407,9 +421,40 @@ fn uring_sqpoll(aim: &Aim) -> io::Result<()> {
 }
 
 fn uring_writev(aim: &Aim) -> io::Result<()> {
-    let (file, parts) = (aim.open()?, iovecs(2048));
+    write_pieces_by_ring(&aim.open()?, &iovecs(2048), aim.page(), false)
+}
+
+fn uring_many_iovecs(aim: &Aim) -> io::Result<()> {
+    write_pieces_by_ring(&aim.open()?, &iovecs(64), aim.page(), false)
+}
+
+/// Writes these pieces by `io_uring`, in a worker thread of the kernel's or not.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn write_pieces_by_ring(file: &File, parts: &[libc::iovec], offset: u64, worker: bool) -> io::Result<()> {
     let entry = opcode::Writev::new(types::Fd(file.as_raw_fd()), parts.as_ptr(), parts.len() as u32);
-    submit(&mut ring()?, &entry.offset(aim.page()).build())
+    let entry = entry.offset(offset).build();
+    submit(&mut ring()?, &if worker { entry.flags(squeue::Flags::ASYNC) } else { entry })
+}
+
+/// The kernel goes on with it at the end of whatever system call runs when the one before is done.
+fn uring_linked(aim: &Aim) -> io::Result<()> {
+    let file = aim.open()?;
+    let elsewhere = aim.page() ^ (8 << 20);
+    let mut same = GARBAGE;
+    file.read_exact_at(&mut same, elsewhere)?;
+    let mut ring = ring()?;
+    let first = ring_write(&file, &same, elsewhere).flags(squeue::Flags::IO_LINK);
+    let last = ring_write(&file, &GARBAGE, aim.page());
+    // SAFETY: buffers of the entries outlive the wait.
+    unsafe { ring.submission().push_multiple(&[first, last]).map_err(io::Error::other)? };
+    ring.submit_and_wait(2)?;
+    let results: Vec<i32> = ring.completion().map(|entry| entry.result()).collect();
+    match results.iter().find(|result| **result < 0) {
+        Some(failed) => Err(io::Error::from_raw_os_error(-failed)),
+        None => Ok(()),
+    }
 }
 
 /// From a buffer that the kernel has pinned.
@@ -509,7 +554,7 @@ pub const ROADS: &[(&str, Road)] = &[
     ("writev", writev),
     ("pwritev", pwritev),
     ("pwritev2", pwritev2),
-    ("pwritev2, more iovecs than are looked into", many_iovecs),
+    ("pwritev2, many iovecs", many_iovecs),
     ("O_DIRECT", direct),
     ("O_APPEND", append),
     ("one byte in a mark", one_byte),
@@ -531,12 +576,14 @@ pub const ROADS: &[(&str, Road)] = &[
     ("mmap", mmap),
     ("mprotect", mprotect),
     ("aio", aio),
-    ("POSIX aio_write", posix_aio),
-    ("lio_listio", lio_listio),
+    ("aio, many iovecs", aio_pieces),
+    ("aio, the last of a batch", aio_batch),
     ("io_uring", uring),
     ("io_uring worker", uring_worker),
     ("io_uring sqpoll", uring_sqpoll),
     ("io_uring writev", uring_writev),
+    ("io_uring writev, many iovecs", uring_many_iovecs),
+    ("io_uring, the last of a chain", uring_linked),
     ("io_uring write_fixed", uring_write_fixed),
     ("io_uring fallocate", uring_fallocate),
     ("io_uring discard", uring_discard),

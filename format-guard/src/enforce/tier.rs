@@ -46,8 +46,9 @@ impl Tier {
             Self::Lsm => &[],
             // bpf_prog_check_recur, kernel/bpf/syscall.c and include/linux/bpf_verifier.h (6.12).
             Self::FmodRet => &[
-                "where the kernel is preemptible, a request is not judged that interrupts another one of its kind on the \
-                 same CPU while that is judged (some microseconds)",
+                "where the kernel is preemptible, a request is not judged that is made while another task, which is being asked \
+                 about the like, stands preempted on the same CPU: as long as it stands there (a write over a superblock \
+                 passed after 3.3 s beside two busy writers)",
                 "the arguments of a discard or passthrough command, or of cryptsetup and sgdisk, that are not in memory \
                  cannot be read: such a discard is judged as one of the whole device, such a command as one that writes",
             ],

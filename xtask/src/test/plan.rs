@@ -512,6 +512,7 @@ const HOOKS: &[&str] = &[
     "protection::",
     "roads::",
     "stacks::",
+    "writers::",
 ];
 /// Scenarios of every function that the weaker tier stands at.
 const FUNCTIONS: &[&str] = &["formats_once::a_loop", "life::", "passthrough::", "protection::", "roads::"];
