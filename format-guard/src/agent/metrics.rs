@@ -64,6 +64,11 @@ struct ResultLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProgramLabel {
+    program: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: String,
 }
@@ -222,6 +227,11 @@ impl Metrics {
             volumes.get_or_create(&label).set(count.count.try_into().unwrap_or(i64::MAX));
         }
         registry.register("volumes", "Recorded volumes, by state", volumes);
+        let skipped = Family::<ProgramLabel, Counter>::default();
+        for part in status.programs.iter().filter(|part| part.attached) {
+            skipped.get_or_create(&ProgramLabel { program: part.program.clone() }).inc_by(part.skipped);
+        }
+        registry.register("skipped_runs", "Runs of a kernel program that the kernel skipped", skipped);
         let in_force = Family::<InForceLabels, Gauge>::default();
         in_force.get_or_create(&InForceLabels { tier: status.tier.clone(), mode: status.mode.name() }).set(1);
         registry.register("in_force", "1 for the tier and the mode in force", in_force);

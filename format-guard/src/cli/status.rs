@@ -56,6 +56,11 @@ pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
     for part in status.programs.iter().filter(|part| !part.attached) {
         println!("{}", wrap(&format!("left open without {}: {}", part.program, part.open), 80, 4));
     }
+    for part in status.programs.iter().filter(|part| part.skipped > 0) {
+        let skipped =
+            format!("{} was skipped {} times by the kernel: see docs/tiers.md", part.program, part.skipped);
+        println!("{}", wrap(&skipped, 80, 4));
+    }
     Ok(())
 }
 

@@ -269,6 +269,9 @@ pub struct PartReport {
     pub attached: bool,
     /// What is left open without it; empty when it is attached.
     pub open: String,
+    /// How often the kernel did not run it, as another task's run of it stood preempted on that CPU.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 /// The loaded guard.
@@ -394,7 +397,7 @@ impl BpfEnforcer {
         let reports = self.parts().iter().map(|part| {
             let attached = parts.iter().any(|placed| placed.program == part.program);
             let open = if attached { "" } else { part.without.unwrap_or_default() };
-            PartReport { program: part.program.to_owned(), attached, open: open.to_owned() }
+            PartReport { program: part.program.to_owned(), attached, open: open.to_owned(), skipped: 0 }
         });
         let reports = reports.collect();
         let links = self.pins.links(self.build);
@@ -924,6 +927,16 @@ impl Enforcer for BpfEnforcer {
             lost_events: sum(Counter::LostEvents),
             full_maps: sum(Counter::FullMaps),
         }
+    }
+
+    fn skipped(&self) -> BTreeMap<String, u64> {
+        let links = self.pins.links(self.build);
+        let of = |part: &Part| {
+            let link = FdLink::from(PinnedLink::from_pin(links.join(part.program)).ok()?);
+            let skipped = bpf_call::skipped(link.info().ok()?.program_id()).ok()?;
+            Some((part.program.to_owned(), skipped))
+        };
+        self.parts().iter().filter_map(of).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
 
 pub(super) fn empty() -> bpf_attr {
     // SAFETY: integers alone, for which zero is a value.
@@ -61,4 +61,22 @@ pub(super) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
     let object = unsafe { &mut attr.__bindgen_anon_4 };
     (object.bpf_fd, object.pathname) = (descriptor(link), path.as_ptr() as u64);
     call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// How often the kernel did not run the program of this id, as another run of it stood on that CPU; from Linux 5.12.
+pub(super) fn skipped(program: u32) -> io::Result<u64> {
+    let mut attr = empty();
+    // SAFETY: the part of the union that BPF_PROG_GET_FD_BY_ID reads.
+    unsafe { &mut attr.__bindgen_anon_6 }.__bindgen_anon_1.prog_id = program;
+    let program = made(call(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr))?;
+    // SAFETY: integers alone, for which zero is a value.
+    let mut info: bpf_prog_info = unsafe { zeroed() };
+    let mut attr = empty();
+    // SAFETY: the part of the union that BPF_OBJ_GET_INFO_BY_FD reads.
+    let asked = unsafe { &mut attr.info };
+    asked.bpf_fd = descriptor(&program);
+    asked.info = std::ptr::from_mut(&mut info) as u64;
+    asked.info_len = u32::try_from(size_of::<bpf_prog_info>()).map_err(io::Error::other)?;
+    call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.recursion_misses)
 }

@@ -14,7 +14,7 @@ pub mod protection;
 pub mod rule;
 pub mod tier;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bpf::{LoadError, PartReport};
 use format_guard_common::{
@@ -120,6 +120,10 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
     fn counts(&self) -> Counts {
         (**self).counts()
     }
+
+    fn skipped(&self) -> BTreeMap<String, u64> {
+        (**self).skipped()
+    }
 }
 
 /// Rules and holders, where they are in force. One implementation loads BPF programs, one publishes for the `LD_PRELOAD`
@@ -158,4 +162,8 @@ pub trait Enforcer {
     fn tier(&self) -> tier::Tier;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
+    /// How often the kernel did not run a program, as another task's run of it stood on that CPU.
+    fn skipped(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
 }

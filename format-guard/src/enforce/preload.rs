@@ -372,7 +372,7 @@ impl Enforcer for PreloadEnforcer {
         // Published with the canary's rule, and once more without it.
         self.published().in_force = true;
         self.prove()?;
-        Ok(vec![PartReport { program: LIBRARY.to_owned(), attached: true, open: String::new() }])
+        Ok(vec![PartReport { program: LIBRARY.to_owned(), attached: true, open: String::new(), skipped: 0 }])
     }
 
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {

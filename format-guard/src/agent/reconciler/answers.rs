@@ -10,7 +10,7 @@ use crate::{
     agent::{claims::Command, now},
     api::{self, Failure, FailureKind},
     config::{Config, Mode},
-    enforce::{Enforcer, rule},
+    enforce::{Enforcer, bpf::PartReport, rule},
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -89,7 +89,7 @@ impl<E: Enforcer> Reconciler<E> {
             degraded: self.degraded(),
             unstored: self.unstored.count() as u64,
             records_lost: self.loss.clone(),
-            programs: self.parts.clone(),
+            programs: self.programs(),
             devices: self.devices.count() as u64,
             discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
             volumes: by_state
@@ -112,6 +112,16 @@ impl<E: Enforcer> Reconciler<E> {
     fn degraded(&self) -> Vec<String> {
         let lost = self.loss.as_ref().map(super::loss::degraded);
         self.world.degraded.iter().cloned().chain(lost).chain(self.unstored.degraded()).collect()
+    }
+
+    /// What became of each program, and how often the kernel has skipped it.
+    fn programs(&self) -> Vec<PartReport> {
+        let skipped = self.enforcer.skipped();
+        let parts = self.parts.iter().map(|part| PartReport {
+            skipped: skipped.get(&part.program).copied().unwrap_or_default(),
+            ..part.clone()
+        });
+        parts.collect()
     }
 
     fn volumes(&self) -> Result<api::Volumes, Failure> {
