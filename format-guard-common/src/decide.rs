@@ -110,12 +110,16 @@ fn keeps(rule: &Rule, class: Class) -> bool {
 #[inline(always)]
 fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdict {
     let known = !tools.is_unknown();
+    let relabels = class.is(Class::RELABELLER) && (!known || class.is(tools));
     match operation {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
-        Operation::Erase if touch.has(Touch::MARKS | Touch::START) => Verdict::Deny(Reason::Discard),
+        Operation::Erase if touch.has(Touch::MAGIC | Touch::START) => Verdict::Deny(Reason::Discard),
+        // cryptsetup gives up the second LUKS2 header where it makes a LUKS1 (fallocate, 2.6).
+        Operation::Erase if touch.has(Touch::UUID) && relabels => Verdict::Relabel,
+        Operation::Erase if touch.has(Touch::UUID) => Verdict::Deny(Reason::Discard),
         Operation::Erase => Verdict::Allow,
         Operation::Write if touch.has(Touch::UNREADABLE) => Verdict::Deny(Reason::Unreadable),
         Operation::Write if touch.has(Touch::MAGIC) => Verdict::Deny(Reason::Identity),
@@ -124,7 +128,7 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
             Verdict::Deny(Reason::ForeignFormat)
         }
         Operation::Write if touch.has(Touch::UUID) => {
-            if class.is(Class::RELABELLER) && (!known || class.is(tools)) {
+            if relabels {
                 Verdict::Relabel
             } else {
                 Verdict::Deny(Reason::Identity)

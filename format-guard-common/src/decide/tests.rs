@@ -353,6 +353,22 @@ fn a_relabelling_tool_changes_the_uuid_and_never_the_magic() {
 }
 
 #[test]
+fn a_relabelling_tool_erases_what_it_may_change_and_no_more() {
+    let (_, mut rule) = formatted();
+    rule.tools = Class::EXT.0;
+    let erase = |class, offset, length| {
+        decide(&rule, &Asked { class, ..request(Operation::Erase, offset, length) }, &NoContent)
+    };
+    let own = Class::RELABELLER.with(Class::EXT);
+    assert_eq!(erase(own, 1128, 4096), Verdict::Relabel);
+    for (class, offset) in
+        [(Class::UNKNOWN, 1128), (Class::RELABELLER.with(Class::LUKS), 1128), (own, 1080), (own, 0)]
+    {
+        assert_eq!(erase(class, offset, 4096), Verdict::Deny(Reason::Discard), "{offset}");
+    }
+}
+
+#[test]
 fn a_tool_relabels_its_own_format_alone() {
     let (_, mut rule) = formatted();
     rule.tools = Class::EXT.0;
