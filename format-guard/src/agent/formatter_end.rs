@@ -78,7 +78,7 @@ fn status_of(fd: BorrowedFd<'_>) -> Option<u32> {
     }
     const EXIT: u64 = 1 << 3;
     // _IOWR(0xff, 11, struct pidfd_info)
-    const GET_INFO: libc::c_ulong = 3 << 30 | (size_of::<Info>() as libc::c_ulong) << 16 | 0xff << 8 | 11;
+    const GET_INFO: libc::c_ulong = 3 << 30 | (size_of::<Info>() as libc::c_ulong) << 16 | 0xff << 8 | 0x0b;
     const { assert!(size_of::<Info>() == 64) };
     let mut info = Info { mask: EXIT, ..Info::default() };
     // SAFETY: the kernel writes no more than the size that the command names.
