@@ -4,7 +4,7 @@
 //! arguments say is a convenience for the honest caller, as the names are ([`crate::program`]); it never lets more through
 //! than the class that is told.
 
-use crate::{each::each, program::Class};
+use crate::{each::each, opaque, program::Class};
 
 /// Bytes of a program's arguments that are looked at.
 pub const ARGUMENTS: usize = 128;
@@ -61,7 +61,9 @@ pub fn told(class: Class, arguments: &[u8; ARGUMENTS]) -> Class {
         after_option: 0,
         seen_device: 0,
         found: 0,
+        unknown: first_word(arguments),
     };
+    reader.forget();
     each(ARGUMENTS as u32, &mut reader, read);
     Class(reader.found)
 }
@@ -235,6 +237,39 @@ struct Reader<'a> {
     after_option: u64,
     /// Not zero: what is done was named before, as this is what it is done to.
     seen_device: u64,
+    /// Of which the verifier knows nothing.
+    unknown: u64,
+}
+
+impl Reader<'_> {
+    /// The verifier follows the next byte once, wherever this one has led: on Linux 6.12 it followed 374,285 instructions of a reader
+    /// whose places it knew, and 5,259 on 6.1.
+    #[inline(always)]
+    fn forget(&mut self) {
+        let unknown = self.unknown;
+        let fields = [
+            &mut self.valued,
+            &mut self.place,
+            &mut self.hash,
+            &mut self.letter,
+            &mut self.separate,
+            &mut self.count,
+            &mut self.after_option,
+            &mut self.seen_device,
+        ];
+        for field in fields {
+            *field = opaque(*field, unknown);
+        }
+        self.grammar = opaque(u64::from(self.grammar), unknown) as u32;
+        self.found = opaque(u64::from(self.found), unknown) as u32;
+    }
+}
+
+/// The first bytes: what the kernel copied from the process, which the verifier takes for anything.
+#[inline(always)]
+fn first_word(arguments: &[u8; ARGUMENTS]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *arguments;
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Looks at one byte more.
@@ -247,6 +282,7 @@ extern "C" fn read(number: u32, reader: *mut Reader<'_>) -> i64 {
         byte if reader.count > 0 => inside(reader, byte),
         _ => {}
     }
+    reader.forget();
     0
 }
 
