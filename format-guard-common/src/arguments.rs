@@ -268,8 +268,7 @@ impl Reader<'_> {
 /// The first bytes: what the kernel copied from the process, which the verifier takes for anything.
 #[inline(always)]
 fn first_word(arguments: &[u8; ARGUMENTS]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *arguments;
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    arguments.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
 /// Looks at one byte more.

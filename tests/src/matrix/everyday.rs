@@ -24,7 +24,7 @@ struct Work {
     steps: &'static [&'static str],
     /// The state that its record must come to have.
     state: &'static str,
-    /// Its last step cannot be told from destruction: it is refused, and the event says how it is permitted.
+    /// Its last step cannot be told from destruction: it is refused, and the event names the way out.
     refused: bool,
 }
 
@@ -652,9 +652,12 @@ fn with_guard(
         {
             return Ok((Outcome::Held, "the library compares all of it, and lets it pass".to_owned()));
         }
-        let told = denied
-            .iter()
-            .find(|event| event["text"].as_str().is_some_and(|text| text.contains("volume permit")));
+        // The event names the way out, which for a mapping is no permit.
+        let way_out = |event: &Value| event["refusal"]["way_out"].as_str().map(str::to_owned);
+        let told = denied.iter().find(|event| {
+            let way_out = way_out(event).filter(|way_out| !way_out.is_empty());
+            way_out.is_some_and(|way_out| event["text"].as_str().is_some_and(|text| text.ends_with(&way_out)))
+        });
         // Some do not tell that they failed.
         return Ok(match (differs, told) {
             (_, Some(event)) if differs.is_none_or(|i| i == last) => {
