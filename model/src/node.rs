@@ -895,7 +895,11 @@ impl Model for Node {
         {
             actions.push(Action::Read(Reading::Truth));
             if !moment.calm {
-                actions.extend([Action::Read(Reading::Blank), Action::Read(Reading::Error)]);
+                // What was there before the guard and reads as zeros twice before it was ever recorded is armed: nothing that could
+                // be remembered tells otherwise. A store that nodes share, or a probe in an earlier boot, does.
+                let unseen = self.earlier && !moment.known;
+                actions.extend((!unseen).then_some(Action::Read(Reading::Blank)));
+                actions.push(Action::Read(Reading::Error));
             }
         }
         for (process, state) in moment.processes.iter().enumerate() {
