@@ -49,9 +49,9 @@ const REGS_DX: usize = 96;
 const REGS_SI: usize = 104;
 const REGS_ORIG_AX: usize = 120;
 
-/// What `ax` holds from the entry of a system call to its end (arch/x86/entry/entry_64.S): the arguments count no longer than
+/// What `ax` holds from the entry of a system call to its end (`arch/x86/entry/entry_64.S`): the arguments count no longer than
 /// that. At its end `io_uring` may go on with a linked write, as task work.
-const RUNNING: u64 = -38_i64 as u64;
+const RUNNING: u64 = (-38_i64).cast_unsigned();
 
 /// A length that covers whatever lies behind the position.
 const UNBOUNDED: u64 = u32::MAX as u64;

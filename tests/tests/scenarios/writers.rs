@@ -28,10 +28,9 @@ type Writer = fn(&File, &[u8], usize, u64) -> io::Result<()>;
 
 fn vectored(file: &File, bytes: &[u8], piece: usize, offset: u64) -> io::Result<()> {
     let parts = pieces(bytes, piece);
+    let count = libc::c_int::try_from(parts.len()).map_err(io::Error::other)?;
     // SAFETY: iovecs over bytes that outlive the call.
-    let written = unsafe {
-        libc::pwritev(file.as_raw_fd(), parts.as_ptr(), parts.len() as libc::c_int, offset.cast_signed())
-    };
+    let written = unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr(), count, offset.cast_signed()) };
     if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
