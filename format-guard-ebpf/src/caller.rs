@@ -50,7 +50,7 @@ pub(crate) fn class() -> Class {
 }
 
 #[inline(always)]
-fn class_by_name() -> Class {
+pub(crate) fn class_by_name() -> Class {
     // SAFETY: copied at once; the agent changes an entry at its start only.
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
 }

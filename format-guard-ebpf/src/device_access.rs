@@ -72,7 +72,8 @@ pub(crate) fn device_access(ctx: DeviceContext) -> i32 {
     if access & 0xffff != BLOCK || access >> 16 & WRITE == 0 {
         return ALLOWED;
     }
-    let class = caller::class();
+    // By its name alone: what its arguments said is found by fields of the kernel, whose types this tier does without.
+    let class = caller::class_by_name();
     if !class.is(Class::FORMATTER.with(Class::ERASER)) {
         return ALLOWED;
     }
