@@ -57,6 +57,7 @@ fn a_monitor_of_a_virtual_machine_writes_a_format() {
 #[test]
 fn a_format_lies_there_that_is_older_than_the_guard() {
     holds("an earlier format", Node { earlier: true, cuts: 1, ..node() });
+    holds("an earlier format, permit", Node { earlier: true, permits: 1, ..two() });
 }
 
 #[test]
@@ -114,7 +115,7 @@ fn a_monitor_that_is_taken_for_a_formatter_is_found() {
 
 #[test]
 fn a_formatter_that_wrote_nothing_and_is_taken_for_one_that_did_is_found() {
-    is_found(Break::TakesAllForWriters, Node { earlier: true, ..two() });
+    is_found(Break::TakesAllForWriters, Node { earlier: true, permits: 1, ..two() });
 }
 
 #[test]
