@@ -952,7 +952,8 @@ proptest! {
     /// and failed, was never mounted, and left what is in use by a mount alone. Where data may lie on it, it never does.
     #[test]
     fn blank_is_earned(events in any_history(60)) {
-        let mut volume = record();
+        // Nothing is probed or formatted that is not there, and its quarantine is told with its attachment.
+        let (mut volume, _) = run(record(), [attached()]);
         let (mut clean, mut precious, mut writer) = (0, false, None::<Seconds>);
         for (event, now) in events {
             let before = volume.clone();
