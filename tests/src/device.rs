@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -366,7 +367,7 @@ impl Linear {
     ///
     /// # Errors
     /// When it cannot be slowed down.
-    pub fn slow_writes(&self, below: &Path, length: u64, delay: std::time::Duration) -> Result<()> {
+    pub fn slow_writes(&self, below: &Path, length: u64, delay: Duration) -> Result<()> {
         self.slow_writes_at(below, 0, length, delay)
     }
 
@@ -374,13 +375,7 @@ impl Linear {
     ///
     /// # Errors
     /// When it cannot be slowed down.
-    pub fn slow_writes_at(
-        &self,
-        below: &Path,
-        start: u64,
-        length: u64,
-        delay: std::time::Duration,
-    ) -> Result<()> {
+    pub fn slow_writes_at(&self, below: &Path, start: u64, length: u64, delay: Duration) -> Result<()> {
         module("dm_delay")?;
         let (below, start, milliseconds) = (below.display(), start / 512, delay.as_millis());
         self.reload(&format!("0 {} delay {below} {start} 0 {below} {start} {milliseconds}", length / 512))
@@ -513,6 +508,17 @@ impl Iscsi {
         })
     }
 
+    /// From now on a session that has lost its target fails what waits for it after this time; open-iscsi's own is two minutes.
+    ///
+    /// # Errors
+    /// When it cannot be set.
+    pub fn fail_after(&self, time: Duration) -> Result<()> {
+        for session in sessions_of(&self.iqn)? {
+            fs::write(session.join("recovery_tmo"), time.as_secs().to_string())?;
+        }
+        Ok(())
+    }
+
     /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids change sides.
     ///
     /// # Errors
@@ -607,16 +613,21 @@ fn log_in_by_record(iqn: &str) -> Result<PathBuf> {
 /// The nodes of a target's LUN 1, one for each session.
 fn disks_of(iqn: &str) -> Result<Vec<PathBuf>> {
     let mut disks = Vec::new();
-    for entry in fs::read_dir("/sys/class/iscsi_session")?.flatten() {
-        let name = fs::read_to_string(entry.path().join("targetname")).unwrap_or_default();
-        if name.trim() == iqn
-            && let Some(path) = disk_of(&entry.path().join("device"))?
-        {
-            disks.push(path);
-        }
+    for session in sessions_of(iqn)? {
+        disks.extend(disk_of(&session.join("device"))?);
     }
     disks.sort();
     Ok(disks)
+}
+
+/// The sessions of a target, as directories of sysfs.
+fn sessions_of(iqn: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir("/sys/class/iscsi_session")?;
+    let sessions = entries.flatten().map(|entry| entry.path());
+    let ours = |session: &PathBuf| {
+        fs::read_to_string(session.join("targetname")).is_ok_and(|name| name.trim() == iqn)
+    };
+    Ok(sessions.filter(ours).collect())
 }
 
 /// The node of the disk with LUN 1 below a session's directory.

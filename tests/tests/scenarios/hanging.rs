@@ -1,13 +1,16 @@
 //! A device that hangs, fails or lags keeps nobody waiting but itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::refused,
     device::{Device, Iscsi, Linear, Loop, Mapped},
     guard::Guard,
-    tool::module,
+    tool::{command, module},
 };
 
 use crate::make_ext4;
@@ -90,12 +93,18 @@ fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
     let volume = Iscsi::new(32)?;
     make_ext4(&guard, volume.path())?;
     let id = guard.volume(volume.path())?["id"].as_str().context("no id")?.to_owned();
+    // Longer than who waits for a probe is held up, and no longer than this needs.
+    volume.fail_after(PROBE_DEADLINE + Duration::from_secs(10))?;
     volume.stop_serving()?;
+    // It reads before it writes, and waits for that.
+    let mut formatter = command(&format!("mkfs.ext4 -F {}", volume.path().display()));
+    let formatter = formatter.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     nobody_else_waits(&mut guard)?;
     // What was recorded is guarded though it cannot be read.
     let known = guard.wait_for_state(volume.path(), "formatted")?;
     ensure!(known["id"] == id.as_str(), "{known}");
-    let ran = format_guard_tests::tool::run(&format!("mkfs.ext4 -F {}", volume.path().display()))?;
-    ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
+    let ended = formatter.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(!ended.status.success() && said.contains("Operation not permitted"), "{said}");
     Ok(())
 }
