@@ -60,7 +60,8 @@ pub mod flag {
     pub const STACKED: u32 = 2;
     /// Nobody but the tools of what it holds opens the volume for writing while it holds a format.
     pub const STRICT: u32 = 4;
-    /// Of a device without a rule of its own yet: it lies over a volume that holds a format.
+    /// It lies over a volume that holds a format, and where its bytes come to lie there is not known: it has no rule of its own
+    /// yet, or a layer between encrypts or scatters them.
     pub const LAYER: u32 = 8;
     /// The process that formatted the volume still runs and has it open (a virtual machine's monitor, a target's daemon): what
     /// others must keep it may change.

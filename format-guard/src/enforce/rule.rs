@@ -8,7 +8,7 @@ use format_guard_common::{
 };
 
 use crate::{
-    record::{Content, Record},
+    record::{Content, Overlap, Record},
     volume::{
         marks::{MAX_MARKS, Mark},
         present::{Place, Shared},
@@ -115,6 +115,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     push_ends(&mut rule, &own, subject.size);
     if audit || record.audit {
         rule.flags |= flag::AUDIT;
+    }
+    // Where its bytes come to lie on the format below, the kernel programs do not know.
+    if state == State::Unverified
+        && record.overlaid.as_ref().is_some_and(|overlay| overlay.overlap == Overlap::Transformed)
+    {
+        rule.flags |= flag::LAYER;
     }
     if record.state == State::Formatted && record.running {
         rule.flags |= flag::HELD;
@@ -378,7 +384,7 @@ mod tests {
         let (disk, mut stale) = (record("disk", State::Formatted), record("part", State::Unverified));
         let windows = |stale: &Record| of(&subject(&disk, vec![above(8, stale, MIB, MIB)]), false).1.count;
         assert_eq!(windows(&stale), 1, "not probed yet, it may hold anything");
-        stale.overlaid = Some(Overlay { by: "disk, which holds xfs".into(), inside: true });
+        stale.overlaid = Some(Overlay { by: "disk, which holds xfs".into(), overlap: Overlap::Inside });
         assert_eq!(windows(&stale), 0);
     }
 

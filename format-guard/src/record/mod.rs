@@ -89,6 +89,12 @@ impl Content {
         self.types.iter().any(name)
     }
 
+    /// Memory is swapped to it, and no hibernated system lies there.
+    #[must_use]
+    pub fn is_swap_space(&self) -> bool {
+        !self.types.is_empty() && self.types.iter().all(|name| name == "swap")
+    }
+
     /// It is a member of an md array.
     #[must_use]
     pub fn is_md_member(&self) -> bool {
@@ -190,13 +196,24 @@ impl Permit {
     }
 }
 
-/// A volume with which another shares its bytes, and whose format its own would destroy.
+/// A volume that another lies over or beside, and whose format the other's own would destroy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Overlay {
     /// Its id and what it holds, for people.
     pub by: String,
-    /// It does not begin in the bytes that both have: what is found there is data of its format, and no format.
-    pub inside: bool,
+    /// How the bytes of both lie.
+    pub overlap: Overlap,
+}
+
+/// How the bytes of a volume lie to the format of another that they destroy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Overlap {
+    /// The format begins in the bytes that both have.
+    Start,
+    /// It begins elsewhere: what is found in them is its data, and no format.
+    Inside,
+    /// They have no byte in common, but a layer between them (encryption, stripes) writes every one of the volume over the format.
+    Transformed,
 }
 
 /// Whether a node may arm a volume that others may reach, too.

@@ -6,7 +6,9 @@
 
 use format_guard_common::{State, event::Process};
 
-use super::{Claim, Content, Formatter, Now, Overlay, Permit, Record, Seconds, Wrote, shared::Format};
+use super::{
+    Claim, Content, Formatter, Now, Overlap, Overlay, Permit, Record, Seconds, Wrote, shared::Format,
+};
 use crate::{
     config::Mode,
     volume::{
@@ -446,7 +448,12 @@ impl Step {
                     content.name()
                 ));
             }
-            State::Unverified if self.record.overlaid.as_ref().is_some_and(|overlay| overlay.inside) => {}
+            State::Unverified
+                if self
+                    .record
+                    .overlaid
+                    .as_ref()
+                    .is_some_and(|overlay| overlay.overlap == Overlap::Inside) => {}
             State::Blank if self.record.left.as_ref() == Some(&content) => {}
             State::Unverified | State::Blank => {
                 self.take(content, marks);

@@ -43,6 +43,8 @@ pub struct Related {
     pub layer: usize,
     /// The bytes that they share unchanged; none where a layer between transforms or scatters them.
     pub shared: Vec<Shared>,
+    /// They share none, but what is written to the device that is looked at is written over it, as other bytes or elsewhere.
+    pub transformed: bool,
 }
 
 /// A run of bytes of a device, as bytes of the device at the bottom.
@@ -175,6 +177,7 @@ impl Present {
         let paths = self.paths.get(&device.identity.id);
         let ours = self.runs(dev, &|_| false);
         let below = reach(dev, &|dev| self.below(dev));
+        let written = reach(dev, &|dev| self.written_through(dev));
         let above = reach(dev, &|dev| self.above(dev));
         // Thousands may lie on one disk: none is looked at that has no byte of these.
         let mut others: BTreeSet<Dev> = below.union(&above).copied().collect();
@@ -195,7 +198,8 @@ impl Present {
                 } else {
                     Place::Beside
                 };
-                Some(Related { dev: other, place, layer: self.layer(other, MAX_DEPTH), shared })
+                let transformed = shared.is_empty() && written.contains(&other);
+                Some(Related { dev: other, place, layer: self.layer(other, MAX_DEPTH), shared, transformed })
             })
             .collect();
         related.sort_by_key(|related| (related.layer, related.dev));
@@ -260,6 +264,13 @@ impl Present {
     fn below(&self, dev: Dev) -> Vec<Dev> {
         let below = self.devices.get(&dev).map_or(&[][..], |device| &device.below);
         below.iter().map(|below| below.dev).filter(|dev| self.devices.contains_key(dev)).collect()
+    }
+
+    /// The devices right below at whose places it is known that this one writes: in a pool or behind a cache it is not.
+    fn written_through(&self, dev: Dev) -> Vec<Dev> {
+        let below = self.devices.get(&dev).map_or(&[][..], |device| &device.below);
+        let written = below.iter().filter(|below| below.transformed || !below.extents.is_empty());
+        written.map(|below| below.dev).filter(|dev| self.devices.contains_key(dev)).collect()
     }
 
     /// The devices that lie on this one, with no other between.
@@ -378,6 +389,7 @@ mod tests {
                             below: *below,
                         })
                         .collect(),
+                    transformed: extents.is_empty(),
                 })
                 .collect(),
         }
@@ -457,6 +469,7 @@ mod tests {
         let present = present([device(1, "luks", MIB, &[]), device(2, "crypt", MIB, &[(1, &[])])]);
         assert_eq!(related(&present, 1), [(2, Place::Above, vec![])]);
         assert_eq!(present.lead(dev(2), &|_| false), dev(2));
+        assert!(present.related(dev(2)).iter().all(|related| related.transformed));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which devices lie on which, and where: partitions, loop devices, device mapper, md.
 //!
 //! Where a layer passes bytes on unchanged, an [`Extent`] says where they come to lie; where it transforms or
-//! scatters them (encryption, stripes, thin pools), only that it lies there is known. What cannot be found out is
-//! taken for the latter, never for nothing.
+//! scatters them (encryption, stripes, thin pools), only that it lies there is known, and whether every byte of the device has
+//! its fixed place there. What cannot be found out is taken for the least of it, never for nothing.
 
 mod dm_table;
 
@@ -32,6 +32,9 @@ pub struct Below {
     pub dev: Dev,
     /// What is passed on unchanged; empty where nothing is, or where that is not known.
     pub extents: Vec<Extent>,
+    /// The device's bytes lie there in other places or as other bytes (stripes, encryption), each at a place that never changes:
+    /// a format made on the device destroys what lies here.
+    pub transformed: bool,
 }
 
 /// The devices that `node` lies on, by number.
@@ -51,7 +54,7 @@ fn bytes(node: &Node, sectors: &str) -> Option<u64> {
 }
 
 fn whole(dev: Dev, length: u64, below: u64) -> Below {
-    Below { dev, extents: vec![Extent { start: 0, length, below }] }
+    Below { dev, extents: vec![Extent { start: 0, length, below }], transformed: false }
 }
 
 fn partition(node: &Node) -> Option<Below> {
@@ -88,23 +91,26 @@ fn device_mapper(sysfs: &Sysfs, node: &Node) -> Option<Vec<Below>> {
         return Some(Vec::new());
     }
     let table = if sysfs.is_live() { dm_table::live(node.dev()?) } else { None };
-    let extents = table.unwrap_or_default();
+    let table = table.unwrap_or_default();
     Some(
         slaves
             .into_iter()
             .map(|dev| Below {
                 dev,
-                extents: extents
+                extents: table
+                    .passed_on
                     .iter()
                     .filter(|(below, _)| *below == dev)
                     .map(|(_, extent)| *extent)
                     .collect(),
+                transformed: table.transformed.contains(&dev),
             })
             .collect(),
     )
 }
 
-/// A member of a mirror holds the whole array from its data offset on (Documentation/admin-guide/md.rst).
+/// A member of a mirror holds the whole array from its data offset on, one of any other array a part of it
+/// (Documentation/admin-guide/md.rst).
 fn md(sysfs: &Sysfs, node: &Node) -> Option<Vec<Below>> {
     let level = node.attribute("md/level");
     node.attribute("md/metadata_version")?;
@@ -118,7 +124,7 @@ fn md(sysfs: &Sysfs, node: &Node) -> Option<Vec<Below>> {
                 let offset = bytes(node, &format!("md/{member}/offset"));
                 Some(match (level.as_deref(), offset) {
                     (Some("raid1"), Some(offset)) => whole(dev, size, offset),
-                    _ => Below { dev, extents: Vec::new() },
+                    _ => Below { dev, extents: Vec::new(), transformed: true },
                 })
             })
             .collect(),

@@ -13,7 +13,7 @@ use format_guard_tests::{
     attack::{self, refused},
     device::{Device, Linear, Loop, Mirror, Snapshot, remove_partitions, write_at},
     guard::Guard,
-    tool::{must, run},
+    tool::{command, module, must, run},
     wait_for,
 };
 
@@ -159,6 +159,115 @@ fn a_layer_over_the_whole_of_a_formatted_volume_is_that_format() -> Result<()> {
     guard.wait_for_state(loop_over.path(), "formatted")?;
     attack::some_refused(&guard, loop_over.path())?;
     before.unchanged(&below)
+}
+
+/// What lies on a layer that hides what is below: it reads blank, and whoever takes its word destroys that.
+fn nothing_is_written_through(guard: &Guard, layer: &Path) -> Result<()> {
+    let node = layer.display();
+    // At once, and once its rule is there.
+    for line in [format!("mkswap {node}"), format!("mkfs.ext4 -F {node}")] {
+        refused(guard, &line, "")?;
+    }
+    guard.wait_for_volume(layer, "known to lie over a format", |volume| {
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("through a layer that writes over it"))
+    })?;
+    for line in [
+        format!("mkswap {node}"),
+        format!("mkfs.xfs -f {node}"),
+        format!("wipefs -a -f {node}"),
+        format!("dd if=/dev/zero of={node} bs=64k count=4 conv=notrunc,fsync"),
+        format!("dd if=/dev/urandom of={node} bs=1M seek=8 count=1 conv=notrunc,fsync"),
+    ] {
+        refused(guard, &line, "")?;
+    }
+    ensure!(guard.volume(layer)?["state"] == "unverified", "{}", guard.volume(layer)?);
+    Ok(())
+}
+
+#[test]
+fn what_a_plain_mapping_encrypts_over_a_format_destroys_nothing() -> Result<()> {
+    let guard = Guard::shared()?;
+    module("dm_crypt")?;
+    let below = Loop::new(64)?;
+    make_ext4(&guard, below.path())?;
+    let before = Snapshot::of(&below)?;
+    // As crypttab's swap with a random key does, with the wrong volume's name.
+    let open = format!(
+        "cryptsetup open --type plain --cipher aes-xts-plain64 --key-size 256 --key-file /dev/urandom -q {} fg-plain",
+        below.path().display()
+    );
+    must(&open)?;
+    let result = nothing_is_written_through(&guard, Path::new("/dev/mapper/fg-plain"));
+    must("cryptsetup close fg-plain")?;
+    result?;
+    before.unchanged(&below)
+}
+
+#[test]
+fn what_stripes_scatter_over_formats_destroys_nothing() -> Result<()> {
+    let guard = Guard::shared()?;
+    let below = [Loop::new(64)?, Loop::new(64)?];
+    for volume in &below {
+        make_ext4(&guard, volume.path())?;
+    }
+    let before = [Snapshot::of(&below[0])?, Snapshot::of(&below[1])?];
+    // Data that begin behind the superblocks read as nothing at all; the first stripe of a volume reads as its beginning.
+    for (name, sector) in [("fg-behind", 2048), ("fg-from-the-start", 0)] {
+        let [one, two] = [below[0].path().display(), below[1].path().display()];
+        let table = format!("0 126976 striped 2 128 {one} {sector} {two} {sector}");
+        let create = ["create", name, "--uuid", &format!("FGTEST-{name}"), "--table", &table];
+        let made = command("dmsetup").args(create).status()?;
+        ensure!(made.success(), "dmsetup create {name} ended with {made}");
+        let layer = Path::new("/dev/mapper").join(name);
+        let result = if sector > 0 {
+            nothing_is_written_through(&guard, &layer)
+        } else {
+            let node = layer.display();
+            [
+                format!("mkfs.ext4 -F {node}"),
+                format!("wipefs -a -f {node}"),
+                format!("dd if=/dev/zero of={node} bs=64k count=4 conv=notrunc,fsync"),
+            ]
+            .iter()
+            .try_for_each(|line| refused(&guard, line, "").map(drop))
+        };
+        must(&format!("dmsetup remove {name}"))?;
+        result?;
+    }
+    before[0].unchanged(&below[0])?;
+    before[1].unchanged(&below[1])
+}
+
+#[test]
+fn layers_over_what_is_made_for_them_are_blank_and_take_their_format() -> Result<()> {
+    let guard = Guard::shared()?;
+    module("dm_crypt")?;
+    let (encrypted, swapped) = (Loop::new(64)?, Loop::new(64)?);
+    for volume in [&encrypted, &swapped] {
+        guard.wait_for_state(volume.path(), "blank")?;
+    }
+    let key = "/run/fg-layer-key";
+    std::fs::write(key, "a key for a test")?;
+    let node = encrypted.path().display();
+    must(&format!(
+        "cryptsetup luksFormat --batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file {key} {node}"
+    ))?;
+    must(&format!("cryptsetup open --key-file {key} {node} fg-luks"))?;
+    let result = make_ext4(&guard, Path::new("/dev/mapper/fg-luks"));
+    must("cryptsetup close fg-luks")?;
+    result?;
+    // Swap space that is encrypted from now on.
+    let node = swapped.path().display();
+    must(&format!("mkswap {node}"))?;
+    guard.wait_for_state(swapped.path(), "formatted")?;
+    must(&format!(
+        "cryptsetup open --type plain --cipher aes-xts-plain64 --key-size 256 --key-file /dev/urandom -q {node} fg-swap"
+    ))?;
+    let result = guard
+        .wait_for_state(Path::new("/dev/mapper/fg-swap"), "blank")
+        .and_then(|_| must("mkswap /dev/mapper/fg-swap"));
+    must("cryptsetup close fg-swap")?;
+    result.map(drop)
 }
 
 #[test]

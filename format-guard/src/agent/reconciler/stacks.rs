@@ -11,7 +11,7 @@ use crate::{
         Enforcer,
         rule::{self, Other, Subject, holds_format, shifted},
     },
-    record::{Claim, Overlay, Record, transition::Event},
+    record::{Claim, Overlap, Overlay, Record, transition::Event},
     volume::{
         Dev, VolumeId,
         marks::Mark,
@@ -165,10 +165,13 @@ impl<E: Enforcer> Reconciler<E> {
     /// The volume below or beside a device whose format the device's own would destroy.
     fn overlaid(&self, related: &[Related]) -> Option<Overlay> {
         related.iter().find_map(|related| {
-            if related.place == Place::Above || related.shared.is_empty() {
+            if related.place == Place::Above || related.shared.is_empty() && !related.transformed {
                 return None;
             }
             let record = self.record_at(related.dev).filter(|record| holds_format(record))?;
+            if related.transformed {
+                return self.transforms(related.dev, record);
+            }
             let formatting = record.state == State::Formatting;
             let marked = shifted(&record.marks, &related.shared).next().is_some();
             let what = match &record.content {
@@ -186,7 +189,20 @@ impl<E: Enforcer> Reconciler<E> {
             // Copies of a superblock lie all over a file system: only its first mark is where it begins.
             let first = record.marks.get(..1).unwrap_or_default();
             let begins = shifted(first, &related.shared).next().is_some();
-            Some(Overlay { by: format!("{}, which {what}", record.id), inside: formatting || !begins })
+            let overlap = if formatting || !begins { Overlap::Inside } else { Overlap::Start };
+            Some(Overlay { by: format!("{}, which {what}", record.id), overlap })
         })
+    }
+
+    /// A volume below a layer that writes over it, where that layer is not what the volume is for.
+    fn transforms(&self, dev: Dev, record: &Record) -> Option<Overlay> {
+        // While it is formatted it is not known yet what for, and what is swapped out is worth nothing once it is opened anew.
+        let content = record.content.as_ref().filter(|_| record.state != State::Formatting)?;
+        if content.is_container() || content.is_swap_space() || self.is_explained(dev, record) {
+            return None;
+        }
+        let by =
+            format!("{}, which holds {}, through a layer that writes over it", record.id, content.name());
+        Some(Overlay { by, overlap: Overlap::Transformed })
     }
 }

@@ -449,7 +449,11 @@ fn a_device_comes_after_what_it_lies_on() {
         identity: crate::volume::identity::Identity::strong("t", &minor.to_string(), ""),
         below: below
             .iter()
-            .map(|minor| Below { dev: Dev { major: 7, minor: *minor }, extents: Vec::new() })
+            .map(|minor| Below {
+                dev: Dev { major: 7, minor: *minor },
+                extents: Vec::new(),
+                transformed: false,
+            })
             .collect(),
     };
     let order = |devices| lower_first(devices).iter().map(|device| device.dev.minor).collect::<Vec<_>>();

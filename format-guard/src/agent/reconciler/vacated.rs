@@ -10,7 +10,7 @@ use crate::{
         Enforcer,
         rule::{Other, holds_format, shifted},
     },
-    record::{Overlay, Record},
+    record::{Overlap, Overlay, Record},
     volume::{
         Dev, VolumeId,
         present::Place,
@@ -95,7 +95,7 @@ impl<E: Enforcer> Reconciler<E> {
             let content = other.record.content.as_ref().map_or("a format", |content| content.name());
             let id = &other.record.id;
             let by = format!("{id}, a partition that its disk's table still names, which holds {content}");
-            Overlay { by, inside: !begins }
+            Overlay { by, overlap: if begins { Overlap::Start } else { Overlap::Inside } }
         })
     }
 }

@@ -21,6 +21,9 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
              format-guard volume show {id}"
         );
     }
+    if let Some(overlay) = record.overlaid.as_ref().filter(|_| reason == Some(Reason::Unverified)) {
+        return format!("what is written here destroys {}: format-guard volume show {id}", overlay.by);
+    }
     match reason {
         Some(Reason::Tainted) => format!(
             "this process was refused on this device before: format-guard volume untaint {id} --reason TEXT lets it write again"

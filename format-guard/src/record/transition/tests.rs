@@ -511,7 +511,8 @@ fn memory_is_not_guarded() {
 }
 
 fn overlaid(inside: bool) -> Event {
-    Event::Overlaid(Some(Overlay { by: "dm:other, which holds ext4".into(), inside }))
+    let overlap = if inside { Overlap::Inside } else { Overlap::Start };
+    Event::Overlaid(Some(Overlay { by: "dm:other, which holds ext4".into(), overlap }))
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The live table of a device mapper device, by ioctl: sysfs names the devices below, but not where on them.
 //!
-//! Four kinds of targets matter, and one ioctl: the crates that wrap device mapper bring in far more than that.
+//! A few kinds of targets matter, and one ioctl: the crates that wrap device mapper bring in far more than that.
 
 use std::{fs::OpenOptions, os::fd::AsRawFd};
 
@@ -27,9 +27,18 @@ const SPEC_TYPE: usize = 24;
 /// Answers that are read: from a page to tables of tens of thousands of targets.
 const SIZES: [usize; 3] = [16 << 10, 256 << 10, 4 << 20];
 
-/// Every run of bytes that the table passes on unchanged, with the device that it lies on; `None` where the table
-/// cannot be had.
-pub(super) fn live(dev: Dev) -> Option<Vec<(Dev, Extent)>> {
+/// What a table does with the devices below.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Every run of bytes that it passes on unchanged, with the device that it lies on.
+    pub(super) passed_on: Vec<(Dev, Extent)>,
+    /// The devices on which it lays its bytes in other places or as other bytes, by a rule that never changes. Where they come to
+    /// lie in a pool or a cache changes by what is written.
+    pub(super) transformed: Vec<Dev>,
+}
+
+/// The table of a device; `None` where it cannot be had.
+pub(super) fn live(dev: Dev) -> Option<Table> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/mapper/control").ok()?;
     for size in SIZES {
         // As u64, for the alignment that the kernel's structure has.
@@ -69,24 +78,26 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The targets of an answer.
-fn targets(answer: &[u8]) -> Option<Vec<(Dev, Extent)>> {
+fn targets(answer: &[u8]) -> Option<Table> {
     let start = usize::try_from(word(answer, DATA_START)?).ok()?;
     let data = answer.get(start..)?;
-    let mut extents = Vec::new();
+    let mut table = Table::default();
     let mut at = 0_usize;
     for _ in 0..word(answer, TARGET_COUNT)? {
         let spec = data.get(at..)?;
         let (start, length) = (long(spec, 0)?, long(spec, 8)?);
         let kind = text(spec.get(SPEC_TYPE..SPEC)?);
         let next = usize::try_from(word(spec, SPEC_NEXT)?).ok()?;
-        extents.extend(passed_on(start, length, &kind, &text(spec.get(SPEC..)?))?);
+        let parameters = text(spec.get(SPEC..)?);
+        table.passed_on.extend(passed_on(start, length, &kind, &parameters)?);
+        table.transformed.extend(transformed(&kind, &parameters));
         // Relative to the first one (drivers/md/dm-ioctl.c, retrieve_status).
         if next <= at {
             break;
         }
         at = next;
     }
-    Some(extents)
+    Some(table)
 }
 
 /// What one target passes on unchanged: Documentation/admin-guide/device-mapper/*.rst. `None` for a table that is no
@@ -112,6 +123,19 @@ fn passed_on(start: u64, length: u64, kind: &str, parameters: &str) -> Option<Ve
     })
 }
 
+/// The devices on which one target lays other bytes, or the same ones elsewhere: Documentation/admin-guide/device-mapper/dm-crypt.rst
+/// and striped.rst.
+fn transformed(kind: &str, parameters: &str) -> Vec<Dev> {
+    let words = parameters.split_whitespace();
+    match kind {
+        // CIPHER KEY IV_OFFSET DEVICE SECTOR ...
+        "crypt" => words.skip(3).take(1).filter_map(Dev::parse).collect(),
+        // STRIPES SECTORS DEVICE SECTOR DEVICE SECTOR ...
+        "striped" => words.skip(2).step_by(2).filter_map(Dev::parse).collect(),
+        _ => Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,12 +157,17 @@ mod tests {
 
     #[test]
     fn what_transforms_or_scatters_passes_nothing_on() {
-        for (kind, parameters) in [
-            ("crypt", "aes-xts-plain64 :64:logon:x 0 7:1 32768"),
-            ("striped", "2 128 7:1 0 7:2 0"),
-            ("zero", ""),
+        for (kind, parameters, over) in [
+            ("crypt", "aes-xts-plain64 :64:logon:x 0 7:1 32768", &[1][..]),
+            ("striped", "2 128 7:1 0 7:2 2048", &[1, 2]),
+            ("thin", "7:1 3", &[]),
+            ("writecache", "s 7:1 7:2 4096 0", &[]),
+            ("crypt", "aes-xts-plain64", &[]),
+            ("zero", "", &[]),
         ] {
             assert_eq!(passed_on(0, 8, kind, parameters), Some(Vec::new()));
+            let below: Vec<u32> = transformed(kind, parameters).iter().map(|dev| dev.minor).collect();
+            assert_eq!(below, over, "{kind} {parameters}");
         }
     }
 
