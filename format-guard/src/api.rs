@@ -25,10 +25,53 @@ pub fn reason(text: &str) -> Option<&str> {
     Some(text.trim()).filter(|text| !text.is_empty() && text.len() <= MAX_REASON)
 }
 
+/// How far this host is protected, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// What must be refused is refused, as its canary has proven.
+    Enforcing,
+    /// What would be refused is told, and goes through.
+    Audit,
+    /// It enforces, and less is protected than should be.
+    Degraded,
+    /// Nothing is refused.
+    #[default]
+    NotEnforcing,
+}
+
+impl Condition {
+    /// The word for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforcing => "enforcing",
+            Self::Audit => "audit",
+            Self::Degraded => "degraded",
+            Self::NotEnforcing => "not enforcing",
+        }
+    }
+
+    /// That of a guard which is proven or not, in this mode, with or without something that is less than it should be.
+    #[must_use]
+    pub fn of(proven: bool, mode: Mode, degraded: bool) -> Self {
+        match mode {
+            _ if !proven => Self::NotEnforcing,
+            Mode::Audit => Self::Audit,
+            _ if degraded => Self::Degraded,
+            _ => Self::Enforcing,
+        }
+    }
+}
+
 /// `GET /v1/status`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
+    /// How far this host is protected.
+    #[serde(default)]
+    pub condition: Condition,
     /// Version of the agent.
     pub version: String,
     /// The tier in force.

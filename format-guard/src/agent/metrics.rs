@@ -352,13 +352,14 @@ fn readiness(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::{
-        api::{StateCount, StoreStatus},
+        api::{Condition, StateCount, StoreStatus},
         config::Mode,
         record::store::Loss,
     };
 
     fn status() -> Status {
         Status {
+            condition: Condition::Audit,
             version: "1.2.3".to_owned(),
             tier: "cgroup".to_owned(),
             open: vec!["dd goes on".to_owned()],

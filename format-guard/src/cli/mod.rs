@@ -26,7 +26,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{
-    api::{Done, Failure, FailureKind},
+    api::{Condition, Done, Failure, FailureKind},
     config::DEFAULT_SOCKET,
 };
 
@@ -37,6 +37,8 @@ mod exit {
     pub(super) const REFUSED: u8 = 3;
     pub(super) const NO_AGENT: u8 = 4;
     pub(super) const NOT_ENFORCEABLE: u8 = 5;
+    pub(super) const DEGRADED: u8 = 6;
+    pub(super) const AUDIT: u8 = 7;
 }
 
 /// Remembers that a volume was formatted and makes the kernel refuse to destroy it.
@@ -58,9 +60,12 @@ enum Command {
     /// Run the guard (needs root)
     #[command(after_help = "Example: format-guard agent --audit")]
     Agent(agent::Arguments),
-    /// Show the tier in force, what it leaves open, and counts
-    #[command(after_help = "Example: format-guard status --json")]
-    Status(Json),
+    /// Show how far this host is protected, and what is left open
+    #[command(
+        after_help = "Examples:\n  format-guard status --json\n  format-guard status --check\n\nExit status with --check: 0 enforcing, \
+                      4 no agent, 5 not enforcing, 6 degraded, 7 audit"
+    )]
+    Status(status::Arguments),
     /// Say whether this host can enforce; if not, what to change
     #[command(after_help = "Example: sudo format-guard check")]
     Check(Json),
@@ -133,6 +138,9 @@ enum CommandError {
     /// This host cannot enforce.
     #[error("this host cannot enforce: {0}")]
     NotEnforceable(String),
+    /// A monitor asked, and it is not enforcing in full: the line that was printed says it.
+    #[error("{}", .0.name())]
+    Condition(Condition),
     /// The agent says no.
     #[error(transparent)]
     Agent(#[from] Failure),
@@ -147,6 +155,12 @@ impl CommandError {
             Self::NoAgent { .. } => exit::NO_AGENT,
             Self::NotRoot => exit::FAILED,
             Self::NotEnforceable(_) => exit::NOT_ENFORCEABLE,
+            Self::Condition(condition) => match condition {
+                Condition::Enforcing => 0,
+                Condition::Audit => exit::AUDIT,
+                Condition::Degraded => exit::DEGRADED,
+                Condition::NotEnforcing => exit::NOT_ENFORCEABLE,
+            },
             Self::Agent(failure) => match failure.kind {
                 FailureKind::Failed | FailureKind::NotFound => exit::FAILED,
                 FailureKind::BadRequest => exit::USAGE,
@@ -171,7 +185,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let socket = &arguments.socket;
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(&arguments),
-        Command::Status(json) => status::run(socket, json.json),
+        Command::Status(arguments) => status::run(socket, &arguments),
         Command::Check(json) => check::run(json.json),
         Command::Volume(command) => volume::run(socket, command),
         Command::Mode(arguments) => mode::run(socket, &arguments),
@@ -194,6 +208,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error @ CommandError::Condition(_)) => ExitCode::from(error.exit_code()),
         Err(error) => {
             eprintln!("format-guard: {error}");
             ExitCode::from(error.exit_code())

@@ -1,21 +1,45 @@
-//! `format-guard status`: the tier in force, what it leaves open, counts.
+//! `format-guard status`: how far this host is protected, the tier in force, what it leaves open, counts.
 
 use std::path::Path;
 
 use super::{
-    CommandError, client,
+    CommandError, Json, client,
     format::{Colour, moment, paint, wrap},
     print_json,
 };
-use crate::api::{Status, StoreStatus};
+use crate::api::{Condition, Status, StoreStatus};
 
-pub(super) fn run(socket: &Path, json: bool) -> Result<(), CommandError> {
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Print the first line alone, and end with a status that says the same
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    json: Json,
+}
+
+pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandError> {
     let status: Status = client::get(socket, "/v1/status", &[])?;
-    if json {
-        return print_json(&status);
+    let checked = match status.condition {
+        _ if !arguments.check => Ok(()),
+        Condition::Enforcing => Ok(()),
+        condition => Err(CommandError::Condition(condition)),
+    };
+    if arguments.json.json {
+        print_json(&status)?;
+        return checked;
     }
     let proof = if status.proven { "proven by its canary" } else { "not proven" };
-    println!("format-guard {}: mode {}, tier {}, {proof}", status.version, status.mode.name(), status.tier);
+    let colour = if status.condition == Condition::Enforcing { Colour::Green } else { Colour::Yellow };
+    println!(
+        "{}: format-guard {}, tier {}, {proof}",
+        paint(status.condition.name(), colour),
+        status.version,
+        status.tier
+    );
+    if arguments.check {
+        return checked;
+    }
     if !status.protected {
         println!("the guard itself is not protected: root may take it away (see format-guard protect)");
     }

@@ -23,6 +23,8 @@ fn in_audit_mode_a_format_goes_through_and_is_told() -> Result<()> {
     wait_for("the would-be refusal", || Ok((!guard.events("would-deny")?.is_empty()).then_some(())))?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
     ensure!(guard.json("status")?["mode"] == "audit");
+    let checked = guard.say("status --check")?;
+    ensure!(checked.status == 7 && checked.text.starts_with("audit: format-guard "), "{checked:?}");
     let refused = guard.say("mode enforce --reason now")?;
     ensure!(refused.status == 3, "started with --audit it cannot enforce: {refused:?}");
     Ok(())

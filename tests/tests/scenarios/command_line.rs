@@ -74,6 +74,9 @@ fn bad_input_gets_one_plain_sentence_with_the_way_out() -> Result<()> {
         says(&ran, status, words)?;
         ensure!(ran.text.trim().lines().count() <= 4, "more than a sentence: {ran:?}");
     }
+    let checked = guard.say("status --check")?;
+    says(&checked, 0, "enforcing: format-guard ")?;
+    ensure!(checked.text.lines().count() == 1, "more than a line: {checked:?}");
     // Not root: the socket itself is root's.
     let program = "/var/tmp/format-guard-as-nobody";
     fs::copy(binary()?, program)?;

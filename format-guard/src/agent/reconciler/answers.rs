@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{Question, Reconciler, Reply};
 use crate::{
     agent::{claims::Command, now},
-    api::{self, Failure, FailureKind},
+    api::{self, Condition, Failure, FailureKind},
     config::{Config, Mode},
     enforce::{Enforcer, bpf::PartReport, rule},
     record::{
@@ -77,16 +77,18 @@ impl<E: Enforcer> Reconciler<E> {
     fn status(&self) -> Result<api::Status, Failure> {
         let counts = self.enforcer.counts();
         let by_state = self.store.counts().map_err(|error| failed(&error))?;
+        let (proven, mode, degraded) = (!self.parts.is_empty(), self.mode(), self.degraded());
         Ok(api::Status {
+            condition: Condition::of(proven, mode, !degraded.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tier: self.enforcer.tier().name().to_owned(),
             open: self.enforcer.tier().open().iter().map(|open| (*open).to_owned()).collect(),
-            mode: self.mode(),
+            mode,
             protected: self.protected,
             set_mode: self.set_mode.clone(),
-            proven: !self.parts.is_empty(),
+            proven,
             proven_at: self.proven_at,
-            degraded: self.degraded(),
+            degraded,
             unstored: self.unstored.count() as u64,
             records_lost: self.loss.clone(),
             programs: self.programs(),
