@@ -1,6 +1,10 @@
 //! `format-guard volume`: what is known of volumes, and an operator's word on them.
 
-use std::{fmt::Write, path::Path};
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal},
+    path::Path,
+};
 
 use super::{
     CommandError, Json, client, done,
@@ -15,8 +19,10 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List every known volume
-    #[command(after_help = "Example: format-guard volume list --json")]
-    List(Json),
+    #[command(
+        after_help = "Examples:\n  format-guard volume list --json\n  format-guard volume list --output name"
+    )]
+    List(List),
     /// Show what is known of a volume
     #[command(after_help = "Example: format-guard volume show /dev/sdb")]
     Show {
@@ -76,6 +82,26 @@ pub(super) enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    /// Columns as wide as what is in them, ids alone, or JSON [default: what the terminal has room for; wide elsewhere]
+    #[arg(long, short, value_name = "LAYOUT", conflicts_with = "json")]
+    output: Option<Layout>,
+    /// Leave the line of headings out
+    #[arg(long)]
+    no_headers: bool,
+    #[command(flatten)]
+    json: Json,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Layout {
+    Wide,
+    Name,
+    Json,
+}
+
 /// A volume, and the reason for what is done to it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Why {
@@ -102,12 +128,22 @@ pub(super) struct Which {
 
 pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
     match command {
-        Command::List(json) => {
+        Command::List(list) => {
             let volumes: Volumes = client::get(socket, "/v1/volumes", &[])?;
-            if json.json {
+            if list.json.json {
                 return print_json(&volumes);
             }
-            print!("{}", table(&volumes.volumes, now()));
+            // What is copied or cut out of a pipe is whole.
+            let whole = !io::stdout().is_terminal();
+            match list.output {
+                Some(Layout::Json) => return print_json(&volumes),
+                Some(Layout::Name) => volumes.volumes.iter().for_each(|volume| println!("{}", volume.id)),
+                layout => {
+                    let text = table(&volumes.volumes, now(), whole || layout == Some(Layout::Wide));
+                    let headings = usize::from(list.no_headers);
+                    text.lines().skip(headings).for_each(|line| println!("{line}"));
+                }
+            }
             Ok(())
         }
         Command::Show { which, json } => {
@@ -148,21 +184,33 @@ fn colour_of(volume: &Volume) -> Colour {
     }
 }
 
-fn table(volumes: &[Volume], now: i64) -> String {
-    let mut text = format!("{:<11} {:<12} {:<11} {:<9} {}\n", "STATE", "HOLDS", "SINCE", "DEVICE", "VOLUME");
+/// One line for each volume, below their headings: of 80 columns, or with everything whole.
+fn table(volumes: &[Volume], now: i64, whole: bool) -> String {
+    let devices = |volume: &Volume| {
+        if volume.devices.is_empty() { "-".to_owned() } else { volume.devices.join(",") }
+    };
+    let widest = |least: usize, length: &dyn Fn(&Volume) -> usize| {
+        volumes.iter().map(length).filter(|_| whole).fold(least, usize::max)
+    };
+    let of_holds = widest(12, &|volume| holds(volume).chars().count() + 1);
+    let of_device = widest(9, &|volume| devices(volume).chars().count());
+    let room = |text: &str, columns: usize| if whole { text.to_owned() } else { fit(text, columns) };
+    let mut text = format!(
+        "{:<11} {:<of_holds$} {:<11} {:<of_device$} {}\n",
+        "STATE", "HOLDS", "SINCE", "DEVICE", "VOLUME"
+    );
     for volume in volumes {
-        let device = if volume.devices.is_empty() { "-".to_owned() } else { volume.devices.join(",") };
         let alarm = if volume.discrepancy.is_some() { "!" } else { "" };
         let weak = if volume.weak { " (weak)" } else { "" };
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{} {:<12} {:<11} {:<9} {}{weak}",
+            "{} {:<of_holds$} {:<11} {:<of_device$} {}{weak}",
             paint(&format!("{:<11}", volume.state), colour_of(volume)),
-            fit(&format!("{}{alarm}", holds(volume)), 12),
+            room(&format!("{}{alarm}", holds(volume)), 12),
             ago(volume.since, now),
-            fit(&device, 9),
-            fit(&volume.id, 33 - weak.len())
+            room(&devices(volume), 9),
+            room(&volume.id, 33 - weak.len())
         );
     }
     text
@@ -249,8 +297,13 @@ mod tests {
             first_seen: 0,
             devices: vec!["sda".into(), "sdb".into(), "dm-13".into()],
         };
-        for line in table(&[volume], 1_700_000_000).lines() {
+        let volumes = [volume];
+        for line in table(&volumes, 1_700_000_000, false).lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
+        let whole = table(&volumes, 1_700_000_000, true);
+        let [headings, line] = whole.lines().collect::<Vec<_>>()[..] else { panic!("{whole}") };
+        assert!(line.ends_with(&format!("{} (weak)", volumes[0].id)), "{line}");
+        assert_eq!(line.find("sda,sdb,dm-13"), headings.find("DEVICE"), "{whole}");
     }
 }

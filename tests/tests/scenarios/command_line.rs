@@ -164,6 +164,9 @@ fn a_refusal_names_everything_in_one_event_and_one_log_line() -> Result<()> {
     {
         ensure!(lines[0].contains(word), "'{word}' is not in {}", lines[0]);
     }
+    ensure!(guard.say("volume list --output name")?.text.lines().any(|line| line == id), "no whole id");
+    let bare = guard.say("volume list --no-headers")?.text;
+    ensure!(bare.lines().any(|line| line.ends_with(&id)) && !bare.contains("VOLUME"), "{bare}");
     for line in guard.say("events")?.text.lines().chain(guard.say("volume list")?.text.lines()) {
         let free = line.contains("--reason TEXT") || line.contains(&id) || line.contains("/var/tmp");
         ensure!(line.chars().count() <= 80 || free, "{line}");
