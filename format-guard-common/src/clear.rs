@@ -38,12 +38,12 @@ pub struct Clear {
 }
 
 impl Clear {
-    /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on
-    /// the device, which have rules of their own, of a strict volume, and of one that is claimed, whose formatter is cut off
-    /// with the claim; nor where the rule for `unknown` devices has a check, should this rule be out of date.
+    /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on the device,
+    /// which have rules of their own, of a strict volume, of a layer over a format, and of one that is claimed, whose formatter is
+    /// cut off with the claim; nor where the rule for `unknown` devices has a check, should this rule be out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
-        if rule.flags & (flag::STACKED | flag::STRICT) != 0 || rule.claim != 0 {
+        if rule.flags & (flag::STACKED | flag::STRICT | flag::LAYER) != 0 || rule.claim != 0 {
             return Self::default();
         }
         let checks = || rule.checks().iter().chain(unknown.checks());

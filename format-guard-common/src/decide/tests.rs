@@ -416,7 +416,7 @@ proptest! {
     #[test]
     fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
         marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
-        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..8, magic in any::<bool>(),
+        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..64, magic in any::<bool>(),
     ) {
         let unknown = with_state(State::Unverified);
         let mut rule = Rule::new(7, 77, State::Formatted);
