@@ -41,6 +41,8 @@ pub mod wrote {
     pub const BYTES: u32 = 1;
     /// The magic of a format went through.
     pub const MAGIC: u32 = 2;
+    /// Bytes that are not zero and no known format's went through, of one that is no known formatter.
+    pub const RAW: u32 = 4;
 
     /// What has gone through where a format began ([`Verdict::Begin`](crate::Verdict)) with this operation.
     #[inline(always)]

@@ -211,6 +211,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
         }
         Verdict::Begin => (EventKind::FormatBegan, wrote::begun(request.operation)),
         Verdict::Fill => (EventKind::FormatBegan, wrote::BYTES),
+        Verdict::Raw => (EventKind::FormatBegan, wrote::BYTES | wrote::RAW),
         Verdict::Relabel => (EventKind::Relabelled, 0),
         Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
         Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),

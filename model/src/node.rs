@@ -1,6 +1,7 @@
 //! One node, one volume.
 
 use format_guard::{
+    config::RawContent,
     enforce::rule::{self, Subject},
     record::{Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote, transition},
     volume::{
@@ -344,6 +345,10 @@ impl Content for Magic {
         }
         Some([word, 0])
     }
+
+    fn is_zero(&self, _: u64) -> Option<bool> {
+        Some(false)
+    }
 }
 
 impl Moment {
@@ -578,6 +583,7 @@ impl Node {
                     strength,
                     records_lost: moment.records_lost,
                     quarantine: QUARANTINE,
+                    raw_content: RawContent::Written,
                     claim: Claim::Unneeded,
                 };
                 self.step(moment, event, true);

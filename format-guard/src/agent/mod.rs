@@ -136,6 +136,7 @@ pub async fn run(start: Start) -> Result<()> {
         forced_audit: start.audit,
         degraded: Vec::new(),
         quarantine: config.quarantine.cast_signed(),
+        raw_content: config.raw_content,
         protect: config.protect,
         resync_interval: config.interval(),
         forget_after: config.forget_after(),

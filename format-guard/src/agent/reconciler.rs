@@ -56,7 +56,7 @@ use super::{
 };
 use crate::{
     api::{self, Failure},
-    config::{Config, Mode},
+    config::{Config, Mode, RawContent},
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Claim, Formatter, Record, Seconds, Wrote,
@@ -156,6 +156,15 @@ pub enum Question {
         /// Who asks.
         uid: u32,
     },
+    /// Take whatever is there for its content, though it is no known format.
+    AdoptRaw {
+        /// Which volume.
+        volume: String,
+        /// It reads as zeros at both ends.
+        zeros: bool,
+        /// Who asks.
+        uid: u32,
+    },
     /// Allow one re-format.
     Permit {
         /// The request.
@@ -243,6 +252,8 @@ pub struct World {
     pub degraded: Vec<String>,
     /// How long a volume must read blank that may have been formatted unseen, in seconds.
     pub quarantine: Seconds,
+    /// Which bytes without a known format are content.
+    pub raw_content: RawContent,
     /// Keep others from taking the guard away.
     pub protect: bool,
     /// How often the world is compared with the records.
@@ -713,7 +724,8 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
         let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
-        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, claim });
+        let raw_content = self.world.raw_content;
+        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim });
         if !on_record {
             self.take_over_rule(dev);
         }

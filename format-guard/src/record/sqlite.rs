@@ -19,7 +19,7 @@ use format_guard_common::Operation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use super::{
-    Record, Seconds, State,
+    Ends, Record, Seconds, State,
     store::{HistoryEvent, Loss, Refusal, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
@@ -132,6 +132,9 @@ const MIGRATIONS: &[&str] = &[
         packed     BLOB NOT NULL,
         sum        INTEGER NOT NULL
     ) STRICT;
+",
+    "
+    ALTER TABLE volumes ADD COLUMN ends TEXT;
 ",
 ];
 
@@ -440,7 +443,7 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
 
 /// Columns of `volumes`, in the order in which [`raw`] reads them: by name each would be looked for.
 const COLUMNS: &str = "id, origin, weak, first_seen, since, cause, ever_formatted, mounted, discrepancy, boot, audit, \
-                       strict, armed, generation, state, content, formatter, sum";
+                       strict, armed, generation, state, content, formatter, sum, ends";
 
 /// A row of `volumes` as `SQLite` has it.
 struct Raw {
@@ -464,6 +467,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.strict = row.get(11)?;
     record.armed = row.get(12)?;
     record.generation = row.get::<_, i64>(13)?.unsigned_abs();
+    record.ends = row.get::<_, Option<String>>(18)?.map(Ends::of);
     Ok(Raw { state: row.get(14)?, content: row.get(15)?, formatter: row.get(16)?, sum: row.get(17)?, record })
 }
 
@@ -568,11 +572,11 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, last_seen) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, unixepoch()) \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, ends, last_seen) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, unixepoch()) \
              ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
              content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, \
+             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, ends = ?19, \
              last_seen = unixepoch()",
         )?
         .execute(params![
@@ -594,6 +598,7 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
             record.armed,
             sum::of_record(record)?,
             record.generation.cast_signed(),
+            record.ends.as_ref().map(Ends::text),
         ])?;
     transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
     for mark in &record.marks {

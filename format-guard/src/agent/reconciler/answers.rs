@@ -50,6 +50,12 @@ impl<E: Enforcer> Reconciler<E> {
                 self.apply(&id, Event::Adopted { found, marks, uid });
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
+            Question::AdoptRaw { volume, zeros, uid } => {
+                let id = self.select(&volume)?;
+                self.device_of(&id)?;
+                self.adopt_raw(&id, zeros, uid)?;
+                Reply::Volume(Box::new(self.volume(&id)?))
+            }
             Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
             Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
             Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
@@ -72,6 +78,25 @@ impl<E: Enforcer> Reconciler<E> {
                 Reply::Events(api::Events { events })
             }
         })
+    }
+
+    fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, uid: u32) -> Result<(), Failure> {
+        // What is recorded is worth more than what is read now.
+        if zeros
+            && let Some(record) = self.records.get(id)
+            && record.ever_formatted
+            && let Some(content) = record.content.as_ref().filter(|content| !content.is_raw())
+        {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                format!(
+                    "{id} is recorded as {} and reads as zeros: its record stays as it is",
+                    content.name()
+                ),
+            ));
+        }
+        self.apply(id, Event::AdoptedRaw { uid });
+        Ok(())
     }
 
     fn status(&self) -> Result<api::Status, Failure> {

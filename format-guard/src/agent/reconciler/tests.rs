@@ -277,6 +277,7 @@ fn setting() -> Setting {
         forced_audit: false,
         degraded: Vec::new(),
         quarantine: 100,
+        raw_content: crate::config::RawContent::Written,
         protect: true,
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,

@@ -259,7 +259,7 @@ fn what_a_version_without_sums_stored_gets_them() {
              DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; \
              DROP INDEX events_that_pass; DROP INDEX events_that_repeat; ALTER TABLE events DROP COLUMN count; \
              ALTER TABLE events DROP COLUMN first; ALTER TABLE events DROP COLUMN by_operator; \
-             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; PRAGMA user_version = 4;",
+             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; ALTER TABLE volumes DROP COLUMN ends; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);

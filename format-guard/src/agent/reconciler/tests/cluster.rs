@@ -130,6 +130,7 @@ impl Node {
             forced_audit: false,
             degraded: Vec::new(),
             quarantine: 2,
+            raw_content: config::RawContent::Written,
             protect: false,
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
