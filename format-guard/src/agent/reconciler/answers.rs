@@ -406,7 +406,13 @@ impl<E: Enforcer> Reconciler<E> {
             let id = self.select(selector)?;
             self.device_of(&id)?;
             self.apply(&id, Event::ModeChosen { mode: request.mode, reason, uid });
-            return Ok(api::Done { text: format!("{id}: mode {}", request.mode.name()) });
+            let holds_nothing = |record: &Record| matches!(record.state, State::Unverified | State::Blank);
+            let note = if request.mode == Mode::Strict && self.records.get(&id).is_some_and(holds_nothing) {
+                ", from the moment on that it is known to hold something; what is on it already: format-guard volume adopt --raw"
+            } else {
+                ""
+            };
+            return Ok(api::Done { text: format!("{id}: mode {}{note}", request.mode.name()) });
         }
         if request.mode == Mode::Strict {
             return Err(bad("strict is a mode of single volumes: name one with --volume".to_owned()));
