@@ -74,6 +74,15 @@ pub struct Taint {
     pub started: u64,
     /// The attachment on which it was refused.
     pub diskseq: u64,
+    /// Nanoseconds of `CLOCK_BOOTTIME` until which it holds; each further refusal moves it on.
+    pub until: u64,
+}
+
+impl Taint {
+    /// For how long a process must not try to write before it may do so again, in nanoseconds. A virtual machine's monitor
+    /// goes on where its guest has given up to format its disk; what fails at each block and goes on all the same (badblocks)
+    /// never pauses for so long.
+    pub const QUIET: u64 = 10_000_000_000;
 }
 
 /// What a [`KernelEvent`] tells.

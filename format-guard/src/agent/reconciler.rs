@@ -914,6 +914,11 @@ impl<E: Enforcer> Reconciler<E> {
                     Some(batch) => batch.release_later(id),
                     None => self.release(id),
                 },
+                Effect::Untaint => {
+                    if let Err(error) = self.forget_refusals(id) {
+                        error!("{error}");
+                    }
+                }
                 Effect::Report(_) => {}
             }
         }

@@ -167,6 +167,8 @@ pub enum Effect {
     Probe,
     /// Forget who formatted it.
     ReleaseHolder,
+    /// Forget who was refused on it.
+    Untaint,
     /// Tell people.
     Report(Report),
 }
@@ -987,6 +989,8 @@ impl Step {
         self.record.running = false;
         self.to(State::Permitted, cause.clone());
         self.effects.push(Effect::ReleaseHolder);
+        // Whoever was refused what is allowed now.
+        self.effects.push(Effect::Untaint);
         self.report("permitted", cause);
     }
 

@@ -10,7 +10,7 @@ use crate::{
     agent::{claims::Command, now},
     api::{self, Failure, FailureKind},
     config::{Config, Mode},
-    enforce::{Enforcer, bpf::PartReport, rule},
+    enforce::{Enforcer, MapError, bpf::PartReport, rule},
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -368,15 +368,21 @@ impl<E: Enforcer> Reconciler<E> {
         let reason = reason_of(&request.reason, "to untaint")?;
         let id = self.select(&request.volume)?;
         self.device_of(&id)?;
-        let devices: Vec<(u32, u64)> =
-            self.devices.of(&id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
-        let mut count = 0;
-        for (dev, diskseq) in devices {
-            count += self.enforcer.untaint(dev, diskseq).map_err(|error| failed(&error))?;
-        }
+        let count = self.forget_refusals(&id).map_err(|error| failed(&error))?;
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
         self.tell_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })
+    }
+
+    /// Lets whoever was refused on its devices write there again; how many that are.
+    pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
+        let devices: Vec<(u32, u64)> =
+            self.devices.of(id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
+        let mut count = 0;
+        for (dev, diskseq) in devices {
+            count += self.enforcer.untaint(dev, diskseq)?;
+        }
+        Ok(count)
     }
 
     // Enforce or audit
