@@ -811,6 +811,11 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         };
         let id = device.identity.id.clone();
+        // Asked before the map was there.
+        if self.map_over(&id).is_some() {
+            self.probe(&id);
+            return;
+        }
         if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
             return;
         }
@@ -834,6 +839,9 @@ impl<E: Enforcer> Reconciler<E> {
             Ok(Finding::Holds { marks, .. }) => marks.clone(),
             _ => Vec::new(),
         };
+        for id in self.read_by_map(answer.dev) {
+            self.apply(&id, Event::Probed(answer.result.clone()));
+        }
         self.apply(&id, Event::Probed(answer.result));
         if let Some(packed) = answer.copy {
             let taken = Taken { id, marks, packed };
