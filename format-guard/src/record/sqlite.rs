@@ -20,7 +20,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, 
 
 use super::{
     Ends, Record, Seconds, State,
-    store::{HistoryEvent, Loss, Refusal, Store, StoreError, StoredCopy, Wanted},
+    store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
     fault::{self, Point},
@@ -135,6 +135,11 @@ const MIGRATIONS: &[&str] = &[
 ",
     "
     ALTER TABLE volumes ADD COLUMN ends TEXT;
+",
+    // The process that a refusal tells of: looked at each time one is repeated.
+    "
+    ALTER TABLE events ADD COLUMN pid INTEGER;
+    UPDATE events SET pid = json_extract(refusal, '$.pid') WHERE json_valid(refusal);
 ",
 ];
 
@@ -633,38 +638,35 @@ fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
     json(&(what, command, &refusal.comm, &refusal.exe)).map(Some)
 }
 
-/// The process that a stored refusal tells of.
-fn pid_of(refusal: Option<&str>) -> Option<u32> {
-    serde_json::from_str::<Refusal>(refusal?).ok().map(|refusal| refusal.pid)
-}
-
 fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
     let mut last = connection.prepare_cached(
-        "SELECT id, count, first, text, refusal FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
+        "SELECT id, count, first, text, refusal, pid FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
     )?;
     // With a new number: whoever follows the history is told.
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE id = ?1")?;
     let mut insert = connection.prepare_cached(
-        "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats, pid) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?;
     for event in told {
         let (mut text, mut refusal) = (event.text.clone(), event.refusal.as_ref().map(json).transpose()?);
         let repeats = repeats(event)?;
+        let pid = event.refusal.as_ref().map(|refusal| refusal.pid);
         let (mut count, mut first) = (event.count, event.first);
         if let Some(repeats) = &repeats {
             let row = |row: &Row<'_>| {
                 let told = (row.get::<_, String>(3)?, row.get::<_, Option<String>>(4)?);
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, told))
+                let pid: Option<u32> = row.get(5)?;
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, told, pid))
             };
             let last = last.query_row([repeats], row).optional()?;
-            if let Some((id, times, since, earlier)) = last
+            if let Some((id, times, since, earlier, by)) = last
                 && (since..since.saturating_add(ONE_LINE)).contains(&event.at)
             {
                 delete.execute([id])?;
                 // The first thing that a process tries tells what it is about; of several processes it is the newest that
                 // somebody may still find.
-                if pid_of(earlier.1.as_deref()).is_some_and(|pid| pid_of(refusal.as_deref()) == Some(pid)) {
+                if by.is_some() && by == pid {
                     (text, refusal) = earlier;
                 }
                 count = count.saturating_add(times.unsigned_abs());
@@ -681,7 +683,8 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
             count,
             first,
             event.by_operator,
-            repeats
+            repeats,
+            pid,
         ])?;
     }
     if !told.is_empty() {

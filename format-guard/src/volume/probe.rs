@@ -167,20 +167,12 @@ fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
 /// The same for a device of this content.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
-    struct Content<'a>(&'a [u8]);
-
-    impl ReadAt for Content<'_> {
-        fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
-            let start = usize::try_from(offset).ok()?;
-            self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
-        }
-    }
-
     let size = content.len() as u64;
     let tail_start = tail_of(size);
     let part = |from: u64, to: u64| content[from as usize..to as usize].to_vec();
     let head = part(0, HEAD.min(size));
-    let read = Read { head, tail_start, tail: part(tail_start, size), between: &Content(content) };
+    let read =
+        Read { head, tail_start, tail: part(tail_start, size), between: &marks::Image(content.to_vec()) };
     judge(&read, size)
 }
 
