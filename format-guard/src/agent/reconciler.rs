@@ -46,6 +46,7 @@ use vacated::Vacated;
 use super::{
     claims::{Told, Wishes},
     clocks,
+    closing::Closing,
     formatter_end::Watcher,
     holding,
     inputs::Inputs,
@@ -103,6 +104,11 @@ pub enum Input {
     Removed {
         /// Its kernel name.
         name: String,
+    },
+    /// Somebody has closed a device that he had open for writing.
+    ClosedByWriter {
+        /// Which.
+        dev: Dev,
     },
     /// The kernel programs tell something.
     Kernel(KernelEvent),
@@ -264,6 +270,8 @@ pub struct World {
     pub copied: Option<Wanted>,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
+    /// Who tells of closes.
+    pub closing: Closing,
     /// Who tells refusals to a cluster; what finds no place there is dropped.
     pub cluster: Option<mpsc::Sender<HistoryEvent>>,
 }
@@ -575,6 +583,7 @@ impl<E: Enforcer> Reconciler<E> {
                     self.device_gone(dev);
                 }
             }
+            Input::ClosedByWriter { dev } => self.closed_by_writer(dev),
             Input::Kernel(mut event) => {
                 self.enforcer.complete(&mut event);
                 self.kernel_event(&event);
@@ -765,6 +774,7 @@ impl<E: Enforcer> Reconciler<E> {
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         self.format_over.remove(&dev);
         let Some(device) = self.devices.remove(dev) else { return };
+        self.world.closing.watch(dev, None);
         self.occupy(Some(dev), None);
         self.vacate(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
@@ -795,6 +805,16 @@ impl<E: Enforcer> Reconciler<E> {
         for dev in around {
             self.put_rule(dev);
             self.settle(dev);
+        }
+    }
+
+    /// What may be formatted is read again when somebody may have written to it: by a road that nobody sees, or as one whose
+    /// writes mean nothing by themselves.
+    fn closed_by_writer(&self, dev: Dev) {
+        let Some(id) = self.devices.id(dev) else { return };
+        let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
+        if armed && let Some(device) = self.path(id) {
+            self.prober.ask_changed(device, self.wanted_copy(id));
         }
     }
 

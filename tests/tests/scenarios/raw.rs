@@ -152,6 +152,24 @@ fn zeros_are_no_content_and_neither_is_what_an_eraser_leaves() -> Result<()> {
     Ok(())
 }
 
+/// An eraser's writes mean nothing by themselves: what they have left is known soon, and not at the slow pace at which armed
+/// volumes are looked at.
+#[test]
+fn an_armed_volume_is_read_again_when_somebody_has_closed_it() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(16)?;
+    let path = device.path();
+    let volume = guard.wait_for_state(path, "blank")?;
+    ensure!(volume["ends"] == "zeros", "{volume}");
+    must(&format!("shred -n1 -s1M {}", path.display()))?;
+    let volume = guard.wait_for_volume(path, "read again", |volume| {
+        volume["ends"].as_str().is_some_and(|ends| ends.len() == 64)
+    })?;
+    ensure!(volume["state"] == "blank", "{volume}");
+    must(&format!("mkfs.ext4 -F -q {}", path.display()))?;
+    guard.wait_for_state(path, "formatted").map(drop)
+}
+
 /// Whoever fills it may be killed with the agent; what the kernel saw is known to the next one.
 #[test]
 fn what_was_filled_while_no_agent_ran_is_content() -> Result<()> {

@@ -283,6 +283,7 @@ fn setting() -> Setting {
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         kubelet_dir: None,
+        closing: Closing::default(),
         cluster: None,
     };
     let entered = runtime.enter();

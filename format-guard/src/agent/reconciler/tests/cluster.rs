@@ -136,6 +136,7 @@ impl Node {
             forget_after: 0,
             copied: None,
             kubelet_dir: None,
+            closing: Closing::default(),
             cluster: None,
         };
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
