@@ -526,7 +526,8 @@ impl Node {
         }
         let Some(agent) = &mut moment.agent else { return };
         agent.step = Some(Step {
-            probe: effects.contains(&transition::Effect::Probe),
+            probe: effects.contains(&transition::Effect::Probe)
+                || effects.contains(&transition::Effect::ProbeSoon),
             release: effects.contains(&transition::Effect::ReleaseHolder),
             new,
         });

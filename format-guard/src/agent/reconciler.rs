@@ -938,6 +938,11 @@ impl<E: Enforcer> Reconciler<E> {
                     Some(batch) => batch.probe_later(id),
                     None => self.probe(id),
                 },
+                Effect::ProbeSoon => {
+                    if let Some(device) = self.path(id) {
+                        self.prober.ask_soon(device, self.wanted_copy(id));
+                    }
+                }
                 Effect::ReleaseHolder => match &mut self.batch {
                     Some(batch) => batch.release_later(id),
                     None => self.release(id),

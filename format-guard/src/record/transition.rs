@@ -165,6 +165,8 @@ impl Event {
 pub enum Effect {
     /// Probe the device.
     Probe,
+    /// The same in a moment: whoever has just formatted a device may be about to take it away, and nothing depends on it.
+    ProbeSoon,
     /// Forget who formatted it.
     ReleaseHolder,
     /// Forget who was refused on it.
@@ -784,7 +786,15 @@ impl Step {
         self.record.running = false;
         self.record.over = true;
         self.record.clean_passes = 0;
-        self.probe();
+        let complete = self.record.state == State::Formatting
+            && self.record.ever_formatted
+            && status == Some(0)
+            && self.record.formatter.as_ref().is_some_and(Formatter::is_known);
+        if complete {
+            self.effects.push(Effect::ProbeSoon);
+        } else {
+            self.probe();
+        }
     }
 
     fn mounted(&mut self) {

@@ -107,14 +107,18 @@ pub fn probe(
     size: u64,
     copied: Option<Wanted>,
 ) -> Result<(Finding, Vec<Piece>), ProbeError> {
-    let device = Direct::open(name, dev, size)?;
     let tail_start = tail_of(size);
-    let head = device.read(0, HEAD.min(size))?;
-    let tail = device.read(tail_start, size - tail_start)?;
-    let read = Read { head, tail_start, tail, between: &device };
+    let (head, tail, zoned) = {
+        let device = Direct::open(name, dev, size)?;
+        let head = device.read(0, HEAD.min(size))?;
+        let tail = device.read(tail_start, size - tail_start)?;
+        // libblkid cannot ask a copy for its zones.
+        (head, tail, zoned::btrfs(&device.file, &device)?)
+    };
+    // Not open any more: whoever takes it away meanwhile is not told that it is busy.
+    let read = Read { head, tail_start, tail, between: &Again { name, dev, size } };
     let found = judge(&read, size)?;
-    // libblkid cannot ask a copy for its zones.
-    let finding = match zoned::btrfs(&device.file, &device)? {
+    let finding = match zoned {
         Some((format, marks)) => with(found, format, marks),
         None => found,
     };
@@ -267,6 +271,19 @@ impl ReadAt for Direct {
         let bytes = self.read(start, end - start).ok()?;
         let skip = usize::try_from(offset - start).ok()?;
         bytes.get(skip..).map(<[u8]>::to_vec)
+    }
+}
+
+/// A device that is opened for each read: there are few, and it is in nobody's way between.
+struct Again<'a> {
+    name: &'a str,
+    dev: Dev,
+    size: u64,
+}
+
+impl ReadAt for Again<'_> {
+    fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        Direct::open(self.name, self.dev, self.size).ok()?.read_at(offset, length)
     }
 }
 
