@@ -1,6 +1,6 @@
 //! Where a device has no check: what is asked first of every write to it.
 
-use crate::{Check, Rule, flag};
+use crate::{Check, Rule, State, flag};
 
 /// Slots of the map `CLEAR`.
 pub const CLEAR_SLOTS: u32 = 4096;
@@ -39,11 +39,13 @@ pub struct Clear {
 
 impl Clear {
     /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on the device,
-    /// which have rules of their own, of a strict volume, of a layer over a format, and of one that is claimed, whose formatter is
-    /// cut off with the claim; nor where the rule for `unknown` devices has a check, should this rule be out of date.
+    /// which have rules of their own, of a strict volume, of a layer over a format, of a blank volume whose first bytes are content,
+    /// and of one that is claimed, whose formatter is cut off with the claim; nor where the rule for `unknown` devices has a check,
+    /// should this rule be out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
-        if rule.flags & (flag::STACKED | flag::STRICT | flag::LAYER) != 0 || rule.claim != 0 {
+        let fills = rule.state == State::Blank as u32 && rule.flags & flag::RAW != 0;
+        if rule.flags & (flag::STACKED | flag::STRICT | flag::LAYER) != 0 || rule.claim != 0 || fills {
             return Self::default();
         }
         let checks = || rule.checks().iter().chain(unknown.checks());

@@ -11,14 +11,20 @@ use crate::{
 #[inline(always)]
 pub fn decide<C: Caller, B: Content>(rule: &Rule, request: &Request, caller: &C, content: &B) -> Verdict {
     let touch = touched(rule, request, content);
-    match judge(rule, request, touch, caller) {
+    match judge(rule, request, touch, caller, content) {
         Verdict::Deny(reason) if rule.flags & flag::AUDIT != 0 => Verdict::WouldDeny(reason),
         verdict => verdict,
     }
 }
 
 #[inline(always)]
-fn judge<C: Caller>(rule: &Rule, request: &Request, touch: Touch, caller: &C) -> Verdict {
+fn judge<C: Caller, B: Content>(
+    rule: &Rule,
+    request: &Request,
+    touch: Touch,
+    caller: &C,
+    content: &B,
+) -> Verdict {
     const EXEMPT: u32 = State::Exempt as u32;
     const FORMATTED: u32 = State::Formatted as u32;
     const BLANK: u32 = State::Blank as u32;
@@ -45,6 +51,12 @@ fn judge<C: Caller>(rule: &Rule, request: &Request, touch: Touch, caller: &C) ->
             Verdict::Allow
         }
         FORMATTED if rule.flags & flag::STRICT != 0 && !keeps(rule, class) => Verdict::Deny(Reason::Strict),
+        // Nothing of it identifies it: who uses it may write by every road.
+        FORMATTED
+            if rule.flags & flag::RAW != 0 && matches!(operation, Operation::Map | Operation::Unplaced) =>
+        {
+            Verdict::Allow
+        }
         FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
@@ -61,7 +73,8 @@ fn judge<C: Caller>(rule: &Rule, request: &Request, touch: Touch, caller: &C) ->
                 } else if destroyer {
                     Verdict::Allow
                 } else {
-                    first(rule.state == BLANK, operation, touch)
+                    let raw = rule.flags & flag::RAW != 0 && class.is_no_tool();
+                    first(rule.state == BLANK, raw, request, touch, content)
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
@@ -138,13 +151,21 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
     }
 }
 
-/// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter.
+/// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter. `raw`: what he writes is
+/// content, whatever it is.
 #[inline(always)]
-fn first(blank: bool, operation: Operation, touch: Touch) -> Verdict {
-    let begins = match operation {
+fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, content: &B) -> Verdict {
+    let begins = match request.operation {
         Operation::Open => false,
         // What it writes is not seen, and may be a format. A permit is not used up by what may be none.
         Operation::Unplaced | Operation::Map if blank => return Verdict::Fill,
+        Operation::Write if blank && raw && !touch.has(Touch::ANY) => {
+            return match content.is_zero(request.length) {
+                Some(true) => Verdict::Allow,
+                Some(false) => Verdict::Raw,
+                None => Verdict::Fill,
+            };
+        }
         Operation::Write if blank && touch.has(Touch::HIDDEN) && !touch.has(Touch::ANY) => {
             return Verdict::Fill;
         }

@@ -41,6 +41,8 @@ pub mod wrote {
     pub const BYTES: u32 = 1;
     /// The magic of a format went through.
     pub const MAGIC: u32 = 2;
+    /// Bytes that are not zero and no known format's went through, of one that is no known formatter.
+    pub const RAW: u32 = 4;
 
     /// What has gone through where a format began ([`Verdict::Begin`](crate::Verdict)) with this operation.
     #[inline(always)]
@@ -72,6 +74,15 @@ pub struct Taint {
     pub started: u64,
     /// The attachment on which it was refused.
     pub diskseq: u64,
+    /// Nanoseconds of `CLOCK_BOOTTIME` until which it holds; each further refusal moves it on.
+    pub until: u64,
+}
+
+impl Taint {
+    /// For how long a process must not try to write before it may do so again, in nanoseconds. A virtual machine's monitor
+    /// goes on where its guest has given up to format its disk; what fails at each block and goes on all the same (badblocks)
+    /// never pauses for so long.
+    pub const QUIET: u64 = 10_000_000_000;
 }
 
 /// What a [`KernelEvent`] tells.

@@ -81,6 +81,13 @@ impl Class {
         self.0 & !Self::GRAMMAR == 0
     }
 
+    /// The same, but for an operator's word: it may do more, and is no better known by that.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_no_tool(self) -> bool {
+        self.0 & !(Self::GRAMMAR | Self::TRUSTED.0) == 0
+    }
+
     /// How its arguments are read; zero where they say nothing.
     #[inline(always)]
     #[must_use]

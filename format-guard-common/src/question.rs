@@ -6,7 +6,7 @@ use crate::snapshot::Plain;
 /// Name of the socket in the agent's run directory.
 pub const SOCKET: &str = "preload.sock";
 /// What a question begins with; changes with the layout or the meaning of anything in it.
-pub const MAGIC: u32 = 0x3171_6766;
+pub const MAGIC: u32 = 0x3271_6766;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Question {
     pub magic: u32,
     /// An [`Ask`].
     pub ask: u32,
-    /// A [`crate::Reason`], or zero.
+    /// A [`crate::Reason`], or zero; of a format that begins, bits of [`crate::event::wrote`].
     pub reason: u32,
     /// A [`crate::Operation`].
     pub operation: u32,

@@ -98,6 +98,9 @@ pub trait Content {
     /// The `length` bytes (at most 16) that lie `at` bytes after the start of the write, first byte lowest;
     /// bytes beyond `length` are unspecified. `None` when they cannot be read.
     fn read(&self, at: u64, length: u64) -> Option<[u64; 2]>;
+    /// Whether the `length` bytes from the start of the write are zero, all of them. `None` when they cannot be read, and
+    /// none that can be is anything else.
+    fn is_zero(&self, length: u64) -> Option<bool>;
 }
 
 /// No bytes at all: for requests that carry none, and for writes whose source cannot be read (splice, sendfile).
@@ -107,6 +110,11 @@ pub struct NoContent;
 impl Content for NoContent {
     #[inline(always)]
     fn read(&self, _at: u64, _length: u64) -> Option<[u64; 2]> {
+        None
+    }
+
+    #[inline(always)]
+    fn is_zero(&self, _length: u64) -> Option<bool> {
         None
     }
 }
@@ -201,6 +209,9 @@ pub enum Verdict {
     Begin,
     /// As [`Verdict::Begin`]; but what the caller writes cannot be seen: it may be a format, or not.
     Fill,
+    /// As [`Verdict::Begin`]; but what the caller writes is no known format: raw content, as of a database or a virtual
+    /// machine.
+    Raw,
     /// It goes on: a re-labelling tool changes the UUID.
     Relabel,
     /// It goes on: LVM wipes what an earlier logical volume left where it has just made a new one.

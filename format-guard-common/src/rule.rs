@@ -68,6 +68,9 @@ pub mod flag {
     pub const HELD: u32 = 16;
     /// It holds a journal that ext file systems on other volumes use.
     pub const JOURNAL: u32 = 32;
+    /// While it is blank, bytes that are not zero are content, whoever but a formatter writes them. While it holds something,
+    /// that is raw content: no known format's, and its user's to change.
+    pub const RAW: u32 = 64;
 }
 
 /// What a check guards.

@@ -121,7 +121,12 @@ impl Caller for Target<'_> {
         let process = caller::process();
         // SAFETY: a torn entry fails the comparison.
         match unsafe { TAINTS.get(TaintKey { tgid: process.tgid, dev: self.dev }) } {
-            Some(taint) => taint.started == process.started && taint.diskseq == self.diskseq,
+            Some(taint) => {
+                taint.started == process.started
+                    && taint.diskseq == self.diskseq
+                    // SAFETY: no arguments.
+                    && unsafe { bpf_ktime_get_boot_ns() } < taint.until
+            }
             None => false,
         }
     }
@@ -211,6 +216,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
         }
         Verdict::Begin => (EventKind::FormatBegan, wrote::begun(request.operation)),
         Verdict::Fill => (EventKind::FormatBegan, wrote::BYTES),
+        Verdict::Raw => (EventKind::FormatBegan, wrote::BYTES | wrote::RAW),
         Verdict::Relabel => (EventKind::Relabelled, 0),
         Verdict::OwnerWipe => (EventKind::OwnerWiped, 0),
         Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),
@@ -236,13 +242,13 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
         (kind, reason) = (DENIED, Reason::BeingFormatted as u32);
     }
     if kind == DENIED {
-        // The refusal that tainted was told; every later one would only flood the ring buffer.
-        if reason == Reason::Tainted as u32 {
-            return -EPERM;
-        }
         // Of a layer that the agent will know in a moment nobody is cut off.
         if target.rule.flags & flag::LAYER == 0 {
             taint(target, process);
+        }
+        // The refusal that tainted was told; every later one would only flood the ring buffer.
+        if reason == Reason::Tainted as u32 {
+            return -EPERM;
         }
     }
     send(&KernelEvent {
@@ -285,7 +291,9 @@ fn taint(target: &Target<'_>, process: Process) {
         // SAFETY: one aligned store into a map value.
         unsafe { *tainted = 1 };
     }
-    let taint = Taint { started: process.started, diskseq: target.diskseq };
+    // SAFETY: no arguments.
+    let until = unsafe { bpf_ktime_get_boot_ns() }.wrapping_add(Taint::QUIET);
+    let taint = Taint { started: process.started, diskseq: target.diskseq, until };
     if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
         count(Counter::FullMaps);
     }

@@ -124,6 +124,94 @@ fn bounded(mut length: u64) -> u64 {
     length
 }
 
+/// Bytes that are looked at in one turn: the most whole words below the mask of [`short`].
+const PIECE: u64 = 56;
+/// Turns at most: 29 MB, some ten milliseconds. Of what is longer pieces are looked at that lie evenly apart.
+const MAX_PIECES: u64 = 1 << 19;
+
+/// The same as [`bounded`], for up to 63.
+#[inline(always)]
+fn short(mut length: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: masks a register.
+    unsafe {
+        core::arch::asm!("{0} &= 63", inout(reg) length, options(pure, nomem, nostack));
+    }
+    length
+}
+
+/// A look at bytes of the caller, piece by piece.
+struct Look {
+    address: u64,
+    length: u64,
+    /// From the start of one piece to that of the next.
+    step: u64,
+    /// What was found: bits of this type.
+    found: u64,
+}
+
+impl Look {
+    /// A byte that is not zero.
+    const BYTES: u64 = 1;
+    /// Bytes that cannot be read.
+    const HIDDEN: u64 = 2;
+}
+
+/// Looks at one piece.
+extern "C" fn look(number: u32, look: *mut Look) -> i64 {
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let look = unsafe { &mut *look };
+    let start = u64::from(number) * look.step;
+    let rest = look.length.wrapping_sub(start);
+    let length = if rest < PIECE { rest } else { PIECE };
+    let mut bytes = MaybeUninit::<[u64; 8]>::uninit();
+    let words: *mut u64 = bytes.as_mut_ptr().cast();
+    // SAFETY: at most 63 bytes into 64 of stack, all of them zeroed; the helper checks the user address.
+    let (failed, any) = unsafe {
+        for word in 0..8 {
+            words.add(word).write_volatile(0);
+        }
+        let place = look.address.wrapping_add(start);
+        let failed = bpf_probe_read_user(words.cast(), short(length) as u32, place as *const _);
+        let mut any = 0;
+        for word in 0..8 {
+            any |= words.add(word).read_volatile();
+        }
+        (failed, any)
+    };
+    let bits = if failed != 0 {
+        Look::HIDDEN
+    } else if any != 0 {
+        Look::BYTES
+    } else {
+        0
+    };
+    // What a turn leaves to the next is unknown to the verifier: else it follows each turn apart.
+    look.found = opaque(look.found | bits, look.address);
+    i64::from(bits & Look::BYTES != 0)
+}
+
+/// What is found ([`Look`]) in bytes at a user address. A function of its own, for the stack of its caller.
+#[inline(never)]
+fn found(address: u64, length: u64) -> u64 {
+    let pieces = length.div_ceil(PIECE);
+    let (count, step) = if pieces > MAX_PIECES { (MAX_PIECES, length / MAX_PIECES) } else { (pieces, PIECE) };
+    let mut state = Look { address, length, step, found: 0 };
+    each(count as u32, &mut state, look);
+    state.found
+}
+
+/// The same for the bytes in `count` iovecs.
+#[inline(never)]
+fn found_in_vector(address: u64, count: u64) -> u64 {
+    let mut all = 0;
+    for number in 0..MAX_IOVECS {
+        let [base, length] = iovec(address, number);
+        all |= found(base, length & used(number, count));
+    }
+    all
+}
+
 /// The bytes of one write.
 pub(crate) struct UserContent {
     address: u64,
@@ -170,5 +258,17 @@ impl Content for UserContent {
             (failed, [start.read(), start.add(1).read()])
         };
         (failed == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn is_zero(&self, length: u64) -> Option<bool> {
+        let found = if self.address == 0 {
+            Look::HIDDEN
+        } else if self.iovecs == 0 {
+            found(self.address, length)
+        } else {
+            found_in_vector(self.address, self.iovecs)
+        };
+        if found & Look::BYTES != 0 { Some(false) } else { (found == 0).then_some(true) }
     }
 }

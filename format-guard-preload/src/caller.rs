@@ -122,14 +122,11 @@ impl Target<'_> {
     }
 
     /// Makes the process the one that formats it; `false` where it may not, `None` where nobody answers.
-    pub(crate) fn begin(&self, operation: Operation) -> Option<bool> {
-        let begun = agent::ask(self.question(Ask::Begin, operation));
+    /// `wrote`: what goes through with it.
+    pub(crate) fn begin(&self, operation: Operation, wrote: u32) -> Option<bool> {
+        let begun = agent::ask(Question { reason: wrote, ..self.question(Ask::Begin, operation) });
         if begun == Some(true) {
-            FORMATS.put(
-                self.rule.lead,
-                self.rule.lead_diskseq,
-                u64::from(!matches!(operation, Operation::Open)),
-            );
+            FORMATS.put(self.rule.lead, self.rule.lead_diskseq, u64::from(wrote != 0));
         }
         begun
     }

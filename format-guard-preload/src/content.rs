@@ -50,6 +50,40 @@ impl Content for Bytes {
         let ([low, high], []) = bytes.as_chunks::<8>() else { return None };
         Some([low, high].map(|word| u64::from_le_bytes(*word)))
     }
+
+    fn is_zero(&self, length: u64) -> Option<bool> {
+        match *self {
+            Self::Whole(address) => is_zero(address, usize::try_from(length).ok()?),
+            Self::Pieces(array, count) => {
+                let mut known = Some(true);
+                for number in 0..count.min(MAX_PIECES) {
+                    let [start, length] = piece(array, number)?.map(usize::try_from);
+                    match is_zero(start.ok()?, length.ok()?) {
+                        Some(true) => {}
+                        Some(false) => return Some(false),
+                        None => known = None,
+                    }
+                }
+                known
+            }
+            Self::Elsewhere => None,
+        }
+    }
+}
+
+/// Whether the bytes at an address are zero, all of them; `None` where they cannot be read.
+fn is_zero(address: usize, length: usize) -> Option<bool> {
+    let mut done = 0;
+    while done < length {
+        let mut bytes = [0; 512];
+        let wanted = bytes.get_mut(..(length - done).min(512))?;
+        copy(address.checked_add(done)?, wanted).then_some(())?;
+        if wanted.iter().any(|byte| *byte != 0) {
+            return Some(false);
+        }
+        done += 512;
+    }
+    Some(true)
 }
 
 /// Fills `wanted` with what lies `at` bytes after the start of the pieces.

@@ -3,7 +3,9 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use format_guard_common::{
-    Caller, Content, Operation, Placement, Reason, Request, Rule, State, Verdict, decide, flag,
+    Caller, Content, Operation, Placement, Reason, Request, Rule, State, Verdict, decide,
+    event::wrote,
+    flag,
     program::Class,
     question::{Ask, Question},
     snapshot::Snapshot,
@@ -121,15 +123,19 @@ fn judge_target<B: Content>(
             }
             Ok(())
         }
-        verdict @ (Verdict::Begin | Verdict::Fill) => match target.begin(match verdict {
-            // What it writes cannot be seen.
-            Verdict::Fill => Operation::Unplaced,
-            _ => operation,
-        }) {
-            Some(true) => Ok(()),
-            Some(false) => refuse(fd, target, &request, Reason::BeingFormatted),
-            None => refuse(fd, target, &request, Reason::Unverified),
-        },
+        verdict @ (Verdict::Begin | Verdict::Fill | Verdict::Raw) => {
+            let wrote = match verdict {
+                Verdict::Raw => wrote::BYTES | wrote::RAW,
+                // What it writes cannot be seen.
+                Verdict::Fill => wrote::BYTES,
+                _ => wrote::begun(operation),
+            };
+            match target.begin(operation, wrote) {
+                Some(true) => Ok(()),
+                Some(false) => refuse(fd, target, &request, Reason::BeingFormatted),
+                None => refuse(fd, target, &request, Reason::Unverified),
+            }
+        }
         Verdict::Relabel => {
             tell(target, &request, Ask::Relabelled, None);
             Ok(())

@@ -191,6 +191,10 @@ pub struct Volume {
     pub content: Option<Content>,
     /// The bytes that identify it.
     pub marks: Vec<Mark>,
+    /// Without a known format: SHA-256 of its first and last MiB in hexadecimal digits, or "zeros", as they were read last, or
+    /// when it was armed.
+    #[serde(default)]
+    pub ends: Option<String>,
     /// A file system on it was mounted since it was formatted.
     pub mounted: bool,
     /// Its refusals are told and not carried out.
@@ -227,6 +231,7 @@ impl Volume {
             cause: record.cause.clone(),
             content: record.content.clone(),
             marks: record.marks.clone(),
+            ends: record.ends.as_ref().map(|ends| ends.text().to_owned()),
             mounted: record.mounted,
             audit: record.audit,
             strict: record.strict,
@@ -260,6 +265,16 @@ pub struct Copy {
 pub struct Selector {
     /// The text.
     pub volume: String,
+}
+
+/// `POST /v1/volume/adopt`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdoptRequest {
+    /// Which volume.
+    pub volume: String,
+    /// What is there is content, though no known format.
+    #[serde(default)]
+    pub raw: bool,
 }
 
 /// `POST /v1/volume/permit`

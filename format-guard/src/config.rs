@@ -67,6 +67,19 @@ pub enum Passthrough {
     Refuse,
 }
 
+/// Which bytes without a known format are content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawContent {
+    /// What programs other than formatters write to a blank volume.
+    #[default]
+    Written,
+    /// Also what is found on a volume of which nothing is known.
+    Found,
+    /// None.
+    Ignored,
+}
+
 /// Every key, in the order of the file, with what people are told of it.
 pub const KEYS: &[(&str, &str)] = &[
     (
@@ -99,6 +112,13 @@ pub const KEYS: &[(&str, &str)] = &[
         "quarantine",
         "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
          might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+    ),
+    (
+        "raw_content",
+        "Which bytes without a known format are content (a database, the disk of a virtual machine, an object store), over which \
+         no formatter goes: \"written\" (what programs other than formatters write to a blank volume), \"found\" (also what is \
+         found on a volume of which nothing is known: where new volumes read as zeros), or \"ignored\" (none). Needs a \
+         restart.",
     ),
     (
         "copy_limit",
@@ -211,6 +231,8 @@ pub struct Config {
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
     pub quarantine: u64,
+    /// Which bytes without a known format are content.
+    pub raw_content: RawContent,
     /// Bytes that are copied of each volume; zero: none.
     pub copy_limit: u64,
     /// Copy the key areas of LUKS, too.
@@ -356,6 +378,7 @@ impl Default for Config {
             probe_deadline: 10,
             resync_interval: 5,
             quarantine: 300,
+            raw_content: RawContent::Written,
             copy_limit: 1 << 20,
             copy_key_areas: false,
             history_lines: HISTORY_LINES,
@@ -512,6 +535,7 @@ impl Config {
             ("pin_dir", self.pin_dir != new.pin_dir),
             ("history_lines", self.history_lines != new.history_lines),
             ("quarantine", self.quarantine != new.quarantine),
+            ("raw_content", self.raw_content != new.raw_content),
             ("trusted", self.trusted != new.trusted),
             ("passthrough", self.passthrough != new.passthrough),
             ("metrics_listen", self.metrics_listen != new.metrics_listen),

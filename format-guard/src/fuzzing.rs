@@ -9,7 +9,7 @@ use format_guard_common::{
 
 use crate::{
     agent::{kernel_events, uevents},
-    api::{EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
+    api::{AdoptRequest, EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
     config::Config,
     enforce::offsets::KernelTypes,
     record::shared::{self, Format, Me, Seen, Shared, Wish},
@@ -32,6 +32,7 @@ pub fn request(bytes: &[u8]) {
     let _ = serde_json::from_slice::<ModeRequest>(bytes);
     let _ = serde_json::from_slice::<ProtectRequest>(bytes);
     let _ = serde_json::from_slice::<Selector>(bytes);
+    let _ = serde_json::from_slice::<AdoptRequest>(bytes);
     if let Ok(uri) = Uri::try_from(bytes) {
         let _ = Query::<EventsQuery>::try_from_uri(&uri);
         let _ = Query::<Selector>::try_from_uri(&uri);

@@ -14,6 +14,7 @@ use std::{
 };
 
 use format_guard::{
+    config::RawContent,
     enforce::rule::{self, Subject},
     record::{
         Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote,
@@ -345,6 +346,7 @@ impl Node {
             strength: Strength::Strong,
             records_lost: false,
             quarantine: QUARANTINE,
+            raw_content: RawContent::Written,
             claim,
         };
         self.apply(event, now);

@@ -1,6 +1,7 @@
 //! One node, one volume.
 
 use format_guard::{
+    config::RawContent,
     enforce::rule::{self, Subject},
     record::{Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote, transition},
     volume::{
@@ -39,6 +40,10 @@ pub enum Break {
     DropsAtStart,
     /// A store that fails is taken for one that does not.
     IgnoresFailingStore,
+    /// What could not be stored is not stored later.
+    ForgetsUnstored,
+    /// The kernel forgets a formatter whose format could not be stored.
+    ReleasesUnstored,
     /// One that writes a magic is taken for a known formatter.
     TakesAllForFormatters,
     /// A formatter that wrote nothing is taken for one that did.
@@ -170,6 +175,10 @@ struct Agent {
     todo: Vec<Todo>,
     step: Option<Step>,
     probe: Option<Probe>,
+    /// What could not be stored.
+    dirty: Option<Record>,
+    /// Who is let go of once that is stored.
+    release_later: Option<usize>,
     /// What it stores at its stop, once it has seen that nobody began meanwhile.
     closed: Option<Record>,
 }
@@ -192,6 +201,9 @@ pub struct Moment {
     processes: Vec<Process>,
     kills: u8,
     failures: u8,
+    /// The store fails at every put.
+    full: bool,
+    outages: u8,
     /// Broken: put before it is stored.
     unstored: Option<Record>,
     permits_given: u8,
@@ -227,6 +239,10 @@ pub enum Action {
     LoseDatabase,
     /// The wall clock is set.
     SetClock,
+    /// From now on nothing can be stored.
+    FillStore,
+    /// The store has room again.
+    EmptyStore,
     /// The agent is started.
     Start,
     /// The agent is killed.
@@ -292,6 +308,8 @@ pub struct Node {
     pub kills: u8,
     /// Times that the store fails when a reading is recorded.
     pub failures: u8,
+    /// Times that it fails at every put, for however long.
+    pub outages: u8,
     /// Permits.
     pub permits: u8,
     /// The guard that is broken.
@@ -343,6 +361,10 @@ impl Content for Magic {
             word |= u64::from(*byte) << (8 * i);
         }
         Some([word, 0])
+    }
+
+    fn is_zero(&self, _: u64) -> Option<bool> {
+        Some(false)
     }
 }
 
@@ -445,6 +467,15 @@ impl Moment {
         self.forgotten |= self.known && !kept.ever_formatted;
         self.store = Some(kept);
     }
+
+    /// Who formatted is let go of once that is on disk.
+    fn release_stored(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        agent.dirty = None;
+        if let Some(process) = agent.release_later.take() {
+            self.kernel.holder = self.kernel.holder.filter(|held| held.by != process);
+        }
+    }
 }
 
 /// What the store keeps of a record.
@@ -492,6 +523,7 @@ pub(crate) fn plain(record: Record) -> Record {
 impl Node {
     /// What the agent makes of an event: the first half of a step of its record.
     fn step(&self, moment: &mut Moment, event: transition::Event, stores: bool) {
+        let stores = stores && !moment.full;
         let now = match self.broken {
             Some(Break::MeasuresByTheWallClock) => {
                 Now { boot: moment.now().boot + moment.now().wall, ..moment.now() }
@@ -511,6 +543,7 @@ impl Node {
             moment.unstored = Some(new.clone());
         } else if stores {
             moment.stored(&new);
+            moment.release_stored();
         } else if self.broken != Some(Break::IgnoresFailingStore) {
             // `Reconciler::step`.
             let loosened = new.state != old.state || new.armed != old.armed;
@@ -520,8 +553,12 @@ impl Node {
             }
         }
         let Some(agent) = &mut moment.agent else { return };
+        if !stores && self.broken != Some(Break::ForgetsUnstored) {
+            agent.dirty = Some(new.clone());
+        }
         agent.step = Some(Step {
-            probe: effects.contains(&transition::Effect::Probe),
+            probe: effects.contains(&transition::Effect::Probe)
+                || effects.contains(&transition::Effect::ProbeSoon),
             release: effects.contains(&transition::Effect::ReleaseHolder),
             new,
         });
@@ -548,6 +585,10 @@ impl Node {
         let agent = moment.agent.as_ref()?;
         let record = agent.record.as_ref()?;
         let held = moment.kernel.holder.filter(|held| Some(held.diskseq) == agent.device)?;
+        // `Unstored::is_to_be_released`: what it did is told.
+        if agent.release_later == Some(held.by) {
+            return None;
+        }
         let process = event::Process { started: 0, tgid: held.by as u32, zero: 0 };
         transition::is_untold(record, process).then_some(held.by)
     }
@@ -556,7 +597,7 @@ impl Node {
     fn go(&self, moment: &mut Moment) {
         let Some(agent) = &mut moment.agent else { return };
         if let Some(step) = agent.step.take() {
-            Self::go_on(moment, &step);
+            self.go_on(moment, &step);
             return;
         }
         if agent.todo.is_empty() {
@@ -578,6 +619,7 @@ impl Node {
                     strength,
                     records_lost: moment.records_lost,
                     quarantine: QUARANTINE,
+                    raw_content: RawContent::Written,
                     claim: Claim::Unneeded,
                 };
                 self.step(moment, event, true);
@@ -585,8 +627,10 @@ impl Node {
             Todo::Closed => {
                 let device = agent.device;
                 moment.kernel.rule = moment.kernel.rule.filter(|rule| Some(rule.diskseq) != device);
-                moment.kernel.holder = moment.kernel.holder.filter(|held| Some(held.diskseq) != device);
                 self.step(moment, transition::Event::Closed, true);
+                if let Some(held) = moment.kernel.holder.filter(|held| Some(held.diskseq) == device) {
+                    self.release(moment, held.by);
+                }
             }
             Todo::Gone => {
                 agent.record = None;
@@ -601,16 +645,21 @@ impl Node {
                     self.began(moment, process);
                 }
                 (Some(closed), None) => {
-                    moment.stored(&plain(closed));
+                    if !moment.full {
+                        moment.stored(&plain(closed));
+                    }
                     moment.agent = None;
                 }
-                (None, _) => moment.agent = None,
+                (None, _) => {
+                    self.store_dirty(moment);
+                    moment.agent = None;
+                }
             },
         }
     }
 
     /// The second half of a step.
-    fn go_on(moment: &mut Moment, step: &Step) {
+    fn go_on(&self, moment: &mut Moment, step: &Step) {
         if let Some(new) = moment.unstored.take() {
             moment.stored(&new);
         } else {
@@ -619,7 +668,26 @@ impl Node {
         if let Some(agent) = &mut moment.agent {
             agent.record = Some(step.new.clone());
         }
-        Self::rest(moment, step);
+        self.rest(moment, step);
+    }
+
+    /// Lets go of who formats; later, where what came of that is not stored: `Unstored::release_later`.
+    fn release(&self, moment: &mut Moment, process: usize) {
+        match &mut moment.agent {
+            Some(agent) if agent.dirty.is_some() && self.broken != Some(Break::ReleasesUnstored) => {
+                agent.release_later = Some(process);
+            }
+            _ => moment.kernel.holder = None,
+        }
+    }
+
+    /// `Reconciler::store_unstored`.
+    fn store_dirty(&self, moment: &mut Moment) {
+        let dirty = moment.agent.as_ref().and_then(|agent| agent.dirty.clone());
+        if let Some(dirty) = dirty.filter(|_| !moment.full) {
+            moment.stored(&dirty);
+            moment.release_stored();
+        }
     }
 
     fn rule(moment: &mut Moment, record: &Record) {
@@ -636,13 +704,15 @@ impl Node {
         moment.kernel.rule = state.map(|state| Ruled { state, diskseq, marked, held });
     }
 
-    fn rest(moment: &mut Moment, step: &Step) {
-        let Some(agent) = &mut moment.agent else { return };
+    fn rest(&self, moment: &mut Moment, step: &Step) {
+        let Some(agent) = &moment.agent else { return };
         let told = step.new.formatter.as_ref().map(|formatter| formatter.pid as usize);
-        let ours = |held: Held| Some(held.diskseq) == agent.device && Some(held.by) == told;
-        if step.release && moment.kernel.holder.is_some_and(ours) {
-            moment.kernel.holder = None;
+        let ours = |held: &Held| Some(held.diskseq) == agent.device && Some(held.by) == told;
+        let held = moment.kernel.holder.filter(ours);
+        if let Some(held) = held.filter(|_| step.release) {
+            self.release(moment, held.by);
         }
+        let Some(agent) = &mut moment.agent else { return };
         if step.probe && agent.device.is_some() {
             // What was read before and has not arrived yet may come first or not at all.
             agent.probe.get_or_insert(Probe::Asked);
@@ -655,7 +725,8 @@ impl Node {
         let store = moment.store.clone();
         let Some(agent) = &mut moment.agent else { return };
         agent.device = attached;
-        agent.record = Some(store.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0)));
+        let known = agent.dirty.as_ref().map(kept).or(store);
+        agent.record = Some(known.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0)));
         if let Some(held) = holder.filter(|_| self.broken != Some(Break::DropsAtStart)) {
             agent.todo.push(Todo::Began(held.by));
             if held.mounted {
@@ -684,7 +755,13 @@ impl Node {
             && record.armed.as_ref() == Some(&moment.boot())
         {
             let (doubted, _) = transition::next(record, transition::Event::Doubted, moment.now());
-            moment.stored(&doubted);
+            if moment.full {
+                if let Some(agent) = &mut moment.agent {
+                    agent.dirty = Some(doubted);
+                }
+            } else {
+                moment.stored(&doubted);
+            }
         }
         if gone {
             moment.kernel.holder = None;
@@ -714,6 +791,7 @@ impl Node {
         }
         // From now on it is known; unless somebody was let through who may write over it.
         let taken = agent.record.as_ref().is_none_or(|record| record.running);
+        let stores = stores && !moment.full;
         moment.disk.precious |= answer == Answer::Holds && moment.disk.by == EARLIER && stores && !taken;
         let finding = match answer {
             Answer::Blank => Ok(Finding::Blank),
@@ -728,6 +806,7 @@ impl Node {
     }
 
     fn tick(&self, moment: &mut Moment) {
+        self.store_dirty(moment);
         if let Some(process) = Self::untold(moment) {
             self.began(moment, process);
         } else if moment.mount_is_unseen() {
@@ -826,6 +905,7 @@ impl Node {
         if transition::waits(record, moment.now()) && agent.probe.is_none()
             || Self::untold(moment).is_some()
             || moment.mount_is_unseen()
+            || agent.dirty.is_some() && !moment.full
         {
             actions.push(Action::Tick);
         }
@@ -858,6 +938,8 @@ impl Model for Node {
             processes: vec![Process::New; self.formatters + self.monitors],
             kills: 0,
             failures: 0,
+            full: false,
+            outages: 0,
             unstored: None,
             permits_given: 0,
             permits_used: 0,
@@ -885,6 +967,11 @@ impl Model for Node {
         }
         if self.clock_jumps && !moment.jumped {
             actions.push(Action::SetClock);
+        }
+        if moment.full {
+            actions.push(Action::EmptyStore);
+        } else if moment.outages < self.outages {
+            actions.push(Action::FillStore);
         }
         self.agents_actions(moment, actions);
         if moment.kernel.began.is_some() || moment.kernel.mounted {
@@ -977,6 +1064,11 @@ impl Model for Node {
                 (moment.known, moment.forgotten) = (false, false);
             }
             Action::SetClock => moment.jumped = true,
+            Action::FillStore => {
+                moment.outages += 1;
+                moment.full = true;
+            }
+            Action::EmptyStore => moment.full = false,
             Action::Start => self.start(moment),
             Action::Kill => {
                 moment.kills += 1;

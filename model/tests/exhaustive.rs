@@ -18,6 +18,7 @@ fn node() -> Node {
         cuts: 0,
         kills: 0,
         failures: 0,
+        outages: 0,
         permits: 0,
         broken: None,
     }
@@ -49,6 +50,13 @@ fn everything_fails_once_under_one_formatter() {
 }
 
 #[test]
+fn nothing_can_be_stored_for_a_while() {
+    holds("store full, kill", Node { outages: 1, kills: 1, ..node() });
+    holds("store full, power cut", Node { outages: 1, cuts: 1, ..node() });
+    holds("store full, re-attach", Node { outages: 1, attachments: 2, ..node() });
+}
+
+#[test]
 fn a_monitor_of_a_virtual_machine_writes_a_format() {
     holds("a monitor, power cut", Node { monitors: 1, cuts: 1, ..node() });
     holds("a monitor, re-attach", Node { monitors: 1, attachments: 2, ..node() });
@@ -77,6 +85,7 @@ fn larger() {
     holds("a monitor, re-attach, kill", Node { monitors: 1, attachments: 2, kills: 1, ..node() });
     holds("three formatters, permit", Node { formatters: 3, permits: 1, ..node() });
     holds("kill, permit", Node { kills: 1, permits: 1, ..two() });
+    holds("store full, kill, two", Node { outages: 1, kills: 1, ..two() });
     holds(
         "everything once, re-attach",
         Node { attachments: 2, cuts: 1, kills: 1, failures: 1, permits: 1, ..node() },
@@ -96,6 +105,16 @@ fn a_rule_put_before_its_record_is_found() {
 #[test]
 fn a_store_whose_failure_is_ignored_is_found() {
     is_found(Break::IgnoresFailingStore, Node { failures: 1, ..node() });
+}
+
+#[test]
+fn a_formatter_that_is_let_go_of_before_its_format_is_stored_is_found() {
+    is_found(Break::ReleasesUnstored, Node { outages: 1, kills: 1, ..two() });
+}
+
+#[test]
+fn a_record_that_is_not_stored_later_is_found() {
+    is_found(Break::ForgetsUnstored, Node { outages: 1, attachments: 2, ..two() });
 }
 
 #[test]

@@ -23,6 +23,10 @@ impl Content for Bytes<'_> {
         }
         Some(words)
     }
+
+    fn is_zero(&self, length: u64) -> Option<bool> {
+        Some(self.0.get(..usize::try_from(length).ok()?)?.iter().all(|byte| *byte == 0))
+    }
 }
 
 const DEVICE: usize = 2048;
@@ -217,6 +221,36 @@ fn an_unknown_program_that_writes_a_magic_begins_a_format_on_a_blank_volume() {
     let blank = with_state(State::Blank);
     assert_eq!(write(&blank, 0, b"LUKS\xba\xbe\0\x02"), Verdict::Begin);
     assert_eq!(write(&blank, 0, b"plain data"), Verdict::Allow);
+}
+
+/// A database, a virtual machine's disk without a table, a test pattern.
+#[test]
+fn bytes_that_are_not_zero_are_content_on_a_blank_volume_and_zeros_are_none() {
+    let mut blank = with_state(State::Blank);
+    blank.flags |= flag::RAW;
+    let mut page = [0; 512];
+    let at = |rule: &Rule, class, offset, bytes: &[u8]| {
+        let request = Request { operation: Operation::Write, offset, length: bytes.len() as u64 };
+        decide(rule, &Asked { class, request, ..self::request(Operation::Write, 0, 0) }, &Bytes(bytes))
+    };
+    for offset in [0, 1 << 30] {
+        assert_eq!(at(&blank, Class::UNKNOWN, offset, &page), Verdict::Allow, "dd if=/dev/zero");
+        page[511] = 1;
+        assert_eq!(at(&blank, Class::UNKNOWN, offset, &page), Verdict::Raw);
+        assert_eq!(at(&blank, Class::TRUSTED, offset, &page), Verdict::Raw, "trusted, and no tool");
+        for class in [Class::ERASER, Class::LVM, Class::MAINTAINER] {
+            assert_eq!(at(&blank, class, offset, &page), Verdict::Allow, "shred, and whoever keeps formats");
+        }
+        for state in [State::Unverified, State::Permitted, State::Formatting, State::Formatted] {
+            let other = Rule { state: state as u32, ..blank };
+            assert_eq!(at(&other, Class::UNKNOWN, offset, &page), Verdict::Allow, "{state:?}");
+        }
+        page[511] = 0;
+    }
+    assert_eq!(write(&blank, 0, b"LUKS\xba\xbe\0\x02"), Verdict::Begin, "a format is more than that");
+    let unseen = request(Operation::Write, 1 << 30, 4096);
+    assert_eq!(decide(&blank, &unseen, &NoContent), Verdict::Fill, "it may be anything");
+    assert!(!Clear::of(&blank, &with_state(State::Unverified)).passes(blank.dev, 1 << 30, 512));
 }
 
 /// busybox cat and cp (sendfile), pv (splice), a mapping.
@@ -416,7 +450,7 @@ proptest! {
     #[test]
     fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
         marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
-        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..64, magic in any::<bool>(),
+        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..128, magic in any::<bool>(),
     ) {
         let unknown = with_state(State::Unverified);
         let mut rule = Rule::new(7, 77, State::Formatted);

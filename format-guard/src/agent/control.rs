@@ -38,8 +38,8 @@ use super::{
 };
 use crate::{
     api::{
-        EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest, ProtectRequest,
-        ReasonRequest, Selector,
+        AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
+        ProtectRequest, ReasonRequest, Selector,
     },
     volume::{probe::Finding, sysfs::Device},
 };
@@ -298,17 +298,40 @@ async fn probe(State(agent): State<Agent>, selector: Result<Json<Selector>, Json
 async fn adopt(
     State(agent): State<Agent>,
     ConnectInfo(peer): ConnectInfo<Peer>,
-    selector: Result<Json<Selector>, JsonRejection>,
+    request: Result<Json<AdoptRequest>, JsonRejection>,
 ) -> Answer {
-    let volume = body(selector)?.volume;
+    let AdoptRequest { volume, raw } = body(request)?;
     let device = agent.device(&volume).await?;
     match agent.prober.once(&device).await.result {
+        Ok(Finding::Holds { found, .. }) if raw => {
+            let name = found.first().map_or("a format", |found| found.name.as_str());
+            Err(Failure::new(
+                FailureKind::Refused,
+                format!("{} holds {name}: adopt it without --raw; its record stays as it is", device.name),
+            ))
+        }
+        Ok(finding @ (Finding::Blank | Finding::Raw(_))) if raw => {
+            let zeros = finding == Finding::Blank;
+            agent.ask(Question::AdoptRaw { volume, zeros, uid: peer.uid() }).await
+        }
         Ok(Finding::Holds { found, marks, .. }) => {
             agent.ask(Question::Adopt { volume, found, marks, uid: peer.uid() }).await
         }
         Ok(Finding::Blank) => Err(Failure::new(
             FailureKind::Refused,
-            format!("{} reads blank: there is nothing to adopt; its record stays as it is", device.name),
+            format!(
+                "{} reads blank: there is nothing to adopt, unless you know of content that is no known format (--raw); its \
+                 record stays as it is",
+                device.name
+            ),
+        )),
+        Ok(Finding::Raw(_)) => Err(Failure::new(
+            FailureKind::Refused,
+            format!(
+                "{} holds no known format, but bytes that are not zero: adopt them with --raw, if they are content; its \
+                 record stays as it is",
+                device.name
+            ),
         )),
         Err(error) => Err(Failure::new(
             FailureKind::Failed,

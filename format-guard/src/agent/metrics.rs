@@ -120,6 +120,7 @@ impl Metrics {
     pub(super) fn probed(&self, result: &Result<Finding, ProbeError>, took: Duration) {
         let result = match result {
             Ok(Finding::Blank) => "blank",
+            Ok(Finding::Raw(_)) => "raw",
             Ok(Finding::Holds { .. }) => "holds",
             Err(ProbeError::Deadline) => "deadline",
             Err(ProbeError::Read(_)) => "read_failed",

@@ -4,6 +4,7 @@
 //! manager to start it again; enforcement stays pinned in the kernel meanwhile.
 
 pub mod claims;
+mod closing;
 mod container;
 mod control;
 pub mod detach;
@@ -128,6 +129,7 @@ pub async fn run(start: Start) -> Result<()> {
     let (senders, received) = inputs::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
     let (ends, watched) = formatter_end::Watcher::new();
+    let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();
     let world = World {
         sysfs: Sysfs::host(config.longhorn_dir()),
@@ -136,11 +138,13 @@ pub async fn run(start: Start) -> Result<()> {
         forced_audit: start.audit,
         degraded: Vec::new(),
         quarantine: config.quarantine.cast_signed(),
+        raw_content: config.raw_content,
         protect: config.protect,
         resync_interval: config.interval(),
         forget_after: config.forget_after(),
         copied: config.copied(),
         kubelet_dir: config.kubelet_dir(),
+        closing: closing.clone(),
         cluster: cluster(&config, &metrics, &mut tasks),
     };
     let mut reconciler =
@@ -168,6 +172,7 @@ pub async fn run(start: Start) -> Result<()> {
     }
     tasks.spawn(prober::run(answers, senders.others.clone()));
     tasks.spawn(formatter_end::run(watched, senders.urgent.clone()));
+    tasks.spawn(closing::run(closing, senders.others.clone()));
     let (interval, intervals) = watch::channel(config.resync_interval);
     tasks.spawn(ticks(intervals, senders.others.clone()));
     tasks.spawn(reloads(start, interval, senders.others.clone()));

@@ -41,6 +41,8 @@ const LONG: Duration = Duration::from_secs(1);
 /// long, while it changes without a pause. Whoever opens it for writing and closes it again changes it.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long whoever has formatted a device may take to take it away without meeting a probe.
+const SOON: Duration = Duration::from_millis(200);
 /// Longest answer that is read, in bytes: of what is copied each takes two, and compression may not make it less.
 const MAX_ANSWER: u64 = (1 << 20) + 3 * MAX_BYTES;
 
@@ -139,6 +141,16 @@ impl Prober {
         } else {
             tracing::error!("no runtime to probe {} in", device.name);
         }
+    }
+
+    /// Probes a device in a moment.
+    pub fn ask_soon(&self, device: &Device, copied: Option<Wanted>) {
+        let (prober, asked) = (self.clone(), (device.clone(), copied));
+        let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
+        drop(handle.spawn(async move {
+            tokio::time::sleep(SOON).await;
+            prober.ask(&asked.0, asked.1);
+        }));
     }
 
     /// Probes a device that has changed: at once, or when it was left alone for a while.

@@ -46,6 +46,7 @@ use vacated::Vacated;
 use super::{
     claims::{Told, Wishes},
     clocks,
+    closing::Closing,
     formatter_end::Watcher,
     holding,
     inputs::Inputs,
@@ -56,7 +57,7 @@ use super::{
 };
 use crate::{
     api::{self, Failure},
-    config::{Config, Mode},
+    config::{Config, Mode, RawContent},
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Claim, Formatter, Record, Seconds, Wrote,
@@ -103,6 +104,11 @@ pub enum Input {
     Removed {
         /// Its kernel name.
         name: String,
+    },
+    /// Somebody has closed a device that he had open for writing.
+    ClosedByWriter {
+        /// Which.
+        dev: Dev,
     },
     /// The kernel programs tell something.
     Kernel(KernelEvent),
@@ -153,6 +159,15 @@ pub enum Question {
         found: Vec<Found>,
         /// Its marks.
         marks: Vec<Mark>,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Take whatever is there for its content, though it is no known format.
+    AdoptRaw {
+        /// Which volume.
+        volume: String,
+        /// It reads as zeros at both ends.
+        zeros: bool,
         /// Who asks.
         uid: u32,
     },
@@ -243,6 +258,8 @@ pub struct World {
     pub degraded: Vec<String>,
     /// How long a volume must read blank that may have been formatted unseen, in seconds.
     pub quarantine: Seconds,
+    /// Which bytes without a known format are content.
+    pub raw_content: RawContent,
     /// Keep others from taking the guard away.
     pub protect: bool,
     /// How often the world is compared with the records.
@@ -253,6 +270,8 @@ pub struct World {
     pub copied: Option<Wanted>,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
+    /// Who tells of closes.
+    pub closing: Closing,
     /// Who tells refusals to a cluster; what finds no place there is dropped.
     pub cluster: Option<mpsc::Sender<HistoryEvent>>,
 }
@@ -564,6 +583,7 @@ impl<E: Enforcer> Reconciler<E> {
                     self.device_gone(dev);
                 }
             }
+            Input::ClosedByWriter { dev } => self.closed_by_writer(dev),
             Input::Kernel(mut event) => {
                 self.enforcer.complete(&mut event);
                 self.kernel_event(&event);
@@ -713,7 +733,8 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
         let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
-        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, claim });
+        let raw_content = self.world.raw_content;
+        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim });
         if !on_record {
             self.take_over_rule(dev);
         }
@@ -753,6 +774,7 @@ impl<E: Enforcer> Reconciler<E> {
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         self.format_over.remove(&dev);
         let Some(device) = self.devices.remove(dev) else { return };
+        self.world.closing.watch(dev, None);
         self.occupy(Some(dev), None);
         self.vacate(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
@@ -786,6 +808,16 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
+    /// What may be formatted is read again when somebody may have written to it: by a road that nobody sees, or as one whose
+    /// writes mean nothing by themselves.
+    fn closed_by_writer(&self, dev: Dev) {
+        let Some(id) = self.devices.id(dev) else { return };
+        let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
+        if armed && let Some(device) = self.path(id) {
+            self.prober.ask_changed(device, self.wanted_copy(id));
+        }
+    }
+
     fn probe(&self, id: &VolumeId) {
         if let Some(device) = self.path(id) {
             self.prober.ask(device, self.wanted_copy(id));
@@ -799,6 +831,11 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         };
         let id = device.identity.id.clone();
+        // Asked before the map was there.
+        if self.map_over(&id).is_some() {
+            self.probe(&id);
+            return;
+        }
         if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
             return;
         }
@@ -822,6 +859,9 @@ impl<E: Enforcer> Reconciler<E> {
             Ok(Finding::Holds { marks, .. }) => marks.clone(),
             _ => Vec::new(),
         };
+        for id in self.read_by_map(answer.dev) {
+            self.apply(&id, Event::Probed(answer.result.clone()));
+        }
         self.apply(&id, Event::Probed(answer.result));
         if let Some(packed) = answer.copy {
             let taken = Taken { id, marks, packed };
@@ -898,10 +938,20 @@ impl<E: Enforcer> Reconciler<E> {
                     Some(batch) => batch.probe_later(id),
                     None => self.probe(id),
                 },
+                Effect::ProbeSoon => {
+                    if let Some(device) = self.path(id) {
+                        self.prober.ask_soon(device, self.wanted_copy(id));
+                    }
+                }
                 Effect::ReleaseHolder => match &mut self.batch {
                     Some(batch) => batch.release_later(id),
                     None => self.release(id),
                 },
+                Effect::Untaint => {
+                    if let Err(error) = self.forget_refusals(id) {
+                        error!("{error}");
+                    }
+                }
                 Effect::Report(_) => {}
             }
         }

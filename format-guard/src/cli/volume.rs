@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     agent::now,
-    api::{PermitRequest, ReasonRequest, Selector, Volume, Volumes},
+    api::{AdoptRequest, PermitRequest, ReasonRequest, Volume, Volumes},
+    record::Content,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -32,10 +33,15 @@ pub(super) enum Command {
         json: Json,
     },
     /// Take what is on a volume now for its content
-    #[command(after_help = "Example: format-guard volume adopt /dev/sdb")]
+    #[command(
+        after_help = "Examples:\n  format-guard volume adopt /dev/sdb\n  format-guard volume adopt /dev/sdc --raw"
+    )]
     Adopt {
         #[command(flatten)]
         which: Which,
+        /// It holds content that is no known format: a database, the disk of a virtual machine
+        #[arg(long)]
+        raw: bool,
         #[command(flatten)]
         json: Json,
     },
@@ -150,9 +156,9 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
             let query = [("volume", client::selector(&which.volume)?)];
             show(&client::get(socket, "/v1/volume", &query)?, json.json)
         }
-        Command::Adopt { which, json } => {
-            let selector = Selector { volume: client::selector(&which.volume)? };
-            show(&client::post(socket, "/v1/volume/adopt", &selector)?, json.json)
+        Command::Adopt { which, raw, json } => {
+            let request = AdoptRequest { volume: client::selector(&which.volume)?, raw };
+            show(&client::post(socket, "/v1/volume/adopt", &request)?, json.json)
         }
         Command::Permit { which, reason, seconds, json } => {
             let request = PermitRequest { volume: client::selector(&which.volume)?, reason, seconds };
@@ -229,6 +235,10 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         let uuid = content.uuid.as_deref().unwrap_or("-");
         line("holds", &format!("{} uuid {uuid}{label}", content.types.join(" + ")));
     }
+    if let Some(ends) = volume.ends.as_ref().filter(|_| volume.content.as_ref().is_some_and(Content::is_raw))
+    {
+        line("its ends", ends);
+    }
     if let Some(discrepancy) = &volume.discrepancy {
         println!(
             "{} {}",
@@ -281,12 +291,9 @@ mod tests {
             state: "unverified".into(),
             since: 0,
             cause: String::new(),
-            content: Some(crate::record::Content {
-                types: vec!["linux_raid_member".into()],
-                uuid: None,
-                label: None,
-            }),
+            content: Some(Content { types: vec!["linux_raid_member".into()], uuid: None, label: None }),
             marks: Vec::new(),
+            ends: None,
             mounted: false,
             audit: false,
             strict: false,

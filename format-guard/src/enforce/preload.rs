@@ -16,7 +16,7 @@ use std::{
 };
 
 use format_guard_common::{
-    Operation, Rule, State, Windows,
+    Rule, State, Windows,
     claim::Lease,
     event::{EventKind, HolderEntry, KernelEvent, Process, wrote},
     program,
@@ -195,7 +195,7 @@ impl Published {
             process: caller.process,
             diskseq,
             dev: question.dev,
-            wrote: Operation::from_raw(question.operation).map_or(wrote::BYTES, wrote::begun),
+            wrote: question.reason,
             mounted: 0,
             comm: caller.comm,
             cgroup: caller.cgroup,

@@ -8,6 +8,7 @@ use format_guard_common::{
 };
 
 use crate::{
+    config::RawContent,
     record::{Content, Overlap, Record},
     volume::{
         marks::{MAX_MARKS, Mark},
@@ -125,6 +126,11 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if record.state == State::Formatted && record.running {
         rule.flags |= flag::HELD;
     }
+    let raw = record.content.as_ref().is_some_and(Content::is_raw);
+    let fills = state == State::Blank && record.raw_content != RawContent::Ignored;
+    if fills || state == State::Formatted && raw {
+        rule.flags |= flag::RAW;
+    }
     // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
     // write there.
     if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
@@ -149,7 +155,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
 /// Whose tools keep what a volume holds; zero while that is not known.
 fn tools(record: &Record, own: &[&Format]) -> u32 {
     let tools = own.iter().fold(Class::UNKNOWN, |tools, format| tools.with(format.tools));
-    let known = record.content.is_some() && !record.marks.is_empty();
+    let raw = record.content.as_ref().is_some_and(Content::is_raw);
+    let known = record.content.is_some() && (raw || !record.marks.is_empty());
     if tools == Class::UNKNOWN && known { Class::NO_TOOLS.0 } else { tools.0 }
 }
 

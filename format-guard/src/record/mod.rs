@@ -13,7 +13,10 @@ use format_guard_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::volume::{VolumeId, marks::Mark};
+use crate::{
+    config::RawContent,
+    volume::{VolumeId, marks::Mark, probe::Digest},
+};
 
 /// Seconds since 1970.
 pub type Seconds = i64;
@@ -70,6 +73,21 @@ const CONTAINERS: &[&str] = &[
 ];
 
 impl Content {
+    /// In the place of a format's name.
+    const RAW: &str = "raw";
+
+    /// Of no known format: what a database, a virtual machine or an object store keeps there.
+    #[must_use]
+    pub fn raw() -> Self {
+        Self { types: vec![Self::RAW.to_owned()], uuid: None, label: None }
+    }
+
+    /// It is of no known format.
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        self.types.iter().any(|name| name == Self::RAW)
+    }
+
     /// It holds other volumes.
     #[must_use]
     pub fn is_container(&self) -> bool {
@@ -108,6 +126,34 @@ impl Content {
     }
 }
 
+/// What the ends of a volume without a known format read as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ends {
+    /// Zeros.
+    Zeros,
+    /// Bytes of which this is the digest.
+    Bytes(Digest),
+}
+
+impl Ends {
+    const ZEROS: &str = "zeros";
+
+    /// As it is stored and shown: a word, or the digest.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Zeros => Self::ZEROS,
+            Self::Bytes(digest) => &digest.0,
+        }
+    }
+
+    /// What was stored so.
+    #[must_use]
+    pub fn of(text: String) -> Self {
+        if text == Self::ZEROS { Self::Zeros } else { Self::Bytes(Digest(text)) }
+    }
+}
+
 /// A process that formats or formatted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -134,6 +180,8 @@ pub enum Wrote {
     Nothing,
     /// Some, or they may have gone unseen.
     Bytes,
+    /// Bytes that are not zero and no known format's, by one that is no known formatter.
+    Raw,
     /// The magic of a format among them.
     Magic,
 }
@@ -144,6 +192,8 @@ impl Wrote {
     pub const fn of(bits: u32) -> Self {
         if bits & wrote::MAGIC != 0 {
             Self::Magic
+        } else if bits & wrote::RAW != 0 {
+            Self::Raw
         } else if bits != 0 {
             Self::Bytes
         } else {
@@ -261,6 +311,8 @@ pub struct Record {
     pub content: Option<Content>,
     /// The bytes that identify it.
     pub marks: Vec<Mark>,
+    /// What its ends read as when it was armed last, or, of raw content, last.
+    pub ends: Option<Ends>,
     /// It carried a format once: only a permit may bring another one.
     pub ever_formatted: bool,
     /// A file system on it was mounted since it was formatted.
@@ -300,6 +352,8 @@ pub struct Record {
     pub doubted_since: Option<Seconds>,
     /// For how long then, in seconds. Not stored: the configuration's.
     pub quarantine: Seconds,
+    /// Which bytes without a known format are content. Not stored: the configuration's.
+    pub raw_content: RawContent,
     /// When it was attached with nothing on record, by [`Now::boot`]. Not stored.
     pub appeared: Option<Seconds>,
     /// When its permit ends, by [`Now::boot`]. Not stored.
@@ -337,6 +391,7 @@ impl Record {
             cause: "not probed yet".to_owned(),
             content: None,
             marks: Vec::new(),
+            ends: None,
             ever_formatted: false,
             mounted: false,
             formatter: None,
@@ -356,6 +411,7 @@ impl Record {
             attached_in: String::new(),
             doubted_since: None,
             quarantine: 0,
+            raw_content: RawContent::default(),
             appeared: None,
             permit_ends: None,
             looked_at: None,

@@ -19,8 +19,8 @@ use format_guard_common::Operation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, params};
 
 use super::{
-    Record, Seconds, State,
-    store::{HistoryEvent, Loss, Refusal, Store, StoreError, StoredCopy, Wanted},
+    Ends, Record, Seconds, State,
+    store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
     fault::{self, Point},
@@ -132,6 +132,14 @@ const MIGRATIONS: &[&str] = &[
         packed     BLOB NOT NULL,
         sum        INTEGER NOT NULL
     ) STRICT;
+",
+    "
+    ALTER TABLE volumes ADD COLUMN ends TEXT;
+",
+    // The process that a refusal tells of: looked at each time one is repeated.
+    "
+    ALTER TABLE events ADD COLUMN pid INTEGER;
+    UPDATE events SET pid = json_extract(refusal, '$.pid') WHERE json_valid(refusal);
 ",
 ];
 
@@ -440,7 +448,7 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
 
 /// Columns of `volumes`, in the order in which [`raw`] reads them: by name each would be looked for.
 const COLUMNS: &str = "id, origin, weak, first_seen, since, cause, ever_formatted, mounted, discrepancy, boot, audit, \
-                       strict, armed, generation, state, content, formatter, sum";
+                       strict, armed, generation, state, content, formatter, sum, ends";
 
 /// A row of `volumes` as `SQLite` has it.
 struct Raw {
@@ -464,6 +472,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.strict = row.get(11)?;
     record.armed = row.get(12)?;
     record.generation = row.get::<_, i64>(13)?.unsigned_abs();
+    record.ends = row.get::<_, Option<String>>(18)?.map(Ends::of);
     Ok(Raw { state: row.get(14)?, content: row.get(15)?, formatter: row.get(16)?, sum: row.get(17)?, record })
 }
 
@@ -568,11 +577,11 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, last_seen) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, unixepoch()) \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, ends, last_seen) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, unixepoch()) \
              ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
              content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
-             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, \
+             ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, ends = ?19, \
              last_seen = unixepoch()",
         )?
         .execute(params![
@@ -594,6 +603,7 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
             record.armed,
             sum::of_record(record)?,
             record.generation.cast_signed(),
+            record.ends.as_ref().map(Ends::text),
         ])?;
     transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
     for mark in &record.marks {
@@ -628,38 +638,35 @@ fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
     json(&(what, command, &refusal.comm, &refusal.exe)).map(Some)
 }
 
-/// The process that a stored refusal tells of.
-fn pid_of(refusal: Option<&str>) -> Option<u32> {
-    serde_json::from_str::<Refusal>(refusal?).ok().map(|refusal| refusal.pid)
-}
-
 fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
     let mut last = connection.prepare_cached(
-        "SELECT id, count, first, text, refusal FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
+        "SELECT id, count, first, text, refusal, pid FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
     )?;
     // With a new number: whoever follows the history is told.
     let mut delete = connection.prepare_cached("DELETE FROM events WHERE id = ?1")?;
     let mut insert = connection.prepare_cached(
-        "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats, pid) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?;
     for event in told {
         let (mut text, mut refusal) = (event.text.clone(), event.refusal.as_ref().map(json).transpose()?);
         let repeats = repeats(event)?;
+        let pid = event.refusal.as_ref().map(|refusal| refusal.pid);
         let (mut count, mut first) = (event.count, event.first);
         if let Some(repeats) = &repeats {
             let row = |row: &Row<'_>| {
                 let told = (row.get::<_, String>(3)?, row.get::<_, Option<String>>(4)?);
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, told))
+                let pid: Option<u32> = row.get(5)?;
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, told, pid))
             };
             let last = last.query_row([repeats], row).optional()?;
-            if let Some((id, times, since, earlier)) = last
+            if let Some((id, times, since, earlier, by)) = last
                 && (since..since.saturating_add(ONE_LINE)).contains(&event.at)
             {
                 delete.execute([id])?;
                 // The first thing that a process tries tells what it is about; of several processes it is the newest that
                 // somebody may still find.
-                if pid_of(earlier.1.as_deref()).is_some_and(|pid| pid_of(refusal.as_deref()) == Some(pid)) {
+                if by.is_some() && by == pid {
                     (text, refusal) = earlier;
                 }
                 count = count.saturating_add(times.unsigned_abs());
@@ -676,7 +683,8 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
             count,
             first,
             event.by_operator,
-            repeats
+            repeats,
+            pid,
         ])?;
     }
     if !told.is_empty() {

@@ -7,10 +7,10 @@
 use format_guard_common::{State, event::Process};
 
 use super::{
-    Claim, Content, Formatter, Now, Overlap, Overlay, Permit, Record, Seconds, Wrote, shared::Format,
+    Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Record, Seconds, Wrote, shared::Format,
 };
 use crate::{
-    config::Mode,
+    config::{Mode, RawContent},
     volume::{
         identity::Strength,
         marks::{Found, MAX_MARKS, Mark},
@@ -40,6 +40,8 @@ pub enum Event {
         records_lost: bool,
         /// How long it must read blank where a format may have gone unseen, in seconds.
         quarantine: Seconds,
+        /// Which bytes without a known format are content.
+        raw_content: RawContent,
         /// Whether the cluster's word is needed before it may be armed.
         claim: Claim,
     },
@@ -133,6 +135,11 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
+    /// An operator says that it holds raw content.
+    AdoptedRaw {
+        /// The operator's user id.
+        uid: u32,
+    },
     /// An operator allows one re-format.
     Permitted(Permit),
     /// Time has passed.
@@ -148,6 +155,7 @@ impl Event {
             Self::Exempted { .. }
                 | Self::ModeChosen { .. }
                 | Self::Adopted { .. }
+                | Self::AdoptedRaw { .. }
                 | Self::Permitted(_)
                 | Self::Claimed { permit: Some(_), .. }
         )
@@ -159,8 +167,12 @@ impl Event {
 pub enum Effect {
     /// Probe the device.
     Probe,
+    /// The same in a moment: whoever has just formatted a device may be about to take it away, and nothing depends on it.
+    ProbeSoon,
     /// Forget who formatted it.
     ReleaseHolder,
+    /// Forget who was refused on it.
+    Untaint,
     /// Tell people.
     Report(Report),
 }
@@ -182,8 +194,9 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         step.record.looked_at = Some(now.boot);
     }
     match event {
-        Event::Attached { boot, strength, records_lost, quarantine, claim } => {
+        Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim } => {
             step.record.quarantine = quarantine;
+            step.record.raw_content = raw_content;
             // Another path to what is claimed already.
             if !matches!((step.record.claim, claim), (Claim::Held(_), Claim::Wanted)) {
                 step.record.claim = claim;
@@ -192,7 +205,8 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         }
         Event::Closed => step.closed(),
         Event::Doubted => step.record.armed = Some(UNSEEN.to_owned()),
-        Event::Probed(Ok(Finding::Blank)) => step.blank(),
+        Event::Probed(Ok(Finding::Blank)) => step.holds_nothing(Ends::Zeros),
+        Event::Probed(Ok(Finding::Raw(digest))) => step.holds_nothing(Ends::Bytes(digest)),
         Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
         Event::FormatBegan { formatter, wrote } => step.format_began(formatter, wrote),
@@ -215,6 +229,7 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::Exempted { reason, uid } => step.exempted(&reason, uid),
         Event::ModeChosen { mode, reason, uid } => step.mode_chosen(mode, &reason, uid),
         Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
+        Event::AdoptedRaw { uid } => step.adopted_raw(uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
     }
@@ -388,17 +403,32 @@ impl Step {
         }
     }
 
-    fn blank(&mut self) {
+    /// No format is known there.
+    fn holds_nothing(&mut self, ends: Ends) {
         match self.record.state {
             State::Unverified if is_held_back(&self.record) => {}
+            State::Unverified if self.is_found_raw(&ends) => {
+                self.holds_raw(Some(ends));
+                self.formatted("bytes were found on it that are no known format's");
+            }
             State::Unverified if self.record.claim == Claim::Wanted => self.await_claim(),
-            State::Unverified => self.clean_pass("probed twice, clean and blank"),
+            State::Unverified => self.clean_pass("probed twice, clean and blank", ends),
+            State::Formatting if self.is_filled(&ends) => {
+                let cause = self.filled_by_whom();
+                let running = self.record.running;
+                self.holds_raw(Some(ends));
+                if running { self.settled(cause) } else { self.formatted(cause) }
+            }
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
                 // One reading may be older than the end of the format.
                 if self.reads_blank_again() {
                     self.formatted("a format ended and the volume reads blank");
-                    self.discrepancy("it reads blank".to_owned());
+                    if self.record.content.as_ref().is_some_and(Content::is_raw) {
+                        self.compare_raw(ends);
+                    } else {
+                        self.reads_as_nothing(&ends);
+                    }
                 }
             }
             State::Formatting if self.may_not_be_armed() => {
@@ -407,14 +437,76 @@ impl Step {
                 self.effects.push(Effect::ReleaseHolder);
                 self.probe();
             }
-            State::Formatting => self.clean_pass("the format left nothing, probed twice"),
+            State::Formatting => self.clean_pass("the format left nothing, probed twice", ends),
+            State::Formatted | State::Permitted
+                if self.record.content.as_ref().is_some_and(Content::is_raw) =>
+            {
+                self.compare_raw(ends);
+            }
             // Known by what lies on it alone: that it reads blank itself is as it was.
             State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
             State::Formatted | State::Permitted
                 if self.record.rewritten.is_some() && self.record.tool_at_work.is_some() => {}
-            State::Formatted | State::Permitted => self.discrepancy("it reads blank".to_owned()),
-            State::Blank | State::Exempt => {}
+            State::Formatted | State::Permitted => self.reads_as_nothing(&ends),
+            // What tools made of it that write no content.
+            State::Blank => self.record.ends = Some(ends),
+            State::Exempt => {}
         }
+    }
+
+    /// Whether what is found where nobody is known to have written is content: where all of it is, or where it is not what was
+    /// there when the volume was armed, and who wrote may have gone unseen.
+    fn is_found_raw(&self, ends: &Ends) -> bool {
+        let changed = self.record.ends.as_ref().is_some_and(|armed| armed != ends);
+        *ends != Ends::Zeros
+            && match self.record.raw_content {
+                RawContent::Written => changed && self.record.doubted_since.is_some(),
+                RawContent::Found => true,
+                RawContent::Ignored => false,
+            }
+    }
+
+    /// Whether one that is no known formatter has written what is found, of whose writes only that is known.
+    fn is_filled(&self, ends: &Ends) -> bool {
+        let formatter = self.record.formatter.as_ref();
+        let over = !self.record.running;
+        formatter.is_some_and(|formatter| !formatter.is_known())
+            && *ends != Ends::Zeros
+            && self.record.ends.as_ref() != Some(ends)
+            && self.record.raw_content != RawContent::Ignored
+            // A format that is under way may be known by its magic in a moment.
+            && (over || self.record.wrote != Wrote::Magic)
+    }
+
+    fn holds_raw(&mut self, ends: Option<Ends>) {
+        self.take(Content::raw(), Vec::new());
+        self.record.ends = ends;
+    }
+
+    fn filled_by_whom(&self) -> String {
+        let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
+        format!("filled by {by}")
+    }
+
+    /// Whoever has it in use may change it at will; but it does not vanish.
+    fn compare_raw(&mut self, ends: Ends) {
+        if ends == Ends::Zeros && matches!(self.record.ends, Some(Ends::Bytes(_))) {
+            self.reads_as_nothing(&ends);
+            return;
+        }
+        if self.record.discrepancy.take().is_some() {
+            self.report("discrepancy-ended", "it reads as recorded again");
+        }
+        self.record.rewritten = None;
+        self.record.ends = Some(ends);
+    }
+
+    fn reads_as_nothing(&mut self, ends: &Ends) {
+        let seen = match ends {
+            Ends::Zeros => "it reads blank",
+            Ends::Bytes(_) => "it reads as no known format",
+        };
+        self.discrepancy(seen.to_owned());
     }
 
     /// Whether it has read blank often enough; else it is probed once more.
@@ -427,13 +519,14 @@ impl Step {
         enough
     }
 
-    fn clean_pass(&mut self, cause: &str) {
+    fn clean_pass(&mut self, cause: &str, ends: Ends) {
         let doubted =
             self.record.doubted_since.is_some_and(|since| self.now.boot < since + self.record.quarantine);
         if !self.reads_blank_again() || doubted {
             return;
         }
         self.record.marks.clear();
+        self.record.ends = Some(ends);
         self.to(State::Blank, cause);
         self.effects.push(Effect::ReleaseHolder);
         self.report("blank", "blank: one format may begin");
@@ -519,6 +612,7 @@ impl Step {
         }
         self.record.content = Some(content);
         self.record.marks = marks;
+        self.record.ends = None;
         self.record.discrepancy = None;
     }
 
@@ -621,6 +715,11 @@ impl Step {
         // Its magic is there, whatever becomes of who wrote it.
         let magic = wrote == Wrote::Magic && !formatter.is_known();
         self.record.ever_formatted |= magic && self.record.state != State::Exempt;
+        // Of half a format nobody else need be the author.
+        if formatter.is_known() && !matches!(self.record.state, State::Formatted | State::Exempt) {
+            self.record.ends = None;
+        }
+        let fills = wrote == Wrote::Raw && !formatter.is_known();
         match self.record.state {
             State::Blank | State::Permitted | State::Unverified => {
                 let text = format!("{} (pid {}) began to format", formatter.comm, formatter.pid);
@@ -634,7 +733,11 @@ impl Step {
                 self.record.mounted = false;
                 self.record.clean_passes = 0;
                 self.to(State::Formatting, text.clone());
-                self.report("format-began", text);
+                if fills {
+                    self.fill();
+                } else {
+                    self.report("format-began", text);
+                }
             }
             // After a restart of the agent: it may still run.
             State::Formatting => {
@@ -643,6 +746,9 @@ impl Step {
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
                 self.record.clean_passes = 0;
+                if fills {
+                    self.fill();
+                }
             }
             State::Formatted if !self.record.over && goes_on(&self.record, formatter.process()) => {
                 self.record.running = true;
@@ -655,6 +761,14 @@ impl Step {
             // It is let do no more than others.
             State::Formatted | State::Exempt => {}
         }
+    }
+
+    /// It holds raw content from its first byte on, whatever becomes of who writes it.
+    fn fill(&mut self) {
+        let cause = self.filled_by_whom();
+        self.holds_raw(None);
+        self.settled(cause);
+        self.probe();
     }
 
     fn format_ended(&mut self, status: Option<u32>, wrote: Wrote, unseen: bool) {
@@ -679,7 +793,15 @@ impl Step {
         self.record.running = false;
         self.record.over = true;
         self.record.clean_passes = 0;
-        self.probe();
+        let complete = self.record.state == State::Formatting
+            && self.record.ever_formatted
+            && status == Some(0)
+            && self.record.formatter.as_ref().is_some_and(Formatter::is_known);
+        if complete {
+            self.effects.push(Effect::ProbeSoon);
+        } else {
+            self.probe();
+        }
     }
 
     fn mounted(&mut self) {
@@ -865,6 +987,12 @@ impl Step {
         self.formatted(format!("adopted by user {uid}"));
     }
 
+    fn adopted_raw(&mut self, uid: u32) {
+        self.holds_raw(None);
+        self.formatted(format!("adopted as raw content by user {uid}"));
+        self.probe();
+    }
+
     fn permitted(&mut self, permit: Permit) {
         if self.record.state == State::Exempt {
             return;
@@ -878,6 +1006,8 @@ impl Step {
         self.record.running = false;
         self.to(State::Permitted, cause.clone());
         self.effects.push(Effect::ReleaseHolder);
+        // Whoever was refused what is allowed now.
+        self.effects.push(Effect::Untaint);
         self.report("permitted", cause);
     }
 

@@ -218,16 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::volume::marks::MarkKind;
-
-    struct Image(Vec<u8>);
-
-    impl ReadAt for Image {
-        fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
-            let start = usize::try_from(offset).ok()?;
-            self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
-        }
-    }
+    use crate::volume::marks::{Image, MarkKind};
 
     const ALL: Wanted = Wanted { limit: 1 << 20, key_areas: true };
 

@@ -79,6 +79,18 @@ pub trait ReadAt {
     fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>>;
 }
 
+/// A device of this content.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) struct Image(pub(super) Vec<u8>);
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl ReadAt for Image {
+    fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        let start = usize::try_from(offset).ok()?;
+        self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
+    }
+}
+
 /// The marks of everything that was found on a device of `size` bytes.
 #[must_use]
 pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
@@ -367,15 +379,6 @@ impl Marks<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Image(Vec<u8>);
-
-    impl ReadAt for Image {
-        fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
-            let start = usize::try_from(offset).ok()?;
-            self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
-        }
-    }
 
     fn found(name: &str, magic_offset: u64) -> Vec<Found> {
         vec![Found { name: name.into(), uuid: None, label: None, magic_offset: Some(magic_offset) }]

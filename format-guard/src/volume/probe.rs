@@ -20,10 +20,11 @@ use format_guard_common::format::{NOT_OF_LIBBLKID, by_name};
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Dev,
-    copies::{self, Piece, Wanted},
+    copies::{self, Piece, Wanted, hexadecimal},
     marks::{self, Found, MAX_MARKS, Mark, ReadAt},
     zoned,
 };
@@ -33,6 +34,8 @@ const HEAD: u64 = 4 << 20;
 const TAIL: u64 = 1 << 20;
 /// Alignment of direct reads: no block device has larger logical blocks than a page here.
 const ALIGN: usize = 4096;
+/// Bytes at either end of which a digest is made.
+const DIGESTED: usize = 1 << 20;
 /// Signatures that one device is searched for at most.
 const MAX_FOUND: usize = 16;
 /// Partition tables whose partitions are read, by libblkid's names.
@@ -45,8 +48,10 @@ const MAX_TEXT: usize = 256;
 /// What a device holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finding {
-    /// Every byte was read and no format is known there.
+    /// Both ends read as zeros.
     Blank,
+    /// No format is known there; but bytes that are not zero were read.
+    Raw(Digest),
     /// At least one format.
     Holds {
         /// In libblkid's order.
@@ -57,6 +62,21 @@ pub enum Finding {
         /// read.
         partitions: Option<Vec<u64>>,
     },
+}
+
+/// SHA-256 of the first and the last MiB of a device without a known format, in hexadecimal digits. Where the device is
+/// shorter both are read in the same place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Digest(pub String);
+
+impl Digest {
+    fn of(head: &[u8], tail: &[u8]) -> Self {
+        let first = &head[..head.len().min(DIGESTED)];
+        let last = &tail[tail.len().saturating_sub(DIGESTED)..];
+        let sum = Sha256::new().chain_update(first).chain_update(last).finalize();
+        Self(hexadecimal::of(&sum))
+    }
 }
 
 /// Why a device could not be probed: it is not blank.
@@ -87,14 +107,18 @@ pub fn probe(
     size: u64,
     copied: Option<Wanted>,
 ) -> Result<(Finding, Vec<Piece>), ProbeError> {
-    let device = Direct::open(name, dev, size)?;
     let tail_start = tail_of(size);
-    let head = device.read(0, HEAD.min(size))?;
-    let tail = device.read(tail_start, size - tail_start)?;
-    let read = Read { head, tail_start, tail, between: &device };
+    let (head, tail, zoned) = {
+        let device = Direct::open(name, dev, size)?;
+        let head = device.read(0, HEAD.min(size))?;
+        let tail = device.read(tail_start, size - tail_start)?;
+        // libblkid cannot ask a copy for its zones.
+        (head, tail, zoned::btrfs(&device.file, &device)?)
+    };
+    // Not open any more: whoever takes it away meanwhile is not told that it is busy.
+    let read = Read { head, tail_start, tail, between: &Again { name, dev, size } };
     let found = judge(&read, size)?;
-    // libblkid cannot ask a copy for its zones.
-    let finding = match zoned::btrfs(&device.file, &device)? {
+    let finding = match zoned {
         Some((format, marks)) => with(found, format, marks),
         None => found,
     };
@@ -131,7 +155,14 @@ fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
         found = beside_libblkid(&read.head);
     }
     if found.is_empty() {
-        return Ok(Finding::Blank);
+        // Each chunk by one comparison: this is read before every first format.
+        let zeros = [0; 4096];
+        let is_zero = |end: &Vec<u8>| end.chunks(zeros.len()).all(|chunk| *chunk == zeros[..chunk.len()]);
+        return Ok(if !is_zero(&read.head) || !is_zero(&read.tail) {
+            Finding::Raw(Digest::of(&read.head, &read.tail))
+        } else {
+            Finding::Blank
+        });
     }
     let marks = marks::derive(&found, size, read);
     Ok(Finding::Holds { found, marks, partitions })
@@ -140,20 +171,12 @@ fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
 /// The same for a device of this content.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
-    struct Content<'a>(&'a [u8]);
-
-    impl ReadAt for Content<'_> {
-        fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
-            let start = usize::try_from(offset).ok()?;
-            self.0.get(start..start.checked_add(length)?).map(<[u8]>::to_vec)
-        }
-    }
-
     let size = content.len() as u64;
     let tail_start = tail_of(size);
     let part = |from: u64, to: u64| content[from as usize..to as usize].to_vec();
     let head = part(0, HEAD.min(size));
-    let read = Read { head, tail_start, tail: part(tail_start, size), between: &Content(content) };
+    let read =
+        Read { head, tail_start, tail: part(tail_start, size), between: &marks::Image(content.to_vec()) };
     judge(&read, size)
 }
 
@@ -248,6 +271,19 @@ impl ReadAt for Direct {
         let bytes = self.read(start, end - start).ok()?;
         let skip = usize::try_from(offset - start).ok()?;
         bytes.get(skip..).map(<[u8]>::to_vec)
+    }
+}
+
+/// A device that is opened for each read: there are few, and it is in nobody's way between.
+struct Again<'a> {
+    name: &'a str,
+    dev: Dev,
+    size: u64,
+}
+
+impl ReadAt for Again<'_> {
+    fn read_at(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        Direct::open(self.name, self.dev, self.size).ok()?.read_at(offset, length)
     }
 }
 
@@ -397,6 +433,25 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn bytes_without_a_format_are_told_from_zeros_and_by_their_digest() {
+        let judged = |at: Option<usize>| {
+            let mut head = vec![0; 4 << 20];
+            if let Some(at) = at {
+                head[at] = 7;
+            }
+            let size = head.len() as u64;
+            judge(&Read { head, tail_start: size, tail: vec![0; 512], between: &Zeroed }, size)
+                .expect("judged")
+        };
+        assert_eq!(judged(None), Finding::Blank);
+        let raw = [0, 1, 3 << 20].map(|at| match judged(Some(at)) {
+            Finding::Raw(digest) => digest,
+            other => panic!("{at}: {other:?}"),
+        });
+        assert!(raw[0] != raw[1] && raw[1] != raw[2] && raw.iter().all(|digest| digest.0.len() == 64));
     }
 
     #[test]

@@ -156,6 +156,7 @@ fn transitions() -> Result<()> {
         strength: Strength::Strong,
         records_lost: false,
         quarantine: 0,
+        raw_content: config::RawContent::Written,
         claim: Claim::Unneeded,
     };
     let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);

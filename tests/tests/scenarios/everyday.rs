@@ -1,6 +1,11 @@
 //! Everyday work on guarded volumes goes on as without the guard.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use format_guard_tests::{
@@ -187,6 +192,8 @@ fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
 #[test]
 fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Result<()> {
     const SOCKET: &str = "/run/fg-monitor";
+    // `event::Taint::QUIET`
+    const QUIET: Duration = Duration::from_secs(10);
     let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
@@ -211,6 +218,15 @@ fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Resu
     guard.json(&format!("volume untaint {} --reason vm", device.path().display()))?;
     ensure!(writes("9M")?, "it did not get its disk back");
     ensure!(!writes("0")?, "it formatted its disk after all");
+    // Its guest has given up, and starts what is on the disk: nobody has to help it.
+    let start = Instant::now();
+    ensure!(!writes("9M")? && start.elapsed() < QUIET, "it was refused once, and writes again");
+    thread::sleep(QUIET + Duration::from_secs(1));
+    ensure!(writes("9M")?, "it did not get its disk back");
+    // Whoever permits what was refused need not lift the refusal, too.
+    ensure!(!writes("0")?, "it formatted its disk after all");
+    guard.json(&format!("volume permit {} --reason vm", device.path().display()))?;
+    ensure!(writes("9M")? && writes("0")?, "it may not do what was permitted");
     monitor.kill()?;
     monitor.wait()?;
     fs::remove_file(SOCKET)?;

@@ -559,6 +559,19 @@ mod tests {
         }
     }
 
+    /// A file that no module names is compiled and run by nobody.
+    #[test]
+    fn every_scenario_is_run() {
+        let directory = workspace().join("tests/tests/scenarios");
+        let main = std::fs::read_to_string(directory.join("main.rs")).expect("main.rs");
+        for entry in std::fs::read_dir(&directory).expect("scenarios") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_stem().and_then(|name| name.to_str()).expect("a name").to_owned();
+            let named = main.lines().any(|line| line == format!("mod {name};"));
+            assert!(name == "main" || named, "no module names {}", path.display());
+        }
+    }
+
     #[test]
     fn a_change_of_the_kernel_programs_is_held_on_every_kernel() {
         let changed = ["format-guard-ebpf/src/gate.rs".to_owned()];

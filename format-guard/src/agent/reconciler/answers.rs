@@ -10,7 +10,7 @@ use crate::{
     agent::{claims::Command, now},
     api::{self, Condition, Failure, FailureKind},
     config::{Config, Mode},
-    enforce::{Enforcer, bpf::PartReport, rule},
+    enforce::{Enforcer, MapError, bpf::PartReport, rule},
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -50,6 +50,12 @@ impl<E: Enforcer> Reconciler<E> {
                 self.apply(&id, Event::Adopted { found, marks, uid });
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
+            Question::AdoptRaw { volume, zeros, uid } => {
+                let id = self.select(&volume)?;
+                self.device_of(&id)?;
+                self.adopt_raw(&id, zeros, uid)?;
+                Reply::Volume(Box::new(self.volume(&id)?))
+            }
             Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
             Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
             Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
@@ -72,6 +78,25 @@ impl<E: Enforcer> Reconciler<E> {
                 Reply::Events(api::Events { events })
             }
         })
+    }
+
+    fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, uid: u32) -> Result<(), Failure> {
+        // What is recorded is worth more than what is read now.
+        if zeros
+            && let Some(record) = self.records.get(id)
+            && record.ever_formatted
+            && let Some(content) = record.content.as_ref().filter(|content| !content.is_raw())
+        {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                format!(
+                    "{id} is recorded as {} and reads as zeros: its record stays as it is",
+                    content.name()
+                ),
+            ));
+        }
+        self.apply(id, Event::AdoptedRaw { uid });
+        Ok(())
     }
 
     fn status(&self) -> Result<api::Status, Failure> {
@@ -345,15 +370,21 @@ impl<E: Enforcer> Reconciler<E> {
         let reason = reason_of(&request.reason, "to untaint")?;
         let id = self.select(&request.volume)?;
         self.device_of(&id)?;
-        let devices: Vec<(u32, u64)> =
-            self.devices.of(&id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
-        let mut count = 0;
-        for (dev, diskseq) in devices {
-            count += self.enforcer.untaint(dev, diskseq).map_err(|error| failed(&error))?;
-        }
+        let count = self.forget_refusals(&id).map_err(|error| failed(&error))?;
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
         self.tell_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })
+    }
+
+    /// Lets whoever was refused on its devices write there again; how many that are.
+    pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
+        let devices: Vec<(u32, u64)> =
+            self.devices.of(id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
+        let mut count = 0;
+        for (dev, diskseq) in devices {
+            count += self.enforcer.untaint(dev, diskseq)?;
+        }
+        Ok(count)
     }
 
     // Enforce or audit
@@ -383,7 +414,13 @@ impl<E: Enforcer> Reconciler<E> {
             let id = self.select(selector)?;
             self.device_of(&id)?;
             self.apply(&id, Event::ModeChosen { mode: request.mode, reason, uid });
-            return Ok(api::Done { text: format!("{id}: mode {}", request.mode.name()) });
+            let holds_nothing = |record: &Record| matches!(record.state, State::Unverified | State::Blank);
+            let note = if request.mode == Mode::Strict && self.records.get(&id).is_some_and(holds_nothing) {
+                ", from the moment on that it is known to hold something; what is on it already: format-guard volume adopt --raw"
+            } else {
+                ""
+            };
+            return Ok(api::Done { text: format!("{id}: mode {}{note}", request.mode.name()) });
         }
         if request.mode == Mode::Strict {
             return Err(bad("strict is a mode of single volumes: name one with --volume".to_owned()));

@@ -85,6 +85,7 @@ impl<E: Enforcer> Reconciler<E> {
                 strength: device.identity.strength,
                 records_lost: false,
                 quarantine: self.world.quarantine,
+                raw_content: self.world.raw_content,
                 claim: self.claim_needed(device),
             };
             self.apply(&id, event);

@@ -1,5 +1,5 @@
 //! A volume that several devices lead to is read by one that answers: a standby path of a logical unit, or one that hangs, says
-//! nothing of what the volume holds.
+//! nothing of what the volume holds. Where multipath has the paths in its hands, its map is read, which knows the good ones.
 
 use super::Reconciler;
 use crate::{
@@ -19,11 +19,37 @@ pub(super) struct Paths {
 impl<E: Enforcer> Reconciler<E> {
     /// The device by which a volume is read next.
     pub(super) fn path(&self, id: &VolumeId) -> Option<&Device> {
+        if let Some(map) = self.map_over(id) {
+            return Some(map);
+        }
         let paths = self.paths.get(id);
         let is_good = |device: &&Device| paths.is_some_and(|paths| paths.good == Some(device.dev));
         let has_failed = |device: &Device| paths.is_some_and(|paths| paths.failed.contains(&device.dev));
         let untried = || self.devices.of(id).find(|device| !has_failed(device));
         self.devices.of(id).find(is_good).or_else(untried).or_else(|| self.devices.of(id).next())
+    }
+
+    /// The multipath map that has the paths to a volume.
+    pub(super) fn map_over(&self, id: &VolumeId) -> Option<&Device> {
+        let above = self.devices.of(id).flat_map(|path| self.devices.above(path.dev));
+        above.filter_map(|dev| self.devices.get(dev)).find(|upper| {
+            let uuid = upper.identity.id.as_str().strip_prefix("dm:");
+            uuid.is_some_and(|uuid| uuid.starts_with("mpath-"))
+        })
+    }
+
+    /// The other volumes that are read by this device: those to whose paths it is the map.
+    pub(super) fn read_by_map(&self, dev: Dev) -> Vec<VolumeId> {
+        let below = self.devices.get(dev).map_or(&[][..], |device| &device.below);
+        let mut ids: Vec<VolumeId> = below
+            .iter()
+            .filter_map(|path| self.devices.id(path.dev))
+            .filter(|id| self.map_over(id).is_some_and(|map| map.dev == dev))
+            .cloned()
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// Whether a probe by this device came to nothing, and another device is probed in its place.

@@ -16,6 +16,7 @@ use crate::{
         Dev, VolumeId,
         marks::Mark,
         present::{Place, Related},
+        probe,
     },
 };
 
@@ -80,6 +81,8 @@ impl<E: Enforcer> Reconciler<E> {
         };
         let (rule, windows) = rule::of(&subject, self.audits());
         let claim = record.claim;
+        let node = (record.state == State::Blank).then(|| probe::node_path(&device.name));
+        self.world.closing.watch(dev, node.as_deref());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
             error!("{error}");
             // The rule before this one may let a formatter through, and the claim be another node's soon.

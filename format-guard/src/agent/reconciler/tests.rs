@@ -277,11 +277,13 @@ fn setting() -> Setting {
         forced_audit: false,
         degraded: Vec::new(),
         quarantine: 100,
+        raw_content: crate::config::RawContent::Written,
         protect: true,
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         kubelet_dir: None,
+        closing: Closing::default(),
         cluster: None,
     };
     let entered = runtime.enter();

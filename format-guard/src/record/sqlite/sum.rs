@@ -3,7 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Record, StoreError, StoredCopy, json};
+use super::{Ends, Record, StoreError, StoredCopy, json};
 
 /// Of every column of a record, its marks and its permit.
 pub(super) fn of_record(record: &Record) -> Result<i64, StoreError> {
@@ -31,11 +31,12 @@ pub(super) fn of_record(record: &Record) -> Result<i64, StoreError> {
         &record.boot,
         &record.armed,
     );
-    // A version without generations stored sums without them.
-    match record.generation {
-        0 => Ok(of_text(&json(&(known, rest))?)),
-        generation => Ok(of_text(&json(&(known, rest, generation))?)),
-    }
+    // A version without generations, or without ends, stored sums without them.
+    Ok(of_text(&match (record.generation, record.ends.as_ref().map(Ends::text)) {
+        (0, None) => json(&(known, rest))?,
+        (generation, None) => json(&(known, rest, generation))?,
+        (generation, ends) => json(&(known, rest, generation, ends))?,
+    }))
 }
 
 /// Of a setting.

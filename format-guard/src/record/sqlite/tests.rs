@@ -259,7 +259,7 @@ fn what_a_version_without_sums_stored_gets_them() {
              DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; \
              DROP INDEX events_that_pass; DROP INDEX events_that_repeat; ALTER TABLE events DROP COLUMN count; \
              ALTER TABLE events DROP COLUMN first; ALTER TABLE events DROP COLUMN by_operator; \
-             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; PRAGMA user_version = 4;",
+             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; ALTER TABLE volumes DROP COLUMN ends; ALTER TABLE events DROP COLUMN pid; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);
@@ -503,6 +503,25 @@ fn what_operators_did_under_an_earlier_version_is_kept_as_well() {
     let history = store.history(&wanted(10, None)).expect("history");
     assert_eq!(history.iter().map(|event| event.by_operator).collect::<Vec<_>>(), [true, true, false, false]);
     assert!(history.iter().all(|event| event.count == 1 && event.first == 9), "{history:?}");
+}
+
+/// What the version before the column for it has stored.
+#[test]
+fn a_refusal_of_an_earlier_version_is_repeated_by_its_process() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
+    store.tell(&[refusal(100, "mkfs.ext4", "formatter", 7)]).expect("told");
+    store
+        .connection
+        .execute_batch("ALTER TABLE events DROP COLUMN pid; PRAGMA user_version = 10;")
+        .expect("as of version 10");
+    drop(store);
+    let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("migrated");
+    let wider = HistoryEvent { text: "wider".to_owned(), ..refusal(102, "mkfs.ext4", "formatter", 7) };
+    store.tell(&[wider]).expect("told");
+    let history = store.history(&wanted(100, None)).expect("history");
+    let seen: Vec<_> = history.iter().map(|event| (event.text.as_str(), event.count)).collect();
+    assert_eq!(seen, [("pid 7", 2)], "the first try tells what it is about");
 }
 
 #[test]

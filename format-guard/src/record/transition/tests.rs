@@ -1,3 +1,5 @@
+mod raw;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -74,6 +76,7 @@ fn attached() -> Event {
         strength: Strength::Strong,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Unneeded,
     }
 }
@@ -121,6 +124,7 @@ fn attached_in(boot: &str) -> Event {
         strength: Strength::Strong,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Unneeded,
     }
 }
@@ -475,6 +479,7 @@ fn a_weak_volume_is_not_armed_in_a_later_boot() {
         strength: Strength::Weak,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Unneeded,
     };
     let (armed, _) = run(record(), [weakly("boot-1"), blank(), blank()]);
@@ -493,6 +498,7 @@ fn a_volume_whose_identity_is_pending_is_never_armed() {
         strength: Strength::Pending,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Unneeded,
     };
     assert_eq!(run(record(), [pending, blank(), blank(), blank()]).0.state, State::Unverified);
@@ -505,6 +511,7 @@ fn memory_is_not_guarded() {
         strength: Strength::Memory,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Unneeded,
     };
     assert_eq!(run(record(), [memory, holds("swap", "a")]).0.state, State::Exempt);
@@ -567,6 +574,7 @@ fn nothing_is_armed_after_the_records_were_lost() {
                 strength: Strength::Strong,
                 records_lost: true,
                 quarantine: 100,
+                raw_content: RawContent::Written,
                 claim: Claim::Unneeded,
             },
             blank(),
@@ -666,10 +674,17 @@ fn samples() -> Vec<(&'static str, Record)> {
             with(armed(), vec![attached_in("boot-2"), blank(), blank()]),
         ),
         ("unverified, its identity is not sure or its record may be lost", {
-            let Event::Attached { boot, strength, quarantine, claim, .. } = attached() else {
+            let Event::Attached { boot, strength, quarantine, raw_content, claim, .. } = attached() else {
                 unreachable!()
             };
-            after(vec![Event::Attached { boot, strength, records_lost: true, quarantine, claim }])
+            after(vec![Event::Attached {
+                boot,
+                strength,
+                records_lost: true,
+                quarantine,
+                raw_content,
+                claim,
+            }])
         }),
         ("blank", after(armed())),
         ("formatting, by a known formatter", with(armed(), vec![began()])),
@@ -685,7 +700,12 @@ fn samples() -> Vec<(&'static str, Record)> {
             "formatting, another that wrote a magic has ended",
             with(armed(), vec![monitor_began(), ended(Some(9))]),
         ),
+        ("formatting, by another whose writes are not seen", with(armed(), vec![raw::fills(Wrote::Bytes)])),
         ("formatted", after(vec![attached(), holds("ext4", "a")])),
+        ("formatted, raw content", {
+            let filled = vec![raw::fills(Wrote::Raw), raw::raw("a"), ended(Some(0)), raw::raw("b")];
+            with(armed(), filled)
+        }),
         (
             "formatted, and open in the hands of who did it",
             with(armed(), vec![monitor_began(), holds("ext4", "a")]),
@@ -708,12 +728,15 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
     vec![
         ("reads blank", blank(), now),
         ("reads blank after the quarantine", blank(), clock(500)),
+        ("reads as no known format, and not as zeros", raw::raw("c"), now),
         ("reads as ext4", holds("ext4", "a"), now),
         ("reads as another ext4", holds("ext4", "b"), now),
         ("reads as LVM2_member", holds("LVM2_member", "c"), now),
         ("cannot be read", Event::Probed(Err(ProbeError::Deadline)), now),
         ("a known formatter is let through", began(), now),
         ("another writes a magic", monitor_began(), now),
+        ("another writes bytes that are not zero", raw::fills(Wrote::Raw), now),
+        ("another writes unseen", raw::fills(Wrote::Bytes), now),
         ("who formats it ends well", ended(Some(0)), now),
         ("who formats it fails", ended(Some(256)), now),
         ("who formats it ends unseen", ended(None), now),
@@ -731,6 +754,7 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
         ("an operator permits a re-format", Event::Permitted(permit(1000)), now),
         ("its permit's time is over", Event::Tick, clock(5000)),
         ("an operator adopts it", Event::Adopted { found, marks: Vec::new(), uid: 0 }, now),
+        ("an operator adopts it as raw content", Event::AdoptedRaw { uid: 0 }, now),
         ("an operator exempts it", Event::Exempted { reason: "a reason".into(), uid: 0 }, now),
     ]
 }
@@ -768,7 +792,7 @@ fn the_page_of_the_book_is_what_the_code_does() {
 
 /// What the kernel may say of a formatter's writes.
 fn any_wrote() -> impl Strategy<Value = Wrote> {
-    prop_oneof![Just(Wrote::Nothing), Just(Wrote::Bytes), Just(Wrote::Magic)]
+    prop_oneof![Just(Wrote::Nothing), Just(Wrote::Bytes), Just(Wrote::Raw), Just(Wrote::Magic)]
 }
 
 /// An end of any kind.
@@ -792,6 +816,7 @@ fn any_attachment() -> impl Strategy<Value = Event> {
             strength,
             records_lost,
             quarantine: 100,
+            raw_content: RawContent::Written,
             claim,
         },
     )
@@ -818,14 +843,16 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Doubted),
         2 => Just(monitor_began()),
         1 => Just(Event::FormatBegan { formatter: monitor(), wrote: Wrote::Bytes }),
+        1 => Just(raw::fills(Wrote::Raw)),
         1 => Just(holds("gpt", "c")),
+        1 => prop_oneof![Just(raw::raw("a")), Just(raw::raw("b"))],
         3 => Just(blank()),
         2 => Just(holds("ext4", "a")),
         1 => Just(holds("xfs", "b")),
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, claim: Claim::Unneeded }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Unneeded }),
         2 => Just(began()),
         1 => Just(ended(Some(0))),
         1 => Just(ended(Some(256))),
@@ -840,7 +867,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::OwnerWiped(tool())),
         1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
-        1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, claim: Claim::Wanted }),
+        1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Wanted }),
         1 => any::<bool>().prop_map(|doubted| Event::Claimed { lease: 3, doubted, permit: None }),
         1 => Just(Event::ClaimLost),
         1 => Just(Event::PermitLost),
@@ -861,6 +888,7 @@ fn attached_among_others() -> Event {
         strength: Strength::Strong,
         records_lost: false,
         quarantine: 100,
+        raw_content: RawContent::Written,
         claim: Claim::Wanted,
     }
 }
@@ -922,7 +950,7 @@ fn is_precious(before: &Record, event: &Event) -> bool {
     let by = before.formatter.as_ref();
     match event {
         Event::Mounted => before.state != State::Exempt,
-        Event::FormatBegan { formatter, wrote } => *wrote == Wrote::Magic && !formatter.is_known(),
+        Event::FormatBegan { formatter, wrote } => *wrote >= Wrote::Raw && !formatter.is_known(),
         Event::FormatEnded { status, wrote, unseen } => {
             before.state == State::Formatting
                 && by.is_some_and(Formatter::is_known)
@@ -960,7 +988,7 @@ proptest! {
             let before = volume.clone();
             precious |= is_precious(&before, &event);
             match &event {
-                Event::Probed(Ok(Finding::Blank)) => clean += 1,
+                Event::Probed(Ok(Finding::Blank | Finding::Raw(_))) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan { .. } => clean = 0,
                 Event::FormatEnded { .. } if before.running => clean = 0,
                 Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,

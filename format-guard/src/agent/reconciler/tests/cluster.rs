@@ -130,11 +130,13 @@ impl Node {
             forced_audit: false,
             degraded: Vec::new(),
             quarantine: 2,
+            raw_content: config::RawContent::Written,
             protect: false,
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
             copied: None,
             kubelet_dir: None,
+            closing: Closing::default(),
             cluster: None,
         };
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());

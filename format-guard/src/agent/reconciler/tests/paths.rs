@@ -45,10 +45,49 @@ fn a_path_that_fails_says_nothing_while_another_one_answers() {
 fn a_blank_volume_is_armed_by_the_path_that_can_be_read() {
     let mut setting = with_two_paths();
     setting.fails(DEV, 5);
-    for _ in 0..2 {
-        setting.give(answer(OTHER, 7, Ok(Finding::Blank)));
-    }
+    assert_eq!(setting.next_path(), OTHER);
+    setting.give(answer(OTHER, 7, Ok(Finding::Blank)));
+    // Asked before that: it says nothing of what the other has read.
+    setting.fails(DEV, 5);
+    assert_eq!(setting.next_path(), OTHER);
+    setting.give(answer(OTHER, 7, Ok(Finding::Blank)));
     assert_eq!(setting.state(), State::Blank);
+    setting.fails(DEV, 5);
+    assert_eq!(setting.state(), State::Blank, "a path that fails takes nothing away");
+}
+
+const MAP: Dev = Dev { major: 253, minor: 2 };
+
+/// A standby path cannot be read for ever, and each try is an error in the kernel's log.
+#[test]
+fn where_multipath_has_the_paths_its_map_is_read() {
+    let mut setting = with_two_paths();
+    attach_at(setting.sysfs.path(), 2, "mpath-36001", 8);
+    let slaves = setting.sysfs.path().join("devices/virtual/block/dm-2/slaves");
+    fs::create_dir_all(&slaves).expect("directory");
+    for name in ["dm-0", "dm-1"] {
+        fs::write(slaves.join(name), "").expect("slave");
+    }
+    setting.give(changed("dm-2"));
+    assert_eq!(setting.next_path(), MAP);
+    // Both were asked before the map was there.
+    setting.fails(DEV, 5);
+    setting.fails(OTHER, 7);
+    let record = |setting: &Setting| setting.reconciler.records[&VolumeId::from("dm:UUID-1")].clone();
+    assert!(record(&setting).cause.contains("not probed"), "{}", record(&setting).cause);
+    setting.give(answer(MAP, 8, Ok(holds())));
+    for id in ["dm:UUID-1", "dm:mpath-36001"] {
+        assert_eq!(setting.reconciler.records[&VolumeId::from(id)].state, State::Formatted, "{id}");
+    }
+    setting.fails(DEV, 5);
+    assert_eq!((record(&setting).discrepancy, setting.next_path()), (None, MAP));
+    setting.fails(MAP, 8);
+    assert!(record(&setting).discrepancy.is_some(), "nothing can be read");
+    for link in ["class/block/dm-2", "dev/block/253:2"] {
+        fs::remove_file(setting.sysfs.path().join(link)).expect("gone");
+    }
+    setting.give(Input::Removed { name: "dm-2".into() });
+    assert_eq!(setting.next_path(), DEV, "the paths are on their own again");
 }
 
 #[test]
