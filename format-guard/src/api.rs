@@ -275,6 +275,9 @@ pub struct AdoptRequest {
     /// What is there is content, though no known format.
     #[serde(default)]
     pub raw: bool,
+    /// Why; must not be empty.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// `POST /v1/volume/permit`

@@ -300,7 +300,7 @@ async fn adopt(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<AdoptRequest>, JsonRejection>,
 ) -> Answer {
-    let AdoptRequest { volume, raw } = body(request)?;
+    let AdoptRequest { volume, raw, reason } = body(request)?;
     let device = agent.device(&volume).await?;
     match agent.prober.once(&device).await.result {
         Ok(Finding::Holds { found, .. }) if raw => {
@@ -312,10 +312,10 @@ async fn adopt(
         }
         Ok(finding @ (Finding::Blank | Finding::Raw(_))) if raw => {
             let zeros = finding == Finding::Blank;
-            agent.ask(Question::AdoptRaw { volume, zeros, uid: peer.uid() }).await
+            agent.ask(Question::AdoptRaw { volume, zeros, reason, uid: peer.uid() }).await
         }
         Ok(Finding::Holds { found, marks, .. }) => {
-            agent.ask(Question::Adopt { volume, found, marks, uid: peer.uid() }).await
+            agent.ask(Question::Adopt { volume, found, marks, reason, uid: peer.uid() }).await
         }
         Ok(Finding::Blank) => Err(Failure::new(
             FailureKind::Refused,

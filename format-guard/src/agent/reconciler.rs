@@ -159,6 +159,8 @@ pub enum Question {
         found: Vec<Found>,
         /// Its marks.
         marks: Vec<Mark>,
+        /// Why.
+        reason: String,
         /// Who asks.
         uid: u32,
     },
@@ -168,6 +170,8 @@ pub enum Question {
         volume: String,
         /// It reads as zeros at both ends.
         zeros: bool,
+        /// Why.
+        reason: String,
         /// Who asks.
         uid: u32,
     },

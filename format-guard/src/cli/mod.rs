@@ -5,6 +5,7 @@ mod canary;
 mod check;
 mod client;
 mod config;
+mod consent;
 mod ensure_fs;
 mod events;
 mod format;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, BufRead, Write},
+    io,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{
     CommandError, client,
+    consent::typed_yes,
     format::{moment, wrap},
     print_json,
 };
@@ -215,10 +216,7 @@ fn may_be_written(volume: &Volume) -> Result<(), CommandError> {
 fn is_confirmed(device: &Path, pieces: &[&Piece]) -> anyhow::Result<()> {
     let total: usize = pieces.iter().map(|piece| piece.bytes.len()).sum();
     eprint!("{total} bytes of {} are overwritten. Type yes to go on: ", device.display());
-    io::stderr().flush()?;
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).context("cannot read the answer")?;
-    ensure!(line.trim() == "yes", "nothing is written");
+    ensure!(typed_yes()?, "nothing is written");
     Ok(())
 }
 

@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    CommandError, Json, client, done,
+    CommandError, Json, client,
+    consent::Consent,
+    done,
     format::{Colour, ago, duration, fit, moment, paint, wrap},
     print_json, rescue,
 };
@@ -32,18 +34,19 @@ pub(super) enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Take what is on a volume now for its content
+    /// Take what is on a volume now for its content; a permit that it has ends
     #[command(
-        after_help = "Examples:\n  format-guard volume adopt /dev/sdb\n  format-guard volume adopt /dev/sdc --raw"
+        after_help = "Examples:\n  format-guard volume adopt /dev/sdb --reason \"restored\"\n  format-guard volume adopt /dev/sdc --raw \
+                      --reason \"a database\""
     )]
     Adopt {
         #[command(flatten)]
-        which: Which,
+        why: Why,
+        #[command(flatten)]
+        consent: Consent,
         /// It holds content that is no known format: a database, the disk of a virtual machine
         #[arg(long)]
         raw: bool,
-        #[command(flatten)]
-        json: Json,
     },
     /// Allow one re-format of a volume: ITS DATA WILL BE LOST by it
     #[command(after_help = "Example: format-guard volume permit /dev/sdb --reason \"new array\" --for 2h")]
@@ -57,6 +60,8 @@ pub(super) enum Command {
         #[arg(long = "for", default_value = "15m", value_name = "TIME", value_parser = duration)]
         seconds: u64,
         #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
         json: Json,
     },
     /// Take a volume out of the guard until it is adopted or forgotten
@@ -66,6 +71,8 @@ pub(super) enum Command {
     Exempt {
         #[command(flatten)]
         why: Why,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Let processes write to a volume again that were refused on it
     #[command(
@@ -85,6 +92,8 @@ pub(super) enum Command {
     Forget {
         #[command(flatten)]
         why: Why,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 
@@ -128,7 +137,7 @@ impl Why {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Which {
-    /// Id, /dev path, mount point or unique prefix of an id
+    /// Id, /dev path or mount point; where nothing can be lost, also the unique beginning of an id
     volume: String,
 }
 
@@ -156,23 +165,35 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
             let query = [("volume", client::selector(&which.volume)?)];
             show(&client::get(socket, "/v1/volume", &query)?, json.json)
         }
-        Command::Adopt { which, raw, json } => {
-            let request = AdoptRequest { volume: client::selector(&which.volume)?, raw };
-            show(&client::post(socket, "/v1/volume/adopt", &request)?, json.json)
+        Command::Adopt { why, consent, raw } => {
+            let ReasonRequest { volume, reason } = why.request()?;
+            consent.to(
+                socket,
+                &volume,
+                "What is on it now is its content from now on, and a permit that it has ends.",
+            )?;
+            let request = AdoptRequest { volume, raw, reason };
+            show(&client::post(socket, "/v1/volume/adopt", &request)?, why.json.json)
         }
-        Command::Permit { which, reason, seconds, json } => {
-            let request = PermitRequest { volume: client::selector(&which.volume)?, reason, seconds };
+        Command::Permit { which, reason, seconds, consent, json } => {
+            let volume = client::selector(&which.volume)?;
+            consent.to(socket, &volume, "Whoever formats it next DESTROYS WHAT IT HOLDS.")?;
+            let request = PermitRequest { volume, reason, seconds };
             show(&client::post(socket, "/v1/volume/permit", &request)?, json.json)
         }
-        Command::Exempt { why } => {
-            show(&client::post(socket, "/v1/volume/exempt", &why.request()?)?, why.json.json)
+        Command::Exempt { why, consent } => {
+            let request = why.request()?;
+            consent.to(socket, &request.volume, "Nothing is refused on it from now on.")?;
+            show(&client::post(socket, "/v1/volume/exempt", &request)?, why.json.json)
         }
         Command::Untaint { why } => {
             done(&client::post(socket, "/v1/volume/untaint", &why.request()?)?, why.json.json)
         }
         Command::Rescue(arguments) => rescue::run(socket, &arguments),
-        Command::Forget { why } => {
-            done(&client::post(socket, "/v1/volume/forget", &why.request()?)?, why.json.json)
+        Command::Forget { why, consent } => {
+            let request = why.request()?;
+            consent.to(socket, &request.volume, "It is as if it had never been seen.")?;
+            done(&client::post(socket, "/v1/volume/forget", &request)?, why.json.json)
         }
     }
 }

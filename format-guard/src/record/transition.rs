@@ -132,11 +132,15 @@ pub enum Event {
         found: Vec<Found>,
         /// Its marks.
         marks: Vec<Mark>,
+        /// Why.
+        reason: String,
         /// The operator's user id.
         uid: u32,
     },
     /// An operator says that it holds raw content.
     AdoptedRaw {
+        /// Why.
+        reason: String,
         /// The operator's user id.
         uid: u32,
     },
@@ -228,8 +232,8 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::PermitLost => {}
         Event::Exempted { reason, uid } => step.exempted(&reason, uid),
         Event::ModeChosen { mode, reason, uid } => step.mode_chosen(mode, &reason, uid),
-        Event::Adopted { found, marks, uid } => step.adopted(&found, marks, uid),
-        Event::AdoptedRaw { uid } => step.adopted_raw(uid),
+        Event::Adopted { found, marks, reason, uid } => step.adopted(&found, marks, &reason, uid),
+        Event::AdoptedRaw { reason, uid } => step.adopted_raw(&reason, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Tick => step.tick(),
     }
@@ -982,14 +986,14 @@ impl Step {
         self.report("mode", format!("its mode is {}, by user {uid}: {reason}", mode.name()));
     }
 
-    fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, uid: u32) {
+    fn adopted(&mut self, found: &[Found], marks: Vec<Mark>, reason: &str, uid: u32) {
         self.take(content_of(found), marks);
-        self.formatted(format!("adopted by user {uid}"));
+        self.formatted(format!("adopted by user {uid}: {reason}"));
     }
 
-    fn adopted_raw(&mut self, uid: u32) {
+    fn adopted_raw(&mut self, reason: &str, uid: u32) {
         self.holds_raw(None);
-        self.formatted(format!("adopted as raw content by user {uid}"));
+        self.formatted(format!("adopted as raw content by user {uid}: {reason}"));
         self.probe();
     }
 

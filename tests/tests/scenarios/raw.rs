@@ -205,9 +205,9 @@ fn what_was_there_before_the_guard_is_adopted() -> Result<()> {
     guard.wait_for_state(device.path(), "blank")?;
     let done = guard.json(&format!("mode strict --volume {node} --reason test"))?;
     ensure!(done["text"].as_str().is_some_and(|text| text.contains("adopt")), "{done}");
-    let ran = guard.say(&format!("volume adopt {node}"))?;
+    let ran = guard.say(&format!("volume adopt {node} --reason test"))?;
     ensure!(ran.status == 3 && ran.text.contains("--raw"), "{ran:?}");
-    let volume = guard.json(&format!("volume adopt --raw {node}"))?;
+    let volume = guard.json(&format!("volume adopt --raw {node} --reason test"))?;
     ensure!(is_raw(&volume) && volume["strict"] == true, "{volume}");
     let before = sha256(device.path())?;
     never_formatted(&guard, device.path())?;
@@ -217,7 +217,7 @@ fn what_was_there_before_the_guard_is_adopted() -> Result<()> {
     guard.json(&format!("volume permit {node} --reason test"))?;
     must(&format!("mkfs.ext4 -F -q {node}"))?;
     guard.wait_for_volume(device.path(), "formatted", |volume| volume["content"]["types"][0] == "ext4")?;
-    let ran = guard.say(&format!("volume adopt --raw {node}"))?;
+    let ran = guard.say(&format!("volume adopt --raw {node} --reason test"))?;
     ensure!(ran.status == 3 && ran.text.contains("holds ext4"), "{ran:?}");
     Ok(())
 }

@@ -167,7 +167,7 @@ fn an_exempt_volume_is_left_alone_until_it_is_adopted() -> Result<()> {
         must(&format!("wipefs -a -f {node}"))?;
     }
     must(&format!("mkfs.ext4 -F -q {node}"))?;
-    let volume = guard.json(&format!("volume adopt {node}"))?;
+    let volume = guard.json(&format!("volume adopt {node} --reason test"))?;
     ensure!(volume["state"] == "formatted", "{volume}");
     refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
     let cause = guard.volume(device.path())?["cause"].as_str().context("no cause")?.to_owned();

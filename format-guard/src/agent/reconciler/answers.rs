@@ -44,16 +44,18 @@ impl<E: Enforcer> Reconciler<E> {
                 let id = self.select(&selector)?;
                 Reply::Device(Box::new(self.device_of(&id)?.clone()))
             }
-            Question::Adopt { volume, found, marks, uid } => {
-                let id = self.select(&volume)?;
+            Question::Adopt { volume, found, marks, reason, uid } => {
+                let reason = reason_of(&reason, "to adopt a volume")?;
+                let id = self.select_whole(&volume)?;
                 self.device_of(&id)?;
-                self.apply(&id, Event::Adopted { found, marks, uid });
+                self.apply(&id, Event::Adopted { found, marks, reason, uid });
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
-            Question::AdoptRaw { volume, zeros, uid } => {
-                let id = self.select(&volume)?;
+            Question::AdoptRaw { volume, zeros, reason, uid } => {
+                let reason = reason_of(&reason, "to adopt a volume")?;
+                let id = self.select_whole(&volume)?;
                 self.device_of(&id)?;
-                self.adopt_raw(&id, zeros, uid)?;
+                self.adopt_raw(&id, zeros, reason, uid)?;
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
             Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
@@ -80,7 +82,7 @@ impl<E: Enforcer> Reconciler<E> {
         })
     }
 
-    fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, uid: u32) -> Result<(), Failure> {
+    fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, reason: String, uid: u32) -> Result<(), Failure> {
         // What is recorded is worth more than what is read now.
         if zeros
             && let Some(record) = self.records.get(id)
@@ -95,7 +97,7 @@ impl<E: Enforcer> Reconciler<E> {
                 ),
             ));
         }
-        self.apply(id, Event::AdoptedRaw { uid });
+        self.apply(id, Event::AdoptedRaw { reason, uid });
         Ok(())
     }
 
@@ -229,6 +231,16 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
+    /// The volume that a selector means where data may be lost by what is done: a device or a whole id, and never the beginning of
+    /// one, which may be another volume's tomorrow.
+    fn select_whole(&self, selector: &str) -> Result<VolumeId, Failure> {
+        let id = self.select(selector)?;
+        if id.as_str() == selector || selector.starts_with("dev=") {
+            return Ok(id);
+        }
+        Err(bad(format!("'{selector}' is the beginning of an id: name the whole one, {id}, or its device")))
+    }
+
     /// What concerns every node goes to the store that they share: who asked is answered by what comes of it.
     pub(super) fn ask_cluster(
         &mut self,
@@ -269,7 +281,7 @@ impl<E: Enforcer> Reconciler<E> {
                 request.seconds
             )));
         }
-        let id = self.select(&request.volume)?;
+        let id = self.select_whole(&request.volume)?;
         let devices: Vec<Dev> = self.devices.of(&id).map(|device| device.dev).collect();
         for dev in devices {
             self.take_up_on(dev);
@@ -293,7 +305,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
-        let id = self.select(&request.volume)?;
+        let id = self.select_whole(&request.volume)?;
         self.device_of(&id)?;
         let (id, permit) = self.permit_for(request, uid)?;
         self.apply(&id, Event::Permitted(permit));
@@ -306,7 +318,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn exempt(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {
         let reason = reason_of(&request.reason, "an exemption")?;
-        let id = self.select(&request.volume)?;
+        let id = self.select_whole(&request.volume)?;
         self.device_of(&id)?;
         self.apply(&id, Event::Exempted { reason, uid });
         let volume = self.volume(&id)?;
@@ -320,7 +332,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// permit by another name.
     fn to_be_forgotten(&self, request: &api::ReasonRequest) -> Result<(VolumeId, String), Failure> {
         let reason = reason_of(&request.reason, "to forget a volume")?;
-        let id = self.select(&request.volume)?;
+        let id = self.select_whole(&request.volume)?;
         let device = self.devices.of(&id).next().cloned();
         let record = self.records.get(&id);
         if let (Some(device), Some(record)) = (&device, record)

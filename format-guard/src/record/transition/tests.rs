@@ -560,7 +560,7 @@ fn an_exempt_volume_stays_exempt_until_an_operator_takes_it_back() {
     let (exempt, _) = run(record(), [holds("ext4", "a"), exempt, attached(), blank(), holds("xfs", "b")]);
     assert_eq!(exempt.state, State::Exempt);
     let found = vec![Found { name: "xfs".into(), uuid: None, label: None, magic_offset: Some(0) }];
-    let (back, _) = run(exempt, [Event::Adopted { found, marks: Vec::new(), uid: 0 }]);
+    let (back, _) = run(exempt, [Event::Adopted { found, marks: Vec::new(), reason: "test".into(), uid: 0 }]);
     assert_eq!(back.state, State::Formatted);
 }
 
@@ -753,8 +753,12 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
         ("another node tells of a format", Event::Shared(told(9)), now),
         ("an operator permits a re-format", Event::Permitted(permit(1000)), now),
         ("its permit's time is over", Event::Tick, clock(5000)),
-        ("an operator adopts it", Event::Adopted { found, marks: Vec::new(), uid: 0 }, now),
-        ("an operator adopts it as raw content", Event::AdoptedRaw { uid: 0 }, now),
+        (
+            "an operator adopts it",
+            Event::Adopted { found, marks: Vec::new(), reason: "test".into(), uid: 0 },
+            now,
+        ),
+        ("an operator adopts it as raw content", Event::AdoptedRaw { reason: "test".into(), uid: 0 }, now),
         ("an operator exempts it", Event::Exempted { reason: "a reason".into(), uid: 0 }, now),
     ]
 }

@@ -124,8 +124,10 @@ fn who_fills_it_may_make_a_format_of_it_and_nobody_else() {
 
 #[test]
 fn an_operator_adopts_raw_content_and_permits_what_comes_after_it() {
-    let (record, effects) =
-        run(record(), [attached(), raw("old"), raw("old"), Event::AdoptedRaw { uid: 0 }, raw("old")]);
+    let (record, effects) = run(
+        record(),
+        [attached(), raw("old"), raw("old"), Event::AdoptedRaw { reason: "test".into(), uid: 0 }, raw("old")],
+    );
     assert!(is_raw(&record) && effects.contains(&Effect::Probe));
     assert_eq!(record.ends.as_ref().map(Ends::text), Some("old"));
     let (permitted, _) = run(record, [Event::Permitted(permit(1000))]);
