@@ -194,6 +194,8 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
         ensure!((read.status != 0) == lost, "reads do not what they should: {}", read.text);
         log_out(&iqn(NUMBER))?;
     }
+    // Until an operator says so, an agent that has lost its records arms nothing.
+    guard.json("loss end --reason told-by-the-store")?;
     world.meet("refused", "it is").map(drop)
 }
 
@@ -254,7 +256,12 @@ fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32)
     if world.node == "b" {
         world.meet(&place("begun"), "has it?")?;
         let path = log_in_at(&iqn(number), portal)?;
-        patiently("the claim of a node that is gone", || Ok(mkfs(&path)?.then_some(())))?;
+        patiently("the claim of a node that is gone", || Ok(mkfs(&path)?.then_some(()))).or_else(
+            |error| {
+                let (state, cause) = state(guard, number)?;
+                bail!("{error}; node b knows it as {state}: {cause}")
+            },
+        )?;
         wait_until_formatted(guard, number)?;
         let before = sha256(&path)?;
         world.meet(&place("formatted"), "it is")?;
