@@ -651,7 +651,7 @@ impl Node {
                     moment.agent = None;
                 }
                 (None, _) => {
-                    self.store_dirty(moment);
+                    Self::store_dirty(moment);
                     moment.agent = None;
                 }
             },
@@ -682,7 +682,7 @@ impl Node {
     }
 
     /// `Reconciler::store_unstored`.
-    fn store_dirty(&self, moment: &mut Moment) {
+    fn store_dirty(moment: &mut Moment) {
         let dirty = moment.agent.as_ref().and_then(|agent| agent.dirty.clone());
         if let Some(dirty) = dirty.filter(|_| !moment.full) {
             moment.stored(&dirty);
@@ -806,7 +806,7 @@ impl Node {
     }
 
     fn tick(&self, moment: &mut Moment) {
-        self.store_dirty(moment);
+        Self::store_dirty(moment);
         if let Some(process) = Self::untold(moment) {
             self.began(moment, process);
         } else if moment.mount_is_unseen() {

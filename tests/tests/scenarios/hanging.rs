@@ -10,7 +10,7 @@ use format_guard_tests::{
     attack::refused,
     device::{Device, Iscsi, Linear, Loop, Mapped},
     guard::Guard,
-    tool::{command, module},
+    tool::{command, module, must, run},
 };
 
 use crate::make_ext4;
@@ -106,5 +106,21 @@ fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
     let ended = formatter.wait_with_output()?;
     let said = String::from_utf8_lossy(&ended.stderr);
     ensure!(!ended.status.success() && said.contains("Operation not permitted"), "{said}");
+    Ok(())
+}
+
+/// Whoever has made a file system and takes the device away, as provisioners do, is not told that a probe has it open.
+#[test]
+fn a_device_that_was_just_formatted_is_taken_away_without_meeting_a_probe() -> Result<()> {
+    let guard = Guard::shared()?;
+    for cycle in 0..20 {
+        let below = Loop::new(16)?;
+        let name = format!("fg-taken-{cycle}");
+        let device = Linear::over(&name, &format!("FGTEST-taken-{cycle}"), below.path(), 0, 16 * MIB)?;
+        guard.wait_for_state(device.path(), "blank")?;
+        must(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
+        let ran = run(&format!("dmsetup remove {name}"))?;
+        ensure!(ran.status == 0, "cycle {cycle}: {}", ran.text);
+    }
     Ok(())
 }
