@@ -181,7 +181,11 @@ fn loop_over(sysfs: &Sysfs, node: &Node, depth: usize) -> Option<Identity> {
         loop_device::Backing::File(birth) => Identity::strong(
             "loop",
             &format!("{birth}{suffix}"),
-            format!("inode and time of birth of {file}, the file behind the loop device"),
+            format!("inode and time of birth, or generation, of {file}, the file behind the loop device"),
+        ),
+        loop_device::Backing::Place(place) => Identity::weak(
+            &format!("loop/{place}{suffix}"),
+            format!("inode of {file}, the file behind the loop device, which another file may have after it"),
         ),
         loop_device::Backing::Device(dev) => {
             let below = sysfs.node_by_number(dev).map(|node| of_layer(sysfs, &node, depth - 1));
