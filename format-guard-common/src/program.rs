@@ -33,6 +33,9 @@ impl Class {
     /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its volume's UUID.
     pub const JOURNAL_USER: Self = Self(128);
 
+    /// Makes a device a member of an array that runs (`mdadm --add`): what the device was as a member it begins anew.
+    pub const JOINS: Self = Self(1 << 12);
+
     /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
     pub const GRAMMAR_SHIFT: u32 = 8;
     const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;

@@ -67,6 +67,8 @@ pub mod flag {
     pub const HELD: u32 = 16;
     /// It holds a journal that ext file systems on other volumes use.
     pub const JOURNAL: u32 = 32;
+    /// It is a member of an array that runs, or was one until that dropped it: the array holds what it holds.
+    pub const ARRAY_RUNS: u32 = 64;
 }
 
 /// What a check guards.

@@ -631,3 +631,20 @@ fn a_formatter_adds_its_volume_to_a_journal_and_does_no_more_there() {
     assert_eq!(of(&with_state(State::Blank), Operation::Open, 0, 0), Verdict::Begin);
     assert_eq!(of(&with_state(State::Unverified), Operation::Open, 0, 0), Verdict::Deny(Reason::Unverified));
 }
+
+#[test]
+fn a_member_that_its_running_array_has_dropped_is_begun_anew_by_who_adds_it() {
+    let (_, mut rule) = formatted();
+    (rule.tools, rule.flags) = (Class::MD.0, flag::STRICT | flag::ARRAY_RUNS);
+    let of = |rule: &Rule, class: Class, offset, bytes: &[u8]| {
+        decide(rule, &Asked { class, ..request(Operation::Write, offset, bytes.len() as u64) }, &Bytes(bytes))
+    };
+    let adds = Class::MD.with(Class::JOINS);
+    let identity = Verdict::Deny(Reason::Identity);
+    assert_eq!(of(&rule, adds, 1024, &[0; 512]), Verdict::OwnerWipe);
+    assert_eq!(of(&rule, adds, 1128, &[7; 16]), identity, "a member of another array");
+    assert_eq!(of(&rule, Class::MD, 1024, &[0; 512]), identity, "--zero-superblock");
+    assert_eq!(of(&rule, Class::EXT.with(Class::JOINS), 1024, &[0; 512]), Verdict::Deny(Reason::Strict));
+    rule.flags = flag::STRICT;
+    assert_eq!(of(&rule, adds, 1024, &[0; 512]), identity, "its array does not run");
+}

@@ -718,6 +718,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.take_over_rule(dev);
         }
         self.put_rules_around(dev);
+        self.put_rules_of_members(&id);
         self.settle(dev);
         for upper in above {
             if let Some(device) = self.world.sysfs.by_number(upper) {
@@ -784,6 +785,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.put_rule(dev);
             self.settle(dev);
         }
+        self.put_rules_of_members(&id);
     }
 
     fn probe(&self, id: &VolumeId) {

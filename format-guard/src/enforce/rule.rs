@@ -27,6 +27,8 @@ pub struct Subject<'a> {
     pub lead: (u32, u64),
     /// Its volume.
     pub record: &'a Record,
+    /// The md array runs that it is, or was, a member of.
+    pub array_runs: bool,
     /// The volumes that share bytes with it, lower layers first.
     pub others: Vec<Other<'a>>,
 }
@@ -123,6 +125,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     // write there.
     if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
+    }
+    if subject.array_runs {
+        rule.flags |= flag::ARRAY_RUNS;
     }
     let holds =
         |name| record.content.as_ref().is_some_and(|content| content.types.iter().any(|of| of == name));
@@ -269,7 +274,7 @@ mod tests {
     }
 
     fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
-        Subject { dev: 7, diskseq: 9, size: 64 << 20, lead: (7, 9), record, others }
+        Subject { dev: 7, diskseq: 9, size: 64 << 20, lead: (7, 9), record, array_runs: false, others }
     }
 
     fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {

@@ -56,6 +56,28 @@ macro_rules! stage {
 const CRASHED: &str =
     "dd if=/var/tmp/fg-crashed of=$F bs=1M conv=notrunc,sparse,fsync && blockdev --flushbufs $N";
 
+/// What is done with a member of an array that has failed.
+const ADDED_AGAIN: &[&str] = &[
+    "mdadm --assemble --run /dev/md92 $N",
+    "mdadm --grow /dev/md92 --raid-devices=2 --force",
+    "mdadm /dev/md92 --add $B",
+    IS_WHOLE,
+    "mdadm /dev/md92 --fail $B",
+    until!("mdadm /dev/md92 --remove $B"),
+    "mdadm /dev/md92 --add $B",
+    IS_WHOLE,
+    "mdadm --grow /dev/md92 --bitmap=internal",
+    "mdadm /dev/md92 --fail $B",
+    until!("mdadm /dev/md92 --remove $B"),
+    "mdadm /dev/md92 --re-add $B",
+    IS_WHOLE,
+    until!("mdadm --stop /dev/md92"),
+    "mdadm --assemble --run /dev/md92 $N $B",
+    IS_WHOLE,
+    until!("mdadm --stop /dev/md92"),
+];
+const IS_WHOLE: &str = "mdadm --wait /dev/md92; mdadm --detail /dev/md92 | grep 'active sync.*'$B";
+
 const WORK: &[Work] = &[
     work(
         "ext4",
@@ -308,6 +330,9 @@ const WORK: &[Work] = &[
             until!("mdadm --stop /dev/md92"),
         ],
     ),
+    work("md-1.2", "a member removed and added again", ADDED_AGAIN),
+    work("md-1.0", "a member removed and added again", ADDED_AGAIN),
+    work("md-0.90", "a member removed and added again", ADDED_AGAIN),
     work("md-1.2", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-1.0", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-0.90", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),

@@ -13,7 +13,7 @@ use crate::{
     },
     record::{Claim, Overlay, Record, transition::Event},
     volume::{
-        Dev, VolumeId,
+        Dev, VolumeId, identity,
         marks::Mark,
         present::{Place, Related},
     },
@@ -76,6 +76,7 @@ impl<E: Enforcer> Reconciler<E> {
             size: device.size,
             lead: self.lead(dev),
             record,
+            array_runs: Self::array_of(record).is_some_and(|array| self.devices.of(&array).next().is_some()),
             others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
@@ -88,6 +89,29 @@ impl<E: Enforcer> Reconciler<E> {
             {
                 error!("{error}");
             }
+        }
+    }
+
+    /// The md array that a volume is a member of, or was until the array dropped it.
+    fn array_of(record: &Record) -> Option<VolumeId> {
+        let content = record.content.as_ref().filter(|content| content.is_md_member())?;
+        Some(identity::md_of_uuid(content.uuid.as_deref()?, "").id)
+    }
+
+    /// Puts the rules of all members of an array that has come or gone, and of those that it has dropped.
+    pub(super) fn put_rules_of_members(&mut self, array: &VolumeId) {
+        if !array.as_str().starts_with("md:") {
+            return;
+        }
+        let is_member = |record: &Record| Self::array_of(record).as_ref() == Some(array);
+        let members: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| is_member(record))
+            .map(|record| record.id.clone())
+            .collect();
+        for member in members {
+            self.put_rules(&member);
         }
     }
 
