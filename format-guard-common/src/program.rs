@@ -167,6 +167,8 @@ pub const PROGRAMS: &[Program] = &[
     formatter("mkfs.gfs2"),
     formatter("mkfs.bcachefs"),
     formatter("mkfs.erofs"),
+    // Makes a btrfs of an ext or reiserfs file system, and back: another format either way, of which a half is none.
+    formatter("btrfs-convert"),
     formatter("make-bcache"),
     formatter("jfs_mkfs"),
     formatter("mkfs.reiser4"),
@@ -248,7 +250,8 @@ pub const PROGRAMS: &[Program] = &[
     maintainer(Class::EXT, "fsck.ext3"),
     maintainer(Class::EXT, "fsck.ext4"),
     maintainer(Class::EXT, "resize2fs"),
-    maintainer(Class::EXT, "debugfs"),
+    // `ssv uuid`: it writes what has changed of the superblock word by word, and its sum last.
+    relabeller(Class::EXT, "debugfs"),
     maintainer(Class::XFS, "xfs_repair"),
     maintainer(Class::BTRFS, "btrfs"),
     maintainer(Class::FAT, "fsck.vfat"),
