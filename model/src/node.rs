@@ -630,6 +630,7 @@ impl Node {
             size: 1 << 20,
             lead: (DEV, diskseq),
             record,
+            strict: false,
             array_runs: false,
             others: Vec::new(),
         };

@@ -251,6 +251,8 @@ pub struct World {
     pub forget_after: Seconds,
     /// What is copied of each volume that holds a format; nothing, if that is none.
     pub copied: Option<Wanted>,
+    /// Ids of volumes that are strict by the configuration, or their beginnings before a `*`.
+    pub strict: Vec<String>,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
     /// Who tells refusals to a cluster; what finds no place there is dropped.

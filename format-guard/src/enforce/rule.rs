@@ -27,6 +27,8 @@ pub struct Subject<'a> {
     pub lead: (u32, u64),
     /// Its volume.
     pub record: &'a Record,
+    /// It is strict by the configuration.
+    pub strict: bool,
     /// The md array runs that it is, or was, a member of.
     pub array_runs: bool,
     /// The volumes that share bytes with it, lower layers first.
@@ -123,7 +125,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     }
     // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
     // write there.
-    if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
+    if record.strict || subject.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
     }
     if subject.array_runs {
@@ -274,7 +276,16 @@ mod tests {
     }
 
     fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
-        Subject { dev: 7, diskseq: 9, size: 64 << 20, lead: (7, 9), record, array_runs: false, others }
+        Subject {
+            dev: 7,
+            diskseq: 9,
+            size: 64 << 20,
+            lead: (7, 9),
+            record,
+            strict: false,
+            array_runs: false,
+            others,
+        }
     }
 
     fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {

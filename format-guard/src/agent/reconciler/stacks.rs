@@ -19,6 +19,14 @@ use crate::{
     },
 };
 
+/// Whether a volume's id is one of these, or begins as one that ends in `*`.
+fn is_of(patterns: &[String], id: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(beginning) => id.starts_with(beginning),
+        None => id == pattern,
+    })
+}
+
 impl<E: Enforcer> Reconciler<E> {
     /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
     pub(super) fn lead(&self, dev: Dev) -> (u32, u64) {
@@ -76,6 +84,7 @@ impl<E: Enforcer> Reconciler<E> {
             size: device.size,
             lead: self.lead(dev),
             record,
+            strict: self.is_strict_by_configuration(record),
             array_runs: Self::array_of(record).is_some_and(|array| self.devices.of(&array).next().is_some()),
             others,
         };
@@ -90,6 +99,11 @@ impl<E: Enforcer> Reconciler<E> {
                 error!("{error}");
             }
         }
+    }
+
+    /// Whether it is one of a class of volumes that are strict.
+    pub(super) fn is_strict_by_configuration(&self, record: &Record) -> bool {
+        is_of(&self.world.strict, record.id.as_str())
     }
 
     /// The md array that a volume is a member of, or was until the array dropped it.

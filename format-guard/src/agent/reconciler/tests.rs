@@ -281,6 +281,7 @@ fn setting() -> Setting {
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
+        strict: Vec::new(),
         kubelet_dir: None,
         cluster: None,
     };

@@ -134,6 +134,7 @@ impl Node {
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
             copied: None,
+            strict: Vec::new(),
             kubelet_dir: None,
             cluster: None,
         };
