@@ -114,6 +114,7 @@ const fn short(grammar: u32, letter: u8) -> Class {
         // A new table. Its backup is written before anything that is a mark.
         (Grammar::SGDISK, b'o') => Class::FORMATTER,
         (Grammar::SGDISK, b'G' | b'U') => Class::RELABELLER.with(Class::PARTITIONS),
+        (Grammar::MDADM, b'a') => Class::JOINS,
         (Grammar::MKE2FS | Grammar::MKFS_NILFS2 | Grammar::WIPEFS, b'n') | (Grammar::MKFS_XFS, b'N') => {
             Class::DRY_RUN
         }
@@ -138,6 +139,9 @@ const fn text(grammar: u32, hash: u64, count: u64) -> Class {
     const NO_ACT: u64 = hash_of(b"--no-act");
     const CREATE_MD: u64 = hash_of(b"create-md");
     const WIPE_MD: u64 = hash_of(b"wipe-md");
+    const ADD: u64 = hash_of(b"--add");
+    const ADD_SPARE: u64 = hash_of(b"--add-spare");
+    const RE_ADD: u64 = hash_of(b"--re-add");
     const RESET: u64 = hash_of(b"reset");
     const FINISH: u64 = hash_of(b"finish");
     match (Grammar(grammar), hash) {
@@ -154,6 +158,7 @@ const fn text(grammar: u32, hash: u64, count: u64) -> Class {
         (Grammar::WIPEFS, NO_ACT) => Class::DRY_RUN,
         (Grammar::DRBDMETA, CREATE_MD) => Class::FORMATTER,
         (Grammar::DRBDMETA, WIPE_MD) => Class::ERASER,
+        (Grammar::MDADM, ADD | ADD_SPARE | RE_ADD) => Class::JOINS,
         (Grammar::BLKZONE, RESET | FINISH) if count == 1 => Class::ERASER,
         (Grammar::LVM, _) if count == 1 => lvm_command(hash),
         _ => Class::UNKNOWN,
@@ -491,6 +496,16 @@ mod tests {
             Class::UNKNOWN,
             &["x -A m --update=name x", "x -A m -u uuid x", "x --create uuid"],
         );
+        all(
+            Grammar::MDADM,
+            Class::JOINS,
+            &[
+                "x /dev/md0 --add y",
+                "x /dev/md0 -a y",
+                "x m --fail y --remove y --re-add y",
+                "x m --add-spare y",
+            ],
+        );
         all(Grammar::DRBDMETA, Class::FORMATTER, &["drbdmeta 0 v08 /dev/x internal create-md"]);
         all(Grammar::DRBDMETA, Class::ERASER, &["drbdmeta --force 0 v09 /dev/x internal wipe-md"]);
         all(Grammar::DRBDMETA, Class::UNKNOWN, &["drbdmeta 0 v08 /dev/x internal apply-al"]);
@@ -517,7 +532,7 @@ mod tests {
                 let known =
                     Class::FORMATTER.with(Class::ERASER).with(Class::RELABELLER).with(Class::MAINTAINER);
                 let known = known.with(Class::DRY_RUN).with(Class::JOURNAL_USER).with(Class::LUKS);
-                let known = known.with(Class::PARTITIONS);
+                let known = known.with(Class::PARTITIONS).with(Class::JOINS);
                 let class = told(Class(grammar << Class::GRAMMAR_SHIFT), &arguments);
                 prop_assert_eq!(class.0 & !known.0, 0);
                 Ok(())

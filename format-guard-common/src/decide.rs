@@ -57,6 +57,7 @@ fn judge<C: Caller, B: Content>(
         {
             Verdict::Allow
         }
+        FORMATTED if joins_again(rule, operation, touch, class) => Verdict::OwnerWipe,
         FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
@@ -110,6 +111,18 @@ fn adds_to_journal(rule: &Rule, request: &Request, class: Class) -> bool {
         _ => false,
     };
     class.is(Class::JOURNAL_USER) && journal && little
+}
+
+/// Whether a member that its running array has dropped is about to be added to it: `mdadm` wipes its superblock before it
+/// writes another of the same UUID (`write_init_super1`, mdadm 4.2). One that the array has not dropped it cannot open.
+#[inline(always)]
+fn joins_again(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> bool {
+    class.is(Class::JOINS)
+        && class.is(Class(rule.tools))
+        && rule.flags & flag::ARRAY_RUNS != 0
+        && matches!(operation, Operation::Write)
+        && touch.has(Touch::MAGIC)
+        && !touch.has(Touch::UNREADABLE | Touch::FOREIGN)
 }
 
 /// Whether a program may write to a strict volume: the tools of what it holds, where that is known, and those that are

@@ -66,6 +66,27 @@ pub struct TaintKey {
     pub dev: u32,
 }
 
+/// Value of the map `LAYERS`: how a device lies over others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Layer {
+    /// The attachment; zero where it is not known.
+    pub diskseq: u64,
+    /// Who made it over nothing but what it formatted at that time, or [`Layer::OVER_A_FORMAT`], or [`Layer::NOBODYS`].
+    pub maker: Process,
+    /// Kernel `dev_t` of the volume at the bottom that its maker formatted.
+    pub bottom: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
+}
+
+impl Layer {
+    /// In place of who made a device that lies over a volume that holds a format. No process has these numbers.
+    pub const OVER_A_FORMAT: Process = Process { started: 1, tgid: 0, zero: 0 };
+    /// In place of who made a device over whatever else.
+    pub const NOBODYS: Process = Process { started: 0, tgid: 0, zero: 0 };
+}
+
 /// Value of the map `TAINTS`: what must still be so for the taint to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -33,6 +33,9 @@ impl Class {
     /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its volume's UUID.
     pub const JOURNAL_USER: Self = Self(128);
 
+    /// Makes a device a member of an array that runs (`mdadm --add`): what the device was as a member it begins anew.
+    pub const JOINS: Self = Self(1 << 12);
+
     /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
     pub const GRAMMAR_SHIFT: u32 = 8;
     const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;
@@ -171,6 +174,8 @@ pub const PROGRAMS: &[Program] = &[
     formatter("mkfs.gfs2"),
     formatter("mkfs.bcachefs"),
     formatter("mkfs.erofs"),
+    // Makes a btrfs of an ext or reiserfs file system, and back: another format either way, of which a half is none.
+    formatter("btrfs-convert"),
     formatter("make-bcache"),
     formatter("jfs_mkfs"),
     formatter("mkfs.reiser4"),
@@ -252,7 +257,8 @@ pub const PROGRAMS: &[Program] = &[
     maintainer(Class::EXT, "fsck.ext3"),
     maintainer(Class::EXT, "fsck.ext4"),
     maintainer(Class::EXT, "resize2fs"),
-    maintainer(Class::EXT, "debugfs"),
+    // `ssv uuid`: it writes what has changed of the superblock word by word, and its sum last.
+    relabeller(Class::EXT, "debugfs"),
     maintainer(Class::XFS, "xfs_repair"),
     maintainer(Class::BTRFS, "btrfs"),
     maintainer(Class::FAT, "fsck.vfat"),

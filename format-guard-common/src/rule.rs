@@ -71,6 +71,8 @@ pub mod flag {
     /// While it is blank, bytes that are not zero are content, whoever but a formatter writes them. While it holds something,
     /// that is raw content: no known format's, and its user's to change.
     pub const RAW: u32 = 64;
+    /// It is a member of an array that runs, or was one until that dropped it: the array holds what it holds.
+    pub const ARRAY_RUNS: u32 = 128;
 }
 
 /// What a check guards.

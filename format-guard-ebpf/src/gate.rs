@@ -45,6 +45,7 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
     let diskseq = diskseq(file);
     if let Some(rule) = maps::rule(dev) {
         if rule.diskseq == diskseq {
+            let rule = if layer::is_own(dev, rule.state) { UNKNOWN.get(layer::OWN)? } else { rule };
             return Some(Target { dev, through: 0, diskseq, rule });
         }
         count(Counter::Stale);
@@ -64,10 +65,14 @@ pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
 /// The rule for a device that is being opened, of which only the number is known.
 #[inline(always)]
 pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
-    if let Some(rule) = maps::rule(dev) {
+    let rule = maps::rule(dev);
+    if layer::is_own(dev, rule.map_or(State::Unverified as u32, |rule| rule.state)) {
+        return Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(layer::OWN)? });
+    }
+    if let Some(rule) = rule {
         return Some(Target { dev, through: 0, diskseq: rule.diskseq, rule });
     }
-    Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(0)? })
+    Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(layer::ALONE)? })
 }
 
 /// Where a range of a device lies; `None` where the windows were replaced while they were looked at.

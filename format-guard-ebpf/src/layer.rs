@@ -1,19 +1,25 @@
-//! Devices made over a volume that holds a format. Until the agent has put their rules only programs with a known name write
-//! there: where the marks of the volume below come to lie is not known here.
+//! Devices made over others: who made them, and over what. Over a volume that holds a format only programs with a known name
+//! write until the agent has put the rule: where the marks of the volume below come to lie is not known here. What somebody
+//! made over nothing but volumes that it formats itself is its own as long as it formats them.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
     macros::fentry,
     programs::{FEntryContext, LsmContext},
 };
-use format_guard_common::State;
+use format_guard_common::{
+    State,
+    event::{Layer, Process},
+    flag,
+};
 
 use crate::{
+    caller,
     kernel::{
-        BDEV_BD_DEV, DISK_FIRST_MINOR, DISK_MAJOR, FDTABLE_FD, FDTABLE_MAX_FDS, FILES_FDT, TASK_FILES,
-        block_device_probed, disk, field, probed,
+        BDEV_BD_DEV, DISK_DISKSEQ, DISK_FIRST_MINOR, DISK_MAJOR, FDTABLE_FD, FDTABLE_MAX_FDS, FILES_FDT,
+        TASK_FILES, block_device_probed, disk, field, probed,
     },
-    maps::{self, LAYERS},
+    maps::{self, HOLDERS, LAYERS},
 };
 
 // include/uapi/linux/loop.h
@@ -22,19 +28,46 @@ const LOOP_CHANGE_FD: u32 = 0x4c06;
 /// With a `struct loop_config`, which begins with the descriptor.
 const LOOP_CONFIGURE: u32 = 0x4c0a;
 
-/// A place in `UNKNOWN`: of devices of which nothing is known, and of those that lie over a volume that holds a format.
-const ALONE: u32 = 0;
+/// A place in `UNKNOWN`: of devices of which nothing is known, of those that lie over a volume that holds a format, and of those
+/// that are the caller's own.
+pub(crate) const ALONE: u32 = 0;
 const OVER_A_FORMAT: u32 = 1;
+pub(crate) const OWN: u32 = 2;
 
 /// Device mapper, md and bcache tell of each device below one of theirs (block/holder.c).
 #[fentry(function = "bd_link_disk_holder")]
 pub(crate) fn bd_link_disk_holder(ctx: FEntryContext) -> i32 {
     let below: u32 = probed(ctx.arg::<*const u8>(0), BDEV_BD_DEV.load());
-    let above = number(ctx.arg(1));
-    if holds_format(below) {
-        let _ = LAYERS.insert(above, 1, 0);
-    }
+    let disk: *const u8 = ctx.arg(1);
+    let (above, diskseq) = (number(disk), probed(disk, DISK_DISKSEQ.load()));
+    note(above, diskseq, below);
     0
+}
+
+/// Notes that a device lies on another: of several the one that leaves least decides.
+#[inline(always)]
+fn note(above: u32, diskseq: u64, below: u32) {
+    let bottom = bottom_of(below);
+    let maker = if is_formatted_by_caller(bottom) {
+        caller::process()
+    } else if holds_format(below) {
+        Layer::OVER_A_FORMAT
+    } else {
+        Layer::NOBODYS
+    };
+    // SAFETY: a torn entry is no process's own.
+    let before = match unsafe { LAYERS.get(above) } {
+        Some(layer) if layer.diskseq == diskseq => layer.maker,
+        _ => maker,
+    };
+    let maker = if before == maker {
+        maker
+    } else if before == Layer::OVER_A_FORMAT || maker == Layer::OVER_A_FORMAT {
+        Layer::OVER_A_FORMAT
+    } else {
+        Layer::NOBODYS
+    };
+    let _ = LAYERS.insert(above, Layer { diskseq, maker, bottom, zero: 0 }, 0);
 }
 
 /// Notes what a loop device is put over.
@@ -59,8 +92,9 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
     if above == 0 {
         return;
     }
+    // What the kernel refuses in a moment must not make a device the caller's own that lies over something else.
     if holds_format(block_device_probed(opened(descriptor))) {
-        let _ = LAYERS.insert(above, 1, 0);
+        let _ = LAYERS.insert(above, Layer { maker: Layer::OVER_A_FORMAT, ..Layer::default() }, 0);
     } else {
         let _ = LAYERS.remove(above);
     }
@@ -89,16 +123,51 @@ fn number(disk: *const u8) -> u32 {
 #[inline(always)]
 fn holds_format(dev: u32) -> bool {
     const FORMATTED: u32 = State::Formatted as u32;
-    // SAFETY: the value is of no interest.
-    maps::rule(dev).is_some_and(|rule| rule.state == FORMATTED) || unsafe { LAYERS.get(dev) }.is_some()
+    maps::rule(dev).is_some_and(|rule| rule.state == FORMATTED) || maker(dev) == Layer::OVER_A_FORMAT
+}
+
+/// Who made a device over others.
+#[inline(always)]
+fn maker(dev: u32) -> Process {
+    // SAFETY: a torn entry is no process's own.
+    unsafe { LAYERS.get(dev) }.map_or(Layer::NOBODYS, |layer| layer.maker)
+}
+
+/// The volume at the bottom of a device that the caller made over what it formats; else the device itself.
+#[inline(always)]
+fn bottom_of(dev: u32) -> u32 {
+    // SAFETY: as above.
+    match unsafe { LAYERS.get(dev) } {
+        Some(layer) if layer.maker == caller::process() => layer.bottom,
+        _ => dev,
+    }
+}
+
+/// Whether the caller formats a device, by the rule that is in force.
+#[inline(always)]
+fn is_formatted_by_caller(dev: u32) -> bool {
+    const FORMATTED: u32 = State::Formatted as u32;
+    let Some(rule) = maps::rule(dev) else { return false };
+    // SAFETY: entries are written once and removed by the agent; a torn one is no process's.
+    (rule.state != FORMATTED || rule.flags & flag::HELD != 0)
+        && unsafe { HOLDERS.get(rule.lead) }
+            .is_some_and(|entry| entry.diskseq == rule.lead_diskseq && entry.process == caller::process())
+}
+
+/// Whether a device that holds no format on record is the caller's own. A function of its own, for the stack of its callers.
+#[inline(never)]
+pub(crate) fn is_own(dev: u32, state: u32) -> bool {
+    let bottom = bottom_of(dev);
+    bottom != dev && state != State::Formatted as u32 && is_formatted_by_caller(bottom)
 }
 
 /// The place in `UNKNOWN` of an opened device that has no rule. A function of its own, for the stack of its callers.
 #[inline(never)]
 pub(crate) fn of_unknown(file: *const u8, dev: u32) -> u32 {
-    // SAFETY: as above.
-    if unsafe { LAYERS.get(dev) }.is_some() {
-        return OVER_A_FORMAT;
+    match maker(dev) {
+        Layer::OVER_A_FORMAT => return OVER_A_FORMAT,
+        _ if is_own(dev, State::Unverified as u32) => return OWN,
+        _ => {}
     }
     let whole = number(disk(file));
     if whole != dev && holds_format(whole) { OVER_A_FORMAT } else { ALONE }

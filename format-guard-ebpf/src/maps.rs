@@ -9,7 +9,7 @@ use format_guard_common::{
     MAX_RULES, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Stash, Taint, TaintKey, Told},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Stash, Taint, TaintKey, Told},
     program::NAME_SLOTS,
     protection::Protection,
 };
@@ -24,10 +24,10 @@ pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(MAX_RULES, BPF_F_NO
 pub(crate) static RULES: Array<Rule> = Array::pinned(MAX_RULES, 0);
 /// The rules for devices without one (`layer::of_unknown`). The agent writes them.
 #[map]
-pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(2, 0);
-/// Devices that were made over a volume that holds a format, by kernel `dev_t`: of interest until they have a rule.
+pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(3, 0);
+/// Devices that were made over others, by kernel `dev_t`.
 #[map]
-pub(crate) static LAYERS: LruHashMap<u32, u32> = LruHashMap::pinned(1024, 0);
+pub(crate) static LAYERS: LruHashMap<u32, Layer> = LruHashMap::pinned(1024, 0);
 /// Under which volumes are claimed. The agent writes it.
 #[map]
 pub(crate) static LEASE: Array<Lease> = Array::pinned(1, 0);

@@ -30,6 +30,9 @@ const MAX_DAYS: u64 = 36_500;
 /// Names that [`Config::trusted`] has at most.
 const MAX_TRUSTED: usize = 64;
 
+/// Patterns that [`Config::strict`] has at most.
+const MAX_PATTERNS: usize = 64;
+
 /// What the guard does with a verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -148,6 +151,12 @@ pub const KEYS: &[(&str, &str)] = &[
          kernel knows them by (its first 15 bytes count). Needs a restart.",
     ),
     (
+        "strict",
+        "Volumes that are strict without being told one by one, by their ids; a * at the end stands for anything \
+         (\"iscsi:*\", \"longhorn:*\"). For volumes that nobody but the kernel writes to: while one holds a format, the tools of \
+         that format and trusted programs alone may write to it.",
+    ),
+    (
         "passthrough",
         "\"allow\" or \"refuse\" commands that may write past the block layer: SG_IO on any device that takes it, NVMe \
          passthrough. Commands that are known to read only are never refused. Needs a restart.",
@@ -243,6 +252,8 @@ pub struct Config {
     pub forget_after: u64,
     /// Programs that may write to strict volumes.
     pub trusted: Vec<String>,
+    /// Ids of volumes that are strict, or their beginnings before a `*`.
+    pub strict: Vec<String>,
     /// Whether `SG_IO` and `NVMe` passthrough may write.
     pub passthrough: Passthrough,
     /// Whether the guard itself is protected while it enforces.
@@ -384,6 +395,7 @@ impl Default for Config {
             history_lines: HISTORY_LINES,
             forget_after: 90,
             trusted: ["cryptsetup", "dmsetup", "losetup", "mount"].map(str::to_owned).to_vec(),
+            strict: Vec::new(),
             passthrough: Passthrough::Allow,
             protect: true,
             metrics_listen: String::new(),
@@ -480,6 +492,16 @@ impl Config {
         }
         if let Some(name) = config.trusted.iter().find(|name| name.is_empty() || name.contains('/')) {
             return Err(format!("trusted has '{name}': write a program's name, without its directory"));
+        }
+        if config.strict.len() > MAX_PATTERNS {
+            return Err(format!("strict has {} patterns: at most {MAX_PATTERNS}", config.strict.len()));
+        }
+        let is_pattern =
+            |text: &str| text.contains(':') && !text.strip_suffix('*').unwrap_or(text).contains('*');
+        if let Some(text) = config.strict.iter().find(|text| !is_pattern(text)) {
+            return Err(format!(
+                "strict has '{text}': write a volume's id, as format-guard volume list shows it, or its beginning and a *"
+            ));
         }
         config.metrics_listen()?;
         config.store.check()?;
@@ -703,6 +725,10 @@ mod tests {
             "tier = 'preload'\nrequire = 'lsm'",
             "trusted = ['/usr/bin/qemu']",
             "trusted = ['']",
+            "strict = true",
+            "strict = ['*']",
+            "strict = ['']",
+            "strict = ['iscsi:*:x']",
             "passthrough = true",
             "quarantine = 86401",
             "forget_after = 36501",

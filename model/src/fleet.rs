@@ -272,6 +272,8 @@ fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
         size: 1 << 20,
         lead: (DEV, DISKSEQ),
         record,
+        strict: false,
+        array_runs: false,
         others: Vec::new(),
     };
     let (rule, _) = rule::of(&subject, false);

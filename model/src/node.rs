@@ -692,8 +692,16 @@ impl Node {
 
     fn rule(moment: &mut Moment, record: &Record) {
         let Some(diskseq) = moment.agent.as_ref().and_then(|agent| agent.device) else { return };
-        let subject =
-            Subject { dev: DEV, diskseq, size: 1 << 20, lead: (DEV, diskseq), record, others: Vec::new() };
+        let subject = Subject {
+            dev: DEV,
+            diskseq,
+            size: 1 << 20,
+            lead: (DEV, diskseq),
+            record,
+            strict: false,
+            array_runs: false,
+            others: Vec::new(),
+        };
         let (rule, _): (Rule, Windows) = rule::of(&subject, false);
         let state = State::ALL.into_iter().find(|state| *state as u32 == rule.state);
         let marked =

@@ -450,7 +450,7 @@ proptest! {
     #[test]
     fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
         marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
-        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..128, magic in any::<bool>(),
+        offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..256, magic in any::<bool>(),
     ) {
         let unknown = with_state(State::Unverified);
         let mut rule = Rule::new(7, 77, State::Formatted);
@@ -664,4 +664,21 @@ fn a_formatter_adds_its_volume_to_a_journal_and_does_no_more_there() {
     assert_eq!(by(Class::FORMATTER, &rule, Operation::Open), Verdict::Deny(Reason::Formatter));
     assert_eq!(of(&with_state(State::Blank), Operation::Open, 0, 0), Verdict::Begin);
     assert_eq!(of(&with_state(State::Unverified), Operation::Open, 0, 0), Verdict::Deny(Reason::Unverified));
+}
+
+#[test]
+fn a_member_that_its_running_array_has_dropped_is_begun_anew_by_who_adds_it() {
+    let (_, mut rule) = formatted();
+    (rule.tools, rule.flags) = (Class::MD.0, flag::STRICT | flag::ARRAY_RUNS);
+    let of = |rule: &Rule, class: Class, offset, bytes: &[u8]| {
+        decide(rule, &Asked { class, ..request(Operation::Write, offset, bytes.len() as u64) }, &Bytes(bytes))
+    };
+    let adds = Class::MD.with(Class::JOINS);
+    let identity = Verdict::Deny(Reason::Identity);
+    assert_eq!(of(&rule, adds, 1024, &[0; 512]), Verdict::OwnerWipe);
+    assert_eq!(of(&rule, adds, 1128, &[7; 16]), identity, "a member of another array");
+    assert_eq!(of(&rule, Class::MD, 1024, &[0; 512]), identity, "--zero-superblock");
+    assert_eq!(of(&rule, Class::EXT.with(Class::JOINS), 1024, &[0; 512]), Verdict::Deny(Reason::Strict));
+    rule.flags = flag::STRICT;
+    assert_eq!(of(&rule, adds, 1024, &[0; 512]), identity, "its array does not run");
 }

@@ -143,6 +143,7 @@ pub async fn run(start: Start) -> Result<()> {
         resync_interval: config.interval(),
         forget_after: config.forget_after(),
         copied: config.copied(),
+        strict: config.strict.clone(),
         kubelet_dir: config.kubelet_dir(),
         closing: closing.clone(),
         cluster: cluster(&config, &metrics, &mut tasks),

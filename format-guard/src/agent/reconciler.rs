@@ -272,6 +272,8 @@ pub struct World {
     pub forget_after: Seconds,
     /// What is copied of each volume that holds a format; nothing, if that is none.
     pub copied: Option<Wanted>,
+    /// Ids of volumes that are strict by the configuration, or their beginnings before a `*`.
+    pub strict: Vec<String>,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
     /// Who tells of closes.
@@ -743,6 +745,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.take_over_rule(dev);
         }
         self.put_rules_around(dev);
+        self.put_rules_of_members(&id);
         self.settle(dev);
         for upper in above {
             if let Some(device) = self.world.sysfs.by_number(upper) {
@@ -810,6 +813,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.put_rule(dev);
             self.settle(dev);
         }
+        self.put_rules_of_members(&id);
     }
 
     /// What may be formatted is read again when somebody may have written to it: by a road that nobody sees, or as one whose

@@ -827,7 +827,8 @@ impl Enforcer for BpfEnforcer {
 
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
         let over_a_format = Rule { flags: rule.flags | flag::LAYER, ..*rule };
-        for (place, rule) in [rule, &over_a_format].into_iter().enumerate() {
+        let own = Rule::new(0, 0, State::Exempt);
+        for (place, rule) in [rule, &over_a_format, &own].into_iter().enumerate() {
             let put = self.unknown.set(place as u32, rule, 0);
             put.map_err(map_error("put the rule for unknown devices", 0))?;
         }

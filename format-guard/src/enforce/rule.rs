@@ -28,6 +28,10 @@ pub struct Subject<'a> {
     pub lead: (u32, u64),
     /// Its volume.
     pub record: &'a Record,
+    /// It is strict by the configuration.
+    pub strict: bool,
+    /// The md array runs that it is, or was, a member of.
+    pub array_runs: bool,
     /// The volumes that share bytes with it, lower layers first.
     pub others: Vec<Other<'a>>,
 }
@@ -133,8 +137,11 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     }
     // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
     // write there.
-    if record.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
+    if record.strict || subject.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
+    }
+    if subject.array_runs {
+        rule.flags |= flag::ARRAY_RUNS;
     }
     let holds =
         |name| record.content.as_ref().is_some_and(|content| content.types.iter().any(|of| of == name));
@@ -282,7 +289,16 @@ mod tests {
     }
 
     fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
-        Subject { dev: 7, diskseq: 9, size: 64 << 20, lead: (7, 9), record, others }
+        Subject {
+            dev: 7,
+            diskseq: 9,
+            size: 64 << 20,
+            lead: (7, 9),
+            record,
+            strict: false,
+            array_runs: false,
+            others,
+        }
     }
 
     fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {

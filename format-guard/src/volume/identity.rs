@@ -6,6 +6,7 @@
 //! one.
 
 mod loop_device;
+mod nbd;
 
 pub(super) use loop_device::Loops;
 
@@ -76,14 +77,14 @@ fn of_layer(sysfs: &Sysfs, node: &Node, depth: usize) -> Identity {
     }
     let own = partition(sysfs, node, depth)
         .or_else(|| memory(node))
-        .or_else(|| device_mapper(node))
+        .or_else(|| device_mapper(sysfs, node, depth))
         .or_else(|| md(node))
         .or_else(|| loop_over(sysfs, node, depth))
         .or_else(|| iscsi(sysfs, node))
         .or_else(|| nvme(node))
         .or_else(|| rbd(node))
         .or_else(|| virtio(node))
-        .or_else(|| nbd(node))
+        .or_else(|| nbd(sysfs, node))
         .or_else(|| scsi(node))
         .unwrap_or_else(|| by_place(node));
     if own.strength == Strength::Weak { longhorn(sysfs, node).unwrap_or(own) } else { own }
@@ -110,7 +111,7 @@ fn memory(node: &Node) -> Option<Identity> {
     Some(Identity::new(driver, name, "memory: nothing on it outlives a reset or a reboot", Strength::Memory))
 }
 
-fn device_mapper(node: &Node) -> Option<Identity> {
+fn device_mapper(sysfs: &Sysfs, node: &Node, depth: usize) -> Option<Identity> {
     let name = node.attribute("dm/name")?;
     let Some(uuid) = node.attribute("dm/uuid") else {
         return Some(Identity::weak(
@@ -118,8 +119,20 @@ fn device_mapper(node: &Node) -> Option<Identity> {
             format!("device mapper name {name}, which has no uuid"),
         ));
     };
+    if uuid.starts_with("CRYPT-INTEGRITY-")
+        && let [below] = &node.entries("slaves")[..]
+        && let Some(below) = sysfs.device_number(below).and_then(|dev| sysfs.node_by_number(dev))
+    {
+        // What it holds is its device's alone, without a key.
+        let below = of_layer(sysfs, &below, depth - 1);
+        return Some(Identity {
+            id: VolumeId(format!("integrity:{}", below.id)),
+            origin: format!("integrity device {name} over the volume ({})", below.origin),
+            strength: below.strength,
+        });
+    }
     // cryptsetup makes these of the mapping's name alone (lib/libdevmapper.c, dm_prepare_uuid).
-    if ["CRYPT-PLAIN-", "CRYPT-TEMP-"].iter().any(|prefix| uuid.starts_with(prefix)) {
+    if BY_NAME.iter().any(|prefix| uuid.starts_with(prefix)) {
         return Some(Identity::weak(
             &format!("dm/{uuid}"),
             format!("device mapper uuid of {name}, which cryptsetup makes of its name alone"),
@@ -127,6 +140,10 @@ fn device_mapper(node: &Node) -> Option<Identity> {
     }
     Some(Identity::strong("dm", without_mapping_name(&uuid), format!("device mapper uuid of {name}")))
 }
+
+/// Mappings of which cryptsetup says nothing but their names.
+const BY_NAME: &[&str] =
+    &["CRYPT-PLAIN-", "CRYPT-TEMP-", "CRYPT-INTEGRITY-", "CRYPT-TCRYPT-", "CRYPT-LOOPAES-"];
 
 /// cryptsetup adds the mapping's name to the container's UUID: under another name it is the same volume.
 fn without_mapping_name(uuid: &str) -> &str {
@@ -147,6 +164,7 @@ fn without_mapping_name(uuid: &str) -> &str {
 fn md(node: &Node) -> Option<Identity> {
     let metadata = node.attribute("md/metadata_version")?;
     if let Some(uuid) = node.attribute("md/uuid") {
+        let uuid = if metadata.starts_with("0.90") { words_swapped(&uuid) } else { uuid };
         return Some(md_of_uuid(&uuid, "sysfs"));
     }
     // `mdadm --build` makes arrays without a superblock.
@@ -159,6 +177,12 @@ fn md(node: &Node) -> Option<Identity> {
         format!("an md array (metadata {metadata}) whose UUID is not known before a member was probed"),
         Strength::Pending,
     ))
+}
+
+/// A UUID of metadata 0.90 as mdadm and libblkid write it: four numbers, which sysfs gives byte by byte as they lie there.
+fn words_swapped(uuid: &str) -> String {
+    let digits: Vec<char> = uuid.chars().filter(char::is_ascii_hexdigit).collect();
+    digits.chunks(8).flat_map(|word| word.chunks(2).rev().flatten()).collect()
 }
 
 /// The identity of an md array of this UUID, wherever that was found. sysfs and libblkid write it differently.
@@ -181,7 +205,11 @@ fn loop_over(sysfs: &Sysfs, node: &Node, depth: usize) -> Option<Identity> {
         loop_device::Backing::File(birth) => Identity::strong(
             "loop",
             &format!("{birth}{suffix}"),
-            format!("inode and time of birth of {file}, the file behind the loop device"),
+            format!("inode and time of birth, or generation, of {file}, the file behind the loop device"),
+        ),
+        loop_device::Backing::Place(place) => Identity::weak(
+            &format!("loop/{place}{suffix}"),
+            format!("inode of {file}, the file behind the loop device, which another file may have after it"),
         ),
         loop_device::Backing::Device(dev) => {
             let below = sysfs.node_by_number(dev).map(|node| of_layer(sysfs, &node, depth - 1));
@@ -291,11 +319,24 @@ fn virtio(node: &Node) -> Option<Identity> {
     Some(Identity::strong("virtio", &serial, "serial of the virtio disk"))
 }
 
-/// What the client said that it is connected to (`NBD_ATTR_BACKEND_IDENTIFIER`, Linux 5.14); most say nothing.
-fn nbd(node: &Node) -> Option<Identity> {
+/// What the client said that it is connected to (`NBD_ATTR_BACKEND_IDENTIFIER`, Linux 5.14); most say nothing. Of `qemu-nbd`
+/// the file that it serves.
+fn nbd(sysfs: &Sysfs, node: &Node) -> Option<Identity> {
     node.name()?.strip_prefix("nbd")?;
-    let backend = node.attribute("backend")?;
-    Some(Identity::strong("nbd", &backend, "identifier of the nbd backend, as its client gave it"))
+    if let Some(backend) = node.attribute("backend") {
+        return Some(Identity::strong(
+            "nbd",
+            &backend,
+            "identifier of the nbd backend, as its client gave it",
+        ));
+    }
+    let process = node.number("pid").filter(|_| sysfs.is_live())?;
+    let file = nbd::image(&Path::new("/proc").join(process.to_string()))?;
+    Some(Identity::strong(
+        "nbd",
+        &format!("file={file}"),
+        "inode and time of birth of the image that qemu-nbd serves",
+    ))
 }
 
 /// The designators of SCSI's device identification page, as the kernel shows them (`wwid` in `drivers/scsi/scsi_sysfs.c`).

@@ -78,6 +78,31 @@ const TOOLS: &[Tool] = &[
     tool("mkfs.bfs", "mkfs.bfs", "$P $N"),
     tool("mkfs.cramfs", "mkfs.cramfs", "$P /etc/apt $N"),
     tool("mkfs.udf", "mkfs.udf", "$P $N"),
+    tool("mkfs.jfs", "jfs_mkfs", "$P -q $N"),
+    tool("mkreiserfs", "mkreiserfs", "$P -q -f -f $N"),
+    tool("mkfs.reiser4", "mkfs.reiser4", "$P -y -f $N"),
+    tool("mkfs.gfs2", "mkfs.gfs2", "$P -O -q -p lock_nolock -j 1 -J 8 $N"),
+    tool("mkfs.ocfs2", "mkfs.ocfs2", "$P -x -q -F -M local $N"),
+    tool("hformat", "hformat", "$P -f $N"),
+    tool("mksquashfs", "mksquashfs", "$P /etc/apt $N -noappend -quiet"),
+    tool("mkfs.erofs", "mkfs.erofs", "$P $N /etc/apt"),
+    tool("genisoimage", "genisoimage", "$P -quiet -o $N /etc/apt"),
+    tool("veritysetup format", "veritysetup", "$P format /proc/self/exe $N"),
+    tool("integritysetup format", "integritysetup", "$P format -q --no-wipe $N"),
+    by_name(tool("thin_restore", "thin_restore", "$P -q -i /var/tmp/fg-thin.xml -o $N")),
+    by_name(tool(
+        "sfdisk < dump",
+        "sfdisk",
+        "printf 'label: gpt\\nlabel-id: 11111111-2222-3333-4444-555555555555\\n\\n,8M\\n' | $P -q --force --no-reread $N",
+    )),
+    by_name(tool("ddrescue", "ddrescue", "$P -q -f $I $N")),
+    by_name(tool("ddrescue -R", "ddrescue", "$P -q -f -R $I $N")),
+    by_name(tool(
+        "nwipe",
+        "nwipe",
+        "$P --autonuke --nogui --nowait --noverify --method=zero --logfile=/dev/null $N",
+    )),
+    by_name(tool("bmaptool copy", "bmaptool", "$P -q copy --nobmap $I $N")),
     tool("mkswap", "mkswap", "$P -f $N"),
     tool("wipefs", "wipefs", "$P -a -f $N"),
     tool("blkdiscard", "blkdiscard", "$P -f $N"),
@@ -233,6 +258,10 @@ const DISKS: &[Other] = &[
     },
 ];
 
+/// What `thin_restore` makes a thin pool's metadata of.
+const THIN_METADATA: &str = "/var/tmp/fg-thin.xml";
+const EMPTY_POOL: &str = "<superblock uuid=\"\" time=\"0\" transaction=\"0\" data_block_size=\"128\" nr_data_blocks=\"64\"></superblock>\n";
+
 /// How long the event of a refusal may take.
 const EVENT: Duration = Duration::from_secs(1);
 
@@ -321,6 +350,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
         }
     }
     let image = Golden::make(&KINDS[0])?.context("no ext4")?;
+    fs::write(THIN_METADATA, EMPTY_POOL)?;
     let guard = Guard::start()?;
     for (in_partition, golden) in &golden {
         let kind = golden.kind.name;

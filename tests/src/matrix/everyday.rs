@@ -56,6 +56,28 @@ macro_rules! stage {
 const CRASHED: &str =
     "dd if=/var/tmp/fg-crashed of=$F bs=1M conv=notrunc,sparse,fsync && blockdev --flushbufs $N";
 
+/// What is done with a member of an array that has failed.
+const ADDED_AGAIN: &[&str] = &[
+    "mdadm --assemble --run /dev/md92 $N",
+    "mdadm --grow /dev/md92 --raid-devices=2 --force",
+    "mdadm /dev/md92 --add $B",
+    IS_WHOLE,
+    "mdadm /dev/md92 --fail $B",
+    until!("mdadm /dev/md92 --remove $B"),
+    "mdadm /dev/md92 --add $B",
+    IS_WHOLE,
+    "mdadm --grow /dev/md92 --bitmap=internal",
+    "mdadm /dev/md92 --fail $B",
+    until!("mdadm /dev/md92 --remove $B"),
+    "mdadm /dev/md92 --re-add $B",
+    IS_WHOLE,
+    until!("mdadm --stop /dev/md92"),
+    "mdadm --assemble --run /dev/md92 $N $B",
+    IS_WHOLE,
+    until!("mdadm --stop /dev/md92"),
+];
+const IS_WHOLE: &str = "mdadm --wait /dev/md92; mdadm --detail /dev/md92 | grep 'active sync.*'$B";
+
 const WORK: &[Work] = &[
     work(
         "ext4",
@@ -308,6 +330,9 @@ const WORK: &[Work] = &[
             until!("mdadm --stop /dev/md92"),
         ],
     ),
+    work("md-1.2", "a member removed and added again", ADDED_AGAIN),
+    work("md-1.0", "a member removed and added again", ADDED_AGAIN),
+    work("md-0.90", "a member removed and added again", ADDED_AGAIN),
     work("md-1.2", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-1.0", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
     work("md-0.90", "assemble, stop", &["mdadm --assemble --run /dev/md92 $N", "mdadm --stop /dev/md92"]),
@@ -446,6 +471,127 @@ const WORK: &[Work] = &[
             "mount $N $M && cp /etc/passwd $M/x && umount $M",
             "mkfs.ext4 -n -F -b 4096 -J device=$B $N",
             "e2fsck -fn $N",
+        ],
+    ),
+    work(
+        "",
+        "integritysetup",
+        &[
+            "integritysetup format -q $N",
+            "integritysetup open $N fgm",
+            until!("mkfs.ext4 -F -q /dev/mapper/fgm"),
+            "mount /dev/mapper/fgm $M && cp /etc/passwd $M/x && umount $M",
+            until!("integritysetup close fgm"),
+            "integritysetup open $N fgother && mount /dev/mapper/fgother $M && cmp /etc/passwd $M/x && umount $M",
+            until!("integritysetup close fgother"),
+        ],
+    ),
+    work(
+        "",
+        "luksFormat --integrity",
+        &[
+            "cryptsetup luksFormat --type luks2 --integrity hmac-sha256 --batch-mode --pbkdf pbkdf2 \
+             --pbkdf-force-iterations 1000 --key-file $K $N",
+            "cryptsetup open --key-file $K $N fgm",
+            until!("mkfs.ext4 -F -q /dev/mapper/fgm"),
+            "mount /dev/mapper/fgm $M && cp /etc/passwd $M/x && umount $M",
+            until!("cryptsetup close fgm"),
+        ],
+    ),
+    work(
+        "",
+        "a tree of hashes over a file system, mounted",
+        &[
+            "mkfs.ext4 -F -q -d /etc/apt $N",
+            "veritysetup format --root-hash-file /var/tmp/fg-root $N $B",
+            "veritysetup open --root-hash-file /var/tmp/fg-root $N fgm $B",
+            "mount -t ext4 -o ro,noload /dev/mapper/fgm $M && ls $M && umount $M",
+            until!("veritysetup close fgm"),
+        ],
+    ),
+    work("", "mkfs.ext4 -d", &["mkfs.ext4 -F -q -d /etc/apt $N", "e2fsck -fn $N"]),
+    work(
+        "",
+        "mkfs.xfs with a log and a real-time part on other devices",
+        &[
+            "rm -f /var/tmp/fg-realtime; truncate -s 64M /var/tmp/fg-realtime && losetup -f --show /var/tmp/fg-realtime > /var/tmp/fg-node",
+            until!("mkfs.xfs -f -q --unsupported -l logdev=$B -r rtdev=$(cat /var/tmp/fg-node) $N"),
+            "mount -o logdev=$B,rtdev=$(cat /var/tmp/fg-node) $N $M && cp /etc/passwd $M/x && umount $M",
+            "xfs_repair -l $B -r $(cat /var/tmp/fg-node) $N",
+            "losetup -d $(cat /var/tmp/fg-node); rm /var/tmp/fg-realtime",
+        ],
+    ),
+    work("ext4", "tune2fs -U time", &["tune2fs -U time $N", "e2fsck -fy $N"]),
+    work(
+        "ext4",
+        "quotacheck",
+        &["mount -o usrquota $N $M && quotacheck -um $M; umount $M", "tune2fs -O quota $N", "e2fsck -fy $N"],
+    ),
+    work(
+        "ext4",
+        "dump, restore",
+        &[
+            "dump -0 -q -f /var/tmp/fg-dump $N",
+            until!("mkfs.ext4 -F -q $B"),
+            "mount $B $M && cd $M && restore -r -f /var/tmp/fg-dump; cd /; umount $M",
+            "e2fsck -fn $B",
+        ],
+    ),
+    work(
+        "xfs",
+        "xfsdump, xfsrestore",
+        &[
+            "mount $N $M && xfsdump -l 0 -L x -M y -J -f /var/tmp/fg-dump $M; umount $M",
+            until!("mkfs.xfs -f -q --unsupported $B"),
+            "mount $B $M && xfsrestore -J -f /var/tmp/fg-dump $M; umount $M",
+            "xfs_repair -n $B",
+        ],
+    ),
+    work(
+        "btrfs",
+        "a device replaced",
+        &[
+            "mount $N $M",
+            "btrfs device add $B $M",
+            "rm -f /var/tmp/fg-third; truncate -s 64M /var/tmp/fg-third && losetup -f --show /var/tmp/fg-third > /var/tmp/fg-node",
+            until!("btrfs replace start -B -f 2 $(cat /var/tmp/fg-node) $M"),
+            "btrfs device remove $(cat /var/tmp/fg-node) $M",
+            "umount $M",
+            "btrfs check $N",
+            until!("losetup -d $(cat /var/tmp/fg-node)"),
+        ],
+    ),
+    refused("ext4", "btrfs-convert", &["btrfs-convert $N"]),
+    work(
+        "",
+        "a cache attached and detached",
+        &[
+            "modprobe bcache && make-bcache -B $N && make-bcache -C $B && { echo $N > /sys/fs/bcache/register; \
+             echo $B > /sys/fs/bcache/register; udevadm --version; }",
+            until!("test -b /dev/bcache0"),
+            until!("mkfs.ext4 -F -q /dev/bcache0"),
+            "bcache-super-show $B | sed -n 's/^cset.uuid[[:space:]]*//p' > /sys/block/bcache0/bcache/attach",
+            "mount /dev/bcache0 $M && cp /etc/passwd $M/x && umount $M",
+            "echo 1 > /sys/block/bcache0/bcache/detach",
+            "mount /dev/bcache0 $M && cmp /etc/passwd $M/x && umount $M",
+            until!("echo 1 > /sys/block/bcache0/bcache/stop; test ! -e /sys/block/bcache0"),
+            "for set in /sys/fs/bcache/*-*; do echo 1 > $set/stop; done",
+        ],
+    ),
+    work(
+        "",
+        "raid5, grown",
+        &[
+            "modprobe raid456",
+            "mdadm --create /dev/md93 --run --level=5 --raid-devices=2 --assume-clean --metadata=1.2 $N $B",
+            until!("mkfs.ext4 -F -q /dev/md93"),
+            "rm -f /var/tmp/fg-third; truncate -s 64M /var/tmp/fg-third && losetup -f --show /var/tmp/fg-third > /var/tmp/fg-node",
+            until!("mdadm /dev/md93 --add $(cat /var/tmp/fg-node)"),
+            "mdadm --grow /dev/md93 --raid-devices=3 --backup-file=/run/fg-backup",
+            "mdadm --wait /dev/md93; mdadm --detail /dev/md93 | grep 'Raid Devices : 3'",
+            "resize2fs /dev/md93 && e2fsck -fn /dev/md93",
+            until!("mdadm --stop /dev/md93"),
+            until!("losetup -d $(cat /var/tmp/fg-node)"),
         ],
     ),
     refused("ext4", "another format", &["mkfs.ext4 -F -q $N"]),

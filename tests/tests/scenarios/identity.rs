@@ -1,6 +1,6 @@
 //! A volume is known by its own identity, whatever number, name or path it comes back under.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
@@ -8,6 +8,7 @@ use format_guard_tests::{
     device::{Device, Image, Iscsi, Linear, Loop, Snapshot, device_number, sha256},
     guard::Guard,
     tool::{command, module, must, must_with, run},
+    wait_for,
 };
 
 use crate::make_ext4;
@@ -268,5 +269,72 @@ fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -
     let volume = guard.wait_for_state(other.path(), "blank")?;
     ensure!(volume["id"].as_str().is_some_and(|id| id.starts_with("loop:")), "{volume}");
     fs::remove_dir_all(nodes)?;
+    Ok(())
+}
+
+/// ext4 with inodes of 128 bytes keeps no time of birth.
+#[test]
+fn a_new_file_under_an_old_inode_number_is_another_volume() -> Result<()> {
+    let guard = Guard::shared()?;
+    let below = Image::new(300)?;
+    let point = tempfile::tempdir_in("/run")?;
+    must(&format!("mkfs.ext4 -F -q -I 128 {}", below.path().display()))?;
+    must(&format!("mount -o loop {} {}", below.path().display(), point.path().display()))?;
+    let file = point.path().join("image");
+    let mut ids = Vec::new();
+    let mut inodes = Vec::new();
+    for _ in 0..2 {
+        must(&format!("truncate -s 16M {}", file.display()))?;
+        inodes.push(fs::metadata(&file)?.ino());
+        let volume = Loop::over(&file)?;
+        make_ext4(&guard, volume.path())?;
+        refused(&guard, &format!("mkfs.ext4 -F {}", volume.path().display()), "")?;
+        ids.push(id(&guard, volume.path())?);
+        // The same file is the same volume, wherever it is attached.
+        drop(volume);
+        let volume = Loop::over(&file)?;
+        guard.wait_for_state(volume.path(), "formatted")?;
+        ensure!(Some(&id(&guard, volume.path())?) == ids.last(), "{ids:?}");
+        drop(volume);
+        fs::remove_file(&file)?;
+    }
+    must(&format!("umount {}", point.path().display()))?;
+    ensure!(inodes[0] == inodes[1], "the inode number is not used again: {inodes:?}");
+    ensure!(ids[0] != ids[1], "{ids:?}");
+    Ok(())
+}
+
+/// One node for all of them, and nothing of the kernel's tells one from another.
+#[test]
+fn images_that_qemu_serves_one_after_another_are_volumes_of_their_own() -> Result<()> {
+    let guard = Guard::shared()?;
+    module("nbd")?;
+    let images = tempfile::tempdir_in("/run")?;
+    let node = Path::new("/dev/nbd0");
+    let image = |number: u32| images.path().join(format!("{number}.qcow2")).display().to_string();
+    let attach = |number: u32| must(&format!("qemu-nbd -c {} {}", node.display(), image(number)));
+    let detach = || -> Result<()> {
+        must(&format!("qemu-nbd -d {}", node.display()))?;
+        wait_for("the end of its service", || Ok((!Path::new("/sys/block/nbd0/pid").exists()).then_some(())))
+    };
+    let mut ids = Vec::new();
+    for number in 0..2 {
+        must(&format!("qemu-img create -q -f qcow2 {} 64M", image(number)))?;
+        attach(number)?;
+        make_ext4(&guard, node)?;
+        ids.push(id(&guard, node)?);
+        detach()?;
+    }
+    ensure!(ids[0] != ids[1], "{ids:?}");
+    for (number, known) in (0..).zip(&ids) {
+        attach(number)?;
+        guard.wait_for_volume(node, "known", |volume| {
+            volume["id"] == known.as_str()
+                && volume["state"] == "formatted"
+                && volume["discrepancy"].is_null()
+        })?;
+        refused(&guard, &format!("mkfs.ext4 -F {}", node.display()), "")?;
+        detach()?;
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Child, time::Du
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::refused,
-    device::{Device, Image, Linear, Loop},
+    device::{Device, Image, Linear, Loop, Snapshot},
     guard::Guard,
     tool::{command, must, run},
     wait_for,
@@ -173,6 +173,25 @@ fn an_exempt_volume_is_left_alone_until_it_is_adopted() -> Result<()> {
     let cause = guard.volume(device.path())?["cause"].as_str().context("no cause")?.to_owned();
     ensure!(cause == "adopted by user 0", "{cause}");
     Ok(())
+}
+
+#[test]
+fn a_class_of_volumes_is_strict_by_the_configuration() -> Result<()> {
+    let guard = Guard::start()?;
+    let device = Loop::new(32)?;
+    let node = device.path().display().to_string();
+    make_ext4(&guard, device.path())?;
+    let data = format!("dd if=/dev/urandom of={node} bs=4k count=1 seek=5000 conv=notrunc,fsync");
+    guard.configure("strict = ['iscsi:*', 'loop:*']")?;
+    let before = Snapshot::of(&device)?;
+    refused(&guard, &data, "")?;
+    before.unchanged(&device)?;
+    ensure!(guard.volume(device.path())?["strict"] == true, "{}", guard.volume(device.path())?);
+    must(&format!("e2fsck -fy {node}"))?;
+    // A blank one takes its first format, by whatever program.
+    let other = Loop::new(32)?;
+    guard.wait_for_state(other.path(), "blank")?;
+    must(&format!("dd if={node} of={} bs=1M conv=fsync", other.path().display())).map(drop)
 }
 
 #[test]

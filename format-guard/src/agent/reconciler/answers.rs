@@ -184,7 +184,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn shown(&self, record: &Record) -> api::Volume {
         let devices: Vec<&Device> = self.devices.of(&record.id).collect();
-        api::Volume::of(record, &devices)
+        let told = api::Volume::of(record, &devices);
+        api::Volume { strict: told.strict || self.is_strict_by_configuration(record), ..told }
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
@@ -472,6 +473,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.world.resync_interval = config.interval();
         self.world.forget_after = config.forget_after();
         self.world.copied = config.copied();
+        self.world.strict.clone_from(&config.strict);
         self.keep_protected();
         self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());

@@ -13,12 +13,20 @@ use crate::{
     },
     record::{Claim, Overlap, Overlay, Record, transition::Event},
     volume::{
-        Dev, VolumeId,
+        Dev, VolumeId, identity,
         marks::Mark,
         present::{Place, Related},
         probe,
     },
 };
+
+/// Whether a volume's id is one of these, or begins as one that ends in `*`.
+fn is_of(patterns: &[String], id: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(beginning) => id.starts_with(beginning),
+        None => id == pattern,
+    })
+}
 
 impl<E: Enforcer> Reconciler<E> {
     /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
@@ -77,6 +85,8 @@ impl<E: Enforcer> Reconciler<E> {
             size: device.size,
             lead: self.lead(dev),
             record,
+            strict: self.is_strict_by_configuration(record),
+            array_runs: Self::array_of(record).is_some_and(|array| self.devices.of(&array).next().is_some()),
             others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
@@ -91,6 +101,34 @@ impl<E: Enforcer> Reconciler<E> {
             {
                 error!("{error}");
             }
+        }
+    }
+
+    /// Whether it is one of a class of volumes that are strict.
+    pub(super) fn is_strict_by_configuration(&self, record: &Record) -> bool {
+        is_of(&self.world.strict, record.id.as_str())
+    }
+
+    /// The md array that a volume is a member of, or was until the array dropped it.
+    fn array_of(record: &Record) -> Option<VolumeId> {
+        let content = record.content.as_ref().filter(|content| content.is_md_member())?;
+        Some(identity::md_of_uuid(content.uuid.as_deref()?, "").id)
+    }
+
+    /// Puts the rules of all members of an array that has come or gone, and of those that it has dropped.
+    pub(super) fn put_rules_of_members(&mut self, array: &VolumeId) {
+        if !array.as_str().starts_with("md:") {
+            return;
+        }
+        let is_member = |record: &Record| Self::array_of(record).as_ref() == Some(array);
+        let members: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| is_member(record))
+            .map(|record| record.id.clone())
+            .collect();
+        for member in members {
+            self.put_rules(&member);
         }
     }
 

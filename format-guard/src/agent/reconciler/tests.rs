@@ -282,6 +282,7 @@ fn setting() -> Setting {
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
+        strict: Vec::new(),
         kubelet_dir: None,
         closing: Closing::default(),
         cluster: None,
@@ -584,9 +585,10 @@ fn a_permit_is_asked_for_properly_or_not_given() {
         seconds,
     };
     for (volume, reason, seconds) in [
-        ("dm:", " ", 60),
-        ("dm:", "x", 0),
-        ("dm:", "x", answers::MAX_PERMIT + 1),
+        ("dm:UUID-1", " ", 60),
+        ("dm:UUID-1", "x", 0),
+        ("dm:UUID-1", "x", answers::MAX_PERMIT + 1),
+        ("dm:", "x", 60),
         ("nobody", "x", 60),
         ("", "x", 60),
     ] {
@@ -597,10 +599,10 @@ fn a_permit_is_asked_for_properly_or_not_given() {
         assert_eq!(setting.state(), State::Formatted);
     }
     *setting.broken.lock().expect("one thread") = true;
-    assert!(setting.reconciler.permit(&ask("dm:", "x", 60), 0).is_err());
+    assert!(setting.reconciler.permit(&ask("dm:UUID-1", "x", 60), 0).is_err());
     assert_eq!(setting.rule().state, State::Formatted as u32);
     *setting.broken.lock().expect("one thread") = false;
-    assert!(setting.reconciler.permit(&ask("dm:", "x", 60), 0).is_ok());
+    assert!(setting.reconciler.permit(&ask("dm:UUID-1", "x", 60), 0).is_ok());
     assert_eq!(setting.rule().state, State::Permitted as u32);
 }
 

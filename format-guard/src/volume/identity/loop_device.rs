@@ -21,9 +21,12 @@ use crate::volume::{Dev, sysfs::Node};
 /// What lies behind a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::volume) enum Backing {
-    /// A file: its inode number and time of birth in nanoseconds since 1970. The device that it lies on has no part in
-    /// it: of btrfs, overlayfs and most disks the number is another one after a reboot.
+    /// A file: its inode number, and its time of birth in nanoseconds since 1970 or, where the file system keeps none, the
+    /// inode's generation. The device that it lies on has no part in it: of btrfs, overlayfs and most disks the number is
+    /// another one after a reboot.
     File(String),
+    /// A file whose inode may have been another file's: neither is kept.
+    Place(String),
     /// A block device.
     Device(Dev),
     /// Not to be seen from here.
@@ -104,7 +107,9 @@ impl Loops {
         asked.hanging.remove(&question);
         let (_, attachment) = question;
         // Without a diskseq (before 5.15) another file may have taken the place unnoticed; what did not tell may yet.
-        if attachment.diskseq != 0 && matches!(backing, Backing::File(_) | Backing::Device(_)) {
+        if attachment.diskseq != 0
+            && matches!(backing, Backing::File(_) | Backing::Place(_) | Backing::Device(_))
+        {
             asked.answered.insert(device.to_owned(), (attachment, backing.clone()));
         }
         backing
@@ -138,7 +143,7 @@ fn look(path: &Path, name: Option<&str>, live: bool) -> Backing {
     [path.to_owned(), host].iter().find_map(|path| seen(path, told)).unwrap_or(Backing::Unseen)
 }
 
-fn seen(path: &PathBuf, told: Option<Status>) -> Option<Backing> {
+fn seen(path: &Path, told: Option<Status>) -> Option<Backing> {
     let metadata = fs::metadata(path).ok()?;
     if told.is_some_and(|told| !told.is(&metadata)) {
         return None;
@@ -147,13 +152,27 @@ fn seen(path: &PathBuf, told: Option<Status>) -> Option<Backing> {
         return Some(Backing::Device(Dev::from_user(metadata.rdev())));
     }
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS | StatxFlags::BTIME).ok()?;
-    // Without a time of birth (FAT, some network file systems) the file's place has to do.
-    Some(Backing::File(if stat.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        format!("{}:{}:{}", stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino)
-    } else {
+    let inode = stat.stx_ino;
+    if stat.stx_mask & StatxFlags::BTIME.bits() != 0 {
         let birth = i128::from(stat.stx_btime.tv_sec) * 1_000_000_000 + i128::from(stat.stx_btime.tv_nsec);
-        format!("{}:{birth}", stat.stx_ino)
-    }))
+        return Some(Backing::File(format!("{inode}:{birth}")));
+    }
+    // ext4 with inodes of 128 bytes gives each a random generation instead.
+    Some(match generation(path) {
+        Some(generation) => Backing::File(format!("{inode}:generation={generation}")),
+        None => Backing::Place(format!("{}:{}:{inode}", stat.stx_dev_major, stat.stx_dev_minor)),
+    })
+}
+
+/// Which of the files this one is that have had its inode; `None` where the file system does not count them.
+fn generation(path: &Path) -> Option<u32> {
+    /// include/uapi/linux/fs.h: `_IOR('v', 1, long)`, of which file systems write an int.
+    const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601;
+    let file = File::open(path).ok()?;
+    let mut generation = [0_u32; 2];
+    // SAFETY: eight bytes, as many as the request's number says; the kernel writes no more.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETVERSION, generation.as_mut_ptr()) };
+    (done == 0 && generation[0] != 0).then_some(generation[0])
 }
 
 /// The beginning of `struct loop_info64` (include/uapi/linux/loop.h).

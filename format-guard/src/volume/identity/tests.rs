@@ -82,7 +82,28 @@ fn a_device_mapper_name_is_no_identity() {
     let dm = |name, uuid| of_disk("virtual/block/dm-0", &[("dm/name", name), ("dm/uuid", uuid)]);
     assert_eq!(dm("scratch", ""), weak("path:dm/scratch"));
     assert_eq!(dm("data", "CRYPT-PLAIN-data"), weak("path:dm/CRYPT-PLAIN-data"));
+    for uuid in ["CRYPT-TCRYPT-data", "CRYPT-LOOPAES-data", "CRYPT-INTEGRITY-data"] {
+        assert_eq!(dm("data", uuid), weak(&format!("path:dm/{uuid}")));
+    }
     assert_eq!(dm("vg-lv", "LVM-AbCd"), strong("dm:LVM-AbCd"));
+}
+
+#[test]
+fn an_integrity_device_is_the_volume_that_it_lies_on() {
+    let root = tree("virtual/block/dm-1", &[("dm/name", "data"), ("dm/uuid", "CRYPT-INTEGRITY-data")]);
+    let below = root.path().join("devices/virtual/block/dm-0");
+    for (file, value) in [("dev", "8:1"), ("size", "100"), ("dm/name", "lv"), ("dm/uuid", "LVM-AbCd")] {
+        fs::create_dir_all(below.join(file).parent().expect("below the root")).expect("directory");
+        fs::write(below.join(file), value).expect("attribute");
+    }
+    fs::create_dir_all(root.path().join("dev/block")).expect("directory");
+    symlink(&below, root.path().join("class/block/dm-0")).expect("link");
+    symlink(&below, root.path().join("dev/block/8:1")).expect("link");
+    let slaves = root.path().join("devices/virtual/block/dm-1/slaves");
+    fs::create_dir_all(&slaves).expect("directory");
+    symlink(&below, slaves.join("dm-0")).expect("link");
+    let identity = identity(root.path(), "dm-1");
+    assert_eq!((identity.id.as_str(), identity.strength), ("integrity:dm:LVM-AbCd", Strength::Strong));
 }
 
 #[test]
@@ -286,4 +307,16 @@ fn every_device_of_a_guest_is_known_by_its_own() {
         assert_eq!(lies_on("dm-0"), [("loop0".to_owned(), vec![])], "a tree has no table");
         assert_eq!(lies_on("sda"), []);
     }
+}
+
+#[test]
+fn an_array_is_the_same_by_its_members_superblocks_and_by_sysfs() {
+    let md = |metadata, uuid| {
+        of_disk("virtual/block/md0", &[("md/metadata_version", metadata), ("md/uuid", uuid)])
+    };
+    // What libblkid, mdadm and the kernel say of one array of 0.90, and of one of 1.2.
+    let old = md_of_uuid("895918d0-c5a5-ee66-685e-67357bafb5f4", "");
+    assert_eq!(md("0.90", "d0185989-66ee-a5c5-3567-5e68f4b5af7b"), strong(old.id.as_str()));
+    let new = md_of_uuid("76fb7fb0-a202-3bc6-5235-74b82386e951", "");
+    assert_eq!(md("1.2", "76fb7fb0-a202-3bc6-5235-74b82386e951"), strong(new.id.as_str()));
 }

@@ -135,6 +135,7 @@ impl Node {
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
             copied: None,
+            strict: Vec::new(),
             kubelet_dir: None,
             closing: Closing::default(),
             cluster: None,
