@@ -35,6 +35,9 @@ fn judge<C: Caller, B: Content>(
     if rule.state == EXEMPT {
         return Verdict::Allow;
     }
+    if matches!(operation, Operation::Later) {
+        return Verdict::Later;
+    }
     // What it writes where is not known here, and on a blank volume nobody would notice a format made by it.
     if matches!(operation, Operation::Passthrough) {
         return Verdict::Deny(Reason::Passthrough);
@@ -140,7 +143,7 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
     match operation {
         Operation::Open => Verdict::Allow,
         Operation::Map => Verdict::Deny(Reason::Mapping),
-        Operation::Unplaced => Verdict::Deny(Reason::Unplaced),
+        Operation::Unplaced | Operation::Later => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
         Operation::Erase if touch.has(Touch::MAGIC | Touch::START) => Verdict::Deny(Reason::Discard),
         // cryptsetup gives up the second LUKS2 header where it makes a LUKS1 (fallocate, 2.6).
@@ -171,7 +174,7 @@ fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, co
     let begins = match request.operation {
         Operation::Open => false,
         // What it writes is not seen, and may be a format. A permit is not used up by what may be none.
-        Operation::Unplaced | Operation::Map if blank => return Verdict::Fill,
+        Operation::Unplaced | Operation::Later | Operation::Map if blank => return Verdict::Fill,
         Operation::Write if blank && raw && !touch.has(Touch::ANY) => {
             return match content.is_zero(request.length) {
                 Some(true) => Verdict::Allow,
@@ -182,7 +185,7 @@ fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, co
         Operation::Write if blank && touch.has(Touch::HIDDEN) && !touch.has(Touch::ANY) => {
             return Verdict::Fill;
         }
-        Operation::Unplaced | Operation::Map => false,
+        Operation::Unplaced | Operation::Later | Operation::Map => false,
         Operation::Across | Operation::Passthrough => true,
         Operation::Write => touch.has(Touch::ANY),
         Operation::Erase => touch.has(Touch::MARKS),
@@ -197,7 +200,7 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
     let mounted = matches!(holder, Holder::Another { mounted: true });
     let refused = match operation {
         Operation::Open => false,
-        Operation::Map | Operation::Unplaced => mounted,
+        Operation::Map | Operation::Unplaced | Operation::Later => mounted,
         Operation::Across | Operation::Passthrough => true,
         // e2fsck -E discard behind mkfs.ext4 erases what is free, up to the device's end.
         Operation::Erase if class.is(Class::MAINTAINER) => touch.has(Touch::MARKS | Touch::START),
@@ -216,7 +219,7 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
 #[inline(always)]
 fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
     let refused = match operation {
-        Operation::Open | Operation::Map | Operation::Unplaced => false,
+        Operation::Open | Operation::Map | Operation::Unplaced | Operation::Later => false,
         Operation::Across | Operation::Passthrough => true,
         // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
         Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,

@@ -182,22 +182,6 @@ pub struct KernelEvent {
     pub comm: [u8; 16],
 }
 
-/// A write that `io_uring` or Linux aio is about to make: value of the map `STASHES`, keyed by `pid_tgid`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Stash {
-    /// Address of the `struct file`.
-    pub file: u64,
-    /// Position, or -1 for the file's own.
-    pub position: i64,
-    /// Bytes, or number of iovecs.
-    pub count: u64,
-    /// User address of the bytes or of the iovecs.
-    pub address: u64,
-    /// A [`StashKind`].
-    pub kind: u64,
-}
-
 /// What the arguments of a process said: value of the map `TOLD`, keyed by thread group id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -208,18 +192,6 @@ pub struct Told {
     pub class: u32,
     /// Always zero; keeps the layout free of padding.
     pub zero: u32,
-}
-
-/// What a [`Stash`]'s address points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum StashKind {
-    /// The bytes.
-    Bytes = 0,
-    /// An array of `struct iovec`.
-    Vector = 1,
-    /// Nothing that can be read.
-    Unknown = 2,
 }
 
 /// Slots of the per-CPU map `COUNTERS`: the guard shows when it is blind.
@@ -241,7 +213,7 @@ pub const COUNTERS: u32 = 4;
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{HolderEntry, Stash, Taint, TaintKey};
+    use super::{HolderEntry, Taint, TaintKey};
 
     // SAFETY: repr(C), integers only, no padding.
     unsafe impl aya::Pod for HolderEntry {}
@@ -249,8 +221,6 @@ mod pod {
     unsafe impl aya::Pod for TaintKey {}
     // SAFETY: repr(C), integers only, no padding.
     unsafe impl aya::Pod for Taint {}
-    // SAFETY: repr(C), integers only, no padding.
-    unsafe impl aya::Pod for Stash {}
 }
 
 const _: () = assert!(size_of::<KernelEvent>() == 16 + 24 + 16 + 16 + 8 + 16);

@@ -22,6 +22,8 @@ pub enum Operation {
     /// `offset` is the kernel `dev_t` of the character device that it goes to, or zero; `length` its number
     /// ([`crate::passthrough::Command::code`]).
     Passthrough = 7,
+    /// A write of which nothing is known before the kernel has handed it to a worker (`io_uring`).
+    Later = 8,
 }
 
 impl Operation {
@@ -36,6 +38,7 @@ impl Operation {
             Self::Map => "map",
             Self::Across => "write-across",
             Self::Passthrough => "passthrough",
+            Self::Later => "write-later",
         }
     }
 
@@ -50,6 +53,7 @@ impl Operation {
             5 => Self::Map,
             6 => Self::Across,
             7 => Self::Passthrough,
+            8 => Self::Later,
             _ => return None,
         })
     }
@@ -216,6 +220,8 @@ pub enum Verdict {
     Relabel,
     /// It goes on: LVM wipes what an earlier logical volume left where it has just made a new one.
     OwnerWipe,
+    /// The kernel is told to come again by a worker of its own, which nobody but the kernel sees; then it is judged.
+    Later,
     /// It is refused, and the process is tainted.
     Deny(Reason),
     /// Audit: it goes on, and is reported as what would have been refused.

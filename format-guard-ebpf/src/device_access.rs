@@ -82,7 +82,12 @@ pub(crate) fn device_access(ctx: DeviceContext) -> i32 {
     count(Counter::Judged);
     let request = Request { operation: Operation::Open, offset: 0, length: 0 };
     let (kind, reason) = match decide(rule, &request, &Opener { rule, class }, &NoContent) {
-        Verdict::Allow | Verdict::Fill | Verdict::Raw | Verdict::Relabel | Verdict::OwnerWipe => {
+        Verdict::Allow
+        | Verdict::Later
+        | Verdict::Fill
+        | Verdict::Raw
+        | Verdict::Relabel
+        | Verdict::OwnerWipe => {
             return ALLOWED;
         }
         Verdict::Begin if begin(rule, dev) => (EventKind::FormatBegan, 0),
@@ -90,7 +95,7 @@ pub(crate) fn device_access(ctx: DeviceContext) -> i32 {
         Verdict::WouldDeny(reason) => (EventKind::WouldDeny, reason as u32),
         Verdict::Deny(reason) => (EventKind::Denied, reason as u32),
     };
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind: kind as u32,
         reason,
         operation: Operation::Open as u32,

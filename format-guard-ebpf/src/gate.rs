@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub(crate) const EPERM: i32 = 1;
+pub(crate) const EAGAIN: i32 = 11;
 
 /// A block device and the rule that is in force for it.
 #[derive(Clone, Copy)]
@@ -57,9 +58,17 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
 /// no table names and nobody refused.
 #[inline(always)]
 pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
-    CLEAR.get(slot(dev)).is_some_and(|clear| clear.passes(dev, offset, length))
+    is_clear(dev, offset, length) != 0
+}
+
+/// Exported, so that the verifier follows it by itself and once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_clear(dev: u32, offset: u64, length: u64) -> u64 {
+    let clear = CLEAR.get(slot(dev)).is_some_and(|clear| clear.passes(dev, offset, length))
         && TAINTED.get(slot(dev)) == Some(&0)
-        && NAMES.get(name_slot(caller::name())) == Some(&0)
+        && NAMES.get(name_slot(caller::name())) == Some(&0);
+    clear.into()
 }
 
 /// The rule for a device that is being opened, of which only the number is known.
@@ -219,6 +228,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
             }
             return 0;
         }
+        Verdict::Later => return -EAGAIN,
         Verdict::Begin => (EventKind::FormatBegan, wrote::begun(request.operation)),
         Verdict::Fill => (EventKind::FormatBegan, wrote::BYTES),
         Verdict::Raw => (EventKind::FormatBegan, wrote::BYTES | wrote::RAW),
@@ -229,23 +239,20 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
     };
     // Every verdict meets here: what follows is verified once, not for each of them.
     let unknown = target.rule.diskseq;
-    carry_out(
-        target,
-        &request,
-        opaque(kind as u64, unknown) as u32,
-        opaque(u64::from(reason), unknown) as u32,
-    )
+    let mut kind = opaque(kind as u64, unknown) as u32;
+    let mut reason = opaque(u64::from(reason), unknown) as u32;
+    if kind == EventKind::FormatBegan as u32 && !begin(target, reason) {
+        (kind, reason) = (EventKind::Denied as u32, Reason::BeingFormatted as u32);
+    }
+    carry_out(target, &request, kind, reason)
 }
 
 /// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records that it
 /// fills would not fit into one stack with what a write is looked at by.
 #[inline(never)]
-fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: u32) -> i32 {
+fn carry_out(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
-    if kind == EventKind::FormatBegan as u32 && !begin(target, process, reason) {
-        (kind, reason) = (DENIED, Reason::BeingFormatted as u32);
-    }
     if kind == DENIED {
         // Of a layer that the agent will know in a moment nobody is cut off.
         if target.rule.flags & flag::LAYER == 0 {
@@ -256,7 +263,7 @@ fn carry_out(target: &Target<'_>, request: &Request, mut kind: u32, mut reason: 
             return -EPERM;
         }
     }
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind,
         reason,
         operation: request.operation as u32,
@@ -304,9 +311,11 @@ fn taint(target: &Target<'_>, process: Process) {
     }
 }
 
-/// Makes the caller the one process that formats the device; false when another was faster.
-#[inline(always)]
-fn begin(target: &Target<'_>, process: Process, wrote: u32) -> bool {
+/// Makes the caller the one process that formats the device; false when another was faster. A function of its own, for the
+/// stack of its caller.
+#[inline(never)]
+fn begin(target: &Target<'_>, wrote: u32) -> bool {
+    let process = caller::process();
     let entry = HolderEntry {
         process,
         diskseq: target.rule.lead_diskseq,
@@ -333,12 +342,13 @@ fn begin(target: &Target<'_>, process: Process, wrote: u32) -> bool {
     true
 }
 
-/// Sends one record; a full ring buffer is counted, and the agent's resync makes good for it.
+/// Sends one record, made in its place: on the stack there is no room for it. A full ring buffer is counted, and the agent's
+/// resync makes good for it.
 #[inline(always)]
-pub(crate) fn send(event: &KernelEvent) {
+pub(crate) fn send(event: impl FnOnce() -> KernelEvent) {
     match EVENTS.reserve::<KernelEvent>(0) {
         Some(mut entry) => {
-            entry.write(*event);
+            entry.write(event());
             entry.submit(0);
         }
         None => count(Counter::LostEvents),

@@ -102,7 +102,7 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
 
 /// The open file of a descriptor of the caller's; null where there is none.
 #[inline(always)]
-fn opened(descriptor: u32) -> *const u8 {
+pub(crate) fn opened(descriptor: u32) -> *const u8 {
     // SAFETY: a BTF pointer to the running task.
     let files: *const u8 = unsafe { field(bpf_get_current_task_btf() as *const u8, &TASK_FILES) };
     let table = probed::<u64>(files, FILES_FDT.load()) as *const u8;

@@ -36,7 +36,7 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
         // SAFETY: one aligned store into a map value; the agent only removes entries.
         unsafe { (*entry).mounted = 1 };
     }
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind: EventKind::Mounted as u32,
         dev,
         diskseq,
@@ -64,7 +64,7 @@ pub(crate) fn bdev_free_security(ctx: LsmContext) -> i32 {
         return 0;
     }
     let _ = SLOTS.remove(dev);
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind: EventKind::Gone as u32,
         dev,
         diskseq,
@@ -92,7 +92,7 @@ pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let Some(started) = (unsafe { FORMATTERS.get(tgid) }) else { return 0 };
     let process = Process { started: *started, tgid, zero: 0 };
     let _ = FORMATTERS.remove(tgid);
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind: EventKind::FormatEnded as u32,
         process,
         status,

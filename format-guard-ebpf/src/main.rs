@@ -23,8 +23,8 @@ mod mapping;
 mod maps;
 mod open;
 mod passthrough;
+mod place;
 mod protect;
-mod stash;
 mod user_content;
 mod write;
 

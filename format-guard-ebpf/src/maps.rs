@@ -9,7 +9,7 @@ use format_guard_common::{
     MAX_RULES, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Stash, Taint, TaintKey, Told},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
     program::NAME_SLOTS,
     protection::Protection,
 };
@@ -71,14 +71,6 @@ pub(crate) static PROTECTION: Array<Protection> = Array::pinned(1, 0);
 /// The guard's own maps, programs and links, by `protection::Object::key`. The agent writes it.
 #[map]
 pub(crate) static OURS: HashMap<u64, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
-/// Writes that `io_uring` or aio is about to make, by `pid_tgid`.
-#[map]
-pub(crate) static STASHES: LruHashMap<u64, Stash> = LruHashMap::with_max_entries(8192, 0);
-
-/// In slot 0: entries in `STASHES`, or more, where some were thrown out; never fewer.
-#[map]
-pub(crate) static STASHED: Array<u64> = Array::with_max_entries(1, 0);
-
 /// The rule of a device.
 #[inline(always)]
 pub(crate) fn rule<'a>(dev: u32) -> Option<&'a Rule> {

@@ -74,7 +74,7 @@ fn refuse(protection: &Protection, what: Tampering, detail: u64) -> i32 {
     {
         return 0;
     }
-    send(&KernelEvent {
+    send(|| KernelEvent {
         kind: EventKind::Tampered as u32,
         operation: what as u32,
         offset: detail,

@@ -1,13 +1,13 @@
-//! The bytes of a write, in the caller's memory. Nothing of it is kept on the stack, which is short of room: the iovecs
-//! are read again for every check that lies under the write.
+//! The bytes of a write, in the caller's memory. Nothing of it is kept: the iovecs are read again for every check that lies under
+//! the write.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use format_guard_common::{Content, each, opaque};
 
-/// Iovecs that are looked into; more of them over a mark are refused.
-pub(crate) const MAX_IOVECS: u64 = 4;
+/// Iovecs that are read at once.
+const FEW: u64 = 4;
 /// Iovecs that the kernel takes in one call (`UIO_MAXIOV`, include/uapi/linux/uio.h): more of them fail before any hook.
 const UIO_MAXIOV: u64 = 1024;
 /// The length of what cannot be read, which reaches everything behind its start. The kernel has read the array a moment ago, so
@@ -15,16 +15,22 @@ const UIO_MAXIOV: u64 = 1024;
 const UNKNOWN: u64 = 1 << 40;
 /// Bytes of a `struct iovec`.
 const IOVEC: u64 = 16;
+/// The longest iovec (`MAX_RW_COUNT`, include/linux/fs.h), as a mask.
+const LONGEST: u64 = 0x7fff_ffff;
 
-/// Where the bytes are.
-#[derive(Clone, Copy)]
-pub(crate) enum Source {
-    /// In one piece at `address`.
-    Bytes,
-    /// In `struct iovec`s at `address`.
-    Vector,
-    /// Nowhere that can be read.
-    Unknown,
+/// Zeroes words one by one: for an array LLVM calls a loop of bytes, which the verifier follows byte by byte.
+#[inline(always)]
+fn zeroed<const WORDS: usize>(words: &mut MaybeUninit<[u64; WORDS]>) -> &mut [u64; WORDS] {
+    let start: *mut u64 = words.as_mut_ptr().cast();
+    // SAFETY: as many words as the array has.
+    unsafe {
+        let mut word = 0;
+        while word < WORDS {
+            start.add(word).write_volatile(0);
+            word += 1;
+        }
+        words.assume_init_mut()
+    }
 }
 
 /// Base and length of one of the caller's iovecs; of one that cannot be read, zeros.
@@ -37,17 +43,25 @@ fn iovec(address: u64, number: u64) -> [u64; 2] {
         bpf_probe_read_user(iovec.as_mut_ptr().cast(), IOVEC as u32, place as *const _);
         iovec.assume_init()
     };
-    [iovec[0], iovec[1] & 0x7fff_ffff]
+    [iovec[0], iovec[1] & LONGEST]
 }
 
-/// Bytes in `count` iovecs (at most [`MAX_IOVECS`]) at a user address, without a branch: the verifier sees one path.
-#[inline(always)]
+/// Bytes in so many iovecs at a user address. A function of its own, for the stack of its callers.
+#[inline(never)]
 pub(crate) fn total(address: u64, count: u64) -> u64 {
-    let mut total = 0;
-    for number in 0..MAX_IOVECS {
-        total += iovec(address, number)[1] & used(number, count);
+    let bytes = hidden(count.wrapping_mul(IOVEC));
+    if count > FEW || bytes > FEW * IOVEC {
+        return total_of_many(address, count);
     }
-    total
+    let mut iovecs = MaybeUninit::<[u64; 8]>::uninit();
+    let iovecs = zeroed(&mut iovecs);
+    // SAFETY: at most as many bytes of stack, all of them zeroed; the helper checks the user address.
+    let failed =
+        unsafe { bpf_probe_read_user(iovecs.as_mut_ptr().cast(), bytes as u32, address as *const _) };
+    if failed != 0 {
+        return UNKNOWN;
+    }
+    (iovecs[1] & LONGEST) + (iovecs[3] & LONGEST) + (iovecs[5] & LONGEST) + (iovecs[7] & LONGEST)
 }
 
 /// A sum on its way along the iovecs.
@@ -67,42 +81,20 @@ extern "C" fn add(number: u32, sum: *mut Sum) -> i64 {
     0
 }
 
-/// Bytes in however many iovecs at a user address. A function of its own, for the stack of its caller.
+/// The same, however many they are.
 #[inline(never)]
-pub(crate) fn total_of_many(address: u64, count: u64) -> u64 {
-    let count = if count > UIO_MAXIOV { UIO_MAXIOV } else { count };
+fn total_of_many(address: u64, count: u64) -> u64 {
     let mut sum = Sum { address, total: 0 };
-    each(count as u32, &mut sum, add);
+    each(at_most(count), &mut sum, add);
     sum.total
 }
 
-/// All ones for an iovec that is one of `count`, else zero.
 #[inline(always)]
-fn used(number: u64, count: u64) -> u64 {
-    0_u64.wrapping_sub(hidden(below(number, count & 0xffff)))
+fn at_most(count: u64) -> u32 {
+    if count > UIO_MAXIOV { UIO_MAXIOV as u32 } else { count as u32 }
 }
 
-/// User address of the `length` bytes at `at`, zero where they do not lie in one iovec.
-#[inline(always)]
-fn find(address: u64, count: u64, at: u64, length: u64) -> u64 {
-    let (mut found, mut start) = (0, 0);
-    for number in 0..MAX_IOVECS {
-        let [base, size] = iovec(address, number);
-        let end = start + (size & used(number, count));
-        let outside = hidden(below(at, start) | below(end, at + length));
-        found |= base.wrapping_add(at.wrapping_sub(start)) & outside.wrapping_sub(1);
-        start = end;
-    }
-    found
-}
-
-/// 1 where `a < b`, else 0, for values below 2^63.
-#[inline(always)]
-fn below(a: u64, b: u64) -> u64 {
-    a.wrapping_sub(b) >> 63
-}
-
-/// The same value, of which the compiler forgets what it knew: it would make branches of the masks.
+/// The same value, of which the compiler forgets what it knew: it would drop a bound that the verifier must see.
 #[inline(always)]
 fn hidden(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -113,15 +105,15 @@ fn hidden(mut value: u64) -> u64 {
     value
 }
 
-/// `length` with a bound that the verifier sees; LLVM drops a plain mask, as it knows that it changes nothing.
+/// `value` with a bound that the verifier sees, below 32; LLVM drops a plain mask, as it knows that it changes nothing.
 #[inline(always)]
-fn bounded(mut length: u64) -> u64 {
+fn bounded(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     // SAFETY: masks a register.
     unsafe {
-        core::arch::asm!("{0} &= 31", inout(reg) length, options(pure, nomem, nostack));
+        core::arch::asm!("{0} &= 31", inout(reg) value, options(pure, nomem, nostack));
     }
-    length
+    value
 }
 
 /// Bytes that are looked at in one turn: the most whole words below the mask of [`short`].
@@ -201,15 +193,28 @@ fn found(address: u64, length: u64) -> u64 {
     state.found
 }
 
-/// The same for the bytes in `count` iovecs.
+/// A look at the bytes of iovecs, one by one.
+struct Vector {
+    address: u64,
+    found: u64,
+}
+
+/// Looks at one iovec.
+extern "C" fn look_in(number: u32, vector: *mut Vector) -> i64 {
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let vector = unsafe { &mut *vector };
+    let [base, length] = iovec(vector.address, u64::from(number));
+    let bits = if base | length == 0 { Look::HIDDEN } else { found(base, length) };
+    vector.found = opaque(vector.found | bits, vector.address);
+    i64::from(bits & Look::BYTES != 0)
+}
+
+/// What is found in the bytes of so many iovecs.
 #[inline(never)]
 fn found_in_vector(address: u64, count: u64) -> u64 {
-    let mut all = 0;
-    for number in 0..MAX_IOVECS {
-        let [base, length] = iovec(address, number);
-        all |= found(base, length & used(number, count));
-    }
-    all
+    let mut vector = Vector { address, found: 0 };
+    each(at_most(count), &mut vector, look_in);
+    vector.found
 }
 
 /// The bytes of one write.
@@ -220,44 +225,28 @@ pub(crate) struct UserContent {
 }
 
 impl UserContent {
-    /// The bytes at `address`, or in `count` iovecs there; `unknown` comes from a map value.
+    /// The bytes at `address`, or in `iovecs` there; at address zero is nothing. `unknown` comes from a map value.
     #[inline(always)]
-    pub(crate) fn new(source: Source, address: u64, count: u64, unknown: u64) -> Self {
-        let (address, iovecs) = match source {
-            Source::Bytes => (address, 0),
-            Source::Vector => (address, count),
-            Source::Unknown => (0, 0),
-        };
+    pub(crate) fn new(address: u64, iovecs: u64, unknown: u64) -> Self {
         Self { address: opaque(address, unknown), iovecs: opaque(iovecs, unknown) }
     }
 }
 
+/// What a check compares with, and more: the verifier allows 16 bytes at place 15.
+#[repr(C)]
+struct Bytes([u64; 4]);
+
 impl Content for UserContent {
     #[inline(always)]
     fn read(&self, at: u64, length: u64) -> Option<[u64; 2]> {
-        let address = if self.address == 0 {
-            0
-        } else if self.iovecs == 0 {
-            self.address.wrapping_add(at)
-        } else {
-            find(self.address, self.iovecs, at, length)
-        };
-        if address == 0 {
+        if self.address == 0 {
             return None;
         }
-        // Twice what a check holds: the mask above allows up to 31.
-        let mut bytes = MaybeUninit::<[u64; 4]>::uninit();
-        let start: *mut u64 = bytes.as_mut_ptr().cast();
-        // SAFETY: at most 31 bytes into 32 of stack, all of them zeroed; the helper checks the user address.
-        let (failed, bytes) = unsafe {
-            // Each by itself: for an array LLVM calls a loop of bytes, which the verifier follows byte by byte.
-            for word in 0..4 {
-                start.add(word).write_volatile(0);
-            }
-            let failed = bpf_probe_read_user(start.cast(), bounded(length) as u32, address as *const _);
-            (failed, [start.read(), start.add(1).read()])
-        };
-        (failed == 0).then_some(bytes)
+        let mut bytes = MaybeUninit::uninit();
+        let bytes: *mut [u64; 4] = zeroed(&mut bytes);
+        let read = read_bytes(self.address, self.iovecs, at, length, bytes.cast());
+        // SAFETY: two of four words of stack.
+        (read != 0).then(|| unsafe { bytes.cast::<[u64; 2]>().read() })
     }
 
     #[inline(always)]
@@ -271,4 +260,64 @@ impl Content for UserContent {
         };
         if found & Look::BYTES != 0 { Some(false) } else { (found == 0).then_some(true) }
     }
+}
+
+/// Bytes that are gathered from the iovecs in which they lie.
+struct Gathered<'a> {
+    address: u64,
+    /// Of the bytes that are wanted, counted from the start of the write.
+    first: u64,
+    end: u64,
+    /// Where the next iovec starts.
+    start: u64,
+    /// How many are there.
+    count: u64,
+    into: &'a mut Bytes,
+}
+
+/// Takes what lies in one.
+extern "C" fn gather(number: u32, gathered: *mut Gathered<'_>) -> i64 {
+    // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
+    let gathered = unsafe { &mut *gathered };
+    let [base, length] = iovec(gathered.address, number.into());
+    let (start, end) = (gathered.start, gathered.start.wrapping_add(length));
+    let from = if start > gathered.first { start } else { gathered.first };
+    let to = if end < gathered.end { end } else { gathered.end };
+    if from < to {
+        let (place, count) = (hidden(from - gathered.first), hidden(to - from));
+        if place > 15 || count > 16 {
+            return 1;
+        }
+        // SAFETY: at most 31 bytes into 32; the helper checks the user address.
+        let failed = unsafe {
+            let into = (&raw mut *gathered.into).cast::<u8>().add(place as usize);
+            bpf_probe_read_user(into.cast(), count as u32, base.wrapping_add(from - start) as *const _)
+        };
+        if failed == 0 {
+            gathered.count = opaque(gathered.count.wrapping_add(count), gathered.address);
+        }
+    }
+    gathered.start = opaque(end, gathered.address);
+    i64::from(end >= gathered.end)
+}
+
+/// Reads the `length` bytes at `at` of a write; zero where they cannot be read. Exported, so that the verifier follows it by itself
+/// and once: in the loop over the checks it would be followed again and again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_bytes(address: u64, iovecs: u64, at: u64, length: u64, into: *mut Bytes) -> u64 {
+    // SAFETY: null or what the caller has on its stack, which the verifier has proven.
+    let Some(into) = (unsafe { into.as_mut() }) else { return 0 };
+    if iovecs == 0 {
+        // SAFETY: at most 31 bytes into 32; the helper checks the user address.
+        let failed = unsafe {
+            let place = address.wrapping_add(at) as *const _;
+            bpf_probe_read_user((&raw mut *into).cast(), bounded(length) as u32, place)
+        };
+        return u64::from(failed == 0);
+    }
+    let mut gathered =
+        Gathered { address, first: at, end: at.wrapping_add(length), start: 0, count: 0, into };
+    each(at_most(iovecs), &mut gathered, gather);
+    u64::from(gathered.count == length)
 }

@@ -112,7 +112,7 @@ fn judge_target<B: Content>(
     let operation = request.operation;
     let open = matches!(operation, Operation::Open);
     match decide(target.rule, &request, target, content) {
-        Verdict::Allow => {
+        Verdict::Allow | Verdict::Later => {
             // A known formatter goes on by the agent's word alone: without one nobody would learn of it.
             let destroyer = open && target.class().is(Class::FORMATTER.with(Class::ERASER));
             if destroyer && agent::ask(target.question(Ask::Holder, operation)).is_none() {

@@ -377,7 +377,10 @@ fn aio_batch(aim: &Aim) -> io::Result<()> {
 }
 
 /// Submits one entry to a ring and returns its result.
-fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel answered.
+pub fn submit(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
     // SAFETY: buffers of the entry outlive the wait.
     unsafe { ring.submission().push(entry).map_err(io::Error::other)? };
     ring.submit_and_wait(1)?;
@@ -391,7 +394,9 @@ fn ring() -> io::Result<IoUring> {
     IoUring::new(4)
 }
 
-fn ring_write(file: &File, bytes: &[u8], offset: u64) -> squeue::Entry {
+/// An entry that writes these bytes.
+#[must_use]
+pub fn ring_write(file: &File, bytes: &[u8], offset: u64) -> squeue::Entry {
     opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32).offset(offset).build()
 }
 

@@ -525,6 +525,19 @@ fn a_command_past_the_block_layer_is_refused_in_every_state_but_exempt() {
 }
 
 #[test]
+fn a_write_that_is_known_later_is_judged_later_by_whomever_and_whatever_lies_there() {
+    for state in State::ALL {
+        let wanted = if state == State::Exempt { Verdict::Allow } else { Verdict::Later };
+        for flags in [0, flag::AUDIT, flag::STRICT, flag::LAYER, flag::HELD] {
+            let rule = Rule { flags, ..with_state(state) };
+            for class in [Class::UNKNOWN, Class::MAINTAINER, Class::FORMATTER, Class::TRUSTED] {
+                assert_eq!(by(class, &rule, Operation::Later), wanted, "{state:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_new_layer_over_a_format_takes_writes_of_known_programs_only() {
     let mut rule = with_state(State::Unverified);
     rule.flags = flag::LAYER;

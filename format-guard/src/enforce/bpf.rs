@@ -16,7 +16,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupDevice, FEntry, FExit, Lsm, Program, ProgramError,
+        BtfTracePoint, CgroupDevice, FEntry, Lsm, Program, ProgramError,
         links::{FdLink, PinnedLink},
         loaded_programs,
     },
@@ -53,7 +53,6 @@ enum Place {
     /// A hook that returns nothing: nobody can stand at the function that calls it (`fmod_ret`).
     Notice(&'static str),
     Enter(&'static str),
-    Exit(&'static str),
     Tracepoint(&'static str),
     /// A control group: asked for every access to a device.
     Cgroup,
@@ -67,7 +66,7 @@ impl Place {
             Self::Notice(_) if tier == Tier::FmodRet => return None,
             Self::Cgroup => "cgroup".to_owned(),
             Self::Lsm(hook) | Self::Notice(hook) => format!("bpf_lsm_{hook}"),
-            Self::Enter(name) | Self::Exit(name) => name.to_owned(),
+            Self::Enter(name) => name.to_owned(),
             Self::Tracepoint(name) => format!("__traceiter_{name}"),
         })
     }
@@ -105,26 +104,6 @@ const PARTS: &[Part] = &[
         program: "bd_link_disk_holder",
         place: Place::Enter("bd_link_disk_holder"),
         without: Some("a device mapper or md device over a volume takes writes until its rule is there"),
-    },
-    Part {
-        program: "enter_io_write",
-        place: Place::Enter("io_write"),
-        without: Some("io_uring writes to formatted volumes are refused"),
-    },
-    Part {
-        program: "exit_io_write",
-        place: Place::Exit("io_write"),
-        without: Some("io_uring writes to formatted volumes are refused"),
-    },
-    Part {
-        program: "enter_aio_write",
-        place: Place::Enter("aio_write"),
-        without: Some("aio writes to formatted volumes are refused"),
-    },
-    Part {
-        program: "exit_aio_write",
-        place: Place::Exit("aio_write"),
-        without: Some("aio writes to formatted volumes are refused"),
     },
     Part { program: "file_open", place: Place::Lsm("file_open"), without: None },
     Part { program: "file_permission", place: Place::Lsm("file_permission"), without: None },
@@ -655,12 +634,6 @@ fn load_program(program: &mut Program, place: Place, btf: &Btf) -> Result<FdLink
             enter.load(function, btf)?;
             let id = enter.attach()?;
             enter.take_link(id)?.into()
-        }
-        Place::Exit(function) => {
-            let exit: &mut FExit = program.try_into()?;
-            exit.load(function, btf)?;
-            let id = exit.attach()?;
-            exit.take_link(id)?.into()
         }
         Place::Tracepoint(name) => {
             let tracepoint: &mut BtfTracePoint = program.try_into()?;

@@ -40,6 +40,18 @@ const FIELDS: &[Field] = &[
     field("IO_RW_ADDR", "io_rw", &["addr"]),
     field("IO_RW_LEN", "io_rw", &["len"]),
     field("IO_KIOCB_OPCODE", "io_kiocb", &["opcode"]),
+    field("IO_KIOCB_WORK", "io_kiocb", &["work"]),
+    field("TASK_WORKER_PRIVATE", "task_struct", &["worker_private"]),
+    field("IO_WORKER_CUR_WORK", "io_worker", &["cur_work"]),
+    field("TASK_IO_URING", "task_struct", &["io_uring"]),
+    field("IO_TASK_LAST", "io_uring_task", &["last"]),
+    field("RING_FLAGS", "io_ring_ctx", &["flags"]),
+    field("RING_RINGS", "io_ring_ctx", &["rings"]),
+    field("RING_QUEUE_HEAD", "io_ring_ctx", &["cached_sq_head"]),
+    field("RING_QUEUE_ENTRIES", "io_ring_ctx", &["sq_entries"]),
+    field("RING_QUEUE_INDEX", "io_ring_ctx", &["sq_array"]),
+    field("RING_QUEUE_SQES", "io_ring_ctx", &["sq_sqes"]),
+    field("MM_TASK_SIZE", "mm_struct", &["task_size"]),
     field("URING_CMD_FILE", "io_uring_cmd", &["file"]),
     field("URING_CMD_SQE", "io_uring_cmd", &["sqe", "cmd"]),
     field("URING_CMD_OP", "io_uring_cmd", &["cmd_op"]),
@@ -85,6 +97,8 @@ const EMBEDDED: &[(&str, [(&str, &str); 2])] = &[
     // CONFIG_THREAD_INFO_IN_TASK, always so on x86_64.
     ("TASK_THREAD_STATUS", [("task_struct", "thread_info"), ("thread_info", "status")]),
     ("MNT_NS_INUM", [("mnt_namespace", "ns"), ("ns_common", "inum")]),
+    ("RING_LOCK_OWNER", [("io_ring_ctx", "uring_lock"), ("mutex", "owner")]),
+    ("RING_HEAD", [("io_rings", "sq"), ("io_uring", "head")]),
 ];
 
 /// The kernel's own BTF.

@@ -13,16 +13,15 @@ use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     device::{Device, Loop},
     guard::Guard,
-    road::{AioWrite, in_child, pieces, write_by_aio, write_pieces_by_ring},
+    road::{AioWrite, in_child, pieces, ring_write, submit, write_by_aio, write_pieces_by_ring},
 };
+use io_uring::{IoUring, squeue};
 
 use crate::make_ext4;
 
 /// Far from every mark, of a volume with marks behind it.
 const BEYOND: u64 = 3 << 20;
 const COUNTS: [usize; 6] = [1, 4, 5, 64, 256, 1024];
-/// Pieces that are looked into where a mark lies under them.
-const LOOKED_INTO: usize = 4;
 
 type Writer = fn(&File, &[u8], usize, u64) -> io::Result<()>;
 
@@ -62,9 +61,7 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
             let case = || format!("{count} pieces by {name}: {:#?}", guard.events("denied"));
             write(&file, &vec![0x5a; 512 * count], 512, BEYOND).with_context(case)?;
             // The superblock, and what lies around it, as it is.
-            if count <= LOOKED_INTO {
-                write(&file, &start, start.len() / count, 0).with_context(case)?;
-            }
+            write(&file, &start, start.len() / count, 0).with_context(case)?;
         }
     }
     file.sync_all()?;
@@ -72,10 +69,10 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
     let before = device.sha256()?;
     for (name, write) in WRITERS {
         for count in COUNTS {
-            // The magic's second byte alone is another one.
+            // The magic's second byte alone is another one; its first ends a piece where they are of 1081 bytes.
             let mut changed = start.clone();
             changed[1081] ^= 1;
-            let piece = changed.len() / count - usize::from(count > 1);
+            let piece = if count == 5 { 1081 } else { changed.len() / count - usize::from(count > 1) };
             let length = (piece * count).min(changed.len());
             let refused =
                 in_child(|| write(&writer(device.path())?, &changed[..length], piece, 0))?.wait()?;
@@ -160,5 +157,179 @@ fn what_an_earlier_write_left_behind_lets_no_superblock_go() -> Result<()> {
     }
     println!("{tried} tries");
     ensure!(victim.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// One writer that is one of many: a write by it, over and over.
+type Busy = fn(&File, Instant) -> io::Result<u32>;
+
+fn busy_by_aio(file: &File, end: Instant) -> io::Result<u32> {
+    repeat(end, || write_by_aio(file, &[AioWrite { bytes: &[0; 4096], piece: 0, offset: BEYOND }; 3]))
+}
+
+fn busy_by_ring(file: &File, end: Instant) -> io::Result<u32> {
+    let mut ring = IoUring::new(4)?;
+    repeat(end, || submit(&mut ring, &ring_write(file, &[0; 4096], BEYOND)))
+}
+
+fn busy_by_worker(file: &File, end: Instant) -> io::Result<u32> {
+    let mut ring = IoUring::new(4)?;
+    let entry = ring_write(file, &[0; 4096], BEYOND).flags(squeue::Flags::ASYNC);
+    repeat(end, || submit(&mut ring, &entry))
+}
+
+fn busy_by_polling(file: &File, end: Instant) -> io::Result<u32> {
+    let mut ring = IoUring::builder().setup_sqpoll(100).build(4)?;
+    repeat(end, || submit(&mut ring, &ring_write(file, &[0; 4096], BEYOND)))
+}
+
+fn busy_by_chain(file: &File, end: Instant) -> io::Result<u32> {
+    let mut ring = IoUring::new(4)?;
+    repeat(end, || chain(&mut ring, file, [BEYOND, BEYOND + 8192], || Ok(())))
+}
+
+fn repeat(end: Instant, mut write: impl FnMut() -> io::Result<()>) -> io::Result<u32> {
+    let mut count = 0;
+    while Instant::now() < end {
+        write()?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+const BUSY: [(&str, Busy); 5] = [
+    ("aio", busy_by_aio),
+    ("io_uring", busy_by_ring),
+    ("an io_uring worker", busy_by_worker),
+    ("the thread that polls a ring", busy_by_polling),
+    ("a chain of io_uring", busy_by_chain),
+];
+
+/// Writes zeros to these places as a chain, and does `meanwhile` until both are done.
+fn chain(
+    ring: &mut IoUring,
+    file: &File,
+    places: [u64; 2],
+    meanwhile: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let [first, last] = places.map(|place| ring_write(file, &ZEROS, place));
+    // SAFETY: the bytes outlive every wait.
+    unsafe { ring.submission().push_multiple(&[first.flags(squeue::Flags::IO_LINK), last]) }
+        .map_err(io::Error::other)?;
+    ring.submit()?;
+    let mut done = 0;
+    let mut result = Ok(());
+    while done < 2 {
+        meanwhile()?;
+        for entry in ring.completion() {
+            done += 1;
+            if entry.result() < 0 && result.is_ok() {
+                result = Err(io::Error::from_raw_os_error(-entry.result()));
+            }
+        }
+        if done < 2 {
+            ring.submit_and_wait(1)?;
+        }
+    }
+    result
+}
+
+/// Updates a map of its own by system call, without pause: programs that stand at functions of the kernel are skipped meanwhile.
+fn busy_with_maps(end: Instant) -> io::Result<()> {
+    const BPF_MAP_CREATE: libc::c_long = 0;
+    const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+    const BPF_MAP_TYPE_HASH: u32 = 1;
+    let call = |command: libc::c_long, attributes: *const u8, length: usize| {
+        // SAFETY: attributes of this length, of a command that reads them.
+        match unsafe { libc::syscall(libc::SYS_bpf, command, attributes, length) } {
+            ..0 => Err(io::Error::last_os_error()),
+            result => Ok(result),
+        }
+    };
+    let create: [u32; 4] = [BPF_MAP_TYPE_HASH, 4, 4096, 1024];
+    let map = call(BPF_MAP_CREATE, create.as_ptr().cast(), size_of_val(&create))?.cast_unsigned();
+    let value = [0_u8; 4096];
+    let mut key = 0_u32;
+    while Instant::now() < end {
+        key = (key + 1) % 1024;
+        let update: [u64; 4] = [map, std::ptr::from_ref(&key) as u64, value.as_ptr() as u64, 0];
+        call(BPF_MAP_UPDATE_ELEM, update.as_ptr().cast(), size_of_val(&update))?;
+    }
+    Ok(())
+}
+
+/// Where the kernel is preemptible, a program that it skips would leave a write without a place.
+#[test]
+fn writers_on_one_cpu_are_not_refused_beyond_the_marks() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    let end = Instant::now() + Duration::from_secs(40);
+    let maps: Vec<_> = (0..2)
+        .map(|_| {
+            in_child(|| {
+                pinned()?;
+                busy_with_maps(end)
+            })
+        })
+        .collect::<Result<_>>()?;
+    let counts = tempfile::tempdir()?;
+    let writers: Vec<_> = BUSY
+        .iter()
+        .chain(&BUSY)
+        .enumerate()
+        .map(|(number, (name, busy))| {
+            let writer = in_child(|| {
+                pinned()?;
+                let count = busy(&writer(device.path())?, end)?;
+                std::fs::write(counts.path().join(number.to_string()), count.to_string())
+            });
+            Ok((name, number, writer?))
+        })
+        .collect::<Result<_>>()?;
+    for (name, number, writer) in writers {
+        writer.wait()?.with_context(|| format!("{name}: {:#?}", guard.events("denied")))?;
+        println!("{name}: {} times", std::fs::read_to_string(counts.path().join(number.to_string()))?);
+    }
+    for child in maps {
+        child.wait()??;
+    }
+    ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
+
+/// The second of a chain runs as task work at the end of any system call, whose arguments are another write's.
+#[test]
+fn a_linked_write_is_judged_by_its_own_place() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    let mut first = vec![0; 4096];
+    writer(device.path())?.write_all_at(&first, BEYOND)?;
+    writer(device.path())?.write_all_at(&first, BEYOND + 8192)?;
+    writer(device.path())?.read_exact_at(&mut first, 0)?;
+    let before = device.sha256()?;
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut tried = 0;
+    while Instant::now() < end {
+        let refused = in_child(|| {
+            pinned()?;
+            let file = writer(device.path())?;
+            let mut ring = IoUring::new(8)?;
+            let meanwhile = || file.write_all_at(&[0; 4096], BEYOND);
+            for _ in 0..5 {
+                chain(&mut ring, &file, [BEYOND, BEYOND + 8192], meanwhile)?;
+            }
+            // The process is cut off once the second is refused.
+            let over = chain(&mut ring, &file, [BEYOND, 0], || meanwhile().or(Ok(())));
+            over.and(Err(io::ErrorKind::Unsupported.into()))
+        })?;
+        let errno = refused.wait()?.err().and_then(|error| error.raw_os_error());
+        ensure!(errno == Some(libc::EPERM), "errno {errno:?} after {tried} tries");
+        tried += 1;
+    }
+    println!("{tried} tries");
+    ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
 }
