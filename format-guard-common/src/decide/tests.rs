@@ -231,7 +231,7 @@ fn bytes_that_are_not_zero_are_content_on_a_blank_volume_and_zeros_are_none() {
     let mut page = [0; 512];
     let at = |rule: &Rule, class, offset, bytes: &[u8]| {
         let request = Request { operation: Operation::Write, offset, length: bytes.len() as u64 };
-        decide(rule, &Asked { class, request, ..self::request(Operation::Write, 0, 0) }, &Bytes(bytes))
+        decide(rule, &Asked { request, class, ..self::request(Operation::Write, 0, 0) }, &Bytes(bytes))
     };
     for offset in [0, 1 << 30] {
         assert_eq!(at(&blank, Class::UNKNOWN, offset, &page), Verdict::Allow, "dd if=/dev/zero");

@@ -232,7 +232,9 @@ fn lvm_commits_to_the_end_of_a_device_with_more_segments_than_windows() -> Resul
     guard.wait_for_state(volume.path(), "formatted")?;
     must(&format!("vgcreate fgends {node}"))?;
     // None lies behind the one before it.
-    let table: String = (0..70).map(|i| format!("{} 8 linear {node} {}\n", i * 8, 40960 - i * 16)).collect();
+    let lines: Vec<String> =
+        (0..70).map(|i| format!("{} 8 linear {node} {}\n", i * 8, 40960 - i * 16)).collect();
+    let table = lines.concat();
     must_with("dmsetup create --uuid FGTEST-many fg-many", &table)?;
     let many = Path::new("/dev/mapper/fg-many");
     guard.wait_for_state(many, "blank")?;
