@@ -7,11 +7,24 @@ pub const CLEAR_SLOTS: u32 = 4096;
 /// Stretches that are named at most.
 pub const MAX_GAPS: usize = 4;
 
-/// The slot of a device (kernel `dev_t`) in the maps `CLEAR` and `TAINTED`.
+/// Slots of the map `TAINTED`.
+pub const TAINT_SLOTS: u32 = 8192;
+
+/// The slots of which a device (kernel `dev_t`) has one in the map `CLEAR`: with two to choose from, and an occupant that may move
+/// to its other one, some hundred devices do not get in each other's way.
 #[inline(always)]
 #[must_use]
-pub const fn slot(dev: u32) -> u32 {
-    (dev ^ dev >> 17) & (CLEAR_SLOTS - 1)
+pub const fn slots(dev: u32) -> [u32; 2] {
+    // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4), of which two stretches of bits serve.
+    let hash = dev.wrapping_mul(0x9e37_79b9);
+    [hash >> 20, (hash >> 8) & (CLEAR_SLOTS - 1)]
+}
+
+/// The slot of a process (thread group id) in the map `TAINTED`.
+#[inline(always)]
+#[must_use]
+pub const fn taint_slot(tgid: u32) -> u32 {
+    tgid & (TAINT_SLOTS - 1)
 }
 
 /// A stretch of a device without a check.
@@ -87,6 +100,36 @@ impl Clear {
     }
 }
 
+/// Where the stretches of a device may be put in the map `CLEAR`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Into this slot, which is its own or nobody's.
+    Slot(u32),
+    /// Into this slot, once its occupant has moved to another.
+    After {
+        /// The slot.
+        slot: u32,
+        /// Where its occupant can go.
+        to: u32,
+    },
+    /// Nowhere, before another device gives up its slot.
+    Nowhere,
+}
+
+/// Chooses one of the slots of a device (kernel `dev_t`); `occupant` knows whose a slot is, zero for nobody's.
+pub fn choose(dev: u32, occupant: impl Fn(u32) -> u32) -> Choice {
+    let own = slots(dev);
+    let first = |wanted: u32| own.into_iter().find(|slot| occupant(*slot) == wanted);
+    if let Some(slot) = first(dev).or_else(|| first(0)) {
+        return Choice::Slot(slot);
+    }
+    let moves = own.into_iter().flat_map(|slot| slots(occupant(slot)).map(|to| (slot, to)));
+    moves
+        .into_iter()
+        .find(|(_, to)| occupant(*to) == 0)
+        .map_or(Choice::Nowhere, |(slot, to)| Choice::After { slot, to })
+}
+
 /// Keeps a gap in the place of the shortest one, if it is longer.
 fn keep_longest(gaps: &mut [Gap; MAX_GAPS], gap: Gap) {
     let length = |gap: &Gap| gap.end - gap.start;
@@ -102,3 +145,57 @@ fn keep_longest(gaps: &mut [Gap; MAX_GAPS], gap: Gap) {
 unsafe impl aya::Pod for Clear {}
 
 const _: () = assert!(size_of::<Clear>() == 16 * MAX_GAPS + 8);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{collections::BTreeMap, vec::Vec};
+
+    use super::*;
+
+    /// Disks, their partitions and mappings, as large hosts number them.
+    fn devices() -> Vec<u32> {
+        let of = |major: u32, minors: u32, step: usize| {
+            (0..minors).step_by(step).map(move |minor| major << 20 | minor)
+        };
+        of(8, 1600, 16)
+            .chain(of(253, 200, 1))
+            .chain(of(254, 640, 16))
+            .chain(of(259, 120, 1))
+            .chain(of(7, 256, 8))
+            .collect()
+    }
+
+    #[test]
+    fn some_hundred_devices_have_a_slot_each_and_keep_it() {
+        let mut occupants = BTreeMap::new();
+        let devices = devices();
+        for dev in &devices {
+            match choose(*dev, |slot| occupants.get(&slot).copied().unwrap_or(0)) {
+                Choice::Slot(slot) => assert_eq!(occupants.insert(slot, *dev), None),
+                Choice::After { slot, to } => {
+                    let moved = occupants.insert(slot, *dev).expect("an occupant");
+                    assert!(slots(moved).contains(&to));
+                    assert_eq!(occupants.insert(to, moved), None);
+                }
+                Choice::Nowhere => panic!("{dev:#x} has no slot"),
+            }
+        }
+        assert_eq!(occupants.len(), devices.len());
+        for dev in devices {
+            let Choice::Slot(slot) = choose(dev, |slot| occupants.get(&slot).copied().unwrap_or(0)) else {
+                panic!("{dev:#x} lost its slot")
+            };
+            assert_eq!(occupants[&slot], dev);
+        }
+    }
+
+    #[test]
+    fn who_finds_no_slot_waits() {
+        assert_eq!(
+            choose(1 << 20, |slot| if slots(1 << 20).contains(&slot) { 2 << 20 } else { 3 << 20 }),
+            Choice::Nowhere
+        );
+    }
+}

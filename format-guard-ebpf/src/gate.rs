@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
     Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
-    clear::slot,
+    clear::{slots, taint_slot},
     decide,
     event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey, wrote},
     flag, opaque,
@@ -65,8 +65,10 @@ pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_clear(dev: u32, offset: u64, length: u64) -> u64 {
-    let clear = CLEAR.get(slot(dev)).is_some_and(|clear| clear.passes(dev, offset, length))
-        && TAINTED.get(slot(dev)) == Some(&0)
+    let [first, second] = slots(dev);
+    let clear = CLEAR.get(first).filter(|clear| clear.dev == dev).or_else(|| CLEAR.get(second));
+    let clear = clear.is_some_and(|clear| clear.passes(dev, offset, length))
+        && TAINTED.get(taint_slot(caller::tgid())) == Some(&0)
         && NAMES.get(name_slot(caller::name())) == Some(&0);
     clear.into()
 }
@@ -299,15 +301,15 @@ fn note_write(target: &Target<'_>) {
 /// Cuts the caller off from the device.
 #[inline(always)]
 fn taint(target: &Target<'_>, process: Process) {
-    if let Some(tainted) = TAINTED.get_ptr_mut(slot(target.dev)) {
-        // SAFETY: one aligned store into a map value.
-        unsafe { *tainted = 1 };
-    }
     // SAFETY: no arguments.
     let until = unsafe { bpf_ktime_get_boot_ns() }.wrapping_add(Taint::QUIET);
     let taint = Taint { started: process.started, diskseq: target.diskseq, until };
     if TAINTS.insert(TaintKey { tgid: process.tgid, dev: target.dev }, taint, 0).is_err() {
         count(Counter::FullMaps);
+    }
+    if let Some(tainted) = TAINTED.get_ptr_mut(taint_slot(process.tgid)) {
+        // SAFETY: one aligned store into a map value.
+        unsafe { tainted.write_volatile(1) };
     }
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use format_guard_common::{
     MAX_RULES, Rule, Windows,
     claim::Lease,
-    clear::{CLEAR_SLOTS, Clear},
+    clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
     program::NAME_SLOTS,
     protection::Protection,
@@ -41,10 +41,11 @@ pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(16384, BP
 /// Start times of the processes in `HOLDERS`, by thread group id, so that their end is told.
 #[map]
 pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
-/// Not zero where a process was refused on a device of that slot (`clear::slot`): the others need no look-up.
+/// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set after its entry in
+/// `TAINTS` is there, so that who clears it and looks there afterwards loses none.
 #[map]
-pub(crate) static TAINTED: Array<u32> = Array::pinned(CLEAR_SLOTS, 0);
-/// Where devices have no check, by `clear::slot`. The agent writes them.
+pub(crate) static TAINTED: Array<u32> = Array::pinned(TAINT_SLOTS, 0);
+/// Where devices have no check, each in one of its `clear::slots`. The agent writes them.
 #[map]
 pub(crate) static CLEAR: Array<Clear> = Array::pinned(CLEAR_SLOTS, 0);
 /// Not zero where a known program has that slot (`program::name_slot`). The agent writes it once.

@@ -24,7 +24,7 @@ use aya::{
 use format_guard_common::{
     MAX_RULES, Rule, State, Windows,
     claim::Lease,
-    clear::{self, Clear},
+    clear::{self, Choice, Clear},
     event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
     flag, program,
 };
@@ -263,8 +263,12 @@ pub struct BpfEnforcer {
     taken: Slots,
     windows: HashMap<MapData, u32, Windows>,
     clear: Array<MapData, Clear>,
+    /// What has no slot in `clear` yet, by device.
+    waiting: BTreeMap<u32, Clear>,
     unknown: Array<MapData, Rule>,
     taints: HashMap<MapData, TaintKey, Taint>,
+    /// By `clear::taint_slot`.
+    tainted: Array<MapData, u32>,
     holders: HashMap<MapData, u32, HolderEntry>,
     lease: Array<MapData, Lease>,
     counters: PerCpuArray<MapData, u64>,
@@ -314,6 +318,7 @@ impl BpfEnforcer {
         let clear = take(&mut ebpf, "CLEAR", Array::try_from)?;
         let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
         let taints = take(&mut ebpf, "TAINTS", HashMap::try_from)?;
+        let tainted = take(&mut ebpf, "TAINTED", Array::try_from)?;
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
         let lease = take(&mut ebpf, "LEASE", Array::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
@@ -348,8 +353,10 @@ impl BpfEnforcer {
             taken,
             windows,
             clear,
+            waiting: BTreeMap::new(),
             unknown,
             taints,
+            tainted,
             holders,
             lease,
             counters,
@@ -506,13 +513,51 @@ impl BpfEnforcer {
         Ok(())
     }
 
-    /// Says where writes to a device pass; nowhere, while its slot is another device's.
+    /// Says where writes to a device pass; nowhere, while it finds no slot.
     fn put_clear(&mut self, dev: u32, clear: &Clear) -> Result<(), MapError> {
-        let slot = clear::slot(dev);
-        let there = self.clear.get(&slot, 0).map_err(map_error("read the clear stretches", dev))?;
-        let ours = there.dev == dev || there.dev == 0 && clear.dev == dev;
-        if ours && there != *clear {
-            self.clear.set(slot, clear, 0).map_err(map_error("put the clear stretches", dev))?;
+        self.waiting.remove(&dev);
+        let occupant = |slot| self.clear.get(&slot, 0).map_or(u32::MAX, |there: Clear| there.dev);
+        match clear::choose(dev, occupant) {
+            Choice::Slot(slot) => self.set_clear(slot, clear),
+            Choice::Nowhere | Choice::After { .. } if clear.dev == 0 => Ok(()),
+            Choice::After { slot, to } => {
+                let moved = self.clear.get(&slot, 0).map_err(map_error("read the clear stretches", dev))?;
+                self.set_clear(to, &moved)?;
+                // Nobody's in between: a slot that changes hands would show one device the other's.
+                self.set_clear(slot, &Clear::default())?;
+                self.set_clear(slot, clear)
+            }
+            Choice::Nowhere => {
+                self.waiting.insert(dev, *clear);
+                Ok(())
+            }
+        }
+    }
+
+    fn set_clear(&mut self, slot: u32, clear: &Clear) -> Result<(), MapError> {
+        let error = || map_error("put the clear stretches", clear.dev);
+        if self.clear.get(&slot, 0).map_err(error())? == *clear {
+            return Ok(());
+        }
+        self.clear.set(slot, clear, 0).map_err(error())
+    }
+
+    /// Gives slots that have become free to those that wait.
+    fn put_waiting(&mut self) -> Result<(), MapError> {
+        let waiting = self.waiting.clone();
+        waiting.iter().try_for_each(|(dev, clear)| self.put_clear(*dev, clear))
+    }
+
+    /// Lets processes go the short way again of which none was refused on any device any more. The kernel program notes a refusal
+    /// before it marks the slot: what it notes meanwhile is seen here, or marks the slot afterwards.
+    fn unmark(&mut self, tgids: impl Iterator<Item = u32>) -> Result<(), MapError> {
+        for slot in tgids.map(clear::taint_slot) {
+            let mut set =
+                |value: u32| self.tainted.set(slot, value, 0).map_err(map_error("forget a refusal", 0));
+            set(0)?;
+            if self.taints.keys().filter_map(Result::ok).any(|key| clear::taint_slot(key.tgid) == slot) {
+                set(1)?;
+            }
         }
         Ok(())
     }
@@ -795,7 +840,7 @@ impl Enforcer for BpfEnforcer {
             absent_is_done(self.windows.remove(&rule.dev))
                 .map_err(map_error("remove the windows", rule.dev))?;
         }
-        Ok(())
+        self.put_waiting()
     }
 
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
@@ -813,6 +858,7 @@ impl Enforcer for BpfEnforcer {
         self.put_clear(dev, &Clear::default())?;
         absent_is_done(self.slots.remove(&dev)).map_err(map_error("remove the rule", dev))?;
         self.taken.release(dev);
+        self.put_waiting()?;
         fault::point(Point::AfterRemoval);
         absent_is_done(self.windows.remove(&dev)).map_err(map_error("remove the windows", dev))
     }
@@ -847,6 +893,7 @@ impl Enforcer for BpfEnforcer {
         for (key, _) in &tainted {
             absent_is_done(self.taints.remove(key)).map_err(map_error("forget a refusal", dev))?;
         }
+        self.unmark(tainted.iter().map(|(key, _)| key.tgid))?;
         // Those of an earlier attachment cut nobody off.
         Ok(tainted.iter().filter(|(_, taint)| taint.diskseq == diskseq).count() as u64)
     }
