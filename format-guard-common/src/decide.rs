@@ -50,6 +50,7 @@ fn judge<C: Caller, B: Content>(
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER)) && !harmless;
     match rule.state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
+        FORMATTED if class.is(Class::REBUILDER) && rule.tools != 0 => Verdict::Deny(Reason::Formatter),
         FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
             Verdict::Allow
         }

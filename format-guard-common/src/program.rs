@@ -36,6 +36,10 @@ impl Class {
     /// Makes a device a member of an array that runs (`mdadm --add`): what the device was as a member it begins anew.
     pub const JOINS: Self = Self(1 << 12);
 
+    /// Writes the metadata of a thin pool or a cache anew over a whole device, block 0 last: refused where another format is known
+    /// to lie. What such a tool repairs is a logical volume that holds no known format.
+    pub const REBUILDER: Self = Self(1 << 13);
+
     /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
     pub const GRAMMAR_SHIFT: u32 = 8;
     const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;
@@ -128,6 +132,10 @@ const fn reads(grammar: Grammar, program: Program) -> Program {
 
 const fn unknown(name: &'static str) -> Program {
     Program { name, class: Class::UNKNOWN }
+}
+
+const fn rebuilder(name: &'static str) -> Program {
+    Program { name, class: Class::REBUILDER }
 }
 
 const fn maintainer(of: Class, name: &'static str) -> Program {
@@ -280,6 +288,14 @@ pub const PROGRAMS: &[Program] = &[
     maintainer(Class::EXFAT, "mount.exfat-fuse"),
     maintainer(Class::LVM, "vgchange"),
     maintainer(Class::LVM, "pvresize"),
+    // thin-provisioning-tools 0.9 and 1.0.
+    rebuilder("thin_restore"),
+    rebuilder("thin_repair"),
+    rebuilder("cache_restore"),
+    rebuilder("cache_repair"),
+    rebuilder("cache_writeback"),
+    rebuilder("era_restore"),
+    rebuilder("era_repair"),
     // They keep the superblocks of arrays, whose members nobody else writes to.
     reads(Grammar::MDADM, Program { name: "mdadm", class: Class::MD }),
     Program { name: "mdmon", class: Class::MD },

@@ -1,6 +1,7 @@
 //! Tests under the `LD_PRELOAD` library, on this host: it needs no kernel of its own.
 
 use std::{
+    env,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::command::{command, logged, output, workspace};
+use crate::{
+    command::{command, logged, output, workspace},
+    guest::busybox,
+};
 
 const PROFILE: &str = "preload";
 pub(crate) const NAME: &str = "libformat_guard_preload.so";
@@ -62,7 +66,7 @@ pub(crate) fn scenarios() -> impl Iterator<Item = &'static str> {
 pub(crate) fn run_tests(guard: &Path, tests: &Path, words: &[&str], log: &File) -> Result<bool> {
     let run_dir = run_directory()?;
     let words = [&["--test-threads=1"], words].concat();
-    logged(&mut under_the_library(guard, tests, &words, &run_dir, &[]), log)
+    logged(&mut under_the_library(guard, tests, &words, &run_dir, &[])?, log)
 }
 
 /// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and what it printed.
@@ -72,7 +76,7 @@ pub(crate) fn table(guard: &Path, matrix: &Path, table: &str, kinds: &[String]) 
     let words: Vec<&str> = [table, "0/1"].into_iter().chain(kinds.iter().map(String::as_str)).collect();
     // Its volumes are made before there is an agent.
     let mut run =
-        under_the_library(guard, matrix, &words, &run_dir, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")]);
+        under_the_library(guard, matrix, &words, &run_dir, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")])?;
     let ran = output(run.stderr(Stdio::inherit()))?;
     Ok((ran.status.success(), String::from_utf8_lossy(&ran.stdout).into_owned()))
 }
@@ -88,11 +92,14 @@ fn under_the_library(
     words: &[&str],
     run_dir: &TempDir,
     variables: &[(&str, &str)],
-) -> Command {
+) -> Result<Command> {
     let run_dir = run_dir.path();
+    // Behind what this machine has.
+    let path = format!("{}:{}", env::var("PATH").unwrap_or_default(), busybox::folder()?.display());
     // Agents and mounts that a test leaves go with their namespaces.
     let mut run = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
     run.arg("env")
+        .arg(format!("PATH={path}"))
         .arg(format!("LD_PRELOAD={}", guard.with_file_name(NAME).display()))
         .arg(format!("FORMAT_GUARD_RUN_DIR={}", run_dir.display()))
         .arg(format!("FORMAT_GUARD_BINARY={}", guard.display()))
@@ -101,5 +108,5 @@ fn under_the_library(
         .arg(executable)
         .args(words)
         .current_dir(workspace());
-    run
+    Ok(run)
 }

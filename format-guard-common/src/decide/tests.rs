@@ -415,6 +415,19 @@ fn a_tool_relabels_its_own_format_alone() {
 }
 
 #[test]
+fn what_builds_metadata_anew_is_kept_from_other_formats_and_from_nothing_else() {
+    let (_, formatted) = formatted();
+    let known = Rule { tools: Class::EXT.0, ..formatted };
+    for operation in [Operation::Open, Operation::Write] {
+        assert_eq!(by(Class::REBUILDER, &known, operation), Verdict::Deny(Reason::Formatter));
+    }
+    // A pool's metadata, known by the volumes that lie on it alone, and one of which nothing is known yet.
+    for rule in [Rule { tools: 0, ..formatted }, with_state(State::Unverified), with_state(State::Blank)] {
+        assert_eq!(by(Class::REBUILDER, &rule, Operation::Open), Verdict::Allow);
+    }
+}
+
+#[test]
 fn an_owner_wipes_what_is_not_recorded_yet_and_nothing_else() {
     let (_, formatted) = formatted();
     assert_eq!(by(Class::OWNER, &formatted, Operation::Erase), Verdict::Deny(Reason::Discard));
@@ -620,7 +633,8 @@ fn where_the_content_is_known_a_maintainer_writes_no_foreign_magic() {
     for known in crate::program::PROGRAMS.iter().filter(|known| !known.class.is(Class::FORMATTER)) {
         let label = Asked { class: known.class, ..request(Operation::Write, 512, 8) };
         let verdict = decide(&rule, &label, &Bytes(b"LABELONE"));
-        let wanted = if known.class.is(Class::ERASER) { Reason::Formatter } else { Reason::ForeignFormat };
+        let at_open = known.class.is(Class::ERASER.with(Class::REBUILDER));
+        let wanted = if at_open { Reason::Formatter } else { Reason::ForeignFormat };
         assert_eq!(verdict, Verdict::Deny(wanted), "{}", known.name);
     }
     let own = Asked { class: Class::MAINTAINER, ..request(Operation::Write, 1080, 2) };

@@ -28,8 +28,8 @@ pub(crate) fn ready() -> Result<()> {
     Ok(())
 }
 
-/// The folder that the program is in, for guests' paths.
-pub(super) fn folder() -> Result<PathBuf> {
+/// The folder that the program is in, for the paths of guests and of tests on this host.
+pub(crate) fn folder() -> Result<PathBuf> {
     Ok(directory()?.join("bin"))
 }
 
