@@ -146,8 +146,9 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced | Operation::Later => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
+        // cryptsetup gives up both headers of a LUKS2 before it has the LUKS1 that it converts it to (fallocate, 2.6).
+        Operation::Erase if touch.has(Touch::MARKS) && relabels && tools.is(Class::LUKS) => Verdict::Relabel,
         Operation::Erase if touch.has(Touch::MAGIC | Touch::START) => Verdict::Deny(Reason::Discard),
-        // cryptsetup gives up the second LUKS2 header where it makes a LUKS1 (fallocate, 2.6).
         Operation::Erase if touch.has(Touch::UUID) && relabels => Verdict::Relabel,
         Operation::Erase if touch.has(Touch::UUID) => Verdict::Deny(Reason::Discard),
         Operation::Erase => Verdict::Allow,

@@ -415,6 +415,26 @@ fn a_tool_relabels_its_own_format_alone() {
 }
 
 #[test]
+fn what_converts_a_luks_gives_up_its_headers_and_no_other_format() {
+    let (_, mut rule) = formatted();
+    let converts = Class::RELABELLER.with(Class::LUKS);
+    let mut erase = |class, tools: Class| {
+        rule.tools = tools.0;
+        decide(&rule, &Asked { class, ..request(Operation::Erase, 0, 4096) }, &NoContent)
+    };
+    assert_eq!(erase(converts, Class::LUKS), Verdict::Relabel);
+    for (class, tools) in [
+        (converts, Class::EXT),
+        (converts, Class::UNKNOWN),
+        (Class::LUKS, Class::LUKS),
+        (Class::RELABELLER.with(Class::EXT), Class::EXT),
+        (Class::UNKNOWN, Class::LUKS),
+    ] {
+        assert_eq!(erase(class, tools), Verdict::Deny(Reason::Discard), "{class:?} on {tools:?}");
+    }
+}
+
+#[test]
 fn what_builds_metadata_anew_is_kept_from_other_formats_and_from_nothing_else() {
     let (_, formatted) = formatted();
     let known = Rule { tools: Class::EXT.0, ..formatted };
