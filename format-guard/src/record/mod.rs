@@ -203,11 +203,13 @@ impl Wrote {
 }
 
 impl Formatter {
-    /// Whether to write a format is what the program is for. One that is not (a virtual machine's monitor, a target's daemon, a
-    /// partitioner, a copy) may live as long as the data that it wrote.
+    /// Whether to write a format is what the program is for, by its name or by what its arguments may say (`veritysetup format`,
+    /// `sgdisk`): it ends when that is done. One that is not (a virtual machine's monitor, a target's daemon, a copy) may live as
+    /// long as the data that it wrote.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        program::class_of(&self.comm).is(Class::FORMATTER)
+        let class = program::class_of(&self.comm);
+        class.is(Class::FORMATTER) || class.grammar() != 0
     }
 
     /// The process.

@@ -171,7 +171,7 @@ fn an_exempt_volume_is_left_alone_until_it_is_adopted() -> Result<()> {
     ensure!(volume["state"] == "formatted", "{volume}");
     refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
     let cause = guard.volume(device.path())?["cause"].as_str().context("no cause")?.to_owned();
-    ensure!(cause == "adopted by user 0", "{cause}");
+    ensure!(cause == "adopted by user 0: test", "{cause}");
     Ok(())
 }
 
