@@ -488,8 +488,7 @@ impl Step {
     }
 
     fn filled_by_whom(&self) -> String {
-        let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
-        format!("filled by {by}")
+        format!("filled by {}", self.formatter_name())
     }
 
     /// Whoever has it in use may change it at will; but it does not vanish.
@@ -606,8 +605,11 @@ impl Step {
     }
 
     fn by_whom(&self) -> String {
-        let by = self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str());
-        format!("formatted by {by}")
+        format!("formatted by {}", self.formatter_name())
+    }
+
+    fn formatter_name(&self) -> &str {
+        self.record.formatter.as_ref().map_or("?", |formatter| formatter.comm.as_str())
     }
 
     fn take(&mut self, content: Content, marks: Vec<Mark>) {
