@@ -260,7 +260,7 @@ pub struct Copy {
     pub pieces: Vec<Piece>,
 }
 
-/// Which volume is meant: `dev=MAJOR:MINOR`, an id, or a unique beginning of one.
+/// Which volume is meant: `dev=MAJOR:MINOR`, an id, or, where no data can be lost, the unique beginning of one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Selector {
     /// The text.

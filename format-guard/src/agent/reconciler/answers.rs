@@ -429,9 +429,11 @@ impl<E: Enforcer> Reconciler<E> {
             self.apply(&id, Event::ModeChosen { mode: request.mode, reason, uid });
             let holds_nothing = |record: &Record| matches!(record.state, State::Unverified | State::Blank);
             let note = if request.mode == Mode::Strict && self.records.get(&id).is_some_and(holds_nothing) {
-                ", from the moment on that it is known to hold something; what is on it already: format-guard volume adopt --raw"
+                format!(
+                    ", as soon as it is known to hold something; if it does already: format-guard volume adopt {id} --raw --reason TEXT"
+                )
             } else {
-                ""
+                String::new()
             };
             return Ok(api::Done { text: format!("{id}: mode {}{note}", request.mode.name()) });
         }
