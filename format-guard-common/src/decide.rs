@@ -32,7 +32,15 @@ fn judge<C: Caller, B: Content>(
     const FORMATTING: u32 = State::Formatting as u32;
 
     let operation = request.operation;
-    if rule.state == EXEMPT {
+    let state = if rule.state == PERMITTED && rule.permit_ends != 0 && !caller.permit_lasts() {
+        // An agent that runs takes the permit away itself.
+        FORMATTED
+    } else {
+        rule.state
+    };
+    // What was found is unknown to the verifier: else it follows both ways apart.
+    let state = opaque(u64::from(state), rule.diskseq) as u32;
+    if state == EXEMPT {
         return Verdict::Allow;
     }
     if matches!(operation, Operation::Later) {
@@ -48,7 +56,7 @@ fn judge<C: Caller, B: Content>(
     let class = caller.class();
     let harmless = is_dry(class, operation) || adds_to_journal(rule, request, class);
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER)) && !harmless;
-    match rule.state {
+    match state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
         FORMATTED if class.is(Class::REBUILDER) && rule.tools != 0 => Verdict::Deny(Reason::Formatter),
         FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
@@ -72,14 +80,17 @@ fn judge<C: Caller, B: Content>(
         }
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
-            Holder::None if rule.state != FORMATTING => {
+            Holder::None if state != FORMATTING => {
                 if destroyer && class.is(Class::FORMATTER) {
                     Verdict::Begin
+                } else if destroyer && state == PERMITTED && matches!(operation, Operation::Open) {
+                    // What it takes away is not to be remembered.
+                    Verdict::OwnerWipe
                 } else if destroyer {
                     Verdict::Allow
                 } else {
                     let raw = rule.flags & flag::RAW != 0 && class.is_no_tool();
-                    first(rule.state == BLANK, raw, request, touch, content)
+                    first(state == BLANK, raw, request, touch, content)
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),

@@ -95,6 +95,8 @@ pub trait Caller {
     fn holder(&self) -> Holder;
     /// The claim that the rule names lasts ([`crate::claim::Lease::covers`]). Asked for only where it names one.
     fn claim_lasts(&self) -> bool;
+    /// The permit that the rule is put for lasts ([`crate::Rule::permit_lasts`]). Asked for only where the rule says when it ends.
+    fn permit_lasts(&self) -> bool;
 }
 
 /// The bytes that a write carries.

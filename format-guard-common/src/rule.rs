@@ -150,8 +150,8 @@ pub struct Rule {
     pub claim: u32,
     /// Whose tools keep what the volume holds ([`Class::EXT`](crate::program::Class::EXT) and its like); zero: that is not known.
     pub tools: u32,
-    /// Always zero; keeps the layout free of padding.
-    pub zero: u32,
+    /// When the permit that the rule is put for ends, in whole seconds of `CLOCK_BOOTTIME`; zero: with the rule.
+    pub permit_ends: u32,
     /// Own marks first, then foreign magics.
     pub checks: [Check; MAX_CHECKS],
 }
@@ -189,9 +189,16 @@ impl Rule {
             flags: 0,
             count: 0,
             tools: 0,
-            zero: 0,
+            permit_ends: 0,
             checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],
         }
+    }
+
+    /// Whether the permit that it is put for lasts at this moment, in nanoseconds of `CLOCK_BOOTTIME`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn permit_lasts(&self, now: u64) -> bool {
+        now < self.permit_ends as u64 * 1_000_000_000
     }
 
     /// Adds a check and widens the envelope.

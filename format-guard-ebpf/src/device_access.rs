@@ -15,7 +15,7 @@ use format_guard_common::{
 
 use crate::{
     caller,
-    gate::{claim_lasts, send},
+    gate::{claim_lasts, permit_lasts, send},
     maps::{HOLDERS, UNKNOWN, count, rule},
 };
 
@@ -61,6 +61,11 @@ impl Caller for Opener<'_> {
     #[inline(always)]
     fn claim_lasts(&self) -> bool {
         claim_lasts(self.rule.claim)
+    }
+
+    #[inline(always)]
+    fn permit_lasts(&self) -> bool {
+        permit_lasts(self.rule)
     }
 }
 

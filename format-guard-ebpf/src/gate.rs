@@ -126,6 +126,13 @@ pub(crate) fn claim_lasts(claim: u32) -> bool {
     LEASE.get(0).is_some_and(|lease| lease.covers(claim, unsafe { bpf_ktime_get_boot_ns() }))
 }
 
+/// Whether the permit that a rule is put for lasts. A function of its own, for the stack of its caller.
+#[inline(never)]
+pub(crate) fn permit_lasts(rule: &Rule) -> bool {
+    // SAFETY: no arguments.
+    rule.permit_lasts(unsafe { bpf_ktime_get_boot_ns() })
+}
+
 impl Caller for Target<'_> {
     #[inline(always)]
     fn class(&self) -> Class {
@@ -166,6 +173,11 @@ impl Caller for Target<'_> {
     fn claim_lasts(&self) -> bool {
         claim_lasts(self.rule.claim)
     }
+
+    #[inline(always)]
+    fn permit_lasts(&self) -> bool {
+        permit_lasts(self.rule)
+    }
 }
 
 /// A caller who is known by its arguments, too.
@@ -193,6 +205,11 @@ impl Caller for WithArguments<'_> {
     #[inline(always)]
     fn claim_lasts(&self) -> bool {
         self.target.claim_lasts()
+    }
+
+    #[inline(always)]
+    fn permit_lasts(&self) -> bool {
+        self.target.permit_lasts()
     }
 }
 

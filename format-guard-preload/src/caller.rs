@@ -173,4 +173,8 @@ impl Caller for Target<'_> {
     fn claim_lasts(&self) -> bool {
         self.snapshot.is_some_and(|snapshot| snapshot.lease().covers(self.rule.claim, since_boot()))
     }
+
+    fn permit_lasts(&self) -> bool {
+        self.rule.permit_lasts(since_boot())
+    }
 }

@@ -255,6 +255,10 @@ impl Caller for Asking {
     fn claim_lasts(&self) -> bool {
         self.claim_lasts
     }
+
+    fn permit_lasts(&self) -> bool {
+        true
+    }
 }
 
 fn name(node: usize) -> String {
@@ -623,7 +627,8 @@ impl Fleet {
             }
             FleetAction::Permit => {
                 moment.permits_given += 1;
-                let permit = Permit { reason: String::new(), uid: 0, at: 0, expires: Seconds::MAX };
+                let permit =
+                    Permit { reason: String::new(), uid: 0, at: 0, expires: Seconds::MAX, used: false };
                 let shared = Shared { permit: Some(permit), ..(*moment.shared).clone().unwrap_or_default() };
                 moment.shared = Some(shared).into();
             }

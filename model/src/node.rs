@@ -209,6 +209,8 @@ pub struct Moment {
     permits_given: u8,
     /// Processes whose format began under one, as bits.
     permits_used: u8,
+    /// A permit was used that had ended by the running agent's own record.
+    outlived: bool,
     /// What somebody may have put data on was written over without a permit.
     lost: bool,
     /// The kernel was told to let a format through, and no record on disk says so.
@@ -329,6 +331,10 @@ impl Caller for Asking<'_> {
         true
     }
 
+    fn permit_lasts(&self) -> bool {
+        true
+    }
+
     fn class(&self) -> Class {
         self.class
     }
@@ -422,6 +428,8 @@ impl Moment {
         self.kernel.began = Some(process);
         if rule.state == State::Permitted {
             self.permits_used |= 1 << process;
+            let agents = self.agent.as_ref().and_then(|agent| agent.record.as_ref());
+            self.outlived |= agents.is_some_and(|record| record.permit.is_none());
         }
         true
     }
@@ -951,6 +959,7 @@ impl Model for Node {
             unstored: None,
             permits_given: 0,
             permits_used: 0,
+            outlived: false,
             lost: false,
             unrecorded: false,
             known: false,
@@ -1149,6 +1158,7 @@ impl Model for Node {
                     uid: 0,
                     at: moment.now().wall,
                     expires: moment.now().wall + QUARANTINE,
+                    used: false,
                 };
                 self.step(moment, transition::Event::Permitted(permit), true);
             }
@@ -1178,9 +1188,7 @@ impl Model for Node {
             Property::always("no blank volume is armed without its record on disk", |_, moment: &Moment| {
                 !moment.unrecorded
             }),
-            Property::always("no permit is used twice", |_, moment: &Moment| {
-                moment.permits_used.count_ones() <= u32::from(moment.permits_given)
-            }),
+            Property::always("no permit is used once it has ended", |_, moment: &Moment| !moment.outlived),
             Property::sometimes("a blank volume is formatted and recorded", |_, moment: &Moment| {
                 moment.known && moment.disk.precious
             }),

@@ -60,13 +60,14 @@ fn with_state(state: State) -> Rule {
 }
 
 /// A request together with who makes it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Asked {
     request: Request,
     class: Class,
     tainted: bool,
     holder: Holder,
     claim_lasts: bool,
+    permit_lasts: bool,
 }
 
 impl Caller for Asked {
@@ -85,11 +86,22 @@ impl Caller for Asked {
     fn claim_lasts(&self) -> bool {
         self.claim_lasts
     }
+
+    fn permit_lasts(&self) -> bool {
+        self.permit_lasts
+    }
 }
 
 fn request(operation: Operation, offset: u64, length: u64) -> Asked {
     let request = Request { operation, offset, length };
-    Asked { request, class: Class::UNKNOWN, tainted: false, holder: Holder::None, claim_lasts: false }
+    Asked {
+        request,
+        class: Class::UNKNOWN,
+        tainted: false,
+        holder: Holder::None,
+        claim_lasts: false,
+        permit_lasts: false,
+    }
 }
 
 /// Shadows the function under test with one that takes the caller from the request.
@@ -583,6 +595,44 @@ fn a_new_layer_over_a_format_takes_writes_of_known_programs_only() {
         assert_eq!(verdict, by(class, &with_state(State::Unverified), Operation::Map), "{class:?}");
     }
     assert_eq!(by(Class::FORMATTER, &rule, Operation::Open), Verdict::Deny(Reason::Unverified));
+}
+
+#[test]
+fn what_a_permitted_program_wipes_is_told() {
+    let eraser = |state, operation| {
+        decide(&with_state(state), &Asked { class: Class::ERASER, ..request(operation, 0, 4096) }, &NoContent)
+    };
+    assert_eq!(eraser(State::Permitted, Operation::Open), Verdict::OwnerWipe);
+    assert_eq!(eraser(State::Permitted, Operation::Erase), Verdict::Allow);
+    assert_eq!(eraser(State::Blank, Operation::Open), Verdict::Allow);
+}
+
+/// Where no agent takes it away: what was recorded is kept as it was before.
+#[test]
+fn a_permit_ends_in_the_kernel_too() {
+    let rule = Rule { permit_ends: 100, ..with_state(State::Permitted) };
+    let of = |permit_lasts, class, operation| {
+        decide(&rule, &Asked { class, permit_lasts, ..request(operation, 0, 4096) }, &NoContent)
+    };
+    assert_eq!(of(true, Class::FORMATTER, Operation::Open), Verdict::Begin);
+    assert_eq!(of(false, Class::FORMATTER, Operation::Open), Verdict::Deny(Reason::Formatter));
+    let formatted = with_state(State::Formatted);
+    for operation in
+        [Operation::Open, Operation::Write, Operation::Erase, Operation::Map, Operation::Unplaced]
+    {
+        for class in [Class::UNKNOWN, Class::FORMATTER, Class::ERASER, Class::MAINTAINER] {
+            let asked = Asked { class, ..request(operation, 0, 1 << 20) };
+            assert_eq!(
+                decide(&rule, &asked, &NoContent),
+                decide(&formatted, &asked, &NoContent),
+                "{asked:?}"
+            );
+        }
+    }
+    let without = Rule { permit_ends: 0, ..rule };
+    let asked = Asked { class: Class::FORMATTER, ..request(Operation::Open, 0, 0) };
+    assert_eq!(decide(&without, &asked, &NoContent), Verdict::Begin, "it lasts as long as the rule");
+    assert!(rule.permit_lasts(100_000_000_000 - 1) && !rule.permit_lasts(100_000_000_000));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod copying;
 mod loss;
 mod paths;
 mod protection;
+mod reach;
 mod refusals;
 mod sharing;
 mod stacks;
@@ -744,6 +745,7 @@ impl<E: Enforcer> Reconciler<E> {
         if !on_record {
             self.take_over_rule(dev);
         }
+        self.word_on_disk(&id);
         self.put_rules_around(dev);
         self.put_rules_of_members(&id);
         self.settle(dev);

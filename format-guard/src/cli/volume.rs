@@ -269,7 +269,8 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     }
     if let Some(permit) = &volume.permit {
         let text = format!(
-            "one re-format until {}, by user {}: {}",
+            "{} {}, by user {}: {}",
+            if permit.used { "in use until it has settled, at the latest" } else { "one re-purposing until" },
             moment(permit.expires),
             permit.uid,
             permit.reason

@@ -102,6 +102,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if matches!(state, State::Blank | State::Permitted | State::Formatting) {
         rule.claim = record.claim.number();
     }
+    if state == State::Permitted
+        && let Some(end) = record.permit_ends
+    {
+        // Zero is no end; none lasts longer than a week.
+        rule.permit_ends = u32::try_from(end).unwrap_or(u32::MAX).max(1);
+    }
     for mark in marks(subject, state) {
         // A mark that does not fit was refused when it was read or stored.
         if let Some(check) = Check::new(mark.offset, &mark.bytes, mark.kind.into()) {

@@ -225,7 +225,7 @@ impl Formatter {
     }
 }
 
-/// An operator's allowance for one re-format.
+/// An operator's allowance for one re-purposing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Permit {
@@ -237,6 +237,9 @@ pub struct Permit {
     pub at: Seconds,
     /// When it ends, used or not.
     pub expires: Seconds,
+    /// A format has begun under it. It goes on until that has settled.
+    #[serde(default)]
+    pub used: bool,
 }
 
 impl Permit {
@@ -378,6 +381,11 @@ pub struct Record {
     pub relabelled: bool,
     /// A tool that was let through is at work: what it did is probed when it has ended. Not stored.
     pub tool_at_work: Option<Process>,
+    /// A program that does nothing but wipe was let through by the permit. Not stored.
+    pub wiped: bool,
+    /// The permit under which it was formatted, and until when it holds for partitions that appear on it, by [`Now::boot`]. Not
+    /// stored.
+    pub passed_on: Option<(Permit, Seconds)>,
 }
 
 impl Record {
@@ -425,6 +433,8 @@ impl Record {
             ended: None,
             relabelled: false,
             tool_at_work: None,
+            wiped: false,
+            passed_on: None,
         }
     }
 

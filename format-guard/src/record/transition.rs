@@ -23,6 +23,9 @@ pub const CLEAN_PASSES: u32 = 2;
 /// How long after it was first seen a logical volume's signature may be an earlier volume's, in seconds: lvcreate
 /// wipes it at once.
 const SETTLING: Seconds = 10;
+/// How long after a format that a permit let through ended well the job may go on that the permit is for, in seconds: one that
+/// wipes what it has just made, or labels a disk and then formats it.
+const REPURPOSING: Seconds = 10;
 /// How often a volume is looked at that nothing is told of, in seconds: one that may be formatted, as what writes to it may go by
 /// a road that nobody sees; and one that is formatted and still in the hands of who did it, as it may be formatted anew.
 const PACE: Seconds = 300;
@@ -73,7 +76,7 @@ pub enum Event {
     Relabelled(Process),
     /// A process was let through that would have been refused: nothing is refused here.
     LetThrough(Formatter),
-    /// LVM wipes what an earlier logical volume left.
+    /// LVM wipes what an earlier logical volume left; or a program that does nothing else wipes what a permit gives up.
     OwnerWiped(Process),
     /// The tool that was let through has ended.
     ToolEnded,
@@ -116,6 +119,16 @@ pub enum Event {
         reason: String,
         /// The operator's user id.
         uid: u32,
+    },
+    /// The same, said of the disk that it is a partition of.
+    ExemptedWith {
+        /// The disk's id.
+        disk: String,
+    },
+    /// The disk that it is a partition of, and was exempt with, is guarded again.
+    DiskAdopted {
+        /// The disk's id.
+        disk: String,
     },
     /// An operator's word on what is refused on it, and whether that is carried out.
     ModeChosen {
@@ -218,7 +231,7 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::Mounted => step.mounted(),
         Event::Relabelled(tool) => step.relabelled(tool),
         Event::LetThrough(process) => step.let_through(process),
-        Event::OwnerWiped(tool) => step.record.tool_at_work = Some(tool),
+        Event::OwnerWiped(tool) => step.owner_wiped(tool),
         Event::ToolEnded => step.tool_ended(),
         Event::Overlaid(by) => step.overlaid(by),
         Event::Carries { volume, marks } => step.carries(&volume, marks),
@@ -230,7 +243,9 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
             step.permit_ended("the permit is no longer this node's: it was used, or may have been");
         }
         Event::PermitLost => {}
-        Event::Exempted { reason, uid } => step.exempted(&reason, uid),
+        Event::Exempted { reason, uid } => step.exempted(format!("exempted by user {uid}: {reason}")),
+        Event::ExemptedWith { disk } => step.exempted(exempt_with(&disk)),
+        Event::DiskAdopted { disk } => step.disk_adopted(&disk),
         Event::ModeChosen { mode, reason, uid } => step.mode_chosen(mode, &reason, uid),
         Event::Adopted { found, marks, reason, uid } => step.adopted(&found, marks, &reason, uid),
         Event::AdoptedRaw { reason, uid } => step.adopted_raw(&reason, uid),
@@ -253,7 +268,7 @@ pub fn waits(record: &Record, now: Now) -> bool {
         State::Formatted if record.running => record.discrepancy.is_some() || due(),
         _ => record.discrepancy.is_some(),
     };
-    unresolved || record.permit.is_some()
+    unresolved || record.state == State::Permitted
 }
 
 /// Whether a format by this process that the kernel has let through on it, as it says itself, was not told yet.
@@ -374,7 +389,10 @@ impl Step {
         }
         self.record.clean_passes = 0;
         self.record.relabelled = false;
-        if self.record.permit_ends.is_none() {
+        if self.record.permit_ends.is_none() && self.record.state == State::Permitted && self.has_settled() {
+            // When it would have, the agent before this one knew.
+            self.permit_settled();
+        } else if self.record.permit_ends.is_none() {
             self.limit_permit();
         }
         if self.record.new {
@@ -382,6 +400,9 @@ impl Step {
         }
         let interrupted = self.record.state == State::Formatting && !self.record.running;
         self.record.doubted_since = (unseen || interrupted).then_some(self.now.boot);
+        if other_boot && self.record.state == State::Formatting {
+            self.record.permit = None;
+        }
         match self.record.state {
             // An armed record is trusted for one attachment only.
             State::Blank | State::Unverified => {
@@ -426,7 +447,15 @@ impl Step {
             State::Formatting if self.record.running => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
                 // One reading may be older than the end of the format.
-                if self.reads_blank_again() {
+                if !self.reads_blank_again() {
+                } else if self.is_repurposed() {
+                    if self.record.content.as_ref().is_some_and(Content::is_raw) {
+                        self.compare_raw(ends);
+                    } else {
+                        self.reads_as_nothing(&ends);
+                    }
+                    self.go_on(false);
+                } else {
                     self.formatted("a format ended and the volume reads blank");
                     if self.record.content.as_ref().is_some_and(Content::is_raw) {
                         self.compare_raw(ends);
@@ -435,6 +464,7 @@ impl Step {
                     }
                 }
             }
+            State::Permitted if self.record.wiped => self.is_wiped(&ends),
             State::Formatting if self.may_not_be_armed() => {
                 self.arm();
                 self.unverified("the format left nothing");
@@ -577,8 +607,11 @@ impl Step {
             }
             State::Formatting => {
                 let cause = self.by_whom();
-                self.take(content, marks);
-                self.formatted(cause);
+                let as_before = self.record.wrote == Wrote::Nothing && self.record.content.is_some();
+                if !as_before || !self.is_repurposed() {
+                    self.take(content, marks);
+                }
+                if self.is_repurposed() { self.go_on(true) } else { self.formatted(cause) }
             }
             State::Formatted | State::Permitted => self.compare(content, marks),
             State::Exempt => {}
@@ -630,7 +663,9 @@ impl Step {
 
     /// The same; but who formats it may go on.
     fn settled(&mut self, cause: impl Into<String>) {
-        self.record.permit = None;
+        let used = self.record.permit.take().filter(|permit| permit.used);
+        // A label, by a program that may go on: its partitions come in a moment.
+        self.record.passed_on = used.map(|permit| (permit, self.now.boot + REPURPOSING));
         self.record.relabelled = false;
         self.record.rewritten = None;
         self.record.ever_formatted = true;
@@ -730,8 +765,8 @@ impl Step {
             State::Blank | State::Permitted | State::Unverified => {
                 let text = format!("{} (pid {}) began to format", formatter.comm, formatter.pid);
                 self.record.wrote = wrote;
-                // The permit is used up by its beginning: there is no second one.
-                self.record.permit = None;
+                self.use_permit();
+                self.record.wiped = false;
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
                 self.record.ended = None;
@@ -819,6 +854,11 @@ impl Step {
                 self.formatted("it was mounted");
                 self.probe();
             }
+            State::Permitted if self.is_permit_used() => {
+                self.record.mounted = true;
+                self.permit_settled();
+                self.probe();
+            }
             State::Formatted | State::Permitted => {
                 self.record.mounted = true;
                 // A label may have changed since, and without udevd no uevent tells.
@@ -832,6 +872,15 @@ impl Step {
         if matches!(self.record.state, State::Formatted | State::Permitted) {
             self.record.relabelled = true;
             self.record.tool_at_work = Some(tool);
+        }
+    }
+
+    fn owner_wiped(&mut self, tool: Process) {
+        self.record.tool_at_work = Some(tool);
+        if self.record.state == State::Permitted && self.record.claim == Claim::Unneeded {
+            self.record.wiped = true;
+            self.record.clean_passes = 0;
+            self.use_permit();
         }
     }
 
@@ -973,13 +1022,21 @@ impl Step {
         self.probe();
     }
 
-    fn exempted(&mut self, reason: &str, uid: u32) {
+    fn exempted(&mut self, cause: String) {
         self.record.permit = None;
         self.record.running = false;
-        let cause = format!("exempted by user {uid}: {reason}");
         self.to(State::Exempt, cause.clone());
         self.effects.push(Effect::ReleaseHolder);
         self.report("exempted", cause);
+    }
+
+    /// What was written to it meanwhile nobody saw.
+    fn disk_adopted(&mut self, disk: &str) {
+        if self.record.state == State::Exempt && self.record.cause == exempt_with(disk) {
+            self.unverified("its disk is guarded again, not probed yet");
+            self.record.doubted_since = Some(self.now.boot);
+            self.probe();
+        }
     }
 
     fn mode_chosen(&mut self, mode: Mode, reason: &str, uid: u32) {
@@ -1010,6 +1067,7 @@ impl Step {
         self.record.permit = Some(permit);
         self.limit_permit();
         self.record.running = false;
+        self.record.wiped = false;
         self.to(State::Permitted, cause.clone());
         self.effects.push(Effect::ReleaseHolder);
         // Whoever was refused what is allowed now.
@@ -1021,6 +1079,81 @@ impl Step {
     fn limit_permit(&mut self) {
         let (wall, boot) = (self.now.wall, self.now.boot);
         self.record.permit_ends = self.record.permit.as_ref().map(|permit| boot + permit.rest(wall));
+    }
+
+    /// A permit is for one re-purposing by one job, which may take more than one format; where other nodes may reach the volume it
+    /// is used up by the first.
+    fn use_permit(&mut self) {
+        let alone = self.record.state == State::Permitted && self.record.claim == Claim::Unneeded;
+        match &mut self.record.permit {
+            Some(permit) if alone => permit.used = true,
+            permit => *permit = None,
+        }
+    }
+
+    /// Whether the job goes on that a permit is for: nobody has taken into use yet what its format made.
+    fn is_repurposed(&self) -> bool {
+        let lasts = self.record.permit_ends.is_some_and(|end| self.now.boot < end);
+        lasts && self.is_permit_used() && !self.record.mounted
+    }
+
+    /// Whether what was made under the permit is there to stay.
+    fn has_settled(&self) -> bool {
+        self.is_permit_used() && self.record.ever_formatted
+    }
+
+    fn is_permit_used(&self) -> bool {
+        self.record.permit.as_ref().is_some_and(|permit| permit.used)
+    }
+
+    /// The operator's word was that what is there may go, a program that does nothing but wipe was let through, and it has ended.
+    fn is_wiped(&mut self, ends: &Ends) {
+        if self.record.tool_at_work.is_some() || !self.reads_blank_again() {
+            return;
+        }
+        self.record.wiped = false;
+        self.record.content = None;
+        self.record.marks.clear();
+        self.record.ends = Some(ends.clone());
+        self.record.discrepancy = None;
+        self.record.ever_formatted = false;
+        self.to(State::Permitted, WIPED);
+        self.report("wiped", WIPED);
+    }
+
+    /// What was made under the permit is what it is for.
+    fn permit_settled(&mut self) {
+        let cause = self.record.cause.clone();
+        self.record.permit = None;
+        self.record.relabelled = false;
+        self.record.rewritten = None;
+        self.effects.push(Effect::ReleaseHolder);
+        self.to(State::Formatted, cause);
+    }
+
+    /// A format that a permit let through has ended, and the next step of the job may begin. What is there counts for what was
+    /// made of it when the permit has ended. `found`: a probe sees it.
+    fn go_on(&mut self, found: bool) {
+        let wrote = self.record.wrote != Wrote::Nothing;
+        let well = self.record.ended.is_none_or(|status| status == 0);
+        let cause =
+            if wrote { self.by_whom() } else { format!("left as it was by {}", self.formatter_name()) };
+        self.record.running = false;
+        self.effects.push(Effect::ReleaseHolder);
+        self.record.ever_formatted |= found;
+        if wrote && found {
+            self.record.generation = self.record.generation.max(1);
+            let name = self.record.content.as_ref().map_or("a format", |content| content.name());
+            self.report(
+                "formatted",
+                format!("holds {name}: {cause}; its permit lasts until that has settled"),
+            );
+        }
+        if wrote && well && self.record.content.is_some() {
+            let end = self.now.boot + REPURPOSING;
+            self.record.permit_ends = self.record.permit_ends.map(|before| before.min(end));
+        }
+        self.to(State::Permitted, cause);
     }
 
     fn permit_ended(&mut self, cause: &'static str) {
@@ -1036,7 +1169,10 @@ impl Step {
 
     fn tick(&mut self) {
         let expired = self.record.permit_ends.is_some_and(|end| end <= self.now.boot);
-        if self.record.state == State::Permitted && expired {
+        if self.record.state == State::Permitted && expired && self.has_settled() {
+            self.permit_settled();
+            self.probe();
+        } else if self.record.state == State::Permitted && expired {
             self.permit_ended("the permit expired unused");
             self.probe();
         } else if waits(&self.record, self.now) {
@@ -1061,9 +1197,16 @@ const DOUBTED_CLAIM: &str =
     "a node that is gone may have formatted it: armed when it has read blank for the quarantine";
 /// In place of the boot in which a volume was armed: no boot has this id.
 const UNSEEN: &str = "unseen";
+/// Why a volume may be formatted of which a permitted program took away what it held.
+const WIPED: &str = "wiped under its permit: it may be formatted until that ends";
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str =
     "records were lost (the database was damaged, or missing); permit a format if it is blank";
+
+/// Why a partition is exempt of which nobody said so itself.
+fn exempt_with(disk: &str) -> String {
+    format!("exempt as its disk is, {disk}")
+}
 
 /// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
 /// may add, and so is swap space while a hibernation's image lies in it.

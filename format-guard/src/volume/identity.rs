@@ -101,6 +101,13 @@ fn partition(sysfs: &Sysfs, node: &Node, depth: usize) -> Option<Identity> {
     })
 }
 
+/// The disk that a volume is a partition of, if it is one.
+#[must_use]
+pub fn disk_of(id: &VolumeId) -> Option<VolumeId> {
+    let (disk, _) = id.as_str().strip_prefix("part:")?.rsplit_once('#')?;
+    Some(VolumeId(disk.to_owned()))
+}
+
 /// zram and RAM disks: an earlier boot's swap space on them must not stand in the way of this boot's.
 fn memory(node: &Node) -> Option<Identity> {
     let name = node.name()?;

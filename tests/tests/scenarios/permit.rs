@@ -1,9 +1,11 @@
 //! A permit is an operator's word for one re-format of one volume, and it ends.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::{LUKS_FORMAT, refused},
-    device::{Device, Loop},
+    device::{Device, Loop, remove_partitions},
     guard::{Guard, binary},
     tool::{Ran, command, must, must_with, run_command},
 };
@@ -26,6 +28,117 @@ fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
     refused(&guard, &format!("mkfs.xfs -f {node}"), "")?;
     ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
+}
+
+/// topolvm wipes and formats; the cleaner of local volumes formats and wipes; rook zaps and formats. Each step at once, as a script does.
+#[test]
+fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
+    let guard = Guard::shared()?;
+    let jobs = [
+        ("wipefs -a -q NODE", "mkfs.xfs -f -q --unsupported NODE", Some("xfs")),
+        ("blkdiscard -z NODE", "mkfs.ext4 -F -q NODE", Some("ext4")),
+    ];
+    for (first, then, left) in jobs {
+        let device = Loop::new(64)?;
+        let node = device.path().display().to_string();
+        make_ext4(&guard, device.path())?;
+        guard.json(&format!("volume permit {node} --reason job"))?;
+        for step in [first, then] {
+            must(&step.replace("NODE", &node))
+                .with_context(|| format!("{first}; {then}\n{}", guard.log()))?;
+        }
+        let Some(left) = left else {
+            // Nothing is there that could settle: it is the operator's until the permit expires.
+            let volume =
+                guard.wait_for_volume(device.path(), "wiped", |volume| volume["content"].is_null())?;
+            ensure!(
+                volume["state"] == "permitted" && volume["discrepancy"].is_null(),
+                "{first}; {then}: {volume}"
+            );
+            continue;
+        };
+        let volume = guard.wait_for_state(device.path(), "formatted")?;
+        ensure!(
+            volume["content"]["types"][0] == left && volume["permit"].is_null(),
+            "{first}; {then}: {volume}"
+        );
+        let before = device.sha256()?;
+        refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
+        ensure!(device.sha256()? == before, "bytes changed");
+    }
+    Ok(())
+}
+
+/// Labels a disk, as an installer does: each partition begins where an earlier one may have begun.
+fn label(disk: &Loop, partitions: &str) -> Result<()> {
+    must(&format!("parted -s {} mklabel gpt {partitions}", disk.path().display())).map(drop)
+}
+
+fn partition(disk: &Loop, number: u32) -> PathBuf {
+    PathBuf::from(format!("{}p{number}", disk.path().display()))
+}
+
+/// A disk and its partitions refuse a format, with all of it as it was.
+fn keeps_all(guard: &Guard, disk: &Loop, mkfs: &str) -> Result<()> {
+    let before = disk.sha256()?;
+    for path in [disk.path().to_owned(), partition(disk, 1), partition(disk, 2)] {
+        refused(guard, &format!("{mkfs} {}", path.display()), "")?;
+    }
+    ensure!(disk.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// `ReaR`, Clonezilla and every guide label the disk and format its partitions, some of which are where old ones were.
+#[test]
+fn a_permit_of_a_disk_is_one_for_its_partitions() -> Result<()> {
+    let guard = Guard::shared()?;
+    let disk = Loop::new(128)?;
+    let node = disk.path().display();
+    guard.wait_for_state(disk.path(), "blank")?;
+    label(&disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
+    for n in [1, 2] {
+        make_ext4(&guard, &partition(&disk, n))?;
+    }
+    keeps_all(&guard, &disk, "mkfs.ext4 -F")?;
+    guard.json(&format!("volume permit {node} --reason restore"))?;
+    must(&format!("wipefs -a -q -f {node}"))?;
+    label(&disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
+    for n in [1, 2] {
+        must(&format!("mkfs.xfs -f -q --unsupported {}", partition(&disk, n).display()))
+            .with_context(|| guard.log())?;
+    }
+    for n in [1, 2] {
+        let volume = guard.wait_for_state(&partition(&disk, n), "formatted")?;
+        ensure!(volume["content"]["types"][0] == "xfs", "{volume}");
+    }
+    guard.wait_for_state(disk.path(), "formatted")?;
+    keeps_all(&guard, &disk, "mkfs.ext4 -F")?;
+    remove_partitions(disk.path())
+}
+
+/// The recipe for a restore of a disk with partitions (docs/operations.md).
+#[test]
+fn an_exemption_of_a_disk_is_one_for_its_partitions_until_it_is_adopted() -> Result<()> {
+    let guard = Guard::shared()?;
+    let disk = Loop::new(128)?;
+    let node = disk.path().display();
+    guard.wait_for_state(disk.path(), "blank")?;
+    label(&disk, "mkpart one 1MiB 40MiB")?;
+    make_ext4(&guard, &partition(&disk, 1))?;
+    guard.json(&format!("volume exempt {node} --reason restore"))?;
+    must(&format!("mkfs.xfs -f -q --unsupported {}", partition(&disk, 1).display()))?;
+    label(&disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
+    for n in [1, 2] {
+        guard.wait_for_state(&partition(&disk, n), "exempt")?;
+        must(&format!("mkfs.ext4 -F -q {}", partition(&disk, n).display()))?;
+    }
+    guard.json(&format!("volume adopt {node} --reason restored"))?;
+    for n in [1, 2] {
+        let volume = guard.wait_for_state(&partition(&disk, n), "formatted")?;
+        ensure!(volume["content"]["types"][0] == "ext4", "{volume}");
+    }
+    keeps_all(&guard, &disk, "mkfs.xfs -f")?;
+    remove_partitions(disk.path())
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod queue;
 mod select;
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     build::Programs,
@@ -68,6 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     setup::root("it makes block devices and control groups, and its guests read this machine's root")?;
     setup::ready()?;
+    let _alone = alone(&workspace().join("target"))?;
     let logs = workspace().join("target/test");
     let _ = fs::remove_dir_all(&logs);
     fs::create_dir_all(&logs)?;
@@ -113,6 +114,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         past.write()?;
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Held for as long as a run lasts: a second one of the same tree would build over the programs that the first one's guests run, and
+/// remove its logs.
+fn alone(target: &Path) -> Result<File> {
+    fs::create_dir_all(target)?;
+    let path = target.join("test.lock");
+    let lock = File::create(&path).with_context(|| path.display().to_string())?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another `cargo xtask test` runs in this tree and holds {}: wait until it has ended, or use a second work tree",
+            path.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 fn kernels(named: &[String]) -> Vec<String> {

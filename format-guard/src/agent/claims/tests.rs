@@ -220,7 +220,7 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
     let mut node = Node::start(&memory, "a", None);
     assert!(matches!(node.next().await, Told::Away(_)));
     let (reply, answer) = oneshot::channel();
-    let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX };
+    let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
     node.wishes.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
     assert!(
         answer.await.expect("an answer").is_err_and(|failure| failure.error.contains("nothing was done"))
@@ -257,7 +257,7 @@ async fn a_permit_is_claimed_where_the_volume_is_and_by_one_node() {
         node.wishes.set(&ID.into(), wish.clone(), false);
     }
     while !matches!(a.next().await, Told::Near) {}
-    let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX };
+    let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
     let (reply, _) = oneshot::channel();
     a.wishes.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
     let first = tokio::select! {

@@ -49,6 +49,7 @@ impl<E: Enforcer> Reconciler<E> {
                 let id = self.select_whole(&volume)?;
                 self.device_of(&id)?;
                 self.apply(&id, Event::Adopted { found, marks, reason, uid });
+                self.guard_partitions(&id);
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
             Question::AdoptRaw { volume, zeros, reason, uid } => {
@@ -302,7 +303,7 @@ impl<E: Enforcer> Reconciler<E> {
             _ => {}
         }
         let at = now();
-        Ok((id, Permit { reason, uid, at, expires: at + request.seconds.cast_signed() }))
+        Ok((id, Permit { reason, uid, at, expires: at + request.seconds.cast_signed(), used: false }))
     }
 
     pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
@@ -310,6 +311,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.device_of(&id)?;
         let (id, permit) = self.permit_for(request, uid)?;
         self.apply(&id, Event::Permitted(permit));
+        self.permit_partitions(&id);
         let volume = self.volume(&id)?;
         if volume.state != State::Permitted.name() {
             return Err(Failure::new(FailureKind::Failed, format!("no permit: {}", volume.cause)));
@@ -322,6 +324,7 @@ impl<E: Enforcer> Reconciler<E> {
         let id = self.select_whole(&request.volume)?;
         self.device_of(&id)?;
         self.apply(&id, Event::Exempted { reason, uid });
+        self.exempt_partitions(&id);
         let volume = self.volume(&id)?;
         if volume.state != State::Exempt.name() {
             return Err(Failure::new(FailureKind::Failed, format!("not exempted: {}", volume.cause)));

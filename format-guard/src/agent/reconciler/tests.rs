@@ -429,7 +429,7 @@ fn at_the_start_all_is_stored_before_the_first_rule_and_each_is_ruled_once() {
 fn what_cannot_be_stored_at_the_start_is_not_armed() {
     let mut setting = setting();
     setting.probed(5, holds());
-    let permit = Permit { reason: "test".into(), uid: 0, at: now(), expires: now() + 600 };
+    let permit = Permit { reason: "test".into(), uid: 0, at: now(), expires: now() + 600, used: false };
     setting.reconciler.apply(&"dm:UUID-1".into(), Event::Permitted(permit));
     assert_eq!(setting.state(), State::Permitted);
     let id = VolumeId::from("dm:UUID-1");

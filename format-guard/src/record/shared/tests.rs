@@ -9,7 +9,7 @@ fn format(generation: u64, node: &str) -> Format {
 }
 
 fn permit(expires: Seconds) -> Permit {
-    Permit { reason: "new disk".to_owned(), uid: 0, at: 0, expires }
+    Permit { reason: "new disk".to_owned(), uid: 0, at: 0, expires, used: false }
 }
 
 /// A store of one volume.

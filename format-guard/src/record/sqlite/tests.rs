@@ -15,7 +15,7 @@ fn record() -> Record {
         Mark { offset: 1080, kind: MarkKind::Magic, bytes: b"\x53\xef".to_vec() },
         Mark { offset: u64::MAX - 8, kind: MarkKind::Uuid, bytes: vec![7; 8] },
     ];
-    record.permit = Some(Permit { reason: "restore".into(), uid: 0, at: 1, expires: 2 });
+    record.permit = Some(Permit { reason: "restore".into(), uid: 0, at: 1, expires: 2, used: false });
     record
 }
 

@@ -62,6 +62,10 @@ impl Caller for Formatter {
     fn claim_lasts(&self) -> bool {
         self.claim_lasts
     }
+
+    fn permit_lasts(&self) -> bool {
+        true
+    }
 }
 
 struct Node {
@@ -541,7 +545,7 @@ fn a_permit_that_was_used_meanwhile_is_not_taken_for_another_one() {
     let until = u64::try_from(since_boot().as_nanos()).expect("not that old") + 3_600_000_000_000;
     give(&mut node, Told::Lease { id: 7, until });
     node.reconciler.handle(answer(DEV, 1, Ok(holds_of("old", 1)))).expect("handled");
-    let permit = Permit { reason: "test".to_owned(), uid: 0, at: 0, expires: now() + 1000 };
+    let permit = Permit { reason: "test".to_owned(), uid: 0, at: 0, expires: now() + 1000, used: false };
     let permitted = |wish, number| Told::Standing {
         id: ID.into(),
         standing: Standing::Permitted(permit.clone()),

@@ -51,7 +51,7 @@ fn what_is_recorded_is_copied_once_and_what_reads_otherwise_is_not() {
 fn a_reformat_is_copied_anew() {
     let mut setting = setting();
     setting.probed_with_copy(holds(), 1);
-    let permit = Permit { reason: "test".into(), uid: 0, at: now(), expires: now() + 600 };
+    let permit = Permit { reason: "test".into(), uid: 0, at: now(), expires: now() + 600, used: false };
     setting.reconciler.apply(&id(), Event::Permitted(permit));
     begin(&mut setting, DEV, DEV);
     setting.probed_with_copy(another(), 2);
@@ -62,6 +62,9 @@ fn a_reformat_is_copied_anew() {
         last: true,
     });
     assert!(setting.reconciler.wanted_copy(&id()).is_some() || setting.state() == State::Formatting);
+    setting.probed_with_copy(another(), 3);
+    assert_eq!((setting.state(), setting.copied()), (State::Permitted, Some(1)), "its job may go on");
+    setting.reconciler.apply(&id(), Event::Mounted);
     setting.probed_with_copy(another(), 3);
     assert_eq!((setting.state(), setting.copied()), (State::Formatted, Some(3)));
 }

@@ -134,8 +134,11 @@ fn an_operator_adopts_raw_content_and_permits_what_comes_after_it() {
     let unused = at(&permitted, Event::Tick, 5000);
     assert!(is_raw(&unused) && unused.discrepancy.is_none(), "{unused:?}");
     let (failed, _) = run(permitted.clone(), [began(), ended(Some(256)), raw("old"), raw("old")]);
+    assert_eq!(failed.state, State::Permitted, "it may be tried again");
+    let failed = at(&failed, Event::Tick, 5000);
     assert!(is_raw(&failed) && failed.discrepancy.is_none(), "{failed:?}");
     let (formatted, _) = run(permitted, [began(), ended(Some(0)), holds("ext4", "a")]);
     assert_eq!(formatted.content.as_ref().map(Content::name), Some("ext4"));
-    assert_eq!((formatted.state, formatted.ends), (State::Formatted, None));
+    assert_eq!(formatted.ends, None);
+    assert_eq!(at(&formatted, Event::Tick, 5000).state, State::Formatted);
 }
