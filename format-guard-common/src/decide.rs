@@ -76,7 +76,7 @@ fn judge<C: Caller, B: Content>(
             if destroyer || matches!(caller.holder(), Holder::Caller) {
                 return Verdict::Deny(Reason::Claim);
             }
-            unverified(operation, touch, class)
+            unverified(rule, operation, touch, class)
         }
         BLANK | PERMITTED | FORMATTING => match caller.holder() {
             Holder::Caller => Verdict::Allow,
@@ -97,12 +97,12 @@ fn judge<C: Caller, B: Content>(
             holder => bystander(holder, operation, touch, class),
         },
         // Unverified, and whatever a damaged rule may say.
-        _ if destroyer => Verdict::Deny(Reason::Unverified),
+        _ if destroyer => Verdict::Deny(doubt(rule)),
         // Where the marks of the volume below lie on it, the agent will have found out in a moment.
         _ if rule.flags & flag::LAYER != 0 && class.is_unknown() && !matches!(operation, Operation::Open) => {
-            Verdict::Deny(Reason::Unverified)
+            Verdict::Deny(doubt(rule))
         }
-        _ => unverified(operation, touch, class),
+        _ => unverified(rule, operation, touch, class),
     }
 }
 
@@ -230,7 +230,7 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
 
 /// A volume of which nothing is known for certain: no format may appear on it, and none may vanish at once.
 #[inline(always)]
-fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
+fn unverified(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> Verdict {
     let refused = match operation {
         Operation::Open | Operation::Map | Operation::Unplaced | Operation::Later => false,
         Operation::Across | Operation::Passthrough => true,
@@ -241,7 +241,13 @@ fn unverified(operation: Operation, touch: Touch, class: Class) -> Verdict {
         // luksFormat and copies of wipefs wipe the old signature before they are anything else.
         Operation::Write => touch.has(Touch::ANY | Touch::WIPE) && !class.is(Class::MAINTAINER),
     };
-    if refused { Verdict::Deny(Reason::Unverified) } else { Verdict::Allow }
+    if refused { Verdict::Deny(doubt(rule)) } else { Verdict::Allow }
+}
+
+/// Why nothing is known for certain of what a volume holds: who came a moment too early is told so.
+#[inline(always)]
+fn doubt(rule: &Rule) -> Reason {
+    if rule.flags & flag::UNREAD != 0 { Reason::NotReadYet } else { Reason::Unverified }
 }
 
 /// What of a rule's checks a request would change: a set of bits.

@@ -157,11 +157,13 @@ pub enum Reason {
     Passthrough = 13,
     /// The node's claim on the volume may have run out: another node may have it by now.
     Claim = 14,
+    /// What the volume holds was not read yet, and will be in a moment.
+    NotReadYet = 15,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Tainted,
         Self::Formatter,
         Self::Unverified,
@@ -176,6 +178,7 @@ impl Reason {
         Self::Strict,
         Self::Passthrough,
         Self::Claim,
+        Self::NotReadYet,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -196,6 +199,7 @@ impl Reason {
             Self::Strict => "strict",
             Self::Passthrough => "passthrough",
             Self::Claim => "claim",
+            Self::NotReadYet => "not-read-yet",
         }
     }
 

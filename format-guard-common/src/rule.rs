@@ -73,6 +73,8 @@ pub mod flag {
     pub const RAW: u32 = 64;
     /// It is a member of an array that runs, or was one until that dropped it: the array holds what it holds.
     pub const ARRAY_RUNS: u32 = 128;
+    /// What it holds was not read yet; it will be in a moment.
+    pub const UNREAD: u32 = 256;
 }
 
 /// What a check guards.

@@ -273,8 +273,9 @@ fn carry_out(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> 
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
     if kind == DENIED {
-        // Of a layer that the agent will know in a moment nobody is cut off.
-        if target.rule.flags & flag::LAYER == 0 {
+        // Of a layer that the agent will know in a moment nobody is cut off, nor who could not even open what it has not read yet.
+        let early = reason == Reason::NotReadYet as u32 && matches!(request.operation, Operation::Open);
+        if target.rule.flags & flag::LAYER == 0 && !early {
             taint(target, process);
         }
         // The refusal that tainted was told; every later one would only flood the ring buffer.

@@ -172,7 +172,9 @@ fn refuse(fd: i32, target: &Target<'_>, request: &Request, reason: Reason) -> Re
         }
         say(fd);
     }
-    if target.rule.flags & flag::LAYER == 0 {
+    // Nor who could not even open what was not read yet.
+    let early = matches!((reason, request.operation), (Reason::NotReadYet, Operation::Open));
+    if target.rule.flags & flag::LAYER == 0 && !early {
         target.refuse();
     }
     set_errno(libc::EPERM);

@@ -197,6 +197,26 @@ proptest! {
 }
 
 #[test]
+fn who_comes_before_a_volume_was_read_is_told_so() {
+    let unverified = with_state(State::Unverified);
+    let unread = Rule { flags: flag::UNREAD, ..unverified };
+    let layer = Rule { flags: flag::UNREAD | flag::LAYER, ..unverified };
+    let reasons = |rule: &Rule| {
+        [
+            by(Class::FORMATTER, rule, Operation::Open),
+            by(Class::UNKNOWN, rule, Operation::Erase),
+            write(rule, 0, b"XFSB"),
+        ]
+    };
+    assert_eq!(reasons(&unverified), [Verdict::Deny(Reason::Unverified); 3]);
+    assert_eq!(reasons(&unread), [Verdict::Deny(Reason::NotReadYet); 3]);
+    assert_eq!(by(Class::UNKNOWN, &layer, Operation::Map), Verdict::Deny(Reason::NotReadYet));
+    // What is known of a volume outranks it.
+    let formatted = Rule { flags: flag::UNREAD, ..formatted().1 };
+    assert_eq!(by(Class::FORMATTER, &formatted, Operation::Open), Verdict::Deny(Reason::Formatter));
+}
+
+#[test]
 fn formatters_and_erasers_are_refused_where_a_format_is_or_may_be() {
     let (_, formatted) = formatted();
     for class in [Class::FORMATTER, Class::ERASER] {

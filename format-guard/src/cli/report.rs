@@ -83,7 +83,10 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
 /// A format where there is one already, or where nobody knows yet: what a guard is for. Everything else may be work that
 /// was not foreseen.
 fn needs_a_look(refusal: &Refusal) -> bool {
-    !matches!(refusal.reason.as_str(), "formatter" | "being-formatted" | "unverified" | "tainted")
+    !matches!(
+        refusal.reason.as_str(),
+        "formatter" | "being-formatted" | "not-read-yet" | "unverified" | "tainted"
+    )
 }
 
 fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {

@@ -9,7 +9,7 @@ use format_guard_common::{
 
 use crate::{
     config::RawContent,
-    record::{Content, Overlap, Record},
+    record::{Content, Overlap, Record, transition},
     volume::{
         marks::{MAX_MARKS, Mark},
         present::{Place, Shared},
@@ -53,6 +53,7 @@ pub struct Other<'a> {
 pub fn unknown(audit: bool) -> Rule {
     let mut rule = Rule::new(0, 0, State::Unverified);
     push_foreign(&mut rule, &[]);
+    rule.flags = flag::UNREAD;
     if audit {
         rule.flags |= flag::AUDIT;
     }
@@ -132,6 +133,9 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         && record.overlaid.as_ref().is_some_and(|overlay| overlay.overlap == Overlap::Transformed)
     {
         rule.flags |= flag::LAYER;
+    }
+    if state == State::Unverified && transition::is_unread(record) {
+        rule.flags |= flag::UNREAD;
     }
     if record.state == State::Formatted && record.running {
         rule.flags |= flag::HELD;

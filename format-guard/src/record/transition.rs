@@ -311,6 +311,17 @@ pub fn is_provisional(record: &Record) -> bool {
     record.state == State::Unverified && record.held == Some(PENDING)
 }
 
+/// Whether what it holds was not read since it was attached or a tool was let change it, and nothing but that is waited for.
+#[must_use]
+pub fn is_unread(record: &Record) -> bool {
+    let reading = record.looked_at.is_none() || record.clean_passes > 0;
+    record.state == State::Unverified
+        && reading
+        && record.doubted_since.is_none()
+        && !is_held_back(record)
+        && !record.awaits_claim()
+}
+
 /// However blank it reads, it is not armed.
 fn is_held_back(record: &Record) -> bool {
     record.held.is_some() || record.overlaid.is_some()
@@ -388,6 +399,7 @@ impl Step {
             self.record.boot = boot;
         }
         self.record.clean_passes = 0;
+        self.record.looked_at = None;
         self.record.relabelled = false;
         if self.record.permit_ends.is_none() && self.record.state == State::Permitted && self.has_settled() {
             // When it would have, the agent before this one knew.
@@ -562,6 +574,8 @@ impl Step {
         self.record.ends = Some(ends);
         self.to(State::Blank, cause);
         self.effects.push(Effect::ReleaseHolder);
+        // Who was refused came a moment too early, and nothing was there to be destroyed.
+        self.effects.push(Effect::Untaint);
         self.report("blank", "blank: one format may begin");
     }
 
@@ -875,8 +889,10 @@ impl Step {
         }
     }
 
+    /// What was read before is not what is there now.
     fn owner_wiped(&mut self, tool: Process) {
         self.record.tool_at_work = Some(tool);
+        self.record.looked_at = None;
         if self.record.state == State::Permitted && self.record.claim == Claim::Unneeded {
             self.record.wiped = true;
             self.record.clean_passes = 0;
@@ -894,6 +910,7 @@ impl Step {
 
     fn tool_ended(&mut self) {
         self.record.tool_at_work = None;
+        self.record.looked_at = None;
         self.probe();
     }
 

@@ -7,6 +7,7 @@ mod command_line;
 mod database;
 mod everyday;
 mod faults;
+mod first_formats;
 mod formats_once;
 mod handover;
 mod hanging;

@@ -11,8 +11,9 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
         return "to allow such commands: passthrough = \"allow\" in the configuration, or format-guard volume exempt"
             .to_owned();
     }
-    let Some(record) = record else {
-        return "the device is new to the guard and is being looked at: try again in a moment".to_owned();
+    let early = reason == Some(Reason::NotReadYet);
+    let Some(record) = record.filter(|record| !early || record.state == State::Formatted) else {
+        return "it has not been read yet: try again in a moment".to_owned();
     };
     let id = &record.id;
     if let Some(discrepancy) = record.discrepancy.as_deref().filter(|_| is_destruction(reason)) {
@@ -117,8 +118,13 @@ mod tests {
     #[test]
     fn who_was_too_early_is_told_to_try_again() {
         for record in [Some(&record(State::Unverified)), None] {
-            let way = of(Some(Reason::Unverified), Some(Operation::Open), record);
-            assert!(way.contains("try again in a moment"), "{way}");
+            for reason in [Reason::Unverified, Reason::NotReadYet] {
+                let way = of(Some(reason), Some(Operation::Open), record);
+                assert!(way.contains("try again in a moment"), "{way}");
+            }
         }
+        // It has been read since.
+        let way = of(Some(Reason::NotReadYet), Some(Operation::Open), Some(&record(State::Formatted)));
+        assert!(way.contains("volume show") && !way.contains("try again"), "{way}");
     }
 }
