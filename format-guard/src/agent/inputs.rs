@@ -132,6 +132,7 @@ mod tests {
             diskseq: 1,
             begun: Instant::now(),
             result: Err(ProbeError::Deadline),
+            twice: false,
             copy: None,
         })
     }

@@ -128,6 +128,7 @@ pub async fn run(start: Start) -> Result<()> {
     };
     let (senders, received) = inputs::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
+    prober.prepare();
     let (ends, watched) = formatter_end::Watcher::new();
     let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();

@@ -6,10 +6,12 @@
 //! stop. A few run at a time: thousands at once would take the processors from whoever puts the rules.
 //! What parses a device's hostile content is not what holds the records either.
 
+mod places;
+mod workers;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
-    process::Stdio,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,17 +21,19 @@ use std::{
 
 use anyhow::{Context, Result};
 use tokio::{
-    io::AsyncReadExt,
-    process::{Child, Command},
-    sync::{Semaphore, mpsc},
+    process::Child,
+    sync::mpsc,
     time::{sleep_until, timeout},
 };
+
+use places::Places;
+use workers::Workers;
 
 use super::{metrics::Metrics, reconciler::Input};
 use crate::volume::{
     Dev,
-    copies::{MAX_BYTES, Wanted, hexadecimal},
-    probe::{Finding, ProbeError},
+    copies::{Wanted, hexadecimal},
+    probe::{Answered, Finding, ProbeError, Request},
     sysfs::Device,
 };
 
@@ -43,8 +47,6 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long whoever has formatted a device may take to take it away without meeting a probe.
 const SOON: Duration = Duration::from_millis(200);
-/// Longest answer that is read, in bytes: of what is copied each takes two, and compression may not make it less.
-const MAX_ANSWER: u64 = (1 << 20) + 3 * MAX_BYTES;
 
 /// What came back of a probe of one attachment.
 #[derive(Clone, Debug)]
@@ -57,6 +59,8 @@ pub struct Answer {
     pub begun: Instant,
     /// What it holds, or why that is not known.
     pub result: Result<Finding, ProbeError>,
+    /// It was read twice, one reading after the other, and both were that.
+    pub twice: bool,
     /// A copy of what identifies what it holds, packed, where one was asked for.
     pub copy: Option<Vec<u8>>,
 }
@@ -67,7 +71,7 @@ type Busy = HashMap<(Dev, u64), Option<Asked>>;
 /// Asks for probes.
 #[derive(Clone)]
 pub struct Prober {
-    program: PathBuf,
+    workers: Workers,
     /// Milliseconds: may be changed at run time.
     deadline: Arc<AtomicU64>,
     answers: mpsc::UnboundedSender<Answer>,
@@ -76,7 +80,7 @@ pub struct Prober {
     busy: Arc<Mutex<Busy>>,
     /// Devices that have changed a short while ago.
     changes: Arc<Mutex<HashMap<Dev, Changes>>>,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 /// What is probed, and how much of it is to be copied.
@@ -102,13 +106,13 @@ impl Prober {
         // One answer per device at most is under way.
         let (answers, receiver) = mpsc::unbounded_channel();
         let prober = Self {
-            program: program.into(),
+            workers: Workers::new(program.into()),
             deadline: Arc::default(),
             answers,
             metrics,
             busy: Arc::default(),
             changes: Arc::default(),
-            places: Arc::new(Semaphore::new(AT_A_TIME)),
+            places: Places::new(AT_A_TIME),
         };
         prober.set_deadline(deadline);
         (prober, receiver)
@@ -117,6 +121,16 @@ impl Prober {
     /// Gives each device so long from now on.
     pub fn set_deadline(&self, deadline: Duration) {
         self.deadline.store(u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Has a process wait for the first device.
+    pub fn prepare(&self) {
+        self.workers.prepare();
+    }
+
+    /// Somebody waits for what a device holds: it comes before all others.
+    pub fn hurry(&self, device: &Device) {
+        self.places.hurry((device.dev, device.diskseq));
     }
 
     /// Devices that are being probed, those that hang among them.
@@ -211,8 +225,7 @@ impl Prober {
 
     /// Waits for a place, and gives it back when the probe is over, or takes long.
     async fn in_its_place(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
-        // Never closed.
-        let place = self.places.acquire().await;
+        let place = self.places.acquire((device.dev, device.diskseq)).await;
         let probe = self.once_or_hanging(device, copied);
         tokio::pin!(probe);
         if let Ok(answer) = timeout(LONG, &mut probe).await {
@@ -230,53 +243,34 @@ impl Prober {
     /// The answer; with the process, if that has not ended.
     async fn once_or_hanging(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
         let begun = Instant::now();
-        let (result, copy, hanging) = self.read(device, copied).await;
+        let (Answered { result, twice, copy }, hanging) = self.read(device, copied).await;
         self.metrics.probed(&result, begun.elapsed());
-        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result, copy }, hanging)
+        let copy = copy.as_deref().and_then(hexadecimal::bytes);
+        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result, twice, copy }, hanging)
     }
 
-    async fn read(
-        &self,
-        device: &Device,
-        copied: Option<Wanted>,
-    ) -> (Result<Finding, ProbeError>, Option<Vec<u8>>, Option<Child>) {
-        let broken = |text: String| (Err(ProbeError::Library(text)), None, None);
+    async fn read(&self, device: &Device, copied: Option<Wanted>) -> (Answered, Option<Child>) {
+        let failed = |error| Answered { result: Err(error), twice: false, copy: None };
+        let broken = |text: String| (failed(ProbeError::Library(text)), None);
         let deadline = Duration::from_millis(self.deadline.load(Ordering::Relaxed));
-        let mut command = Command::new(&self.program);
-        command.arg("probe").args([&device.name, &device.dev.to_string(), &device.size.to_string()]);
-        if let Some(Wanted { limit, key_areas }) = copied {
-            command.arg("--copy").arg(limit.to_string());
-            if key_areas {
-                command.arg("--key-areas");
-            }
-        }
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = match command.spawn() {
-            Ok(child) => child,
-            Err(error) => return broken(format!("cannot start a probe: {error}")),
-        };
-        match timeout(deadline, answer_of(&mut child)).await {
-            Ok(Ok((answer, copy))) => (answer, copy, None),
-            Ok(Err(error)) => broken(format!("the probe broke off: {error:#}")),
-            Err(_) => {
-                // Where it hangs in the kernel it dies when it comes back.
-                let _ = child.start_kill();
-                (Err(ProbeError::Deadline), None, Some(child))
+        let request = Request { name: device.name.clone(), dev: device.dev, size: device.size, copied };
+        let mut worker = self.workers.take();
+        loop {
+            let mut asked = match worker {
+                Ok(worker) => worker,
+                Err(error) => return broken(format!("cannot start a probe: {error}")),
+            };
+            match timeout(deadline, asked.ask(&request)).await {
+                Ok(Ok(answer)) => {
+                    self.workers.give_back(asked);
+                    return (answer, None);
+                }
+                Ok(Err(_)) if asked.may_have_ended() => worker = self.workers.start(),
+                Ok(Err(error)) => return broken(format!("the probe broke off: {error:#}")),
+                Err(_) => return (failed(ProbeError::Deadline), Some(asked.kill())),
             }
         }
     }
-}
-
-/// A line of JSON, and the copy in another line, if there is one.
-async fn answer_of(child: &mut Child) -> Result<(Result<Finding, ProbeError>, Option<Vec<u8>>)> {
-    let output = child.stdout.take().context("no output")?;
-    let mut text = String::new();
-    output.take(MAX_ANSWER).read_to_string(&mut text).await?;
-    let status = child.wait().await?;
-    let (answer, copy) = text.split_once('\n').unwrap_or((&text, ""));
-    let answer = serde_json::from_str(answer).with_context(|| format!("it ended with {status}"))?;
-    let copy = Some(copy.trim_end()).filter(|copy| !copy.is_empty()).and_then(hexadecimal::bytes);
-    Ok((answer, copy))
 }
 
 pub(super) async fn run(mut answers: Answers, inputs: mpsc::Sender<Input>) -> Result<()> {
@@ -312,8 +306,9 @@ mod tests {
         let program = directory.join("probe");
         let place = directory.display();
         let text = format!(
-            "#!/bin/sh\nPATH=/bin:/usr/bin\necho $4 >> {place}/asked\nwhile [ -e {place}/wait ]; do sleep 0.01; done\n\
-             echo '{{\"Ok\":\"Blank\"}}'\n"
+            "#!/bin/sh\nPATH=/bin:/usr/bin\nwhile read line; do\nsize=${{line#*size\\\":}}\necho ${{size%%,*}} >> {place}/asked\n\
+             while [ -e {place}/wait ]; do sleep 0.01; done\n\
+             echo '{{\"result\":{{\"Ok\":\"Blank\"}},\"twice\":true,\"copy\":null}}'\ndone\n"
         );
         fs::write(&program, text).expect("program");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");

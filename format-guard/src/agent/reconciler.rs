@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::Result;
 use format_guard_common::{
-    Rule, State,
+    Reason, Rule, State,
     event::{EventKind, HolderEntry, KernelEvent, Process},
 };
 use tokio::{
@@ -71,7 +71,7 @@ use crate::{
         identity::{self, Strength},
         marks::{Found, Mark},
         present::{MAX_DEPTH, Present},
-        probe::Finding,
+        probe::{Finding, ProbeError},
         sysfs::{Device, Sysfs},
     },
 };
@@ -338,6 +338,8 @@ pub struct Reconciler<E> {
     untold_waits: bool,
     /// What could not be stored.
     unstored: Unstored,
+    /// Of which nothing is on record, and nothing was read yet: stored with what is read first.
+    unread: HashSet<VolumeId>,
     /// What is put off, while many things happen at once.
     batch: Option<Batch>,
     /// What is compared with sysfs at the moment.
@@ -391,6 +393,7 @@ impl<E: Enforcer> Reconciler<E> {
             untold: Vec::new(),
             untold_waits: false,
             unstored: Unstored::default(),
+            unread: HashSet::new(),
             batch: None,
             comparison: None,
             lost_uevents: 0,
@@ -797,6 +800,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.step(&id, Event::Closed);
             self.paths.remove(&id);
             self.copies.remove(&id);
+            self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
                 self.wish_nothing_more(&record, !held);
                 if record.state == State::Formatting && record.running && self.departed.len() < MAX_ENDS {
@@ -825,6 +829,18 @@ impl<E: Enforcer> Reconciler<E> {
         let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
         if armed && let Some(device) = self.path(id) {
             self.prober.ask_changed(device, self.wanted_copy(id));
+        }
+    }
+
+    /// Somebody waits for what a device holds, whose uevent may still wait behind those of thousands.
+    fn hurry(&mut self, dev: Dev) {
+        if let Some(device) = self.world.sysfs.by_number(dev)
+            && self.devices.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
+        {
+            self.device_changed(device);
+        }
+        if let Some(device) = self.devices.id(dev).and_then(|id| self.path(id)) {
+            self.prober.hurry(device);
         }
     }
 
@@ -869,6 +885,9 @@ impl<E: Enforcer> Reconciler<E> {
             Ok(Finding::Holds { marks, .. }) => marks.clone(),
             _ => Vec::new(),
         };
+        if answer.twice {
+            self.count_first_reading(&id, &answer.result);
+        }
         for id in self.read_by_map(answer.dev) {
             self.apply(&id, Event::Probed(answer.result.clone()));
         }
@@ -879,6 +898,17 @@ impl<E: Enforcer> Reconciler<E> {
                 Some(batch) => batch.copy_later(taken),
                 None => self.keep_copies(vec![taken]),
             }
+        }
+    }
+
+    /// What was read twice counts twice, and is stored and ruled once.
+    fn count_first_reading(&mut self, id: &VolumeId, result: &Result<Finding, ProbeError>) {
+        let Some(old) = self.records.get(id).filter(|record| record.state == State::Unverified) else {
+            return;
+        };
+        let (new, effects) = transition::next(old, Event::Probed(result.clone()), clocks());
+        if effects == [Effect::Probe] {
+            self.records.insert(id.clone(), new);
         }
     }
 
@@ -918,7 +948,11 @@ impl<E: Enforcer> Reconciler<E> {
             })
             .collect();
         let was_whole = self.unstored.count() == 0;
-        if (new != old || !told.is_empty()) && !transition::is_provisional(&new) {
+        let differs = !new.is_stored_as(&old) || self.unread.contains(id);
+        if self.batch.is_none() && told.is_empty() && new.new && transition::is_unread(&new) {
+            self.unread.insert(id.clone());
+        } else if (differs || !told.is_empty()) && !transition::is_provisional(&new) {
+            self.unread.remove(id);
             if let Some(batch) = &mut self.batch {
                 batch.store_later(&old, &new, &told);
             } else {
@@ -1063,7 +1097,12 @@ impl<E: Enforcer> Reconciler<E> {
         self.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
         let dev = Dev::from_kernel(event.dev);
         match EventKind::from_raw(event.kind) {
-            Some(EventKind::Denied) => self.refused(event, "denied"),
+            Some(EventKind::Denied) => {
+                self.refused(event, "denied");
+                if event.reason == Reason::NotReadYet as u32 {
+                    self.hurry(dev);
+                }
+            }
             Some(EventKind::WouldDeny) => {
                 self.refused(event, "would-deny");
                 if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {

@@ -111,9 +111,9 @@ enum Command {
     /// Write the manual pages
     #[command(after_help = "Example: format-guard man /usr/local/share/man/man1")]
     Man(manual::Manual),
-    /// Look at a device once, for the agent
+    /// Look at devices, for the agent
     #[command(hide = true)]
-    Probe(probe::Arguments),
+    Probe,
     /// Try what must be refused, for the agent
     #[command(hide = true)]
     Canary(canary::Arguments),
@@ -204,7 +204,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
             Ok(())
         }
         Command::Man(arguments) => manual::pages(&arguments),
-        Command::Probe(arguments) => probe::run(&arguments),
+        Command::Probe => probe::run(),
         Command::Canary(arguments) => canary::run(&arguments),
     };
     match result {

@@ -1,42 +1,37 @@
-//! `format-guard probe`: looks at one device for the agent, in a process that may hang in its place.
+//! `format-guard probe`: looks at devices for the agent, in a process that may hang in its place.
+//!
+//! It is asked by lines of JSON and answers by lines of JSON. Before it parses what a device holds it says so by an empty line, and ends
+//! after that answer: whatever may have come over it by hostile content says nothing of another device.
+
+use std::io;
 
 use super::CommandError;
 use crate::volume::{
-    Dev,
-    copies::{self, Wanted, hexadecimal},
-    probe::probe,
+    copies::{self, hexadecimal},
+    probe::{Answered, Probed, Reader, Request},
 };
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// Kernel name of the device
-    name: String,
-    /// Its number, MAJOR:MINOR
-    #[arg(value_parser = number)]
-    dev: Dev,
-    /// Its size in bytes
-    size: u64,
-    /// Copy so many bytes at most of what identifies what it holds
-    #[arg(long, value_name = "BYTES")]
-    copy: Option<u64>,
-    /// The key areas of LUKS, too
-    #[arg(long)]
-    key_areas: bool,
-}
-
-fn number(text: &str) -> Result<Dev, anyhow::Error> {
-    Dev::parse(text).ok_or_else(|| anyhow::anyhow!("'{text}' is no device number: write MAJOR:MINOR"))
-}
-
-pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
-    let wanted = arguments.copy.map(|limit| Wanted { limit, key_areas: arguments.key_areas });
-    let (finding, pieces) = match probe(&arguments.name, arguments.dev, arguments.size, wanted) {
-        Ok((finding, pieces)) => (Ok(finding), pieces),
-        Err(error) => (Err(error), Vec::new()),
-    };
-    println!("{}", serde_json::to_string(&finding).map_err(anyhow::Error::from)?);
-    if !pieces.is_empty() {
-        println!("{}", hexadecimal::of(&copies::pack(&pieces)));
+pub(super) fn run() -> Result<(), CommandError> {
+    let mut reader = Reader::new().map_err(anyhow::Error::from)?;
+    for line in io::stdin().lines() {
+        let line = line.map_err(anyhow::Error::from)?;
+        let request: Request = serde_json::from_str(&line).map_err(anyhow::Error::from)?;
+        let mut parsed = false;
+        let probed = reader.probe(&request, || {
+            parsed = true;
+            println!();
+        });
+        let answer = match probed {
+            Ok(Probed { finding, twice, pieces }) => {
+                let copy = (!pieces.is_empty()).then(|| hexadecimal::of(&copies::pack(&pieces)));
+                Answered { result: Ok(finding), twice, copy }
+            }
+            Err(error) => Answered { result: Err(error), twice: false, copy: None },
+        };
+        println!("{}", serde_json::to_string(&answer).map_err(anyhow::Error::from)?);
+        if parsed {
+            break;
+        }
     }
     Ok(())
 }

@@ -438,6 +438,33 @@ impl Record {
         }
     }
 
+    /// Whether what is stored of both is the same.
+    #[must_use]
+    pub fn is_stored_as(&self, other: &Self) -> bool {
+        let known = |record: &Self| {
+            let Self {
+                origin, weak, state, since, cause, content, marks, ends, ever_formatted, mounted, ..
+            } = record.clone();
+            (origin, weak, state, since, cause, content, marks, ends, ever_formatted, mounted)
+        };
+        let rest = |record: &Self| {
+            let Self {
+                formatter,
+                permit,
+                discrepancy,
+                first_seen,
+                audit,
+                strict,
+                boot,
+                armed,
+                generation,
+                ..
+            } = record.clone();
+            (formatter, permit, discrepancy, first_seen, audit, strict, boot, armed, generation)
+        };
+        self.id == other.id && known(self) == known(other) && rest(self) == rest(other)
+    }
+
     /// It reads blank, and nothing but the claim is wanting.
     #[must_use]
     pub fn awaits_claim(&self) -> bool {

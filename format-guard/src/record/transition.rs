@@ -311,14 +311,17 @@ pub fn is_provisional(record: &Record) -> bool {
     record.state == State::Unverified && record.held == Some(PENDING)
 }
 
-/// Whether what it holds was not read since it was attached or a tool was let change it, and nothing but that is waited for.
+/// Whether what it holds was not read since it was attached or a tool was let change it, or not under its own name, and nothing but that
+/// is waited for.
 #[must_use]
 pub fn is_unread(record: &Record) -> bool {
-    let reading = record.looked_at.is_none() || record.clean_passes > 0;
+    let named = record.held.is_none();
+    let reading = record.looked_at.is_none() || record.clean_passes > 0 || !named;
     record.state == State::Unverified
         && reading
+        && (named || record.held == Some(PENDING))
+        && record.overlaid.is_none()
         && record.doubted_since.is_none()
-        && !is_held_back(record)
         && !record.awaits_claim()
 }
 
@@ -583,6 +586,8 @@ impl Step {
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
+                // What the new one holds is not known before LVM has done what it does.
+                self.record.looked_at = None;
                 self.unverified(format!(
                     "a new logical volume that reads as {}: LVM may wipe it yet",
                     content.name()

@@ -17,7 +17,7 @@ const HEAD: u64 = 128 << 10;
 const LEVEL: u8 = 6;
 
 /// What is to be copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     /// At most so many bytes, before they are compressed.
     pub limit: u64,

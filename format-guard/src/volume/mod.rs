@@ -48,7 +48,7 @@ impl From<&str> for VolumeId {
 }
 
 /// A block device number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Dev {
     /// Major number.
     pub major: u32,

@@ -34,6 +34,8 @@ const HEAD: u64 = 4 << 20;
 const TAIL: u64 = 1 << 20;
 /// Alignment of direct reads: no block device has larger logical blocks than a page here.
 const ALIGN: usize = 4096;
+/// Bytes of a buffer that is kept from one device to the next.
+const CHUNK: u64 = 1 << 20;
 /// Bytes at either end of which a digest is made.
 const DIGESTED: usize = 1 << 20;
 /// Signatures that one device is searched for at most.
@@ -99,24 +101,87 @@ pub enum ProbeError {
     Deadline,
 }
 
-/// Probes the device of this name and number once, and copies what identifies what it holds. Blocks for as long as the
-/// device does.
-pub fn probe(
-    name: &str,
-    dev: Dev,
-    size: u64,
+/// What is to be probed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The device's kernel name.
+    pub name: String,
+    /// Its number.
+    pub dev: Dev,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How much of what identifies what it holds is to be copied.
+    pub copied: Option<Wanted>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// What the device holds.
+    pub finding: Finding,
+    /// Both ends read as zeros twice, one reading after the other.
+    pub twice: bool,
+    /// What is copied.
+    pub pieces: Vec<Piece>,
+}
+
+/// The answer of a process that probes, as a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// What the device holds, or why that is not known.
+    pub result: Result<Finding, ProbeError>,
+    /// As in [`Probed`].
+    pub twice: bool,
+    /// What is copied, packed, in hexadecimal digits.
+    pub copy: Option<String>,
+}
+
+/// Probes devices, one after another.
+#[derive(Debug)]
+pub struct Reader {
+    /// Kept: a buffer that is new costs a fault for each of its pages.
+    chunk: Aligned,
+}
+
+impl Reader {
+    /// One that has read nothing yet.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { chunk: Aligned::new(CHUNK as usize).ok_or(io::ErrorKind::OutOfMemory)? })
+    }
+
+    /// Probes a device, and copies what identifies what it holds. Blocks for as long as the device does. `parses` is called
+    /// before anything that is not zero is looked at.
+    pub fn probe(&mut self, request: &Request, parses: impl FnOnce()) -> Result<Probed, ProbeError> {
+        let Request { name, dev, size, copied } = request;
+        let device = Direct::open(name, *dev, *size)?;
+        // What is blank is read twice before it may be formatted.
+        let zeros = !zoned::is_zoned(&device.file)
+            && device.is_zero(&mut self.chunk)?
+            && device.is_zero(&mut self.chunk)?;
+        if zeros {
+            return Ok(Probed { finding: Finding::Blank, twice: true, pieces: Vec::new() });
+        }
+        parses();
+        let (finding, pieces) = look(device, request, *copied)?;
+        Ok(Probed { finding, twice: false, pieces })
+    }
+}
+
+/// Reads the ends of a device and looks at what is there.
+fn look(
+    device: Direct,
+    Request { name, dev, size, .. }: &Request,
     copied: Option<Wanted>,
 ) -> Result<(Finding, Vec<Piece>), ProbeError> {
+    let (dev, size) = (*dev, *size);
     let tail_start = tail_of(size);
-    let (head, tail, zoned) = {
-        let device = Direct::open(name, dev, size)?;
-        let head = device.read(0, HEAD.min(size))?;
-        let tail = device.read(tail_start, size - tail_start)?;
-        // libblkid cannot ask a copy for its zones.
-        (head, tail, zoned::btrfs(&device.file, &device)?)
-    };
+    let head = device.read(0, HEAD.min(size))?;
+    let tail = device.read(tail_start, size - tail_start)?;
+    // libblkid cannot ask a copy for its zones.
+    let zoned = zoned::btrfs(&device.file, &device)?;
+    drop(device);
     // Not open any more: whoever takes it away meanwhile is not told that it is busy.
-    let read = Read { head, tail_start, tail, between: &Again { name, dev, size } };
+    let read = Read { head, tail_start, tail, between: &Again { name: name.as_str(), dev, size } };
     let found = judge(&read, size)?;
     let finding = match zoned {
         Some((format, marks)) => with(found, format, marks),
@@ -155,9 +220,6 @@ fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
         found = beside_libblkid(&read.head);
     }
     if found.is_empty() {
-        // Each chunk by one comparison: this is read before every first format.
-        let zeros = [0; 4096];
-        let is_zero = |end: &Vec<u8>| end.chunks(zeros.len()).all(|chunk| *chunk == zeros[..chunk.len()]);
         return Ok(if !is_zero(&read.head) || !is_zero(&read.tail) {
             Finding::Raw(Digest::of(&read.head, &read.tail))
         } else {
@@ -166,6 +228,12 @@ fn judge(read: &Read<'_>, size: u64) -> Result<Finding, ProbeError> {
     }
     let marks = marks::derive(&found, size, read);
     Ok(Finding::Holds { found, marks, partitions })
+}
+
+/// Each chunk by one comparison: this is read before every first format.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
 /// The same for a device of this content.
@@ -246,9 +314,33 @@ impl Direct {
         let wanted = usize::try_from(length).map_err(|error| ProbeError::Read(error.to_string()))?;
         let mut buffer = Aligned::new(wanted.next_multiple_of(ALIGN))
             .ok_or_else(|| ProbeError::Read("out of memory".to_owned()))?;
+        self.fill(buffer.bytes(), offset, wanted)?;
+        Ok(buffer.bytes()[..wanted].to_vec())
+    }
+
+    /// Whether both ends read as zeros.
+    fn is_zero(&self, chunk: &mut Aligned) -> Result<bool, ProbeError> {
+        let head = HEAD.min(self.size);
+        for (start, end) in [(0, head), (tail_of(self.size).max(head), self.size)] {
+            let mut offset = start;
+            while offset < end {
+                let length = CHUNK.min(end - offset);
+                self.fill(chunk.bytes(), offset, length as usize)?;
+                if !is_zero(&chunk.bytes()[..length as usize]) {
+                    return Ok(false);
+                }
+                offset += length;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads `wanted` bytes at `offset` into a buffer of whole pages.
+    fn fill(&self, buffer: &mut [u8], offset: u64, wanted: usize) -> Result<(), ProbeError> {
+        let whole = wanted.next_multiple_of(ALIGN);
         let mut done = 0;
         while done < wanted {
-            let rest = &mut buffer.bytes()[done..];
+            let rest = &mut buffer[done..whole];
             match self.file.read_at(rest, offset + done as u64) {
                 Ok(0) => return Err(ProbeError::Read(format!("ended at {}", offset + done as u64))),
                 Ok(n) => done += n,
@@ -260,7 +352,7 @@ impl Direct {
                 return Err(ProbeError::Read(format!("ended at {}", offset + done as u64)));
             }
         }
-        Ok(buffer.bytes()[..wanted].to_vec())
+        Ok(())
     }
 }
 
@@ -288,6 +380,7 @@ impl ReadAt for Again<'_> {
 }
 
 /// A buffer aligned for direct I/O.
+#[derive(Debug)]
 struct Aligned {
     start: NonNull<u8>,
     layout: Layout,

@@ -62,7 +62,7 @@ struct Report {
 const _: () = assert!(size_of::<Zone>() == 64 && size_of::<Report>() == 16 + 64 * LOG_ZONES);
 
 /// Whether the device has zones.
-fn is_zoned(device: &File) -> bool {
+pub(super) fn is_zoned(device: &File) -> bool {
     let mut sectors = 0_u32;
     // SAFETY: the kernel writes four bytes. One that knows no zones gives zero or fails.
     let failed = unsafe { libc::ioctl(device.as_raw_fd(), BLKGETZONESZ, &raw mut sectors) };

@@ -1,22 +1,30 @@
-//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time until a new device has
-//! its rule, beside what udevd needs for the same devices.
+//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time from the kernel's word of a
+//! new device until it has its rule and until it may be formatted, beside what udevd needs for such devices.
 //!
 //! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one nanosecond each): its
 //! seconds are those of a processor that does a thousand million instructions in one, and the same in every run. With `--here`
 //! it runs on this host, in seconds of its own, over loop devices (`FORMAT_GUARD_DEVICES=loops`).
 
 use std::{
-    env, fs,
+    collections::HashMap,
+    env, fs, io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
+use format_guard_common::{Rule, State};
 use format_guard_tests::{
     device::{Device, Loop},
-    guard::Guard,
+    guard::{Guard, PINS},
     tool::{module, must, run},
     wait_for,
 };
@@ -24,6 +32,10 @@ use serde_json::Value;
 
 /// Volumes that are attached one by one.
 const ONE_BY_ONE: u32 = 100;
+/// Volumes that are attached as fast as they can be.
+const BURST: u32 = 200;
+/// Between two volumes that come one by one: none is in the wake of the one before.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Volumes that one dmsetup makes: a command line has a limit.
 const AT_ONCE: u32 = 500;
 /// Sectors of each.
@@ -75,32 +87,44 @@ fn main() -> Result<()> {
     println!("{} records, {} devices", status["volumes"][0]["count"], status["devices"]);
     println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
 
-    // Devices that are new to everybody, one after another.
-    let mut guarded = latencies(&mut devices, volumes, |path| {
-        let deadline = Instant::now() + Duration::from_mins(1);
-        // The agent answers once the rule is there.
-        while !guard.shown(path).is_ok_and(|volume| volume["state"].is_string()) {
-            ensure!(Instant::now() < deadline, "{} has no rule", path.display());
-            thread::sleep(Duration::from_millis(1));
+    // Devices that are new to everybody.
+    let kernel = Kernel::listen()?;
+    let mut next = volumes;
+    for (name, at_once, times, pause) in [
+        ("with pauses", 1, ONE_BY_ONE, PAUSE),
+        ("one after another", 1, ONE_BY_ONE, Duration::ZERO),
+        ("at once", BURST, 1, Duration::ZERO),
+    ] {
+        let (mut ruled, mut armed) = (Vec::new(), Vec::new());
+        for _ in 0..times {
+            devices.make(next, at_once)?;
+            let paths: Vec<PathBuf> = (next..next + at_once).map(|number| devices.path(number)).collect();
+            for (rule, arm) in kernel.until_armed(&paths)? {
+                ruled.push(rule);
+                armed.push(arm);
+            }
+            next += at_once;
+            thread::sleep(pause);
         }
-        Ok(())
-    })?;
-    println!("{ONE_BY_ONE} new devices have their rule");
+        for (what, times) in [("its rule", &mut ruled), ("armed", &mut armed)] {
+            let [half, most] = percentiles(times);
+            println!(
+                "{} devices {name}, from the kernel's word to {what}: p50 {half:.1} ms, p99 {most:.1} ms",
+                times.len()
+            );
+        }
+    }
     guard.kill_agent()?;
     fs::create_dir_all("/run/udev")?;
     let mut udevd =
         Command::new("/lib/systemd/systemd-udevd").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))?;
     println!("udevd is there");
-    let mut settled = latencies(&mut devices, volumes + ONE_BY_ONE, |_| must("udevadm settle").map(drop))?;
+    let mut settled = latencies(&mut devices, next, |_| must("udevadm settle").map(drop))?;
     udevd.kill()?;
     udevd.wait()?;
-    for (name, times) in [("its rule", &mut guarded), ("udevadm settle", &mut settled)] {
-        let [half, most] = percentiles(times);
-        println!("from the making of a device to {name}: p50 {half:.1} ms, p99 {most:.1} ms");
-    }
-    let ratio = percentiles(&mut guarded)[0] / percentiles(&mut settled)[0];
-    println!("p50 is {ratio:.2} of what udevadm settle needs");
+    let [half, most] = percentiles(&mut settled);
+    println!("from the making of a device to udevadm settle: p50 {half:.1} ms, p99 {most:.1} ms");
     ensure!(seconds < START_GOAL && memory < MEMORY_GOAL, "a goal is not met");
     Ok(())
 }
@@ -127,7 +151,7 @@ impl Devices {
     fn make(&mut self, first: u32, count: u32) -> Result<()> {
         if let Self::Loops(loops) = self {
             for _ in 0..count {
-                loops.push(Loop::new(u64::from(SECTORS) >> 11)?);
+                loops.push(Loop::at_once(u64::from(SECTORS) >> 11)?);
             }
             return Ok(());
         }
@@ -170,6 +194,107 @@ impl Devices {
             Self::Linear => "discrepancy",
             Self::Loops(_) => "kind=\"blank\"",
         }
+    }
+}
+
+/// The kernel's own word: its uevents, and the rules that are in its maps.
+struct Kernel {
+    /// When a device of this name told last that it has changed, as it does once it can be used.
+    told: Arc<Mutex<HashMap<String, Instant>>>,
+    slots: BpfHashMap<MapData, u32, u32>,
+    rules: Array<MapData, Rule>,
+}
+
+impl Kernel {
+    fn listen() -> Result<Self> {
+        // SAFETY: no memory is shared with the call.
+        let socket = unsafe {
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+                libc::NETLINK_KOBJECT_UEVENT,
+            )
+        };
+        ensure!(socket >= 0, "no socket for uevents: {}", io::Error::last_os_error());
+        // SAFETY: a new descriptor, nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        // SAFETY: plain integers, of which zero is a value.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        // The kernel's own.
+        address.nl_groups = 1;
+        let length = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: an address of that length.
+        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+        ensure!(bound == 0, "cannot listen to uevents: {}", io::Error::last_os_error());
+        let told: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
+        let kept = Arc::clone(&told);
+        thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok(length) = rustix::io::read(&socket, &mut buffer) {
+                let now = Instant::now();
+                let text = String::from_utf8_lossy(&buffer[..length]);
+                let has = |word: &str| text.split('\0').any(|field| field == word);
+                let name = text.split('\0').find_map(|field| field.strip_prefix("DEVNAME="));
+                if let Some(name) = name.filter(|_| has("ACTION=change") && has("SUBSYSTEM=block")) {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), now);
+                }
+            }
+        });
+        let maps = fs::read_dir(PINS)?.filter_map(Result::ok).map(|entry| entry.path().join("maps"));
+        let maps = maps.filter(|path| path.is_dir()).last().context("no maps")?;
+        let map = |name: &str| MapData::from_pin(maps.join(name)).with_context(|| format!("no map {name}"));
+        Ok(Self {
+            told,
+            slots: BpfHashMap::try_from(Map::HashMap(map("SLOTS")?))?,
+            rules: Array::try_from(Map::Array(map("RULES")?))?,
+        })
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until each of these devices is armed: milliseconds from the kernel's word of it until it had its rule, and until then.
+    fn until_armed(&self, paths: &[PathBuf]) -> Result<Vec<(f64, f64)>> {
+        let deadline = Instant::now() + Duration::from_mins(5);
+        let mut seen: Vec<[Option<Instant>; 2]> = vec![[None; 2]; paths.len()];
+        let numbers: Vec<u32> = paths
+            .iter()
+            .map(|path| {
+                let number = fs::metadata(path)?.rdev();
+                Ok(libc::major(number) << 20 | libc::minor(number))
+            })
+            .collect::<Result<_>>()?;
+        while seen.iter().any(|[_, armed]| armed.is_none()) {
+            ensure!(Instant::now() < deadline, "not all devices are armed");
+            for (number, [ruled, armed]) in numbers.iter().zip(&mut seen) {
+                if armed.is_some() {
+                    continue;
+                }
+                let rule = self.slots.get(number, 0).and_then(|slot| self.rules.get(&slot, 0));
+                let Ok(rule) = rule.map(|rule: Rule| rule.state) else { continue };
+                ruled.get_or_insert_with(Instant::now);
+                if rule == State::Blank as u32 {
+                    *armed = Some(Instant::now());
+                }
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        let told = self.told();
+        paths
+            .iter()
+            .zip(seen)
+            .map(|(path, [ruled, armed])| {
+                let path = fs::canonicalize(path)?;
+                let name = path.file_name().context("no name")?.to_string_lossy();
+                let told = told.get(&*name).with_context(|| format!("the kernel did not tell of {name}"))?;
+                let after = |time: Option<Instant>| {
+                    time.map_or(0.0, |time| time.saturating_duration_since(*told).as_secs_f64() * 1e3)
+                };
+                Ok((after(ruled), after(armed)))
+            })
+            .collect()
     }
 }
 

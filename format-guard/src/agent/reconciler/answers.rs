@@ -205,6 +205,10 @@ impl<E: Enforcer> Reconciler<E> {
                 )
             });
         }
+        let whole = VolumeId::from(selector);
+        if self.records.contains_key(&whole) {
+            return Ok(whole);
+        }
         // One more than are named. The whole id is the first of all that begin with it.
         let matching = if selector.is_empty() {
             Vec::new()

@@ -302,7 +302,7 @@ fn changed(name: &str) -> Input {
 }
 
 fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input {
-    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result, copy: None })
+    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result, twice: false, copy: None })
 }
 
 fn attach(root: &Path, diskseq: u64) {
@@ -371,6 +371,7 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
         diskseq: 5,
         begun: Instant::now(),
         result: Ok(finding),
+        twice: false,
         copy: None,
     });
     setting.deeds.take();
@@ -380,11 +381,44 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
     *setting.broken.lock().expect("one thread") = true;
     setting.give(Input::Removed { name: "dm-0".to_owned() });
-    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), copy: None };
+    let holding =
+        Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
     let entered = setting.runtime.enter();
     setting.reconciler.probed_together(vec![holding.clone(), holding]);
     drop(entered);
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
+}
+
+#[test]
+fn a_fresh_volume_is_stored_once_and_armed_by_one_answer() {
+    let mut setting = setting();
+    attach_at(setting.sysfs.path(), 1, "UUID-2", 7);
+    setting.deeds.take();
+    setting.give(changed("dm-1"));
+    assert_eq!(setting.deeds.take(), [Deed::Ruled(State::Unverified)]);
+    let dev = Dev { major: 253, minor: 1 };
+    let unread = |setting: &Setting| setting.rule_of(dev).flags & flag::UNREAD != 0;
+    assert!(unread(&setting));
+    let result = Ok(Finding::Blank);
+    let answer = Answer { dev, diskseq: 7, begun: Instant::now(), result, twice: true, copy: None };
+    setting.give(Input::Probed(answer));
+    assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
+    assert!(!unread(&setting));
+}
+
+#[test]
+fn a_volume_that_cannot_be_read_is_on_record_and_nobody_is_told_to_try_again() {
+    let mut setting = setting();
+    attach_at(setting.sysfs.path(), 1, "UUID-2", 7);
+    setting.give(changed("dm-1"));
+    setting.deeds.take();
+    let dev = Dev { major: 253, minor: 1 };
+    setting.give(answer(dev, 7, Err(ProbeError::Deadline)));
+    assert_eq!(setting.deeds.take(), [Deed::Stored(State::Unverified), Deed::Ruled(State::Unverified)]);
+    assert_eq!(setting.rule_of(dev).flags & flag::UNREAD, 0);
+    // What comes to nothing is not stored again.
+    setting.give(answer(dev, 7, Err(ProbeError::Deadline)));
+    assert_eq!(setting.deeds.take(), [Deed::Ruled(State::Unverified)]);
 }
 
 #[test]
@@ -421,7 +455,7 @@ fn at_the_start_all_is_stored_before_the_first_rule_and_each_is_ruled_once() {
     start_again(&mut setting);
     let deeds = setting.deeds.take();
     let stored = deeds.iter().filter(|deed| matches!(deed, Deed::Stored(_))).count();
-    assert_eq!(stored, 1, "the one that is new: {deeds:?}");
+    assert_eq!(stored, 2, "both are new, and were never read: {deeds:?}");
     assert!(matches!(&deeds[stored..], [Deed::Ruled(_), Deed::Ruled(_)]), "{deeds:?}");
 }
 
@@ -652,7 +686,8 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
         setting.reconciler.records[id].overlaid.is_some()
     };
     assert!(!overlaid(&setting));
-    let holding = Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), copy: None };
+    let holding =
+        Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
     let entered = setting.runtime.enter();
     setting.reconciler.probed_together(vec![holding.clone(), holding]);
     drop(entered);
@@ -905,7 +940,14 @@ fn a_probe_from_before_the_end_of_a_format_is_not_what_the_format_left() {
         status: None,
         last: true,
     });
-    setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result: Ok(holds()), copy: None }));
+    setting.give(Input::Probed(Answer {
+        dev: DEV,
+        diskseq: 5,
+        begun,
+        result: Ok(holds()),
+        twice: false,
+        copy: None,
+    }));
     assert_eq!(setting.state(), State::Formatting, "what it holds is not known yet");
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Formatted);
