@@ -129,6 +129,8 @@ pub enum EventKind {
     /// Somebody was kept from taking the guard away: `operation` is a [`Tampering`](crate::protection::Tampering), `offset`
     /// the number of the object or signal.
     Tampered = 9,
+    /// A known formatter waits until the device is read.
+    Waits = 10,
 }
 
 impl EventKind {
@@ -145,6 +147,7 @@ impl EventKind {
             7 => Self::Mounted,
             8 => Self::Gone,
             9 => Self::Tampered,
+            10 => Self::Waits,
             _ => return None,
         })
     }

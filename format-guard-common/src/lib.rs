@@ -22,6 +22,7 @@ pub mod question;
 mod request;
 mod rule;
 pub mod snapshot;
+pub mod wait;
 mod windows;
 
 pub use decide::decide;

@@ -35,7 +35,7 @@ pub(crate) struct Target<'a> {
 
 /// A field of a map value as it is now.
 #[inline(always)]
-fn read<T: Copy>(field: &T) -> T {
+pub(crate) fn read<T: Copy>(field: &T) -> T {
     // SAFETY: a reference; volatile, so that it is read at this place in the program.
     unsafe { core::ptr::read_volatile(field) }
 }

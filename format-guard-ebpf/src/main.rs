@@ -26,6 +26,7 @@ mod passthrough;
 mod place;
 mod protect;
 mod user_content;
+mod wait;
 mod write;
 
 #[unsafe(link_section = "license")]

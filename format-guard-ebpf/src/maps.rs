@@ -12,6 +12,7 @@ use format_guard_common::{
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
     program::NAME_SLOTS,
     protection::Protection,
+    wait::{WAITERS as WAITER_SLOTS, Wait},
 };
 
 /// Slots in `RULES` by kernel `dev_t`. The agent writes them; a device keeps its slot as long as it is there.
@@ -72,6 +73,13 @@ pub(crate) static PROTECTION: Array<Protection> = Array::pinned(1, 0);
 /// The guard's own maps, programs and links, by `protection::Object::key`. The agent writes it.
 #[map]
 pub(crate) static OURS: HashMap<u64, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+/// How long formatters wait for the agent. The agent writes it.
+#[map]
+pub(crate) static WAIT: Array<Wait> = Array::pinned(1, 0);
+/// Until when one waits, in nanoseconds of `CLOCK_BOOTTIME`: a slot for each that may.
+#[map]
+pub(crate) static WAITERS: Array<u64> = Array::pinned(WAITER_SLOTS, 0);
+
 /// The rule of a device.
 #[inline(always)]
 pub(crate) fn rule<'a>(dev: u32) -> Option<&'a Rule> {

@@ -5,6 +5,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use crate::{
     caller, gate,
     kernel::{FILE_F_MODE, block_device, field},
+    wait,
 };
 
 const FMODE_WRITE: u32 = 2;
@@ -21,6 +22,8 @@ pub(crate) fn file_open(ctx: LsmContext) -> i32 {
     if mode & FMODE_WRITE == 0 {
         return 0;
     }
+    let arguments = caller::class_by_arguments();
+    wait::until_read(dev, arguments);
     let Some(target) = gate::opening(dev) else { return 0 };
-    gate::judge_open(&target, caller::class_by_arguments())
+    gate::judge_open(&target, arguments)
 }

@@ -23,6 +23,8 @@ pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Longest wait of a formatter, in milliseconds.
+const MAX_WAIT: u64 = 10_000;
 /// Longest quarantine, in seconds.
 const MAX_QUARANTINE: u64 = 86_400;
 /// Longest time in days: a century.
@@ -110,6 +112,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("run_dir", "The control socket, control.sock. Needs a restart."),
     ("pin_dir", "The kernel objects that outlive the agent, on a bpf file system. Needs a restart."),
     ("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
+    (
+        "first_format_wait",
+        "How long a known formatter waits, at most, that opens a volume which was not read yet (tier \"lsm\"), in milliseconds (0 to \
+         10000): a fresh volume is read in a moment. 0: it is refused at once.",
+    ),
     ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
     (
         "quarantine",
@@ -236,6 +243,8 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// How long one probe of one device may take, in seconds.
     pub probe_deadline: u64,
+    /// How long a known formatter waits for a volume to be read, in milliseconds.
+    pub first_format_wait: u64,
     /// How often the world is compared with the records, in seconds.
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
@@ -387,6 +396,7 @@ impl Default for Config {
             run_dir: PathBuf::from("/run/format-guard"),
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
+            first_format_wait: 250,
             resync_interval: 5,
             quarantine: 300,
             raw_content: RawContent::Written,
@@ -461,6 +471,12 @@ impl Config {
             if !(1..=3600).contains(&value) {
                 return Err(format!("{key} is {value}: it must be between 1 and 3600 seconds"));
             }
+        }
+        if config.first_format_wait > MAX_WAIT {
+            return Err(format!(
+                "first_format_wait is {}: it must be at most {MAX_WAIT} milliseconds",
+                config.first_format_wait
+            ));
         }
         if config.quarantine > MAX_QUARANTINE {
             return Err(format!(
@@ -613,6 +629,12 @@ impl Config {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("control.sock")
+    }
+
+    /// [`Config::first_format_wait`] as a duration.
+    #[must_use]
+    pub const fn first_format_wait(&self) -> Duration {
+        Duration::from_millis(self.first_format_wait)
     }
 
     /// [`Config::resync_interval`] as a duration.

@@ -47,13 +47,20 @@ pub fn database_is_sound(state: &Path) -> Result<()> {
 /// The tier without the kernel.
 pub const PRELOAD: &str = "preload";
 
+/// The tier in which a known formatter waits for a volume to be read.
+pub const LSM: &str = "lsm";
+
+/// Guests are emulated, and what takes a processor milliseconds takes one of theirs a hundred times as long: formatters may wait as
+/// long as the configuration lets them.
+pub const PATIENT: &str = "first_format_wait = 10000";
+
 /// The tier that judges opens.
 pub const CGROUP: &str = "cgroup";
 
 /// The tier that this run is about.
 #[must_use]
 pub fn tier() -> String {
-    env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| "lsm".to_owned())
+    env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| LSM.to_owned())
 }
 
 /// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build keeps the
@@ -106,7 +113,7 @@ impl Guard {
         let free = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut guard = match free {
             Some(guard) if guard.json("status").is_ok_and(|status| status["mode"] == "enforce") => guard,
-            _ => Self::start()?,
+            _ => Self::patient()?,
         };
         let newest = guard.fetch("/v1/events?limit=1")?;
         guard.since = newest["events"][0]["id"].as_i64().unwrap_or(0);
@@ -119,6 +126,17 @@ impl Guard {
     /// When it does not come to be in force: with its log.
     pub fn start() -> Result<Self> {
         Self::make(None, false)
+    }
+
+    /// One whose formatters wait as long as they may.
+    ///
+    /// # Errors
+    /// As of [`Guard::start`].
+    pub fn patient() -> Result<Self> {
+        let mut guard = Self::unstarted(None)?;
+        guard.add_to_configuration(&format!("{PATIENT}\n"))?;
+        guard.start_agent()?;
+        Ok(guard)
     }
 
     /// A guard that refuses nothing.

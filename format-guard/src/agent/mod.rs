@@ -141,6 +141,7 @@ pub async fn run(start: Start) -> Result<()> {
         quarantine: config.quarantine.cast_signed(),
         raw_content: config.raw_content,
         protect: config.protect,
+        first_format_wait: config.first_format_wait(),
         resync_interval: config.interval(),
         forget_after: config.forget_after(),
         copied: config.copied(),

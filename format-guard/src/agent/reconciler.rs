@@ -267,6 +267,8 @@ pub struct World {
     pub raw_content: RawContent,
     /// Keep others from taking the guard away.
     pub protect: bool,
+    /// How long a known formatter waits for a volume to be read.
+    pub first_format_wait: Duration,
     /// How often the world is compared with the records.
     pub resync_interval: Duration,
     /// After how many seconds a volume is forgotten that was not seen and never held a format; zero: never.
@@ -468,6 +470,7 @@ impl<E: Enforcer> Reconciler<E> {
     pub fn close(&mut self) {
         self.world.protect = false;
         self.keep_protected();
+        self.keep_waited_for(Duration::ZERO);
         let ids: Vec<VolumeId> = self
             .records
             .values()
@@ -515,6 +518,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.parts = parts;
         self.proven_at = now();
         self.keep_protected();
+        self.keep_waited_for(self.world.first_format_wait);
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
         // Once new ones are judged: none is missed between.
         for mapping in mappings::present() {
@@ -1103,6 +1107,7 @@ impl<E: Enforcer> Reconciler<E> {
                     self.hurry(dev);
                 }
             }
+            Some(EventKind::Waits) => self.hurry(dev),
             Some(EventKind::WouldDeny) => {
                 self.refused(event, "would-deny");
                 if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {

@@ -4,12 +4,14 @@
 //! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::{
@@ -27,6 +29,7 @@ use format_guard_common::{
     clear::{self, Choice, Clear},
     event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
     flag, program,
+    wait::{WAITERS, Wait},
 };
 use format_guard_programs::OBJECT;
 
@@ -37,7 +40,7 @@ use super::{
     pins::Pins,
     preload::PreloadError,
     protection::{Protected, ProtectionError},
-    rule,
+    rule, since_boot,
     tier::Tier,
 };
 use crate::{
@@ -45,6 +48,11 @@ use crate::{
     fault::{self, Point},
     process,
 };
+
+/// The kernel function by which a program waits.
+const WAITS_BY: &str = "bpf_copy_from_user_task";
+/// How long the canary waits at most: it ends as soon as it is known what comes of it.
+const CANARY_WAITS: Duration = Duration::from_secs(1);
 
 /// How a program is attached, and to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +279,9 @@ pub struct BpfEnforcer {
     tainted: Array<MapData, u32>,
     holders: HashMap<MapData, u32, HolderEntry>,
     lease: Array<MapData, Lease>,
+    wait: Array<MapData, Wait>,
+    /// Until when each of those waits that do.
+    waiters: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     protected: Protected,
     /// Of the functions at which a program may stand, those that this kernel has.
@@ -283,6 +294,10 @@ pub struct BpfEnforcer {
     /// What to try after it.
     weaker: Vec<Tier>,
     refuse_passthrough: u32,
+    /// This kernel has what formatters wait by.
+    may_wait: u32,
+    /// The canary has proven that they do, and that nobody else gets through meanwhile.
+    waits: bool,
     /// The control group of the tier `cgroup`; empty: the root.
     cgroup: PathBuf,
 }
@@ -299,17 +314,17 @@ impl BpfEnforcer {
         tier: Tier,
         weaker: Vec<Tier>,
     ) -> Result<Self, LoadError> {
-        let (offsets, functions) = if tier == Tier::Cgroup {
-            (Vec::new(), BTreeSet::new())
+        let (offsets, functions, may_wait) = if tier == Tier::Cgroup {
+            (Vec::new(), BTreeSet::new(), 0)
         } else {
             // Tens of megabytes, which are not kept beside those that attaching needs.
             let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
-            (types.offsets()?, functions(&types))
+            (types.offsets()?, functions(&types), u32::from(types.has_function(WAITS_BY)))
         };
         let pins =
             Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
-        let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, tier)?;
+        let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, may_wait, tier)?;
         let build = build_of(&offsets, refuse_passthrough, tier);
         let rules = take(&mut ebpf, "RULES", Array::try_from)?;
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
@@ -321,6 +336,8 @@ impl BpfEnforcer {
         let tainted = take(&mut ebpf, "TAINTED", Array::try_from)?;
         let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
         let lease = take(&mut ebpf, "LEASE", Array::try_from)?;
+        let wait = take(&mut ebpf, "WAIT", Array::try_from)?;
+        let waiters = take(&mut ebpf, "WAITERS", Array::try_from)?;
         let counters = take(&mut ebpf, "COUNTERS", PerCpuArray::try_from)?;
         let protection = take(&mut ebpf, "PROTECTION", Array::try_from)?;
         let ours = take(&mut ebpf, "OURS", HashMap::try_from)?;
@@ -359,6 +376,8 @@ impl BpfEnforcer {
             tainted,
             holders,
             lease,
+            wait,
+            waiters,
             counters,
             protected,
             functions,
@@ -367,6 +386,8 @@ impl BpfEnforcer {
             tier,
             weaker,
             refuse_passthrough,
+            may_wait,
+            waits: false,
             cgroup: config.cgroup_dir.clone(),
         };
         enforcer.put_unknown(&rule::unknown(audit))?;
@@ -389,6 +410,7 @@ impl BpfEnforcer {
         let links = self.pins.links(self.build);
         let pin_error = |source| LoadError::Pin { path: links.clone(), source };
         if self.is_attached(&parts, &links) && self.prove().is_ok() {
+            self.prove_waiting()?;
             self.pins.retire_others(self.build).map_err(pin_error)?;
             return Ok(reports);
         }
@@ -411,6 +433,7 @@ impl BpfEnforcer {
             return Err(error);
         }
         fault::point(Point::AfterProof);
+        self.prove_waiting()?;
         self.pins.take_over(&unproven, self.build).map_err(pin_error)?;
         Ok(reports)
     }
@@ -496,6 +519,49 @@ impl BpfEnforcer {
         Ok(proof?)
     }
 
+    /// Whether a formatter waits while its device is not read, and whether another one is refused meanwhile on the same processor: before
+    /// about Linux 6.1.54 the kernel runs no program there whose run by another task has not ended.
+    fn prove_waiting(&mut self) -> Result<(), LoadError> {
+        self.waits = false;
+        if self.tier != Tier::Lsm || self.may_wait == 0 {
+            return Ok(());
+        }
+        let (held, refused) = (canary::Node::make()?, canary::Node::make_second()?);
+        let [unread, other] = [&held, &refused].map(|node| node.dev().to_kernel());
+        let rule = |flags| Rule { flags, ..Rule::new(unread, 0, State::Unverified) };
+        self.put_rule(&rule(flag::UNREAD), &Windows::new())?;
+        self.put_rule(&Rule::new(other, 0, State::Formatted), &Windows::new())?;
+        // Whoever waits for an agent that is about to come goes on.
+        let before = self.wait.get(&0, 0).unwrap_or_default();
+        let until = (since_boot() + 2 * CANARY_WAITS).as_nanos();
+        self.put_wait(CANARY_WAITS, u64::try_from(until).unwrap_or(u64::MAX))?;
+        let guard = RefCell::new(&mut *self);
+        let waits = |slot: u32| guard.borrow().waiters.get(&slot, 0).is_ok_and(|until: u64| until != 0);
+        let mut ended = Ok(());
+        let proven = canary::prove_waiting(
+            [&held, &refused],
+            CANARY_WAITS,
+            || (0..WAITERS).any(waits),
+            || ended = guard.borrow_mut().put_rule(&rule(0), &Windows::new()),
+        );
+        self.put_wait(Duration::from_nanos(if proven { before.limit } else { 0 }), before.until)?;
+        ended?;
+        self.remove_rule(unread)?;
+        self.remove_rule(other)?;
+        self.waits = proven;
+        if !proven {
+            tracing::warn!(
+                "on this kernel no formatter waits for a volume to be read: one that is early is refused"
+            );
+        }
+        Ok(())
+    }
+
+    fn put_wait(&mut self, limit: Duration, until: u64) -> Result<(), MapError> {
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        self.wait.set(0, Wait { limit, until }, 0).map_err(map_error("say how long formatters wait", 0))
+    }
+
     /// Writes a rule into its device's slot: the rule first, so that a slot that is found holds it.
     fn put(&mut self, rule: &Rule) -> Result<(), MapError> {
         let slot = self.taken.of(rule.dev).ok_or_else(|| MapError {
@@ -503,6 +569,12 @@ impl BpfEnforcer {
             dev: rule.dev,
             reason: format!("{MAX_RULES} devices have one, and there is no room for more"),
         })?;
+        // Who waits for it looks at this flag alone, and must not meet half of the rule.
+        let before = self.rules.get(&slot, 0).ok().filter(|before: &Rule| before.dev == rule.dev);
+        if before.is_some_and(|before| before.flags & flag::UNREAD != 0) {
+            let unread = Rule { flags: rule.flags | flag::UNREAD, state: State::Unverified as u32, ..*rule };
+            self.rules.set(slot, unread, 0).map_err(map_error("put the rule", rule.dev))?;
+        }
         self.rules.set(slot, rule, 0).map_err(map_error("put the rule", rule.dev))?;
         fault::point(Point::AfterRule);
         // The kernel takes it away by itself with the device (`bdev_free_security`).
@@ -651,6 +723,7 @@ fn load_object(
     pins: &Pins,
     offsets: &[(&'static str, u32)],
     refuse_passthrough: u32,
+    may_wait: u32,
     tier: Tier,
 ) -> Result<Ebpf, EbpfError> {
     let mut loader = EbpfLoader::new();
@@ -663,6 +736,9 @@ fn load_object(
     let modify_return = u32::from(tier == Tier::FmodRet);
     loader.override_global("REFUSE_PASSTHROUGH", &refuse_passthrough, true);
     loader.override_global("MODIFY_RETURN", &modify_return, true);
+    // A program at a function may wait for nothing.
+    let may_wait = if tier == Tier::Lsm { may_wait } else { 0 };
+    loader.override_global("MAY_WAIT", &may_wait, true);
     loader.load(OBJECT)
 }
 
@@ -818,7 +894,8 @@ impl Enforcer for BpfEnforcer {
                         "{error}; the next tier is tried"
                     );
                     self.tier = next;
-                    self.ebpf = load_object(&self.pins, &self.offsets, self.refuse_passthrough, self.tier)?;
+                    let (passthrough, may_wait) = (self.refuse_passthrough, self.may_wait);
+                    self.ebpf = load_object(&self.pins, &self.offsets, passthrough, may_wait, self.tier)?;
                     self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
                 }
                 other => return other,
@@ -933,6 +1010,10 @@ impl Enforcer for BpfEnforcer {
             self.lease.set(0, ended, 0).map_err(map_error("put the lease", 0))?;
         }
         self.lease.set(0, *lease, 0).map_err(map_error("put the lease", 0))
+    }
+
+    fn let_wait(&mut self, limit: Duration, until: u64) -> Result<(), MapError> {
+        if self.waits { self.put_wait(limit, until) } else { Ok(()) }
     }
 
     fn tier(&self) -> Tier {

@@ -8,12 +8,13 @@ use std::{
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     process, thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open},
     io::Errno,
-    thread::set_name,
+    thread::{CpuSet, sched_getcpu, sched_setaffinity, set_name},
 };
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ const INNOCENT: &str = "fg-innocent";
 
 /// Directories in which a node can be made and opened: not on a `nodev` mount, as /run often is.
 const PLACES: [&str; 2] = ["/dev", "/var/tmp"];
+
+/// Between two looks at whether one waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Why enforcement is not proven.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +63,18 @@ pub struct Node {
 impl Node {
     /// Makes the node in the first place that allows it.
     pub fn make() -> Result<Self, CanaryError> {
+        Self::make_number(0)
+    }
+
+    /// Another one beside it.
+    pub fn make_second() -> Result<Self, CanaryError> {
+        Self::make_number(1)
+    }
+
+    fn make_number(number: u32) -> Result<Self, CanaryError> {
         let mut last = io::Error::from(ErrorKind::NotFound);
         for place in PLACES {
-            match Self::make_in(Path::new(place)) {
+            match Self::make_in(Path::new(place), number) {
                 Ok(node) => return Ok(node),
                 Err(error) => last = error,
             }
@@ -87,16 +100,16 @@ impl Node {
         judge(innocent, Errno::NXIO, formatter)
     }
 
-    fn make_in(place: &Path) -> io::Result<Self> {
-        let path = place.join(format!(".format-guard-canary-{}", process::id()));
-        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minor of one that no
+    fn make_in(place: &Path, number: u32) -> io::Result<Self> {
+        let path = place.join(format!(".format-guard-canary-{}-{number}", process::id()));
+        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minors of one that no
         // driver has registered.
         let taken = fs::read_to_string("/proc/devices")?;
         let block = taken.split("Block devices:").nth(1).unwrap_or("");
         let major = (240..=254_u32)
             .find(|major| !block.lines().any(|line| line.trim_start().starts_with(&format!("{major} "))))
             .ok_or_else(|| io::Error::other("every device number for local use is taken"))?;
-        let dev = Dev { major, minor: 0xf_ffff };
+        let dev = Dev { major, minor: 0xf_ffff - number };
         let _ = fs::remove_file(&path);
         mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, makedev(dev.major, dev.minor))?;
         let node = Self { path, dev };
@@ -112,6 +125,40 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Whether a formatter that opens the first of two nodes waits, and one that opens the second meanwhile, on the same processor, is refused
+/// at once; the first one waits no longer then, and is refused, too. `is_waiting` says whether one waits, `end` has it wait no longer.
+pub fn prove_waiting(
+    [held, refused]: [&Node; 2],
+    limit: Duration,
+    is_waiting: impl Fn() -> bool,
+    end: impl FnOnce(),
+) -> bool {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    let open_here = |node: &Path| {
+        let begun = Instant::now();
+        let pinned = sched_setaffinity(None, &here);
+        let error = pinned.map_or_else(|error| error, |()| error_of(opened_as(NAME, node)));
+        (error, begun.elapsed())
+    };
+    thread::scope(|scope| {
+        let first = scope.spawn(|| open_here(&held.path));
+        let begun = Instant::now();
+        while !is_waiting() && !first.is_finished() && begun.elapsed() < limit {
+            thread::sleep(LOOK_AGAIN);
+        }
+        let waited = is_waiting();
+        let second = waited.then(|| scope.spawn(|| open_here(&refused.path)).join());
+        let still_waited = is_waiting();
+        end();
+        let first = first.join();
+        let is_refused = |tried: thread::Result<(Errno, Duration)>| {
+            tried.is_ok_and(|(error, took)| error == Errno::PERM && took < limit)
+        };
+        still_waited && is_refused(first) && second.is_some_and(is_refused)
+    })
 }
 
 /// What writes by a formatter and by nobody in particular failed with, in a process under the `LD_PRELOAD` library.
@@ -158,11 +205,14 @@ fn judge(innocent: Errno, ends: Errno, formatter: Errno) -> Result<(), CanaryErr
 /// What an open for writing by a thread of this name fails with.
 fn open_as(name: &str, path: &Path) -> Errno {
     thread::scope(|scope| {
-        let tried = scope.spawn(|| {
-            done_as(name, || open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map(drop))
-        });
+        let tried = scope.spawn(|| opened_as(name, path));
         error_of(tried.join().unwrap_or(Ok(())))
     })
+}
+
+/// Opens it for writing in the calling thread, under this name.
+fn opened_as(name: &str, path: &Path) -> Result<(), Errno> {
+    done_as(name, || open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map(drop))
 }
 
 /// Does this by the name of a program.

@@ -113,6 +113,10 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).put_lease(lease)
     }
 
+    fn let_wait(&mut self, limit: Duration, until: u64) -> Result<(), MapError> {
+        (**self).let_wait(limit, until)
+    }
+
     fn tier(&self) -> tier::Tier {
         (**self).tier()
     }
@@ -158,6 +162,11 @@ pub trait Enforcer {
     /// Puts it, or lets it last longer. One of another number is put with its end in the past first: nobody may read the new
     /// number with the old end.
     fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError>;
+    /// Has known formatters wait for a volume to be read, for so long at most, where they can; it is read until this time in nanoseconds
+    /// of `CLOCK_BOOTTIME`, as far as is known.
+    fn let_wait(&mut self, _limit: Duration, _until: u64) -> Result<(), MapError> {
+        Ok(())
+    }
     /// The way in which it makes the kernel refuse.
     fn tier(&self) -> tier::Tier;
     /// What the guard has counted.

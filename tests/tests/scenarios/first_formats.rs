@@ -1,14 +1,38 @@
 //! A fresh volume is formatted at once, as provisioners do it, and nobody has to come again; who comes too early all the same is told so.
 
-use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
 use format_guard_tests::{
     attack,
-    device::{Device, Loop},
+    device::{Device, Linear, Loop, Mapped},
     guard::Guard,
+    tool::{module, must, must_with},
     wait_for,
 };
 
 const MIB: u64 = 64;
+/// How long formatters may wait.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Makes an ext4 at once.
+fn format(guard: &Guard, path: &Path) -> Result<()> {
+    must(&format!("mkfs.ext4 -F -m0 -q {}", path.display())).map(drop).with_context(|| guard.log())
+}
+
+/// Nobody was refused.
+fn nobody_was(guard: &Guard) -> Result<()> {
+    let refusals = guard.events("denied")?;
+    ensure!(refusals.is_empty(), "{refusals:#?}");
+    Ok(())
+}
 
 #[test]
 fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<()> {
@@ -23,7 +47,10 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
     let events = guard.events("denied")?;
     let refusal = &events.last().context("an event")?["refusal"];
     ensure!(refusal["reason"] == "not-read-yet", "{refusal}");
-    ensure!(refusal["way_out"].as_str().is_some_and(|way| way.contains("try again in a moment")), "{refusal}");
+    ensure!(
+        refusal["way_out"].as_str().is_some_and(|way| way.contains("try again in a moment")),
+        "{refusal}"
+    );
     ensure!(refusal["permit"].is_null(), "{refusal}");
     let counted = guard.get("/metrics")?;
     let counter = |line: &str| line.contains("denials_total{reason=\"not-read-yet\",operation=\"open\"");
@@ -32,3 +59,181 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
     // The same process.
     attack::open_as_formatter(device.path()).map(drop).context("it was cut off")
 }
+
+#[test]
+fn a_loop_device_is_formatted_at_once() -> Result<()> {
+    let guard = Guard::patient()?;
+    for _ in 0..3 {
+        let device = Loop::new(MIB)?;
+        format(&guard, device.path())?;
+        guard.wait_for_state(device.path(), "formatted")?;
+    }
+    nobody_was(&guard)
+}
+
+#[test]
+fn a_mapping_is_formatted_at_once() -> Result<()> {
+    let guard = Guard::patient()?;
+    for number in 0..3 {
+        let below = Loop::new(MIB)?;
+        let (name, uuid) = (format!("fg-first-{number}"), format!("FGTEST-first-{number}"));
+        let device = Linear::over(&name, &uuid, below.path(), 0, MIB << 20)?;
+        format(&guard, device.path())?;
+        guard.wait_for_state(device.path(), "formatted")?;
+    }
+    nobody_was(&guard)
+}
+
+#[test]
+fn a_logical_volume_is_made_and_formatted_at_once() -> Result<()> {
+    let guard = Guard::patient()?;
+    let disk = Loop::new(4 * MIB)?;
+    must(&format!("vgcreate fgfirst {}", disk.path().display())).with_context(|| guard.log())?;
+    let made = ["one", "two"].into_iter().try_for_each(|name| {
+        must(&format!("lvcreate -y -n {name} -L 48M fgfirst"))?;
+        let path = Path::new("/dev/fgfirst").join(name);
+        format(&guard, &path)?;
+        guard.wait_for_state(&path, "formatted").map(drop)
+    });
+    // Where an earlier volume of the group has left its format.
+    let again = made.and_then(|()| {
+        must("lvremove -y fgfirst/one")?;
+        must("lvcreate -y -n three -L 48M fgfirst")?;
+        format(&guard, Path::new("/dev/fgfirst/three"))
+    });
+    must("vgremove -y fgfirst")?;
+    again?;
+    nobody_was(&guard)
+}
+
+#[test]
+fn an_encrypted_volume_is_made_and_formatted_at_once() -> Result<()> {
+    let guard = Guard::patient()?;
+    module("dm_crypt")?;
+    let device = Loop::new(MIB)?;
+    let node = device.path().display();
+    must_with(&format!("{} {node} -", attack::LUKS_FORMAT), "secret").with_context(|| guard.log())?;
+    must_with(&format!("cryptsetup open --key-file - {node} fg-first"), "secret")
+        .with_context(|| guard.log())?;
+    let formatted = format(&guard, Path::new("/dev/mapper/fg-first"));
+    let known = formatted.and_then(|()| guard.wait_for_state(Path::new("/dev/mapper/fg-first"), "formatted"));
+    must("cryptsetup close fg-first")?;
+    known?;
+    nobody_was(&guard)
+}
+
+#[test]
+fn several_volumes_are_formatted_at_once() -> Result<()> {
+    let guard = Guard::patient()?;
+    let devices: Vec<Loop> = (0..6).map(|_| Loop::at_once(MIB)).collect::<Result<_>>()?;
+    thread::scope(|scope| {
+        let all: Vec<_> =
+            devices.iter().map(|device| scope.spawn(|| format(&guard, device.path()))).collect();
+        all.into_iter().try_for_each(|each| each.join().map_err(|_| anyhow!("a thread broke"))?)
+    })?;
+    for device in &devices {
+        guard.wait_for_state(device.path(), "formatted")?;
+    }
+    nobody_was(&guard)
+}
+
+#[test]
+fn a_volume_is_formatted_at_once_by_who_has_just_started_the_agent() -> Result<()> {
+    let mut guard = Guard::patient()?;
+    let device = Loop::new(MIB)?;
+    guard.wait_for_state(device.path(), "blank")?;
+    guard.kill_agent()?;
+    guard.start_agent()?;
+    // What was armed before is not trusted.
+    format(&guard, device.path())?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    let fresh = Loop::new(MIB)?;
+    format(&guard, fresh.path())?;
+    guard.wait_for_state(fresh.path(), "formatted")?;
+    nobody_was(&guard)
+}
+
+#[test]
+fn a_formatter_waits_for_no_agent_that_is_gone() -> Result<()> {
+    let mut guard = Guard::patient()?;
+    guard.kill_agent()?;
+    let refused = |device: &Loop| -> Result<Duration> {
+        let begun = Instant::now();
+        ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+        Ok(begun.elapsed())
+    };
+    let device = Loop::new(MIB)?;
+    // Until it is known that it is gone.
+    wait_for("formatters to wait no longer", || Ok((refused(&device)? < LIMIT / 10).then_some(())))?;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        refused(&device)?;
+    }
+    ensure!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_formatter_waits_for_no_volume_that_cannot_be_read() -> Result<()> {
+    let guard = Guard::patient()?;
+    let device = Mapped::failing(MIB)?;
+    let begun = Instant::now();
+    ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+    ensure!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    guard.wait_for_volume(device.path(), "unverified by a read that failed", |volume| {
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("read failed"))
+    })?;
+    let begun = Instant::now();
+    ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+    ensure!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
+    Ok(())
+}
+
+/// Time that a process has spent in the kernel, in ticks of 10 ms (field 15 of `proc_pid_stat(5)`).
+fn ticks_in_kernel(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, rest) = stat.rsplit_once(')').context("no name")?;
+    Ok(rest.split_whitespace().nth(12).context("too short")?.parse()?)
+}
+
+#[test]
+fn a_formatter_that_waits_can_be_killed() -> Result<()> {
+    let guard = Guard::patient()?;
+    guard.pause_agent()?;
+    let device = Loop::new(MIB)?;
+    let begun = Instant::now();
+    let spawned = Command::new("mkfs.ext4")
+        .args(["-F", "-q"])
+        .arg(device.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let ended = spawned.map_err(anyhow::Error::from).and_then(|mut child| {
+        // Nothing else that it does takes the kernel so long.
+        wait_for("the formatter to wait", || Ok((ticks_in_kernel(child.id())? > 50).then_some(())))?;
+        child.kill()?;
+        Ok(child.wait()?)
+    });
+    guard.resume_agent()?;
+    let status = ended?;
+    ensure!(status.signal() == Some(libc::SIGKILL), "{status}");
+    ensure!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn nobody_waits_where_the_configuration_says_so() -> Result<()> {
+    let guard = Guard::start()?;
+    guard.configure("first_format_wait = 0")?;
+    guard.pause_agent()?;
+    let made = Loop::new(MIB).and_then(|device| {
+        let begun = Instant::now();
+        ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+        Ok((begun.elapsed(), device))
+    });
+    guard.resume_agent()?;
+    let (took, device) = made?;
+    ensure!(took < Duration::from_secs(2), "{took:?}");
+    guard.wait_for_state(device.path(), "blank").map(drop)
+}
+

@@ -479,11 +479,13 @@ impl<E: Enforcer> Reconciler<E> {
     pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
         self.world.mode = config.mode;
         self.world.protect = config.protect;
+        self.world.first_format_wait = config.first_format_wait();
         self.world.resync_interval = config.interval();
         self.world.forget_after = config.forget_after();
         self.world.copied = config.copied();
         self.world.strict.clone_from(&config.strict);
         self.keep_protected();
+        self.keep_waited_for(self.world.first_format_wait);
         self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;

@@ -30,6 +30,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Makes good what no event has told: from now on, between the inputs.
     pub(super) fn begin_resync(&mut self) -> Result<()> {
         self.keep_protected();
+        self.keep_waited_for(self.world.first_format_wait);
         self.begin_comparison()
     }
 

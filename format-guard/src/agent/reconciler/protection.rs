@@ -35,6 +35,15 @@ impl<E: Enforcer> Reconciler<E> {
         self.protect_failure = failure;
     }
 
+    /// Puts off the time until which formatters wait for this agent; with `Duration::ZERO` none does.
+    pub(super) fn keep_waited_for(&mut self, limit: Duration) {
+        let until = since_boot() + 2 * self.world.resync_interval + MARGIN;
+        if let Err(error) = self.enforcer.let_wait(limit, u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+        {
+            error!("{error}");
+        }
+    }
+
     /// An operator's word, until the agent starts anew.
     pub(super) fn set_protection(&mut self, on: bool, reason: &str, uid: u32) -> api::Done {
         self.unprotected = !on;

@@ -279,6 +279,7 @@ fn setting() -> Setting {
         quarantine: 100,
         raw_content: crate::config::RawContent::Written,
         protect: true,
+        first_format_wait: Duration::from_millis(250),
         resync_interval: Duration::from_secs(5),
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),

@@ -136,6 +136,7 @@ impl Node {
             quarantine: 2,
             raw_content: config::RawContent::Written,
             protect: false,
+            first_format_wait: Duration::ZERO,
             resync_interval: Duration::from_secs(5),
             forget_after: 0,
             copied: None,

@@ -1,0 +1,115 @@
+//! A known formatter that opens a device which nobody has read yet is held until the agent has, for a bounded time. Nothing is decided
+//! here: it is only asked later.
+//!
+//! Between two looks at the rule it reads a byte of its own arguments through its page tables, which gives up the processor, and fails at
+//! once where the process is being killed; a loop that only looks does neither (Linux 6.1 and 6.12).
+
+use aya_ebpf::{
+    Global,
+    helpers::generated::{bpf_copy_from_user_task, bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
+};
+use format_guard_common::{
+    Operation, State, each,
+    event::{EventKind, KernelEvent},
+    flag,
+    program::Class,
+    wait::WAITERS as WAITER_SLOTS,
+};
+
+use crate::{
+    caller,
+    gate::{read, send},
+    kernel::{MM_ARG_START, TASK_MM, field},
+    layer,
+    maps::{self, UNKNOWN, WAIT, WAITERS},
+};
+
+/// Not zero: the program may wait, and this kernel has what it waits by. Set before load.
+#[unsafe(no_mangle)]
+pub(crate) static MAY_WAIT: Global<u32> = Global::new(0);
+
+/// Turns of one loop at most (`BPF_MAX_LOOPS`, include/linux/bpf.h).
+const MAX_TURNS: u32 = 1 << 23;
+
+struct Waiting {
+    dev: u64,
+    until: u64,
+}
+
+/// Waits until a device is read, if the caller is a known formatter that would be refused for being early.
+#[inline(always)]
+pub(crate) fn until_read(dev: u32, arguments: Class) {
+    if MAY_WAIT.load() != 0 {
+        hold(dev, arguments.0);
+    }
+}
+
+/// Exported, so that the verifier follows it by itself and once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
+    if MAY_WAIT.load() == 0 || !is_unread(dev) {
+        return 0;
+    }
+    let class = caller::class_by_name().with(Class(arguments));
+    if !class.is(Class::FORMATTER.with(Class::ERASER)) || class.is(Class::DRY_RUN) {
+        return 0;
+    }
+    if layer::is_own(dev, State::Unverified as u32) {
+        return 0;
+    }
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let Some(until) = WAIT.get(0).and_then(|wait| wait.end(now)) else { return 0 };
+    let Some(slot) = WAITERS.get_ptr_mut(caller::tgid() & (WAITER_SLOTS - 1)) else { return 0 };
+    // SAFETY: aligned words of a map value; two that take one slot at the same moment are one more than may wait.
+    unsafe {
+        if slot.read_volatile() > now {
+            return 0;
+        }
+        slot.write_volatile(until);
+    }
+    tell(dev, now);
+    let mut waiting = Waiting { dev: u64::from(dev), until };
+    each(MAX_TURNS, &mut waiting, turn);
+    // SAFETY: as above.
+    unsafe { slot.write_volatile(0) };
+    0
+}
+
+/// Whether a device has a rule that says so, or none yet. In audit mode nobody is refused.
+#[inline(always)]
+fn is_unread(dev: u32) -> bool {
+    let Some(rule) = maps::rule(dev).or_else(|| UNKNOWN.get(0)) else { return false };
+    // The agent takes the flag off once all else of the rule is there.
+    read(&rule.flags) & (flag::UNREAD | flag::AUDIT) == flag::UNREAD
+}
+
+extern "C" fn turn(_number: u32, waiting: *mut Waiting) -> i64 {
+    // SAFETY: `each` passes what it was given; the helpers check the user address, and `into` is stack.
+    unsafe {
+        let waiting = &*waiting;
+        if bpf_ktime_get_boot_ns() >= waiting.until || !is_unread(waiting.dev as u32) {
+            return 1;
+        }
+        let mut into = 0_u64;
+        let into: *mut u64 = &mut into;
+        let task = bpf_get_current_task_btf();
+        let mm: *const u8 = field(task as *const u8, &TASK_MM);
+        let start: u64 = field(mm, &MM_ARG_START);
+        i64::from(bpf_copy_from_user_task(into.cast(), 1, start as *const _, task.cast(), 0) != 0)
+    }
+}
+
+/// Tells the agent that somebody waits. A function of its own, for the stack of its caller.
+#[inline(never)]
+fn tell(dev: u32, now: u64) {
+    send(|| KernelEvent {
+        kind: EventKind::Waits as u32,
+        operation: Operation::Open as u32,
+        dev,
+        process: caller::process(),
+        at: now,
+        ..KernelEvent::default()
+    });
+}
