@@ -341,6 +341,25 @@ pub struct SetMode {
     pub at: i64,
 }
 
+/// `GET /v1/settle`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SettleQuery {
+    /// The device: `dev=MAJOR:MINOR`.
+    pub volume: String,
+    /// How long to wait at most, in seconds.
+    pub wait: u64,
+}
+
+/// Its answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Settled {
+    /// Whether the device was read in time, or never will be.
+    pub settled: bool,
+    /// The state of its volume then; of what holds none, or was not read, none.
+    pub state: Option<String>,
+}
+
 /// The answer to what has no other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

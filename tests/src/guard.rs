@@ -139,6 +139,17 @@ impl Guard {
         Ok(guard)
     }
 
+    /// What a script does before it formats a fresh device: nothing where a formatter waits by itself.
+    ///
+    /// # Errors
+    /// When the device is not read in time.
+    pub fn before_format(&self, device: &Path) -> Result<()> {
+        if tier() != LSM {
+            self.json(&format!("settle {} --timeout 50s", device.display()))?;
+        }
+        Ok(())
+    }
+
     /// A guard that refuses nothing.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ fn of(line: &str) -> Option<&'static str> {
         ("mode", _) => schema!("status"),
         ("events", _) if !line.contains("--follow") => schema!("events"),
         ("ensure-fs", _) => schema!("ensure-fs"),
+        ("settle", _) => schema!("settled"),
         ("check", _) => schema!("check"),
         _ => None,
     }

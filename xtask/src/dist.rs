@@ -28,10 +28,11 @@ const CARGO_GENERATE_RPM: &str = "0.21.1";
 const CARGO_CYCLONEDX: &str = "0.5.9";
 
 /// What is installed beside programs, manual and completions: where it is in the tree, where it goes.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("deploy/systemd/format-guard.service", "usr/lib/systemd/system/format-guard.service"),
     ("deploy/systemd/format-guard-generator", "usr/lib/systemd/system-generators/format-guard-generator"),
     ("deploy/systemd/tmpfiles.conf", "usr/lib/tmpfiles.d/format-guard.conf"),
+    ("deploy/systemd/udev.rules", "usr/lib/udev/rules.d/61-format-guard.rules"),
     ("deploy/systemd/metrics.conf", "usr/share/doc/format-guard/metrics.conf"),
     ("deploy/systemd/store.conf", "usr/share/doc/format-guard/store.conf"),
     ("deploy/packages/config.toml", "etc/format-guard/config.toml"),

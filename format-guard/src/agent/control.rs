@@ -26,8 +26,8 @@ use axum::{
 };
 use tokio::{
     net::UnixListener,
-    sync::{mpsc, watch},
-    time::{Instant, timeout_at},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -39,7 +39,7 @@ use super::{
 use crate::{
     api::{
         AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
-        ProtectRequest, ReasonRequest, Selector,
+        ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled,
     },
     volume::{probe::Finding, sysfs::Device},
 };
@@ -48,7 +48,7 @@ use crate::{
 pub(super) const MODE: u32 = 0o600;
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 64 << 10;
-/// Longest wait for a line of the history, in seconds.
+/// Longest wait for a line of the history, or for a device to be read, in seconds.
 const MAX_WAIT: u64 = 60;
 
 /// Who is at the other end, as the kernel says.
@@ -112,6 +112,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/mode", post(mode))
         .route("/v1/protect", post(protect))
         .route("/v1/loss/end", post(end_loss))
+        .route("/v1/settle", get(settle))
         .route("/v1/events", get(events))
         .route("/metrics", get(scraped))
         .fallback(unknown)
@@ -218,6 +219,23 @@ async fn events(
         if !empty || timeout_at(deadline, agent.told.changed()).await.is_err() {
             return Ok(reply);
         }
+    }
+}
+
+/// Waits until a device is read, or the time is up.
+async fn settle(
+    State(agent): State<Agent>,
+    asked: Result<Query<SettleQuery>, QueryRejection>,
+) -> Result<Json<Settled>, Failure> {
+    let SettleQuery { volume, wait } = query(asked)?;
+    let answer = async {
+        let (reply, answer) = oneshot::channel();
+        agent.inputs.send(Input::Settle(volume, reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    };
+    match timeout(Duration::from_secs(wait.min(MAX_WAIT)), answer).await {
+        Ok(settled) => settled.map(Json),
+        Err(_) => Ok(Json(Settled { settled: false, state: None })),
     }
 }
 

@@ -12,6 +12,7 @@ mod paths;
 mod protection;
 mod reach;
 mod refusals;
+mod settling;
 mod sharing;
 mod stacks;
 mod unstored;
@@ -40,6 +41,7 @@ use batch::Batch;
 use comparison::Comparison;
 use copying::{Copied, Taken};
 use paths::Paths;
+use settling::Settler;
 use sharing::Sharing;
 use unstored::{Change, Unstored};
 use vacated::Vacated;
@@ -134,6 +136,8 @@ pub enum Input {
     Reloaded(Box<Config>),
     /// The agent stops, and is waited for.
     Stop(oneshot::Sender<()>),
+    /// A client waits until this device (`dev=MAJOR:MINOR`) is read.
+    Settle(String, oneshot::Sender<Result<api::Settled, Failure>>),
     /// A client asks.
     Asked(Question, oneshot::Sender<Result<Reply, Failure>>),
 }
@@ -342,6 +346,8 @@ pub struct Reconciler<E> {
     unstored: Unstored,
     /// Of which nothing is on record, and nothing was read yet: stored with what is read first.
     unread: HashSet<VolumeId>,
+    /// Who waits until a device is read.
+    settlers: Vec<Settler>,
     /// What is put off, while many things happen at once.
     batch: Option<Batch>,
     /// What is compared with sysfs at the moment.
@@ -396,6 +402,7 @@ impl<E: Enforcer> Reconciler<E> {
             untold_waits: false,
             unstored: Unstored::default(),
             unread: HashSet::new(),
+            settlers: Vec::new(),
             batch: None,
             comparison: None,
             lost_uevents: 0,
@@ -552,6 +559,7 @@ impl<E: Enforcer> Reconciler<E> {
                 None if comparing => {}
                 None => break,
             }
+            self.answer_settlers();
             // What waits comes first; but a flood does not keep a resync from its end.
             in_a_row += 1;
             if inputs.is_empty() || in_a_row >= INPUTS_BETWEEN {
@@ -622,6 +630,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Reloaded(config) => self.reloaded(&config)?,
             // The last input of all: see `run`.
             Input::Stop(_) => {}
+            Input::Settle(selector, reply) => self.settle_for(&selector, reply),
             Input::Asked(question, reply) => {
                 self.store_untold();
                 // The client may have gone.

@@ -28,9 +28,19 @@ pub(super) fn get<T: DeserializeOwned>(
     path: &str,
     query: &[(&str, String)],
 ) -> Result<T, CommandError> {
+    get_within(socket, path, query, PATIENCE)
+}
+
+/// The same, for one who waits no longer than this.
+pub(super) fn get_within<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    query: &[(&str, String)],
+    patience: Duration,
+) -> Result<T, CommandError> {
     let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
     let uri = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
-    ask(socket, Method::GET, &uri, Bytes::new())
+    ask(socket, Method::GET, &uri, Bytes::new(), patience)
 }
 
 /// Asks for something to be done.
@@ -40,7 +50,7 @@ pub(super) fn post<B: Serialize, T: DeserializeOwned>(
     body: &B,
 ) -> Result<T, CommandError> {
     let body = serde_json::to_vec(body).map_err(anyhow::Error::from)?;
-    ask(socket, Method::POST, path, Bytes::from(body))
+    ask(socket, Method::POST, path, Bytes::from(body), PATIENCE)
 }
 
 fn ask<T: DeserializeOwned>(
@@ -48,6 +58,7 @@ fn ask<T: DeserializeOwned>(
     method: Method,
     uri: &str,
     body: Bytes,
+    patience: Duration,
 ) -> Result<T, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -65,8 +76,8 @@ fn ask<T: DeserializeOwned>(
                 },
             },
         })?;
-        let exchanged = timeout(PATIENCE, exchange(stream, method, uri, body)).await;
-        let (success, bytes) = exchanged.context("the agent did not answer in time")??;
+        let exchanged = timeout(patience, exchange(stream, method, uri, body)).await;
+        let (success, bytes) = exchanged.map_err(|_| CommandError::NoAnswer)??;
         if success {
             return serde_json::from_slice(&bytes).map_err(|error| other_version(&error.to_string()));
         }

@@ -17,6 +17,7 @@ mod protect;
 mod report;
 mod rescue;
 mod run;
+mod settle;
 mod status;
 #[cfg(feature = "etcd")]
 mod store;
@@ -102,6 +103,9 @@ enum Command {
     /// Format a blank volume once; succeed where it holds that type already
     #[command(after_help = "Example: format-guard ensure-fs /dev/sdb --type ext4 -- -m0")]
     EnsureFs(ensure_fs::Arguments),
+    /// Wait until a device is read, so that a blank one may be formatted
+    #[command(after_help = "Example: format-guard settle /dev/sdb --timeout 2s")]
+    Settle(settle::Arguments),
     /// Run a command under the library for hosts whose kernel cannot refuse
     #[command(after_help = "Example: format-guard run -- mkfs.ext4 /dev/sdb")]
     Run(run::Arguments),
@@ -133,6 +137,9 @@ enum CommandError {
     /// Nobody answers on the socket.
     #[error("no agent answers on {socket} ({reason}): start it with systemctl start format-guard")]
     NoAgent { socket: String, reason: String },
+    /// It is there, and hangs.
+    #[error("the agent did not answer in time")]
+    NoAnswer,
     /// The socket is root's.
     #[error("only root may ask the agent: run this as root (sudo format-guard ...)")]
     NotRoot,
@@ -154,7 +161,7 @@ impl CommandError {
     const fn exit_code(&self) -> u8 {
         match self {
             Self::NoAgent { .. } => exit::NO_AGENT,
-            Self::NotRoot => exit::FAILED,
+            Self::NotRoot | Self::NoAnswer => exit::FAILED,
             Self::NotEnforceable(_) => exit::NOT_ENFORCEABLE,
             Self::Condition(condition) => match condition {
                 Condition::Enforcing => 0,
@@ -198,6 +205,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Events(arguments) => events::run(socket, &arguments),
         Command::Report(arguments) => report::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
+        Command::Settle(arguments) => settle::run(socket, &arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Completions(arguments) => {
             manual::completions(&arguments);
@@ -257,6 +265,7 @@ mod tests {
             schema::<crate::api::Events>("events"),
             schema::<crate::record::store::HistoryEvent>("event"),
             schema::<crate::api::Done>("done"),
+            schema::<crate::api::Settled>("settled"),
             schema::<crate::api::Failure>("failure"),
             schema::<check::Report>("check"),
             schema::<ensure_fs::Outcome>("ensure-fs"),

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use format_guard_tests::{
     attack,
     device::{Device, Linear, Loop, Mapped},
-    guard::Guard,
-    tool::{module, must, must_with},
+    guard::{Guard, binary},
+    tool::{module, must, must_with, run},
     wait_for,
 };
 
@@ -24,6 +24,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Makes an ext4 at once.
 fn format(guard: &Guard, path: &Path) -> Result<()> {
+    guard.before_format(path)?;
     must(&format!("mkfs.ext4 -F -m0 -q {}", path.display())).map(drop).with_context(|| guard.log())
 }
 
@@ -237,3 +238,73 @@ fn nobody_waits_where_the_configuration_says_so() -> Result<()> {
     guard.wait_for_state(device.path(), "blank").map(drop)
 }
 
+#[test]
+fn who_asks_for_a_device_to_settle_may_format_it_then() -> Result<()> {
+    let mut guard = Guard::start()?;
+    guard.configure("first_format_wait = 0")?;
+    for _ in 0..3 {
+        let device = Loop::new(MIB)?;
+        let settled = guard.json(&format!("settle {} --timeout 50s", device.path().display()))?;
+        ensure!(settled["settled"] == true && settled["state"] == "blank", "{settled}");
+        format(&guard, device.path())?;
+        let formatted = guard.wait_for_state(device.path(), "formatted")?;
+        ensure!(formatted["state"] == "formatted", "{formatted}");
+        let again = guard.say(&format!("settle {}", device.path().display()))?;
+        ensure!(again.status == 0 && again.text.contains("formatted"), "{again:?}");
+    }
+    nobody_was(&guard)?;
+    guard.pause_agent()?;
+    let device = Loop::new(MIB)?;
+    let begun = Instant::now();
+    let late = guard.say(&format!("settle {} --timeout 1s", device.path().display()));
+    guard.resume_agent()?;
+    let late = late?;
+    ensure!(late.status == 1 && late.text.contains("was not read within 1 s"), "{late:?}");
+    ensure!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // Without an agent nobody is held up.
+    guard.kill_agent()?;
+    let alone = guard.say(&format!("settle {} --timeout 50s", device.path().display()))?;
+    ensure!(alone.status == 0 && alone.text.contains("no agent answers"), "{alone:?}");
+    Ok(())
+}
+
+#[test]
+fn a_link_that_udev_makes_is_to_a_device_that_may_be_formatted() -> Result<()> {
+    const RULES: &str = "/run/udev/rules.d";
+    let guard = Guard::start()?;
+    guard.configure("first_format_wait = 0")?;
+    let shipped = include_str!("../../../deploy/systemd/udev.rules");
+    let here = shipped
+        .replace(
+            "/usr/bin/format-guard ",
+            &format!("{} --socket {} ", binary()?.display(), guard.socket().display()),
+        )
+        .replace("/run/format-guard/control.sock", &guard.socket().display().to_string())
+        // Emulation is slow.
+        .replace("--timeout 2s", "--timeout 50s");
+    ensure!(here.matches(&guard.socket().display().to_string()).count() == 2, "{here}");
+    fs::create_dir_all(RULES)?;
+    fs::write(format!("{RULES}/61-format-guard.rules"), here)?;
+    fs::write(
+        format!("{RULES}/62-link.rules"),
+        "SUBSYSTEM==\"block\", KERNEL==\"loop*\", ATTR{size}!=\"0\", SYMLINK+=\"fg-link-$attr{diskseq}\"\n",
+    )?;
+    let mut udevd =
+        Command::new("/lib/systemd/systemd-udevd").stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let tried = wait_for("udevd", || Ok((run("udevadm control --ping")?.status == 0).then_some(())))
+        .and_then(|()| {
+            for _ in 0..3 {
+                let device = Loop::new(MIB)?;
+                let name = device.path().file_name().context("a name")?.to_string_lossy().into_owned();
+                let diskseq = fs::read_to_string(format!("/sys/block/{name}/diskseq"))?;
+                let link = Path::new("/dev").join(format!("fg-link-{}", diskseq.trim()));
+                wait_for("the link", || Ok(link.exists().then_some(())))?;
+                format(&guard, &link)?;
+            }
+            nobody_was(&guard)
+        });
+    udevd.kill()?;
+    udevd.wait()?;
+    fs::remove_dir_all(RULES)?;
+    tried
+}
