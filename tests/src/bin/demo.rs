@@ -20,13 +20,13 @@ const MESSAGE_LINES: usize = 3;
 
 fn main() -> Result<()> {
     title("The guard is started: it is in force once its canary was refused");
-    let mut guard = Guard::start()?;
+    let mut guard = Guard::patient()?;
     shell("format-guard status", &guard.say("status")?);
 
     title("A blank volume is formatted once");
     let device = Mapped::new(64)?;
     let node = device.path().display().to_string();
-    guard.wait_for_state(device.path(), "blank")?;
+    say("At once: it appeared this moment.");
     shell_must(&format!("mkfs.ext4 -F -q -L orders {node}"))?;
     guard.wait_for_state(device.path(), "formatted")?;
     fs::create_dir_all(POINT)?;

@@ -825,7 +825,9 @@ fn with_guard(
     // What was tried again until it was verified, and until the end of the try before was known, has been refused before that, and
     // gave up nothing.
     let tried_again = |event: &Value| {
-        ["not-read-yet", "unverified", "being-formatted"].iter().any(|reason| event["refusal"]["reason"] == *reason)
+        ["not-read-yet", "unverified", "being-formatted"]
+            .iter()
+            .any(|reason| event["refusal"]["reason"] == *reason)
             && work.steps.iter().any(|step| step.starts_with("for i in"))
     };
     if let Some(event) = denied.iter().find(|event| !tried_again(event)) {

@@ -23,7 +23,8 @@ fn once<D: Device>(make: impl Fn() -> Result<D>) -> Result<()> {
     for (name, mkfs) in FILE_SYSTEMS {
         let device = make()?;
         let path = device.path();
-        guard.wait_for_state(path, "blank")?;
+        // At once, as provisioners do.
+        guard.before_format(path)?;
         must(&format!("{mkfs} {}", path.display()))?;
         let volume = guard.wait_for_state(path, "formatted")?;
         ensure!(volume["content"]["types"][0] == name, "{volume}");
