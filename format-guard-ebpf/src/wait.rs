@@ -1,5 +1,5 @@
-//! A known formatter that opens a device which nobody has read yet is held until the agent has, for a bounded time. Nothing is decided
-//! here: it is only asked later.
+//! A known formatter that opens a device which nobody has read yet, or of which it is not known yet what the formatter before it has
+//! left, is held until the agent has read that, for a bounded time. Nothing is decided here: it is only asked later.
 //!
 //! Between two looks at the rule it reads a byte of its own arguments through its page tables, which gives up the processor, and fails at
 //! once where the process is being killed; a loop that only looks does neither (Linux 6.1 and 6.12).
@@ -9,8 +9,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_copy_from_user_task, bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
 };
 use format_guard_common::{
-    Operation, State, each,
-    event::{EventKind, KernelEvent},
+    Operation, Rule, State, each,
+    event::{EventKind, KernelEvent, Process},
     flag,
     program::Class,
     wait::WAITERS as WAITER_SLOTS,
@@ -21,7 +21,7 @@ use crate::{
     gate::{read, send},
     kernel::{MM_ARG_START, TASK_MM, field},
     layer,
-    maps::{self, UNKNOWN, WAIT, WAITERS},
+    maps::{self, FORMATTERS, HOLDERS, UNKNOWN, WAIT, WAITERS},
 };
 
 /// Not zero: the program may wait, and this kernel has what it waits by. Set before load.
@@ -48,7 +48,7 @@ pub(crate) fn until_read(dev: u32, arguments: Class) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
-    if MAY_WAIT.load() == 0 || !is_unread(dev) {
+    if MAY_WAIT.load() == 0 || !is_awaited(dev) {
         return 0;
     }
     let class = caller::class_by_name().with(Class(arguments));
@@ -77,19 +77,37 @@ extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
     0
 }
 
-/// Whether a device has a rule that says so, or none yet. In audit mode nobody is refused.
+/// Whether the agent will know more of a device in a moment. In audit mode nobody is refused.
 #[inline(always)]
-fn is_unread(dev: u32) -> bool {
+fn is_awaited(dev: u32) -> bool {
     let Some(rule) = maps::rule(dev).or_else(|| UNKNOWN.get(0)) else { return false };
     // The agent takes the flag off once all else of the rule is there.
-    read(&rule.flags) & (flag::UNREAD | flag::AUDIT) == flag::UNREAD
+    let flags = read(&rule.flags);
+    flags & flag::AUDIT == 0 && (flags & flag::UNREAD != 0 || is_over(rule))
+}
+
+/// Whether a format has ended of which the agent does not know yet what it left.
+#[inline(always)]
+fn is_over(rule: &Rule) -> bool {
+    const FORMATTED: u32 = State::Formatted as u32;
+    // SAFETY: entries are written once and removed by the agent; a torn one is no process's.
+    let Some(entry) = (unsafe { HOLDERS.get(rule.lead) }) else { return false };
+    let of_another = entry.diskseq == rule.lead_diskseq && entry.process != caller::process();
+    of_another && entry.mounted == 0 && read(&rule.state) != FORMATTED && !runs(&entry.process)
+}
+
+/// Whether a process that formats has not ended yet: the program at its exit forgets it.
+#[inline(always)]
+fn runs(process: &Process) -> bool {
+    // SAFETY: one word.
+    unsafe { FORMATTERS.get(process.tgid) }.is_some_and(|started| *started == process.started)
 }
 
 extern "C" fn turn(_number: u32, waiting: *mut Waiting) -> i64 {
     // SAFETY: `each` passes what it was given; the helpers check the user address, and `into` is stack.
     unsafe {
         let waiting = &*waiting;
-        if bpf_ktime_get_boot_ns() >= waiting.until || !is_unread(waiting.dev as u32) {
+        if bpf_ktime_get_boot_ns() >= waiting.until || !is_awaited(waiting.dev as u32) {
             return 1;
         }
         let mut into = 0_u64;

@@ -24,7 +24,7 @@ pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
 const MAX_FILE: u64 = 1 << 20;
 
 /// Longest wait of a formatter, in milliseconds.
-const MAX_WAIT: u64 = 10_000;
+pub const MAX_WAIT: u64 = 10_000;
 /// Longest quarantine, in seconds.
 const MAX_QUARANTINE: u64 = 86_400;
 /// Longest time in days: a century.

@@ -60,7 +60,7 @@ use super::{
 };
 use crate::{
     api::{self, Failure},
-    config::{Config, Mode, RawContent},
+    config::{Config, MAX_WAIT, Mode, RawContent},
     enforce::{Enforcer, bpf::PartReport, rule, since_boot},
     record::{
         Claim, Formatter, Record, Seconds, Wrote,
@@ -80,6 +80,8 @@ use crate::{
 
 /// Inputs that a resync waits for at most before it goes on.
 const INPUTS_BETWEEN: u32 = 16;
+/// For how long a formatter waits at most.
+const AWAITED: Duration = Duration::from_millis(MAX_WAIT);
 /// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
 /// node after the device, and no uevent tells of it.
 const NAMING: Seconds = 10;
@@ -320,6 +322,8 @@ pub struct Reconciler<E> {
     format_over: HashMap<Dev, Instant>,
     /// Exit statuses that the kernel told, and when, until the pidfd does.
     ends: HashMap<Process, (u32, Instant)>,
+    /// Devices on which a formatter waits, or did a moment ago.
+    awaited: HashMap<Dev, Instant>,
     /// By which of several devices a volume is read.
     paths: HashMap<VolumeId, Paths>,
     /// What is copied of the volumes that are present.
@@ -388,6 +392,7 @@ impl<E: Enforcer> Reconciler<E> {
             nameless: HashMap::new(),
             format_over: HashMap::new(),
             ends: HashMap::new(),
+            awaited: HashMap::new(),
             paths: HashMap::new(),
             copies: HashMap::new(),
             pruned: None,
@@ -852,9 +857,21 @@ impl<E: Enforcer> Reconciler<E> {
         {
             self.device_changed(device);
         }
-        if let Some(device) = self.devices.id(dev).and_then(|id| self.path(id)) {
+        let Some(id) = self.devices.id(dev).cloned() else { return };
+        self.awaited.retain(|_, told| told.elapsed() < AWAITED);
+        self.awaited.insert(dev, Instant::now());
+        // It may be left alone for a moment, for whoever has just formatted it.
+        if self.records.get(&id).is_some_and(|record| record.state == State::Formatting && record.over) {
+            self.probe(&id);
+        }
+        if let Some(device) = self.path(&id) {
             self.prober.hurry(device);
         }
+    }
+
+    fn is_awaited(&self, id: &VolumeId) -> bool {
+        let told = |device: &Device| self.awaited.get(&device.dev);
+        self.devices.of(id).filter_map(told).any(|told| told.elapsed() < AWAITED)
     }
 
     fn probe(&self, id: &VolumeId) {
@@ -995,6 +1012,7 @@ impl<E: Enforcer> Reconciler<E> {
                     Some(batch) => batch.probe_later(id),
                     None => self.probe(id),
                 },
+                Effect::ProbeSoon if self.is_awaited(id) => self.probe(id),
                 Effect::ProbeSoon => {
                     if let Some(device) = self.path(id) {
                         self.prober.ask_soon(device, self.wanted_copy(id));

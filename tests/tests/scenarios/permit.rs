@@ -36,6 +36,8 @@ fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
     let guard = Guard::shared()?;
     let jobs = [
         ("wipefs -a -q NODE", "mkfs.xfs -f -q --unsupported NODE", Some("xfs")),
+        ("mkfs.xfs -f -q --unsupported NODE", "wipefs -a -q NODE", None),
+        ("sgdisk --zap-all NODE", "mkfs.ext4 -F -q NODE", Some("ext4")),
         ("blkdiscard -z NODE", "mkfs.ext4 -F -q NODE", Some("ext4")),
     ];
     for (first, then, left) in jobs {
