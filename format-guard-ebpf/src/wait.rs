@@ -111,7 +111,7 @@ extern "C" fn turn(_number: u32, waiting: *mut Waiting) -> i64 {
             return 1;
         }
         let mut into = 0_u64;
-        let into: *mut u64 = &mut into;
+        let into = &raw mut into;
         let task = bpf_get_current_task_btf();
         let mm: *const u8 = field(task as *const u8, &TASK_MM);
         let start: u64 = field(mm, &MM_ARG_START);

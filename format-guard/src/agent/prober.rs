@@ -26,7 +26,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use places::Places;
+use places::{Place, Places, Rank};
 use workers::Workers;
 
 use super::{metrics::Metrics, reconciler::Input};
@@ -141,6 +141,10 @@ impl Prober {
 
     /// Probes a device; the answer goes to the reconciler.
     pub fn ask(&self, device: &Device, copied: Option<Wanted>) {
+        self.ask_as(device, copied, Rank::First);
+    }
+
+    fn ask_as(&self, device: &Device, copied: Option<Wanted>, rank: Rank) {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(again) = busy.get_mut(&(device.dev, device.diskseq)) {
             *again = Some((device.clone(), copied));
@@ -151,7 +155,7 @@ impl Prober {
         let (prober, asked) = (self.clone(), (device.clone(), copied));
         let handle = tokio::runtime::Handle::try_current();
         if let Ok(handle) = handle {
-            drop(handle.spawn(async move { prober.answer(asked).await }));
+            drop(handle.spawn(async move { prober.answer(asked, rank).await }));
         } else {
             tracing::error!("no runtime to probe {} in", device.name);
         }
@@ -186,7 +190,7 @@ impl Prober {
         let fresh = Changes { diskseq: device.diskseq, until: now + pause, pause, waiting: None };
         changes.insert(device.dev, fresh);
         drop(changes);
-        self.ask(device, copied);
+        self.ask_as(device, copied, Rank::Again);
     }
 
     /// Probes what waits under this number then.
@@ -204,9 +208,14 @@ impl Prober {
         }));
     }
 
-    async fn answer(self, (mut device, mut copied): Asked) {
+    async fn answer(self, (mut device, mut copied): Asked, mut rank: Rank) {
         loop {
-            let (answer, hanging) = self.in_its_place(&device, copied).await;
+            let place = self.places.acquire((device.dev, device.diskseq), rank).await;
+            // What it was asked for again meanwhile is this probe.
+            if let Some(newest) = self.asked_again(&device) {
+                (device, copied) = newest;
+            }
+            let (answer, hanging) = self.in_its_place(place, &device, copied).await;
             // A closed channel means that the agent stops.
             let _ = self.answers.send(answer);
             if let Some(mut child) = hanging {
@@ -220,12 +229,23 @@ impl Prober {
                 return;
             };
             (device, copied) = newest;
+            rank = Rank::Again;
         }
     }
 
-    /// Waits for a place, and gives it back when the probe is over, or takes long.
-    async fn in_its_place(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
-        let place = self.places.acquire((device.dev, device.diskseq)).await;
+    /// As what it is to be probed, if it was asked for since it was looked at here last.
+    fn asked_again(&self, device: &Device) -> Option<Asked> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.get_mut(&(device.dev, device.diskseq)).and_then(Option::take)
+    }
+
+    /// Gives the place back when the probe is over, or takes long.
+    async fn in_its_place(
+        &self,
+        place: Place,
+        device: &Device,
+        copied: Option<Wanted>,
+    ) -> (Answer, Option<Child>) {
         let probe = self.once_or_hanging(device, copied);
         tokio::pin!(probe);
         if let Ok(answer) = timeout(LONG, &mut probe).await {
@@ -349,6 +369,29 @@ mod tests {
         seen.sort_unstable();
         assert_eq!((asked(directory.path()).join(" "), seen), ("1 4 3".to_owned(), vec![5, 5, 6]));
         assert_eq!(prober.under_way(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_again_before_it_has_its_turn_is_probed_once() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (prober, mut answers) = prober(directory.path());
+        fs::write(directory.path().join("wait"), "").expect("file");
+        for diskseq in 1..=AT_A_TIME as u64 {
+            prober.ask(&device(diskseq, 1), None);
+        }
+        wait_for_asked(directory.path(), AT_A_TIME).await;
+        for size in [7, 8, 9] {
+            prober.ask(&device(100, size), None);
+            tokio::task::yield_now().await;
+        }
+        fs::remove_file(directory.path().join("wait")).expect("removed");
+        for _ in 0..=AT_A_TIME {
+            answers.recv().await.expect("an answer");
+        }
+        while prober.under_way() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(asked(directory.path())[AT_A_TIME..], ["9"]);
     }
 
     #[tokio::test]

@@ -53,9 +53,9 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
         "{refusal}"
     );
     ensure!(refusal["permit"].is_null(), "{refusal}");
-    let counted = guard.get("/metrics")?;
+    let metrics = guard.get("/metrics")?;
     let counter = |line: &str| line.contains("denials_total{reason=\"not-read-yet\",operation=\"open\"");
-    ensure!(counted.lines().any(counter), "{counted}");
+    ensure!(metrics.lines().any(counter), "{metrics}");
     guard.wait_for_state(device.path(), "blank")?;
     // The same process.
     attack::open_as_formatter(device.path()).map(drop).context("it was cut off")

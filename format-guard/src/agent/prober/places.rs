@@ -1,4 +1,5 @@
-//! Who probes next: devices that somebody waits for come before all others, but not for ever.
+//! Who probes next: devices that somebody waits for come before all others, and those that nobody has read before those that only
+//! have changed; but not for ever.
 
 use std::{
     collections::VecDeque,
@@ -9,8 +10,21 @@ use tokio::sync::oneshot;
 
 use crate::volume::Dev;
 
-/// Devices that somebody waits for after which one of the others has its turn.
+/// Of each queue so many have their turn in a row before one that comes after it has.
 const IN_A_ROW: u32 = 4;
+
+/// Which queue a device waits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// Somebody waits for what it holds.
+    Awaited,
+    /// It is to be read.
+    First,
+    /// It has changed since it was read.
+    Again,
+}
+
+const RANKS: [Rank; 3] = [Rank::Awaited, Rank::First, Rank::Again];
 
 /// Places for so many probes at a time.
 #[derive(Clone)]
@@ -21,9 +35,8 @@ pub(super) struct Place(Places);
 
 struct Queue {
     free: usize,
-    awaited: VecDeque<Waiting>,
-    others: VecDeque<Waiting>,
-    in_a_row: u32,
+    /// By [`Rank`]: who waits, and how many of them have had their turn while others behind them waited.
+    queues: [(VecDeque<Waiting>, u32); RANKS.len()],
 }
 
 struct Waiting {
@@ -33,13 +46,12 @@ struct Waiting {
 
 impl Places {
     pub(super) fn new(count: usize) -> Self {
-        let (awaited, others) = (VecDeque::new(), VecDeque::new());
-        Self(Arc::new(Mutex::new(Queue { free: count, awaited, others, in_a_row: 0 })))
+        Self(Arc::new(Mutex::new(Queue { free: count, queues: Default::default() })))
     }
 
     /// Waits for a place.
-    pub(super) async fn acquire(&self, attachment: (Dev, u64)) -> Place {
-        let turn = self.queue().queue_up(attachment);
+    pub(super) async fn acquire(&self, attachment: (Dev, u64), rank: Rank) -> Place {
+        let turn = self.queue().queue_up(attachment, rank);
         if let Some(turn) = turn {
             // Whoever is taken from the queue is told.
             let _ = turn.await;
@@ -49,10 +61,10 @@ impl Places {
 
     /// Somebody waits for what a probe of this device says.
     pub(super) fn hurry(&self, attachment: (Dev, u64)) {
-        let mut queue = self.queue();
-        let place = queue.others.iter().position(|waiting| waiting.attachment == attachment);
-        if let Some(waiting) = place.and_then(|place| queue.others.remove(place)) {
-            queue.awaited.push_back(waiting);
+        let [(awaited, _), others @ ..] = &mut self.queue().queues;
+        for (others, _) in others {
+            let place = others.iter().position(|waiting| waiting.attachment == attachment);
+            awaited.extend(place.and_then(|place| others.remove(place)));
         }
     }
 
@@ -76,25 +88,28 @@ impl Drop for Place {
 
 impl Queue {
     /// Takes a place, or a place in the queue, where the turn is told.
-    fn queue_up(&mut self, attachment: (Dev, u64)) -> Option<oneshot::Receiver<()>> {
+    fn queue_up(&mut self, attachment: (Dev, u64), rank: Rank) -> Option<oneshot::Receiver<()>> {
         if self.free > 0 {
             self.free -= 1;
             return None;
         }
         let (turn, told) = oneshot::channel();
-        self.others.push_back(Waiting { attachment, turn });
+        self.queues[rank as usize].0.push_back(Waiting { attachment, turn });
         Some(told)
     }
 
     fn next(&mut self) -> Option<Waiting> {
-        if self.in_a_row < IN_A_ROW
-            && let Some(waiting) = self.awaited.pop_front()
-        {
-            self.in_a_row += 1;
-            return Some(waiting);
+        for rank in 0..self.queues.len() {
+            let others_wait = self.queues[rank + 1..].iter().any(|(queue, _)| !queue.is_empty());
+            let (queue, in_a_row) = &mut self.queues[rank];
+            if others_wait && *in_a_row == IN_A_ROW {
+                *in_a_row = 0;
+            } else if let Some(waiting) = queue.pop_front() {
+                *in_a_row = if others_wait { *in_a_row + 1 } else { 0 };
+                return Some(waiting);
+            }
         }
-        self.in_a_row = 0;
-        self.others.pop_front().or_else(|| self.awaited.pop_front())
+        None
     }
 }
 
@@ -106,14 +121,15 @@ mod tests {
         (Dev { major: 7, minor }, 1)
     }
 
-    /// The order in which those are served that wait for one place, of which these are hurried.
-    async fn served(count: u32, hurried: impl Iterator<Item = u32>) -> Vec<u32> {
+    /// The order in which those are served that wait for one place, of which some are read already and some are hurried.
+    async fn served(count: u32, read: &[u32], hurried: impl Iterator<Item = u32>) -> Vec<u32> {
         let places = Places::new(1);
-        let first = places.acquire(attachment(u32::MAX)).await;
+        let first = places.acquire(attachment(u32::MAX), Rank::First).await;
         let order = Arc::new(Mutex::new(Vec::new()));
         let waiting: Vec<_> = (0..count)
             .map(|minor| {
-                let turn = places.queue().queue_up(attachment(minor)).expect("the place is taken");
+                let rank = if read.contains(&minor) { Rank::Again } else { Rank::First };
+                let turn = places.queue().queue_up(attachment(minor), rank).expect("the place is taken");
                 let (places, order) = (places.clone(), Arc::clone(&order));
                 tokio::spawn(async move {
                     turn.await.expect("a turn");
@@ -134,13 +150,25 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_waited_for_is_next() {
-        assert_eq!(served(4, [3].into_iter()).await, [3, 0, 1, 2]);
-        assert_eq!(served(3, [9].into_iter()).await, [0, 1, 2]);
+        assert_eq!(served(4, &[], [3].into_iter()).await, [3, 0, 1, 2]);
+        assert_eq!(served(3, &[], [9].into_iter()).await, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_was_never_read_comes_before_what_has_changed() {
+        assert_eq!(served(4, &[0, 1], [].into_iter()).await, [2, 3, 0, 1]);
+        assert_eq!(served(4, &[0, 1], [1].into_iter()).await, [1, 2, 3, 0]);
     }
 
     #[tokio::test]
     async fn the_others_have_their_turn_in_a_storm() {
-        let order = served(100, 1..100).await;
+        let order = served(100, &[], 1..100).await;
         assert_eq!(order.iter().position(|minor| *minor == 0), Some(IN_A_ROW as usize), "{order:?}");
+        let order = served(100, &[0], [].into_iter()).await;
+        assert_eq!(order.iter().position(|minor| *minor == 0), Some(IN_A_ROW as usize), "{order:?}");
+        let order = served(100, &[0], 2..100).await;
+        let one = order.iter().position(|minor| *minor == 1);
+        assert_eq!(one, Some(IN_A_ROW as usize), "{order:?}");
+        assert!(order.iter().position(|minor| *minor == 0) < Some(3 * IN_A_ROW as usize), "{order:?}");
     }
 }

@@ -47,7 +47,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn settled(&self, dev: Dev) -> Option<Settled> {
         let Some(record) = self.devices.id(dev).and_then(|id| self.records.get(id)) else {
             let device = self.world.sysfs.by_number(dev).filter(may_hold);
-            return device.is_none().then(|| Settled { settled: true, state: None });
+            return device.is_none().then_some(Settled { settled: true, state: None });
         };
         // What a node may come to name takes as long as that.
         let named = self.nameless.contains_key(&dev);
