@@ -291,7 +291,7 @@ pub struct PermitRequest {
     pub seconds: u64,
 }
 
-/// `POST /v1/volume/exempt`, `/v1/volume/forget`, `/v1/volume/untaint`
+/// `POST /v1/volume/exempt`, `/v1/volume/forget`, `/v1/volume/revoke`, `/v1/volume/untaint`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReasonRequest {
     /// Which volume.

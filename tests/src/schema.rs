@@ -14,7 +14,7 @@ fn of(line: &str) -> Option<&'static str> {
     match (words.next()?, words.next()) {
         ("status", _) => schema!("status"),
         ("volume", Some("list")) => schema!("volumes"),
-        ("volume", Some("show" | "adopt" | "permit" | "exempt")) => schema!("volume"),
+        ("volume", Some("show" | "adopt" | "permit" | "revoke" | "exempt")) => schema!("volume"),
         ("volume", Some("untaint" | "forget")) => schema!("done"),
         ("volume", Some("rescue")) => schema!("rescue"),
         ("loss", Some("end")) => schema!("done"),

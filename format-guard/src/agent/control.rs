@@ -109,6 +109,7 @@ pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
         .route("/v1/volume/exempt", post(exempt))
         .route("/v1/volume/forget", post(forget))
         .route("/v1/volume/untaint", post(untaint))
+        .route("/v1/volume/revoke", post(revoke))
         .route("/v1/mode", post(mode))
         .route("/v1/protect", post(protect))
         .route("/v1/loss/end", post(end_loss))
@@ -269,6 +270,14 @@ async fn untaint(
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
     agent.ask(Question::Untaint { request: body(request)?, uid: peer.uid() }).await
+}
+
+async fn revoke(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Result<Json<ReasonRequest>, JsonRejection>,
+) -> Answer {
+    agent.ask(Question::Revoke { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn mode(

@@ -182,10 +182,17 @@ pub enum Question {
         /// Who asks.
         uid: u32,
     },
-    /// Allow one re-format.
+    /// Allow one re-purposing.
     Permit {
         /// The request.
         request: api::PermitRequest,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Take a permit back.
+    Revoke {
+        /// The request.
+        request: api::ReasonRequest,
         /// Who asks.
         uid: u32,
     },

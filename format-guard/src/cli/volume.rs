@@ -48,7 +48,7 @@ pub(super) enum Command {
         #[arg(long)]
         raw: bool,
     },
-    /// Allow one re-format of a volume: ITS DATA WILL BE LOST by it
+    /// Allow one job to re-format a volume: ITS DATA WILL BE LOST by it
     #[command(after_help = "Example: format-guard volume permit /dev/sdb --reason \"new array\" --for 2h")]
     Permit {
         #[command(flatten)]
@@ -63,6 +63,12 @@ pub(super) enum Command {
         consent: Consent,
         #[command(flatten)]
         json: Json,
+    },
+    /// Take back a permit that was given, its partitions' among them
+    #[command(after_help = "Example: format-guard volume revoke /dev/sdb --reason \"the wrong disk\"")]
+    Revoke {
+        #[command(flatten)]
+        why: Why,
     },
     /// Take a volume out of the guard until it is adopted or forgotten
     #[command(
@@ -180,6 +186,9 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
             consent.to(socket, &volume, "Whoever formats it next DESTROYS WHAT IT HOLDS.")?;
             let request = PermitRequest { volume, reason, seconds };
             show(&client::post(socket, "/v1/volume/permit", &request)?, json.json)
+        }
+        Command::Revoke { why } => {
+            show(&client::post(socket, "/v1/volume/revoke", &why.request()?)?, why.json.json)
         }
         Command::Exempt { why, consent } => {
             let request = why.request()?;

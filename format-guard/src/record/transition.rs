@@ -157,8 +157,15 @@ pub enum Event {
         /// The operator's user id.
         uid: u32,
     },
-    /// An operator allows one re-format.
+    /// An operator allows one re-purposing.
     Permitted(Permit),
+    /// An operator takes a permit back.
+    Revoked {
+        /// Why.
+        reason: String,
+        /// The operator's user id.
+        uid: u32,
+    },
     /// Time has passed.
     Tick,
 }
@@ -174,6 +181,7 @@ impl Event {
                 | Self::Adopted { .. }
                 | Self::AdoptedRaw { .. }
                 | Self::Permitted(_)
+                | Self::Revoked { .. }
                 | Self::Claimed { permit: Some(_), .. }
         )
     }
@@ -250,6 +258,7 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::Adopted { found, marks, reason, uid } => step.adopted(&found, marks, &reason, uid),
         Event::AdoptedRaw { reason, uid } => step.adopted_raw(&reason, uid),
         Event::Permitted(permit) => step.permitted(permit),
+        Event::Revoked { reason, uid } => step.revoked(&reason, uid),
         Event::Tick => step.tick(),
     }
     step.keep_claim();
@@ -1097,6 +1106,21 @@ impl Step {
         self.report("permitted", cause);
     }
 
+    /// A format that has begun under it goes on: of what is half written nobody has anything.
+    fn revoked(&mut self, reason: &str, uid: u32) {
+        let cause = format!("its permit was revoked by user {uid}: {reason}");
+        if self.record.state != State::Permitted {
+            self.record.permit = None;
+        } else if self.has_settled() {
+            self.permit_settled();
+        } else {
+            self.record.permit = None;
+            self.unused(&cause);
+        }
+        self.probe();
+        self.report("permit-revoked", cause);
+    }
+
     /// The wall clock may be set while it lasts.
     fn limit_permit(&mut self) {
         let (wall, boot) = (self.now.wall, self.now.boot);
@@ -1180,13 +1204,18 @@ impl Step {
 
     fn permit_ended(&mut self, cause: &'static str) {
         self.record.permit = None;
+        self.unused(cause);
+        self.report("permit-expired", cause);
+    }
+
+    /// Without its permit it is what it was, or what was wiped under it leaves.
+    fn unused(&mut self, cause: &str) {
         if self.record.ever_formatted {
             self.to(State::Formatted, cause);
         } else {
             self.unverified(cause);
             self.record.doubted_since = Some(self.now.boot);
         }
-        self.report("permit-expired", cause);
     }
 
     fn tick(&mut self) {

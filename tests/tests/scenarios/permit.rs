@@ -157,6 +157,26 @@ fn a_permit_serves_a_program_that_is_no_known_formatter() -> Result<()> {
 }
 
 #[test]
+fn a_permit_is_revoked_with_those_of_the_partitions() -> Result<()> {
+    let guard = Guard::shared()?;
+    let disk = Loop::new(128)?;
+    let node = disk.path().display();
+    label(&disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
+    for n in [1, 2] {
+        make_ext4(&guard, &partition(&disk, n))?;
+    }
+    guard.json(&format!("volume permit {node} --reason wrong"))?;
+    guard.wait_for_state(&partition(&disk, 2), "permitted")?;
+    let volume = guard.json(&format!("volume revoke {node} --reason oops"))?;
+    ensure!(volume["state"] == "formatted" && volume["permit"].is_null(), "{volume}");
+    keeps_all(&guard, &disk, "mkfs.xfs -f")?;
+    let ran = guard.say(&format!("volume revoke {node} --reason oops"))?;
+    ensure!(ran.status == 2 && ran.text.contains("has no permit"), "{ran:?}");
+    ensure!(guard.events("permit-revoked")?.iter().all(|event| event["by_operator"] != false), "not kept");
+    remove_partitions(disk.path())
+}
+
+#[test]
 fn a_permit_expires_unused() -> Result<()> {
     let guard = Guard::shared()?;
     let device = Loop::new(64)?;

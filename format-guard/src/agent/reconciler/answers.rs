@@ -62,6 +62,7 @@ impl<E: Enforcer> Reconciler<E> {
             Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
             Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
             Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
+            Question::Revoke { request, uid } => Reply::Volume(Box::new(self.revoke(&request, uid)?)),
             Question::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
             Question::Protect { request, uid } => {
                 let reason = reason_of(&request.reason, "a change of protection")?;
@@ -321,6 +322,17 @@ impl<E: Enforcer> Reconciler<E> {
             return Err(Failure::new(FailureKind::Failed, format!("no permit: {}", volume.cause)));
         }
         Ok(volume)
+    }
+
+    fn revoke(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {
+        let reason = reason_of(&request.reason, "to revoke a permit")?;
+        let id = self.select_whole(&request.volume)?;
+        let Some(permit) = self.records.get(&id).and_then(|record| record.permit.clone()) else {
+            return Err(bad(format!("{id} has no permit here that could be revoked")));
+        };
+        self.apply(&id, Event::Revoked { reason: reason.clone(), uid });
+        self.revoke_of_partitions(&id, &permit, &reason, uid);
+        self.volume(&id)
     }
 
     fn exempt(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {

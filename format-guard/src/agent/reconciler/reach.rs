@@ -19,6 +19,16 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
+    /// Takes from the partitions of a disk the permit that they have of it.
+    pub(super) fn revoke_of_partitions(&mut self, disk: &VolumeId, permit: &Permit, reason: &str, uid: u32) {
+        for partition in self.partitions(disk, |record| record.permit.is_some()) {
+            let own = self.records.get(&partition).and_then(|record| record.permit.as_ref());
+            if own.is_some_and(|own| own.reason == of_disk(&permit.reason, disk) && own.at == permit.at) {
+                self.apply(&partition, Event::Revoked { reason: reason.to_owned(), uid });
+            }
+        }
+    }
+
     /// Exempts the partitions of a disk that an operator has exempted.
     pub(super) fn exempt_partitions(&mut self, disk: &VolumeId) {
         for partition in self.partitions(disk, |record| record.state != State::Exempt) {
@@ -60,7 +70,7 @@ impl<E: Enforcer> Reconciler<E> {
                 && record.claim == Claim::Unneeded
         });
         if takes {
-            let reason = format!("{} (said of its disk, {disk})", permit.reason);
+            let reason = of_disk(&permit.reason, disk);
             self.apply(partition, Event::Permitted(Permit { reason, used: false, ..permit.clone() }));
         }
     }
@@ -73,6 +83,11 @@ impl<E: Enforcer> Reconciler<E> {
             .cloned()
             .collect()
     }
+}
+
+/// Why a partition has a permit.
+fn of_disk(reason: &str, disk: &VolumeId) -> String {
+    format!("{reason} (said of its disk, {disk})")
 }
 
 fn exempted_with(disk: &VolumeId) -> Event {

@@ -420,6 +420,21 @@ fn a_permit_is_for_one_job_and_ends_when_that_has_settled() {
     assert_eq!(declined.content.as_ref().map(Content::name), Some("ext4"));
 }
 
+#[test]
+fn a_permit_that_is_revoked_leaves_what_was_recorded() {
+    let revoked = || Event::Revoked { reason: "the wrong disk".into(), uid: 0 };
+    let unused = permitted([revoked()]);
+    assert_eq!((unused.state, &unused.permit), (State::Formatted, &None));
+    assert_eq!(unused.content.as_ref().map(Content::name), Some("ext4"));
+    let begun = permitted([began(), revoked()]);
+    assert_eq!((begun.state, &begun.permit), (State::Formatting, &None), "it goes on");
+    assert_eq!(run(begun, [ended(Some(0)), holds("xfs", "b")]).0.state, State::Formatted);
+    let made = permitted([began(), ended(Some(0)), holds("xfs", "b"), revoked()]);
+    assert_eq!((made.state, made.content.as_ref().map(Content::name)), (State::Formatted, Some("xfs")));
+    let wiped = permitted([Event::OwnerWiped(tool()), Event::ToolEnded, blank(), blank(), revoked()]);
+    assert_eq!((wiped.state, wiped.doubted_since), (State::Unverified, Some(10)));
+}
+
 /// The storage may have failed behind it.
 #[test]
 fn a_permitted_format_that_ended_well_and_reads_blank_is_not_taken_for_wiped() {
@@ -798,6 +813,7 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
         ),
         ("another node tells of a format", Event::Shared(told(9)), now),
         ("an operator permits a re-format", Event::Permitted(permit(1000)), now),
+        ("an operator takes its permit back", Event::Revoked { reason: "a reason".into(), uid: 0 }, now),
         ("its permit's time is over", Event::Tick, clock(5000)),
         (
             "an operator adopts it",
@@ -915,6 +931,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|mode| Event::ModeChosen { mode, reason: "test".into(), uid: 0 }),
         1 => Just(Event::Relabelled(tool())),
         1 => Just(Event::OwnerWiped(tool())),
+        1 => Just(Event::Revoked { reason: "x".into(), uid: 0 }),
         1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
         1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Wanted }),
