@@ -58,7 +58,9 @@ fn judge<C: Caller, B: Content>(
     let destroyer = class.is(Class::FORMATTER.with(Class::ERASER)) && !harmless;
     match state {
         FORMATTED if destroyer => Verdict::Deny(Reason::Formatter),
-        FORMATTED if class.is(Class::REBUILDER) && rule.tools != 0 => Verdict::Deny(Reason::Formatter),
+        FORMATTED if class.is(Class::REBUILDER) && rule.tools != 0 && !rebuilds(rule, class) => {
+            Verdict::Deny(Reason::Formatter)
+        }
         FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
             Verdict::Allow
         }
@@ -70,6 +72,7 @@ fn judge<C: Caller, B: Content>(
             Verdict::Allow
         }
         FORMATTED if joins_again(rule, operation, touch, class) => Verdict::OwnerWipe,
+        FORMATTED if rebuilds(rule, class) => Verdict::Allow,
         FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
@@ -138,6 +141,12 @@ fn joins_again(rule: &Rule, operation: Operation, touch: Touch, class: Class) ->
         && matches!(operation, Operation::Write)
         && touch.has(Touch::MAGIC)
         && !touch.has(Touch::UNREADABLE | Touch::FOREIGN)
+}
+
+/// Whether it is metadata of device mapper, in the hands of what makes them anew or of LVM, which hands them out.
+#[inline(always)]
+fn rebuilds(rule: &Rule, class: Class) -> bool {
+    Class(rule.tools).is(Class::DM_METADATA) && class.is(Class::REBUILDER.with(Class::OWNER))
 }
 
 /// Whether a program may write to a strict volume: the tools of what it holds, where that is known, and those that are

@@ -128,9 +128,35 @@ pub const FORMATS: &[Format] = &[
     by(Class::PARTITIONS, boot(&[MBR], &[magic(510, b"\x55\xaa")], uuid(440, 4))),
 ];
 
-/// Formats of this table that libblkid 2.38 does not know, by their magic at its place. None is short enough to be met by
-/// chance.
-pub const NOT_OF_LIBBLKID: &[&str] = &["bcachefs", "spdk_blobstore"];
+/// Headers that the kernel alone writes when it makes a layer, or device mapper's own tools: no program is looked
+/// at for them while it writes.
+pub const OF_THE_KERNEL: &[Format] = &[
+    // struct thin_disk_superblock, drivers/md/dm-thin-metadata.c; cache_disk_superblock, dm-cache-metadata.c; superblock_disk,
+    // dm-era-target.c and dm-clone-metadata.c: sum, flags, block, UUID, then the magic.
+    by(Class::DM_METADATA, format(&["dm_thin_pool"], &[magic(32, &27_022_010_u64.to_le_bytes())], None)),
+    by(Class::DM_METADATA, format(&["dm_cache"], &[magic(32, &0o6_142_003_u64.to_le_bytes())], None)),
+    by(Class::DM_METADATA, format(&["dm_era"], &[magic(32, &2_126_579_579_u64.to_le_bytes())], None)),
+    format(&["dm_clone"], &[magic(32, &0x8af2_7f64_u64.to_le_bytes())], None),
+    // struct wc_memory_superblock, drivers/md/dm-writecache.c: the magic and version 1.
+    format(&["dm_writecache"], &[magic(0, b"\x21\x93\x48\x23\x01\0\0\0")], None),
+    // struct log_header_disk, drivers/md/dm-log.c: the magic and version 2.
+    format(&["dm_mirror_log"], &[magic(0, b"\x72\x52\x69\x4d\x02\0\0\0")], None),
+    // struct log_write_super, drivers/md/dm-log-writes.c.
+    format(&["dm_log_writes"], &[magic(0, &0x006a_7366_7773_6872_u64.to_le_bytes())], None),
+];
+
+/// Formats that libblkid 2.38 does not know, by their magic at its place. None is short enough to be met by chance.
+pub const NOT_OF_LIBBLKID: &[&str] = &[
+    "bcachefs",
+    "spdk_blobstore",
+    "dm_thin_pool",
+    "dm_cache",
+    "dm_era",
+    "dm_clone",
+    "dm_writecache",
+    "dm_mirror_log",
+    "dm_log_writes",
+];
 
 /// The magics that formats keep at the end of a device of `size` bytes, with libblkid's name of each. Some tools write
 /// them before anything else.
@@ -160,7 +186,7 @@ pub const MBR: &str = "dos";
 /// The known format of this libblkid name.
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static Format> {
-    FORMATS.iter().find(|format| format.names.contains(&name))
+    FORMATS.iter().chain(OF_THE_KERNEL).find(|format| format.names.contains(&name))
 }
 
 #[cfg(test)]

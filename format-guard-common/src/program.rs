@@ -71,6 +71,8 @@ impl Class {
     pub const LUKS: Self = Self(1 << 27);
     /// sgdisk, sfdisk.
     pub const PARTITIONS: Self = Self(1 << 28);
+    /// Of a volume alone: metadata of a thin pool, dm-cache or dm-era.
+    pub const DM_METADATA: Self = Self(1 << 29);
     /// Of a volume, and of tools of such formats that re-label them: a known format that none of these tools keeps.
     pub const NO_TOOLS: Self = Self(1 << 31);
 

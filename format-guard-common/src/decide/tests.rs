@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::MAX_CHECKS;
-use crate::{NoContent, clear::Clear, format::FORMATS};
+use crate::{NoContent, clear::Clear, format::FORMATS, program::class_of};
 
 /// The bytes of a write, all of them readable.
 struct Bytes<'a>(&'a [u8]);
@@ -798,4 +798,18 @@ fn a_member_that_its_running_array_has_dropped_is_begun_anew_by_who_adds_it() {
     assert_eq!(of(&rule, Class::EXT.with(Class::JOINS), 1024, &[0; 512]), Verdict::Deny(Reason::Strict));
     rule.flags = flag::STRICT;
     assert_eq!(of(&rule, adds, 1024, &[0; 512]), identity, "its array does not run");
+}
+
+#[test]
+fn metadata_of_device_mapper_are_its_own_tools_to_make_anew() {
+    let mut rule = Rule::new(0x70_0001, 77, State::Formatted);
+    rule.push(Check::new(32, &[1; 8], CheckKind::Magic).expect("fits")).expect("room");
+    rule.tools = Class::DM_METADATA.0;
+    let zeros =
+        |class| decide(&rule, &Asked { class, ..request(Operation::Write, 0, 512) }, &Bytes(&[0; 512]));
+    for tool in ["thin_repair", "thin_restore", "lvconvert", "lvcreate"] {
+        assert_eq!(zeros(class_of(tool)), Verdict::Allow, "{tool}");
+    }
+    assert_eq!(zeros(Class::UNKNOWN), Verdict::Deny(Reason::Identity));
+    assert_eq!(by(class_of("mkfs.ext4"), &rule, Operation::Open), Verdict::Deny(Reason::Formatter));
 }

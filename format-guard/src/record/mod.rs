@@ -42,7 +42,7 @@ pub struct Content {
     pub label: Option<String>,
 }
 
-/// Formats that hold other volumes, as libblkid names them (util-linux 2.41): that what lies on them reads blank, or
+/// Formats that hold other volumes, as libblkid names them (util-linux 2.41), or `format_guard_common::format`: that what lies on them reads blank, or
 /// holds a format of its own, is their purpose. Every name that ends in `_raid_member` is one, too.
 const CONTAINERS: &[&str] = &[
     "crypto_LUKS",
@@ -57,6 +57,13 @@ const CONTAINERS: &[&str] = &[
     "mpath_member",
     "stratis",
     "vdo",
+    "dm_thin_pool",
+    "dm_cache",
+    "dm_era",
+    "dm_clone",
+    "dm_writecache",
+    "dm_mirror_log",
+    "dm_log_writes",
     "zfs_member",
     "gpt",
     "dos",
