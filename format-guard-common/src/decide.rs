@@ -72,7 +72,7 @@ fn judge<C: Caller, B: Content>(
             Verdict::Allow
         }
         FORMATTED if joins_again(rule, operation, touch, class) => Verdict::OwnerWipe,
-        FORMATTED if rebuilds(rule, class) => Verdict::Allow,
+        FORMATTED if is_at_home(rule, request) || rebuilds(rule, class) => Verdict::Allow,
         FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
@@ -143,6 +143,13 @@ fn joins_again(rule: &Rule, operation: Operation, touch: Touch, class: Class) ->
         && !touch.has(Touch::UNREADABLE | Touch::FOREIGN)
 }
 
+/// Whether the kernel finds its own header there, and writes none.
+#[inline(always)]
+fn is_at_home(rule: &Rule, request: &Request) -> bool {
+    matches!(request.operation, Operation::Header | Operation::Give)
+        && u64::from(rule.at_home) & request.length != 0
+}
+
 /// Whether it is metadata of device mapper, in the hands of what makes them anew or of LVM, which hands them out.
 #[inline(always)]
 fn rebuilds(rule: &Rule, class: Class) -> bool {
@@ -166,6 +173,7 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced | Operation::Later => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
+        Operation::Header | Operation::Give => Verdict::Deny(Reason::KernelFormat),
         // cryptsetup gives up both headers of a LUKS2 before it has the LUKS1 that it converts it to (fallocate, 2.6).
         Operation::Erase if touch.has(Touch::MARKS) && relabels && tools.is(Class::LUKS) => Verdict::Relabel,
         Operation::Erase if touch.has(Touch::MAGIC | Touch::START) => Verdict::Deny(Reason::Discard),
@@ -194,7 +202,7 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
 #[inline(always)]
 fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, content: &B) -> Verdict {
     let begins = match request.operation {
-        Operation::Open => false,
+        Operation::Open | Operation::Give => false,
         // What it writes is not seen, and may be a format. A permit is not used up by what may be none.
         Operation::Unplaced | Operation::Later | Operation::Map if blank => return Verdict::Fill,
         Operation::Write if blank && raw && !touch.has(Touch::ANY) => {
@@ -208,7 +216,7 @@ fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, co
             return Verdict::Fill;
         }
         Operation::Unplaced | Operation::Later | Operation::Map => false,
-        Operation::Across | Operation::Passthrough => true,
+        Operation::Across | Operation::Passthrough | Operation::Header => true,
         Operation::Write => touch.has(Touch::ANY),
         Operation::Erase => touch.has(Touch::MARKS),
     };
@@ -222,8 +230,10 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
     let mounted = matches!(holder, Holder::Another { mounted: true });
     let refused = match operation {
         Operation::Open => false,
-        Operation::Map | Operation::Unplaced | Operation::Later => mounted,
+        Operation::Map | Operation::Unplaced | Operation::Later | Operation::Give => mounted,
         Operation::Across | Operation::Passthrough => true,
+        // What cryptsetup opens when it has just made it.
+        Operation::Header => mounted || !class.is(Class::ASSEMBLER),
         // e2fsck -E discard behind mkfs.ext4 erases what is free, up to the device's end.
         Operation::Erase if class.is(Class::MAINTAINER) => touch.has(Touch::MARKS | Touch::START),
         Operation::Erase => touch.has(Touch::ANY),
@@ -241,8 +251,10 @@ fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -
 #[inline(always)]
 fn unverified(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> Verdict {
     let refused = match operation {
-        Operation::Open | Operation::Map | Operation::Unplaced | Operation::Later => false,
+        Operation::Open | Operation::Map | Operation::Unplaced | Operation::Later | Operation::Give => false,
         Operation::Across | Operation::Passthrough => true,
+        // It has looked for the header itself, on what its own layer hands out or what it has just found.
+        Operation::Header => !class.is(Class::ASSEMBLER),
         // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
         Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,
         Operation::Write if touch.has(Touch::WIPE) && class.is(Class::OWNER) => return Verdict::OwnerWipe,

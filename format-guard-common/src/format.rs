@@ -128,7 +128,7 @@ pub const FORMATS: &[Format] = &[
     by(Class::PARTITIONS, boot(&[MBR], &[magic(510, b"\x55\xaa")], uuid(440, 4))),
 ];
 
-/// Headers that the kernel alone writes when it makes a layer, or device mapper's own tools: no program is looked
+/// Headers that the kernel alone writes when it makes a layer ([`crate::header`]), or device mapper's own tools: no program is looked
 /// at for them while it writes.
 pub const OF_THE_KERNEL: &[Format] = &[
     // struct thin_disk_superblock, drivers/md/dm-thin-metadata.c; cache_disk_superblock, dm-cache-metadata.c; superblock_disk,

@@ -14,6 +14,7 @@ mod each;
 pub mod erase;
 pub mod event;
 pub mod format;
+pub mod header;
 mod opaque;
 pub mod passthrough;
 pub mod program;

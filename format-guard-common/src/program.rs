@@ -40,6 +40,10 @@ impl Class {
     /// to lie. What such a tool repairs is a logical volume that holds no known format.
     pub const REBUILDER: Self = Self(1 << 13);
 
+    /// Puts layers together: it has read the header of its own layer when it gives a device to the kernel, or has just made the
+    /// logical volume that it gives.
+    pub const ASSEMBLER: Self = Self(1 << 14);
+
     /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
     pub const GRAMMAR_SHIFT: u32 = 8;
     const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;
@@ -87,14 +91,14 @@ impl Class {
     #[inline(always)]
     #[must_use]
     pub const fn is_unknown(self) -> bool {
-        self.0 & !Self::GRAMMAR == 0
+        self.0 & !(Self::GRAMMAR | Self::ASSEMBLER.0) == 0
     }
 
     /// The same, but for an operator's word: it may do more, and is no better known by that.
     #[inline(always)]
     #[must_use]
     pub const fn is_no_tool(self) -> bool {
-        self.0 & !(Self::GRAMMAR | Self::TRUSTED.0) == 0
+        self.0 & !(Self::GRAMMAR | Self::ASSEMBLER.0 | Self::TRUSTED.0) == 0
     }
 
     /// How its arguments are read; zero where they say nothing.
@@ -134,6 +138,15 @@ const fn reads(grammar: Grammar, program: Program) -> Program {
 
 const fn unknown(name: &'static str) -> Program {
     Program { name, class: Class::UNKNOWN }
+}
+
+const fn assembler(program: Program) -> Program {
+    Program { class: program.class.with(Class::ASSEMBLER), ..program }
+}
+
+/// One of LVM's commands, which activate logical volumes, hidden ones among them.
+const fn lvm(name: &'static str) -> Program {
+    assembler(Program { name, class: Class::LVM })
 }
 
 const fn rebuilder(name: &'static str) -> Program {
@@ -235,32 +248,41 @@ pub const PROGRAMS: &[Program] = &[
     // Puts back the signature that a hibernation left in the place of its own.
     relabeller(Class::SWAP, "swapon"),
     // Their arguments say what they are there for.
-    reads(Grammar::CRYPTSETUP, unknown("cryptsetup")),
-    reads(Grammar::CRYPTSETUP, unknown("veritysetup")),
-    reads(Grammar::CRYPTSETUP, unknown("integritysetup")),
+    reads(Grammar::CRYPTSETUP, assembler(unknown("cryptsetup"))),
+    reads(Grammar::CRYPTSETUP, assembler(unknown("veritysetup"))),
+    reads(Grammar::CRYPTSETUP, assembler(unknown("integritysetup"))),
     reads(Grammar::SGDISK, unknown("sgdisk")),
     reads(Grammar::SFDISK, unknown("sfdisk")),
     reads(Grammar::DRBDMETA, unknown("drbdmeta")),
     reads(Grammar::BLKZONE, unknown("blkzone")),
     // LVM wipes stale signatures on a logical volume that it has just made.
     // Not a maintainer by this name: `lvm pvcreate` is the same program.
-    reads(Grammar::LVM, Program { name: "lvm", class: Class::OWNER.with(Class::LVM) }),
-    Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) },
-    Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) },
+    reads(Grammar::LVM, assembler(Program { name: "lvm", class: Class::OWNER.with(Class::LVM) })),
+    assembler(Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) }),
+    assembler(Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) }),
     // They label a device that holds none as pvcreate does, and maintain nothing: what is not theirs they leave alone.
-    Program { name: "vgcreate", class: Class::LVM },
-    Program { name: "vgextend", class: Class::LVM },
-    Program { name: "vgreduce", class: Class::LVM },
-    Program { name: "vgremove", class: Class::LVM },
-    Program { name: "vgrename", class: Class::LVM },
-    Program { name: "vgcfgrestore", class: Class::LVM },
-    Program { name: "lvremove", class: Class::LVM },
-    Program { name: "lvextend", class: Class::LVM },
-    Program { name: "lvreduce", class: Class::LVM },
-    Program { name: "lvresize", class: Class::LVM },
-    Program { name: "lvchange", class: Class::LVM },
-    Program { name: "pvmove", class: Class::LVM },
-    Program { name: "dmeventd", class: Class::LVM },
+    lvm("vgcreate"),
+    lvm("vgextend"),
+    lvm("vgreduce"),
+    lvm("vgremove"),
+    lvm("vgrename"),
+    lvm("vgcfgrestore"),
+    lvm("lvremove"),
+    lvm("lvextend"),
+    lvm("lvreduce"),
+    lvm("lvresize"),
+    lvm("lvchange"),
+    lvm("pvmove"),
+    lvm("dmeventd"),
+    // They load the tables of logical volumes and write nothing themselves.
+    assembler(unknown("pvscan")),
+    assembler(unknown("lvrename")),
+    assembler(unknown("vgsplit")),
+    assembler(unknown("vgmerge")),
+    // By libcryptsetup, which looks for the header: crypttab, integritytab, homes.
+    assembler(unknown("systemd-cryptsetup")),
+    assembler(unknown("systemd-integritysetup")),
+    assembler(unknown("systemd-homework")),
     // These rewrite superblocks with the magic that is there.
     maintainer(Class::EXT, "e2fsck"),
     maintainer(Class::EXT, "fsck.ext2"),
@@ -288,7 +310,7 @@ pub const PROGRAMS: &[Program] = &[
     maintainer(Class::EXT, "fuse2fs"),
     maintainer(Class::EXFAT, "mount.exfat"),
     maintainer(Class::EXFAT, "mount.exfat-fuse"),
-    maintainer(Class::LVM, "vgchange"),
+    assembler(maintainer(Class::LVM, "vgchange")),
     maintainer(Class::LVM, "pvresize"),
     // thin-provisioning-tools 0.9 and 1.0.
     rebuilder("thin_restore"),
@@ -299,7 +321,7 @@ pub const PROGRAMS: &[Program] = &[
     rebuilder("era_restore"),
     rebuilder("era_repair"),
     // They keep the superblocks of arrays, whose members nobody else writes to.
-    reads(Grammar::MDADM, Program { name: "mdadm", class: Class::MD }),
+    reads(Grammar::MDADM, assembler(Program { name: "mdadm", class: Class::MD })),
     Program { name: "mdmon", class: Class::MD },
     // Puts boot code on every member of a mirror that a BIOS starts from.
     Program { name: "grub-bios-setup", class: Class::TRUSTED },

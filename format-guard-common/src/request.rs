@@ -24,6 +24,11 @@ pub enum Operation {
     Passthrough = 7,
     /// A write of which nothing is known before the kernel has handed it to a worker (`io_uring`).
     Later = 8,
+    /// The kernel is about to write a header of its own, unless it finds one, as a layer is made over the device or a file system
+    /// takes it in. `length` is a [`Header`](crate::header::Header).
+    Header = 9,
+    /// The device is given to such a layer, which will write over it. `length` as of [`Operation::Header`].
+    Give = 10,
 }
 
 impl Operation {
@@ -39,6 +44,8 @@ impl Operation {
             Self::Across => "write-across",
             Self::Passthrough => "passthrough",
             Self::Later => "write-later",
+            Self::Header => "kernel-header",
+            Self::Give => "give-to-layer",
         }
     }
 
@@ -54,6 +61,8 @@ impl Operation {
             6 => Self::Across,
             7 => Self::Passthrough,
             8 => Self::Later,
+            9 => Self::Header,
+            10 => Self::Give,
             _ => return None,
         })
     }
@@ -159,6 +168,8 @@ pub enum Reason {
     Claim = 14,
     /// What the volume holds was not read yet, and will be in a moment.
     NotReadYet = 15,
+    /// The kernel would write over the volume: the header of a layer that is not at home there, or what that layer is used for.
+    KernelFormat = 16,
 }
 
 impl Reason {
@@ -179,6 +190,7 @@ impl Reason {
         Self::Passthrough,
         Self::Claim,
         Self::NotReadYet,
+        Self::KernelFormat,
     ];
 
     /// The word for it in events, JSON and messages.
@@ -200,6 +212,7 @@ impl Reason {
             Self::Passthrough => "passthrough",
             Self::Claim => "claim",
             Self::NotReadYet => "not-read-yet",
+            Self::KernelFormat => "kernel-format",
         }
     }
 

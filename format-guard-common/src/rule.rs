@@ -154,6 +154,10 @@ pub struct Rule {
     pub tools: u32,
     /// When the permit that the rule is put for ends, in whole seconds of `CLOCK_BOOTTIME`; zero: with the rule.
     pub permit_ends: u32,
+    /// The headers that the kernel finds there as its own ([`Header::at_home`](crate::header::Header::at_home)).
+    pub at_home: u32,
+    /// Always zero; keeps the layout free of padding.
+    pub zero: u32,
     /// Own marks first, then foreign magics.
     pub checks: [Check; MAX_CHECKS],
 }
@@ -192,6 +196,8 @@ impl Rule {
             count: 0,
             tools: 0,
             permit_ends: 0,
+            at_home: 0,
+            zero: 0,
             checks: [Check { offset: 0, length: 0, kind: 0, bytes: [0; 2] }; MAX_CHECKS],
         }
     }

@@ -20,11 +20,11 @@ use crate::{
 };
 
 // include/uapi/linux/bpf.h: BPF_DEVCG_DEV_BLOCK in the lower half of access_type, BPF_DEVCG_ACC_WRITE in the upper one.
-const BLOCK: u32 = 1;
-const WRITE: u32 = 4;
+pub(crate) const BLOCK: u32 = 1;
+pub(crate) const WRITE: u32 = 4;
 
-const ALLOWED: i32 = 1;
-const REFUSED: i32 = 0;
+pub(crate) const ALLOWED: i32 = 1;
+pub(crate) const REFUSED: i32 = 0;
 
 /// A known formatter or eraser that opens a device.
 struct Opener<'a> {

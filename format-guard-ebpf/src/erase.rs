@@ -19,6 +19,7 @@ use crate::{
     },
     layer,
     passthrough::{self, Memory},
+    table,
 };
 
 // include/uapi/linux/blkdev.h (6.12): _IO(0x12, 0), start in sqe->addr, length in sqe->addr3.
@@ -72,6 +73,9 @@ fn judge(file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
 
 #[lsm(hook = "file_ioctl", sleepable)]
 pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
+    if table::by_ioctl(&ctx, &Faulting) {
+        return 0;
+    }
     layer::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Faulting, false);
@@ -84,6 +88,9 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
 
 #[lsm(hook = "file_ioctl_compat")]
 pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
+    if table::by_ioctl(&ctx, &Resident) {
+        return 0;
+    }
     layer::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Resident, true);

@@ -114,6 +114,13 @@ pub(crate) fn opened(descriptor: u32) -> *const u8 {
     probed::<u64>(array, descriptor.wrapping_mul(8)) as *const u8
 }
 
+/// Whether a device was made over others later than what has this attachment: of another one under its number before.
+#[inline(always)]
+pub(crate) fn is_newer(dev: u32, diskseq: u64) -> bool {
+    // SAFETY: a torn entry is one of the two.
+    unsafe { LAYERS.get(dev) }.is_some_and(|layer| layer.diskseq > diskseq)
+}
+
 /// Number of a disk.
 #[inline(always)]
 fn number(disk: *const u8) -> u32 {

@@ -10,6 +10,7 @@ use format_guard_common::{
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
+    header::Plan,
     program::NAME_SLOTS,
     protection::Protection,
     wait::{WAITERS as WAITER_SLOTS, Wait},
@@ -61,6 +62,9 @@ pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_
 /// What the arguments of a process said when it opened a device, by thread group id.
 #[map]
 pub(crate) static TOLD: LruHashMap<u32, Told> = LruHashMap::pinned(1024, 0);
+/// What the kernel is about to make of the devices of a table, by thread.
+#[map]
+pub(crate) static TABLES: LruHashMap<u64, Plan> = LruHashMap::pinned(1024, 0);
 /// `KernelEvent` records for the agent.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::pinned(1 << 20, 0);

@@ -30,6 +30,7 @@ const TS_COMPAT: u32 = 2;
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 const SYS_WRITE: u64 = 1;
+const SYS_IOCTL: u64 = 16;
 const SYS_PWRITE64: u64 = 18;
 const SYS_WRITEV: u64 = 20;
 const SYS_SENDFILE: u64 = 40;
@@ -40,11 +41,14 @@ const SYS_PWRITEV: u64 = 296;
 const SYS_PWRITEV2: u64 = 328;
 /// The same for 32-bit callers.
 const SYS_IO_URING_ENTER: u64 = 426;
+// arch/x86/entry/syscalls/syscall_32.tbl
+const SYS_IOCTL_COMPAT: u64 = 54;
 
 // struct pt_regs, arch/x86/include/asm/ptrace.h: 64-bit user space, the same in all kernels that have BPF LSM.
 const REGS_R10: usize = 56;
 const REGS_R8: usize = 72;
 const REGS_AX: usize = 80;
+const REGS_CX: usize = 88;
 const REGS_DX: usize = 96;
 const REGS_SI: usize = 104;
 const REGS_ORIG_AX: usize = 120;
@@ -73,6 +77,25 @@ const IOCB_CMD_PWRITE: u64 = 1;
 const IOCB_CMD_PWRITEV: u64 = 8;
 /// From where on a `struct iocb` is of interest: command and descriptor, address, length, position.
 const IOCB_COMMAND: u64 = 16;
+
+/// Command and argument of the ioctl that the running task is in; zeros where it is in none.
+#[inline(always)]
+pub(crate) fn ioctl() -> (u32, u64) {
+    // SAFETY: BTF pointers of the running task; pt_regs lies on its stack.
+    unsafe {
+        let current = bpf_get_current_task_btf();
+        let regs = bpf_task_pt_regs(current) as *const u64;
+        let register = |offset: usize| regs.add(offset / size_of::<u64>()).read_volatile();
+        let status: u32 = field(current as *const u8, &TASK_THREAD_STATUS);
+        let compat = status & TS_COMPAT != 0;
+        let number = if compat { SYS_IOCTL_COMPAT } else { SYS_IOCTL };
+        if register(REGS_ORIG_AX) & 0xffff_ffff != number || register(REGS_AX) != RUNNING {
+            return (0, 0);
+        }
+        let command = register(if compat { REGS_CX } else { REGS_SI });
+        (command as u32, register(REGS_DX))
+    }
+}
 
 /// What is known of a write.
 pub(crate) mod what {

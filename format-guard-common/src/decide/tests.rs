@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::MAX_CHECKS;
-use crate::{NoContent, clear::Clear, format::FORMATS, program::class_of};
+use crate::{NoContent, clear::Clear, format::FORMATS, header::Header, program::class_of};
 
 /// The bytes of a write, all of them readable.
 struct Bytes<'a>(&'a [u8]);
@@ -798,6 +798,87 @@ fn a_member_that_its_running_array_has_dropped_is_begun_anew_by_who_adds_it() {
     assert_eq!(of(&rule, Class::EXT.with(Class::JOINS), 1024, &[0; 512]), Verdict::Deny(Reason::Strict));
     rule.flags = flag::STRICT;
     assert_eq!(of(&rule, adds, 1024, &[0; 512]), identity, "its array does not run");
+}
+
+const SNAPSHOT: u64 = Header::SNAPSHOT.0 as u64;
+
+fn given(rule: &Rule, operation: Operation, header: u64, class: Class, holder: Holder) -> Verdict {
+    decide(rule, &Asked { class, holder, ..request(operation, 0, header) }, &NoContent)
+}
+
+fn any_class() -> impl Strategy<Value = Class> {
+    let known = crate::program::PROGRAMS.iter().map(|program| program.class).collect::<Vec<_>>();
+    prop_oneof![Just(Class::UNKNOWN), prop::sample::select(known), Just(Class::TRUSTED)]
+}
+
+proptest! {
+    /// Whatever is recorded, whoever asks: the kernel writes no header, and over nothing, where it is not at home.
+    #[test]
+    fn the_kernel_writes_over_no_recorded_format_but_its_own(
+        header in 0_u32..12,
+        at_home in any::<u32>(),
+        class in any_class(),
+        operation in prop::sample::select(vec![Operation::Header, Operation::Give]),
+    ) {
+        let (_, mut rule) = formatted();
+        rule.tools = Class::EXT.0;
+        let header = 1 << header;
+        rule.at_home = at_home & !header;
+        let verdict = given(&rule, operation, header.into(), class, Holder::None);
+        prop_assert!(matches!(verdict, Verdict::Deny(_)), "{verdict:?}");
+        rule.at_home |= header;
+        let verdict = given(&rule, operation, header.into(), class, Holder::None);
+        let destroyer = class.is(Class::FORMATTER.with(Class::ERASER).with(Class::REBUILDER));
+        prop_assert_eq!(verdict == Verdict::Allow, !destroyer, "{:?}", verdict);
+    }
+
+    /// In no state but the operator's exemption, and a permit, does a header come to lie where a format may be, unless who asks has
+    /// looked for it.
+    #[test]
+    fn a_header_of_the_kernel_is_refused_where_a_format_may_be(class in any_class(), header in 0_u32..12) {
+        let rule = with_state(State::Unverified);
+        let verdict = given(&rule, Operation::Header, 1 << header, class, Holder::None);
+        let looked = class.is(Class::ASSEMBLER) && !class.is(Class::FORMATTER.with(Class::ERASER));
+        prop_assert_eq!(verdict, if looked { Verdict::Allow } else { Verdict::Deny(Reason::Unverified) });
+        for state in [State::Blank, State::Permitted] {
+            let verdict = given(&with_state(state), Operation::Header, 1 << header, class, Holder::None);
+            prop_assert_eq!(verdict == Verdict::Begin, !class.is(Class::ERASER), "{:?}", verdict);
+        }
+        let exempt = with_state(State::Exempt);
+        prop_assert_eq!(given(&exempt, Operation::Header, 1 << header, class, Holder::None), Verdict::Allow);
+    }
+}
+
+#[test]
+fn what_a_layer_is_given_is_not_asked_for_before_a_format_is_recorded() {
+    for state in [State::Unverified, State::Blank, State::Permitted, State::Formatting] {
+        let verdict = given(&with_state(state), Operation::Give, SNAPSHOT, Class::UNKNOWN, Holder::None);
+        assert_eq!(verdict, Verdict::Allow, "{state:?}");
+    }
+    let (_, rule) = formatted();
+    let verdict = given(&rule, Operation::Give, SNAPSHOT, Class::UNKNOWN, Holder::None);
+    assert_eq!(verdict, Verdict::Deny(Reason::KernelFormat));
+}
+
+#[test]
+fn who_formats_a_volume_has_the_kernel_write_its_header_and_a_second_one_has_not() {
+    let rule = with_state(State::Formatting);
+    let another = Holder::Another { mounted: false };
+    let asked = |class, holder| given(&rule, Operation::Header, SNAPSHOT, class, holder);
+    assert_eq!(asked(Class::UNKNOWN, Holder::Caller), Verdict::Allow);
+    assert_eq!(asked(Class::UNKNOWN, another), Verdict::Deny(Reason::BeingFormatted));
+    // cryptsetup open, this moment after luksFormat --integrity.
+    assert_eq!(asked(class_of("cryptsetup"), another), Verdict::Allow);
+    let mounted = Holder::Another { mounted: true };
+    assert_eq!(asked(class_of("cryptsetup"), mounted), Verdict::Deny(Reason::BeingFormatted));
+}
+
+#[test]
+fn in_audit_a_header_of_the_kernel_is_told_and_goes_on() {
+    let (_, mut rule) = formatted();
+    rule.flags |= flag::AUDIT;
+    let verdict = given(&rule, Operation::Header, SNAPSHOT, Class::UNKNOWN, Holder::None);
+    assert_eq!(verdict, Verdict::WouldDeny(Reason::KernelFormat));
 }
 
 #[test]

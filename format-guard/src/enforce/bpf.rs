@@ -18,7 +18,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf},
     programs::{
-        BtfTracePoint, CgroupDevice, FEntry, Lsm, Program, ProgramError,
+        BtfTracePoint, CgroupDevice, FEntry, Lsm, Program, ProgramError, ProgramInfo,
         links::{FdLink, PinnedLink},
         loaded_programs,
     },
@@ -128,6 +128,14 @@ const PARTS: &[Part] = &[
     },
     Part { program: "mmap_file", place: Place::Lsm("mmap_file"), without: None },
     Part { program: "file_mprotect", place: Place::Lsm("file_mprotect"), without: None },
+    Part {
+        program: "kernel_open",
+        place: Place::Cgroup,
+        without: Some(
+            "headers that the kernel writes by itself (device mapper's snapshots, dm-integrity and caches, a device added to a \
+             btrfs) go over what is recorded: the root of the control groups of version 2 is not mounted here",
+        ),
+    },
     Part {
         program: "bpf",
         place: Place::Lsm("bpf"),
@@ -475,16 +483,29 @@ impl BpfEnforcer {
         let mut parts = Vec::new();
         for part in self.parts() {
             let Some(function) = part.place.function(self.tier) else { continue };
-            // A tracepoint needs no function in BTF; aya reports one that is missing.
-            if matches!(part.place, Place::Tracepoint(_) | Place::Cgroup)
-                || self.functions.contains(&function)
-            {
+            let there = match part.place {
+                // It needs no function in BTF; aya reports one that is missing.
+                Place::Tracepoint(_) => true,
+                // Without it there is none of the tier: said when it is attached.
+                Place::Cgroup => part.without.is_none() || self.is_cgroup_there(),
+                _ => self.functions.contains(&function),
+            };
+            if there {
                 parts.push(part);
             } else if part.without.is_none() {
                 return Err(LoadError::NoPlace { program: part.program, place: function });
             }
         }
         Ok(parts)
+    }
+
+    /// Whether there is a control group to stand at in which all processes are, or the one that the configuration names.
+    fn is_cgroup_there(&self) -> bool {
+        if self.cgroup.as_os_str().is_empty() {
+            cgroup::mount().is_some_and(cgroup::is_root)
+        } else {
+            self.cgroup.is_dir()
+        }
     }
 
     /// Whether each of these is attached by a link in this directory, and all of our maps are theirs. What cannot be read
@@ -645,6 +666,7 @@ impl BpfEnforcer {
         let failed = |reason| LoadError::Program { program: part.program, place: place.clone(), reason };
         let path = links.join(part.program);
         let pinned = match (part.place, functions, btf) {
+            (Place::Cgroup, ..) | (_, _, None) => bpf_call::pin(&self.attach_to_cgroup(part)?, &path),
             (Place::Lsm(_), Some(programs), Some(btf)) => {
                 let link = programs.attach(part.program, &place, btf);
                 bpf_call::pin(&link.map_err(|error| failed(error.to_string()))?, &path)
@@ -653,7 +675,6 @@ impl BpfEnforcer {
                 let link = self.load_part(part, btf).map_err(|error| failed(verifier_reason(&error)))?;
                 link.pin(&path).map(drop).map_err(io::Error::other)
             }
-            (_, _, None) => bpf_call::pin(&self.attach_to_cgroup(part)?, &path),
         };
         pinned.map_err(|source| LoadError::Pin { path, source })?;
         fault::point(Point::AfterPin);
@@ -666,13 +687,7 @@ impl BpfEnforcer {
             .program_mut(part.program)
             .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")))?;
         let link = load_program(program, part.place, btf)?;
-        if let Ok(info) = program.info() {
-            tracing::debug!(
-                program = part.program,
-                verified = info.verified_instruction_count(),
-                "instructions that the verifier followed"
-            );
-        }
+        tell_verified(part, program.info());
         Ok(link)
     }
 
@@ -692,6 +707,7 @@ impl BpfEnforcer {
         let loaded = program.and_then(|program| {
             let device: &mut CgroupDevice = program.try_into()?;
             device.load()?;
+            tell_verified(part, device.info());
             device.fd()
         });
         let program = loaded.map_err(|error| LoadError::Program {
@@ -701,6 +717,16 @@ impl BpfEnforcer {
         })?;
         bpf_call::link_to_cgroup(program.as_fd(), cgroup.as_fd())
             .map_err(|source| LoadError::Cgroup { path: path.to_owned(), source })
+    }
+}
+
+fn tell_verified(part: &Part, info: Result<ProgramInfo, ProgramError>) {
+    if let Ok(info) = info {
+        tracing::debug!(
+            program = part.program,
+            verified = info.verified_instruction_count(),
+            "instructions that the verifier followed"
+        );
     }
 }
 

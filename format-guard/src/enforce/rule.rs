@@ -4,6 +4,7 @@
 use format_guard_common::{
     Check, CheckKind, MAX_WINDOWS, Rule, State, Window, Windows, flag,
     format::{FORMATS, Format, MBR, at_end, by_name},
+    header::Header,
     program::Class,
 };
 
@@ -121,6 +122,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         .flat_map(|content| content.types.iter().filter_map(|name| by_name(name)))
         .collect();
     rule.tools = tools(record, &own);
+    let names = record.content.iter().flat_map(|content| &content.types);
+    rule.at_home = names.fold(Header::NONE, |headers, name| headers.with(Header::at_home(name))).0;
     // A blank volume, or one that may be re-formatted, begins anew by any format's magic.
     let own = if state == State::Formatted { own } else { Vec::new() };
     push_foreign(&mut rule, &own);

@@ -58,6 +58,8 @@ impl Tier {
                 "a device that was opened before its volume was recorded stays open to its program",
                 "cryptsetup luksFormat and erase, and sgdisk -Z, go on: their names do everyday work, too",
                 "strict volumes are guarded like others, and commands past the block layer are not judged",
+                "headers that the kernel writes by itself (device mapper's snapshots, dm-integrity and caches, a device added to a \
+                 btrfs) go over what is recorded",
                 "the rule of a device that is gone is dropped by its uevent alone, and a mount is seen a moment later",
                 "a first format that failed is told from a complete one by what is on the disk alone",
                 "nothing of the guard itself is protected: root may take its program away, and end the agent",
@@ -68,7 +70,8 @@ impl Tier {
                 "programs that make system calls by themselves pass it, although they were started under it: static ones, those \
                  written in Go, and whoever uses io_uring",
                 "what is written by stdio to a descriptor that another program opened is not seen",
-                "commands past the block layer (SG_IO, NVMe passthrough) are not judged",
+                "commands past the block layer (SG_IO, NVMe passthrough) are not judged, nor are headers that the kernel writes by \
+                 itself (device mapper's snapshots, dm-integrity and caches, a device added to a btrfs)",
                 "a new device over a guarded volume takes writes by unknown programs until its rule is there",
                 "a first format that failed is told from a complete one by what is on the disk alone",
                 "nothing of the guard itself is protected: root may replace the rules and end the agent",

@@ -13,6 +13,7 @@ mod handover;
 mod hanging;
 mod identity;
 mod incidents;
+mod kernel_formats;
 mod kubernetes;
 mod life;
 mod memory;

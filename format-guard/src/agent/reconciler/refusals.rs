@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use format_guard_common::{Operation, Reason, event::KernelEvent, passthrough::Command};
+use format_guard_common::{Operation, Reason, event::KernelEvent, header::Header, passthrough::Command};
 use tracing::warn;
 
 use super::{Reconciler, exe_of, text_of, way_out};
@@ -104,6 +104,13 @@ fn sentence(refusal: &Refusal, record: Option<&Record>, kind: &str) -> String {
         "passthrough" => {
             let (kind, opcode) = Command::of_code(refusal.length);
             format!("{kind} command {opcode:#04x} past the block layer")
+        }
+        "kernel-header" | "give-to-layer" => {
+            let header = Header(u32::try_from(refusal.length).unwrap_or_default());
+            match refusal.operation.as_str() {
+                "kernel-header" => format!("what makes the kernel write the header of {}", header.name()),
+                _ => format!("what makes the kernel write over it for {}", header.name()),
+            }
         }
         _ => format!("a write of {} bytes at {}", refusal.length, refusal.offset),
     };

@@ -68,7 +68,14 @@ pub(super) fn permit(reason: Option<Reason>, record: Option<&Record>) -> Option<
 fn is_destruction(reason: Option<Reason>) -> bool {
     matches!(
         reason,
-        Some(Reason::Formatter | Reason::Identity | Reason::ForeignFormat | Reason::Discard | Reason::Across)
+        Some(
+            Reason::Formatter
+                | Reason::Identity
+                | Reason::ForeignFormat
+                | Reason::Discard
+                | Reason::Across
+                | Reason::KernelFormat
+        )
     )
 }
 
