@@ -216,6 +216,21 @@ pub struct Volume {
     pub first_seen: i64,
     /// Names of the devices that hold it now.
     pub devices: Vec<String>,
+    /// Every name by which it is known, the strongest first.
+    #[serde(default)]
+    pub names: Vec<VolumeName>,
+}
+
+/// A name of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct VolumeName {
+    /// As an id.
+    pub name: String,
+    /// What it is worth: `own`, `address`, `place`; or `earlier`, shown by an earlier attachment.
+    pub worth: String,
+    /// Where it was read: a file of sysfs, or the question that was asked. Empty for an earlier one.
+    pub from: String,
 }
 
 impl Volume {
@@ -241,8 +256,20 @@ impl Volume {
             generation: record.generation,
             first_seen: record.first_seen,
             devices: devices.iter().map(|device| device.name.clone()).collect(),
+            names: names_of(devices),
         }
     }
+}
+
+fn names_of(devices: &[&Device]) -> Vec<VolumeName> {
+    let mut names: Vec<VolumeName> = Vec::new();
+    for name in devices.iter().flat_map(|device| &device.identity.names) {
+        if !names.iter().any(|known| known.name == name.id.as_str()) {
+            let (worth, from) = (name.kind.name().to_owned(), name.from.clone());
+            names.push(VolumeName { name: name.id.to_string(), worth, from });
+        }
+    }
+    names
 }
 
 /// `GET /v1/volume/copy`: the bytes that made a volume findable, as they were when it was recorded.

@@ -354,6 +354,7 @@ impl Node {
             quarantine: QUARANTINE,
             raw_content: RawContent::Written,
             claim,
+            diskseq: 5,
         };
         self.apply(event, now);
     }

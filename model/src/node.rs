@@ -629,6 +629,7 @@ impl Node {
                     quarantine: QUARANTINE,
                     raw_content: RawContent::Written,
                     claim: Claim::Unneeded,
+                    diskseq: 5,
                 };
                 self.step(moment, event, true);
             }

@@ -598,6 +598,193 @@ impl Drop for Iscsi {
     }
 }
 
+/// Which program or kernel serves [`Units`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// LIO, by configfs: each unit has a serial of its own.
+    Kernel,
+    /// tgt: each unit has a counter.
+    Tgt(u32),
+}
+
+/// One iSCSI target, whose units are mapped and unmapped as an array does it.
+pub struct Units {
+    server: Server,
+    iqn: String,
+    images: Vec<Image>,
+    mapped: Vec<u32>,
+    logged_in: bool,
+}
+
+const CORE: &str = "/sys/kernel/config/target/core";
+/// tgtd has the usual one.
+const KERNEL_PORTAL: &str = "127.0.0.1:3261";
+
+impl Units {
+    /// A target of the kernel's; none where it has no such.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn of_kernel_target() -> Result<Option<Self>> {
+        if run("modprobe -a target_core_mod target_core_file iscsi_target_mod")?.status != 0 {
+            return Ok(None);
+        }
+        start_daemons()?;
+        if !Path::new("/sys/kernel/config/target").exists() {
+            must("mount -t configfs configfs /sys/kernel/config")?;
+        }
+        let units = Self::new(Server::Kernel);
+        let group = units.group();
+        fs::create_dir_all(&group)?;
+        fs::create_dir(group.join("np").join(KERNEL_PORTAL))?;
+        for (name, value) in [
+            ("authentication", "0"),
+            ("generate_node_acls", "1"),
+            ("demo_mode_write_protect", "0"),
+            ("cache_dynamic_acls", "1"),
+        ] {
+            fs::write(group.join("attrib").join(name), value)?;
+        }
+        fs::write(group.join("enable"), "1")?;
+        Ok(Some(units))
+    }
+
+    /// A target of tgt's.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn of_tgt() -> Result<Self> {
+        start_daemons()?;
+        let target = number();
+        let units = Self::new(Server::Tgt(target));
+        let tgtadm = "tgtadm --lld iscsi --op";
+        must(&format!("{tgtadm} new --mode target --tid {target} -T {}", units.iqn))?;
+        must(&format!("{tgtadm} bind --mode target --tid {target} -I ALL"))?;
+        Ok(units)
+    }
+
+    fn new(server: Server) -> Self {
+        let iqn = format!("iqn.2010-01.org.array:host-{}-{}", std::process::id(), number());
+        Self { server, iqn, images: Vec::new(), mapped: Vec::new(), logged_in: false }
+    }
+
+    fn group(&self) -> PathBuf {
+        Path::new("/sys/kernel/config/target/iscsi").join(&self.iqn).join("tpgt_1")
+    }
+
+    fn backstore(&self, volume: usize) -> PathBuf {
+        let name = self.iqn.replace([':', '.'], "-");
+        Path::new(CORE).join("fileio_7").join(format!("{name}-{volume}"))
+    }
+
+    /// A new volume of this many MiB, which is not mapped.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn volume(&mut self, mib: u64) -> Result<usize> {
+        let (image, volume) = (Image::new(mib)?, self.images.len());
+        if self.server == Server::Kernel {
+            let backstore = self.backstore(volume);
+            fs::create_dir_all(&backstore)?;
+            let control = format!("fd_dev_name={},fd_dev_size={}", image.path().display(), mib << 20);
+            fs::write(backstore.join("control"), control)?;
+            let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+            fs::write(backstore.join("wwn/vpd_unit_serial"), uuid.trim())?;
+            fs::write(backstore.join("enable"), "1")?;
+        }
+        self.images.push(image);
+        Ok(volume)
+    }
+
+    /// Maps a volume as the unit of this number; its node.
+    ///
+    /// # Errors
+    /// When it does not appear.
+    pub fn map(&mut self, volume: usize, unit: u32) -> Result<PathBuf> {
+        match self.server {
+            Server::Kernel => {
+                let directory = self.group().join(format!("lun/lun_{unit}"));
+                fs::create_dir(&directory)?;
+                std::os::unix::fs::symlink(self.backstore(volume), directory.join("storage"))?;
+            }
+            Server::Tgt(target) => must(&format!(
+                "tgtadm --lld iscsi --op new --mode logicalunit --tid {target} --lun {unit} -b {}",
+                self.images.get(volume).context("no such volume")?.path().display()
+            ))
+            .map(drop)?,
+        }
+        self.mapped.push(unit);
+        if self.logged_in {
+            must(&format!("iscsiadm -m node -T {} --rescan", self.iqn))?;
+        } else {
+            let portal = if self.server == Server::Kernel { KERNEL_PORTAL } else { "127.0.0.1:3260" };
+            must(&format!("iscsiadm -m node -T {} -p {portal} --op new", self.iqn))?;
+            must(&format!("iscsiadm -m node -T {} --login", self.iqn))?;
+            self.logged_in = true;
+        }
+        wait_for("the unit's disk", || self.node(unit))
+    }
+
+    fn node(&self, unit: u32) -> Result<Option<PathBuf>> {
+        for session in sessions_of(&self.iqn)? {
+            if let Some(node) = disk_of(&session.join("device"), unit)? {
+                return Ok(Some(node));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a unit away, from this host first.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn unmap(&mut self, unit: u32) -> Result<()> {
+        let node = self.node(unit)?.context("it is not mapped")?;
+        let name = node.file_name().context("no name")?;
+        fs::write(Path::new("/sys/class/block").join(name).join("device/delete"), "1")?;
+        wait_for("the disk to go", || Ok(self.node(unit)?.is_none().then_some(())))?;
+        match self.server {
+            Server::Kernel => {
+                let directory = self.group().join(format!("lun/lun_{unit}"));
+                fs::remove_file(directory.join("storage"))?;
+                fs::remove_dir(directory)?;
+            }
+            Server::Tgt(target) => {
+                let delete =
+                    format!("tgtadm --lld iscsi --op delete --mode logicalunit --tid {target} --lun {unit}");
+                wait_for("the unit to go", || Ok((run(&delete)?.status == 0).then_some(())))?;
+            }
+        }
+        self.mapped.retain(|mapped| *mapped != unit);
+        Ok(())
+    }
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        let _ = log_out(&self.iqn);
+        match self.server {
+            Server::Kernel => {
+                let group = self.group();
+                for unit in &self.mapped {
+                    let directory = group.join(format!("lun/lun_{unit}"));
+                    let _ = fs::remove_file(directory.join("storage"));
+                    let _ = fs::remove_dir(directory);
+                }
+                let _ = fs::remove_dir(group.join("np").join(KERNEL_PORTAL));
+                let _ = fs::remove_dir(&group);
+                let _ = group.parent().map(fs::remove_dir);
+                for volume in 0..self.images.len() {
+                    let _ = fs::remove_dir(self.backstore(volume));
+                }
+            }
+            Server::Tgt(target) => {
+                let _ = run(&format!("tgtadm --lld iscsi --op delete --force --mode target --tid {target}"));
+            }
+        }
+    }
+}
+
 /// Serves a file or device as LUN 1 of a target.
 ///
 /// # Errors
@@ -637,7 +824,7 @@ fn log_in_by_record(iqn: &str) -> Result<PathBuf> {
 fn disks_of(iqn: &str) -> Result<Vec<PathBuf>> {
     let mut disks = Vec::new();
     for session in sessions_of(iqn)? {
-        disks.extend(disk_of(&session.join("device"))?);
+        disks.extend(disk_of(&session.join("device"), 1)?);
     }
     disks.sort();
     Ok(disks)
@@ -653,15 +840,16 @@ fn sessions_of(iqn: &str) -> Result<Vec<PathBuf>> {
     Ok(sessions.filter(ours).collect())
 }
 
-/// The node of the disk with LUN 1 below a session's directory.
-fn disk_of(session: &Path) -> Result<Option<PathBuf>> {
+/// The node of the disk with this LUN below a session's directory.
+fn disk_of(session: &Path, unit: u32) -> Result<Option<PathBuf>> {
+    let number = format!(":{unit}");
     for target in fs::read_dir(session)?
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("target"))
     {
         for unit in fs::read_dir(target.path())?
             .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().ends_with(":1"))
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with(&number))
         {
             if let Ok(mut disks) = fs::read_dir(unit.path().join("block"))
                 && let Some(Ok(disk)) = disks.next()

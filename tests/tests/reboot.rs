@@ -116,10 +116,10 @@ fn second_boot() -> Result<()> {
         attack::all_refused(&guard, path)?;
         ensure!(line.ends_with(&sha256(path)?), "bytes changed on {}", path.display());
     }
-    // Blank as ever, but nobody knows that it is the same one.
+    // Blank as ever, but nobody knows that it is the same one: that takes the quarantine.
     let weak = weak()?;
     let volume = guard.wait_for_volume(&weak, "held", |volume| {
-        volume["cause"].as_str().is_some_and(|cause| cause.contains("its identity is weak"))
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("only its place is known"))
     })?;
     ensure!(volume["state"] == "unverified" && volume["weak"] == true, "{volume}");
     attack::refused(&guard, &format!("mkfs.ext4 -F {}", weak.display()), "")?;

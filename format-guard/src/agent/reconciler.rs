@@ -8,6 +8,7 @@ mod batch;
 mod comparison;
 mod copying;
 mod loss;
+mod names;
 mod paths;
 mod protection;
 mod reach;
@@ -40,6 +41,7 @@ use tracing::{error, info, warn};
 use batch::Batch;
 use comparison::Comparison;
 use copying::{Copied, Taken};
+use names::Names;
 use paths::Paths;
 use settling::Settler;
 use sharing::Sharing;
@@ -331,6 +333,8 @@ pub struct Reconciler<E> {
     ends: HashMap<Process, (u32, Instant)>,
     /// Devices on which a formatter waits, or did a moment ago.
     awaited: HashMap<Dev, Instant>,
+    /// Every name of every volume.
+    names: Names,
     /// By which of several devices a volume is read.
     paths: HashMap<VolumeId, Paths>,
     /// What is copied of the volumes that are present.
@@ -400,6 +404,7 @@ impl<E: Enforcer> Reconciler<E> {
             format_over: HashMap::new(),
             ends: HashMap::new(),
             awaited: HashMap::new(),
+            names: Names::default(),
             paths: HashMap::new(),
             copies: HashMap::new(),
             pruned: None,
@@ -437,6 +442,7 @@ impl<E: Enforcer> Reconciler<E> {
     pub fn start(&mut self) -> Result<()> {
         self.take_up_mode()?;
         self.take_up_loss()?;
+        self.take_up_names()?;
         let gone = |(lead, entry): &(u32, HolderEntry)| {
             let device = self.world.sysfs.by_number(Dev::from_kernel(*lead));
             device.is_none_or(|device| device.diskseq != entry.diskseq)
@@ -504,6 +510,7 @@ impl<E: Enforcer> Reconciler<E> {
             }
         }
         self.store_unstored();
+        self.store_names();
     }
 
     /// Goes up with every line of the history.
@@ -627,6 +634,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Tick => {
                 self.look_at_lease();
                 self.store_unstored();
+                self.store_names();
                 self.prune();
                 self.forget_ends();
                 // One that is under way will do.
@@ -681,6 +689,7 @@ impl<E: Enforcer> Reconciler<E> {
             }
             Strength::Pending | Strength::Weak | Strength::Strong | Strength::Memory => {}
         }
+        self.find_by_names(device);
     }
 
     /// A device appeared, or something about it changed.
@@ -713,7 +722,10 @@ impl<E: Enforcer> Reconciler<E> {
             return;
         }
         if known.is_some() && !same {
-            self.device_gone(dev);
+            // What shows a better name, or none any more, is the same medium.
+            let stays =
+                known.as_ref().is_some_and(|old| old.diskseq == device.diskseq && device.diskseq != 0);
+            self.device_leaves(dev, if stays { Event::Closed } else { Event::Detached });
         }
         if same {
             let moved = known.is_some_and(|old| old.below != device.below || old.size != device.size);
@@ -756,7 +768,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.device_gone(*upper);
         }
         info!(device = device.name, volume = %id, "attached");
-        let (boot, strength) = (self.world.boot.clone(), device.identity.strength);
+        let (boot, strength, diskseq) = (self.world.boot.clone(), device.identity.strength, device.diskseq);
         self.occupy(None, Some(&id));
         self.devices.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
@@ -769,7 +781,9 @@ impl<E: Enforcer> Reconciler<E> {
         let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
         let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
         let raw_content = self.world.raw_content;
-        self.step(&id, Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim });
+        let event = Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq };
+        self.step(&id, event);
+        self.probe_new_path(&id, dev);
         if !on_record {
             self.take_over_rule(dev);
         }
@@ -805,6 +819,11 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn device_gone(&mut self, dev: Dev) {
+        self.device_leaves(dev, Event::Detached);
+    }
+
+    /// The same; `event` is what that means for a volume to which it was the last path.
+    fn device_leaves(&mut self, dev: Dev, event: Event) {
         self.overtake_comparison(dev);
         self.take_up_on(dev);
         let lead = self.lead(dev);
@@ -822,7 +841,7 @@ impl<E: Enforcer> Reconciler<E> {
         let held = holder.is_some();
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
-            self.step(&id, Event::Closed);
+            self.step(&id, event);
             self.paths.remove(&id);
             self.copies.remove(&id);
             self.unread.remove(&id);
@@ -895,11 +914,18 @@ impl<E: Enforcer> Reconciler<E> {
         };
         let id = device.identity.id.clone();
         // Asked before the map was there.
-        if self.map_over(&id).is_some() {
+        if self.map_over(&id).is_some_and(|map| map.dev != answer.dev) {
             self.probe(&id);
             return;
         }
-        if self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
+        if let Ok(finding) = &answer.result
+            && self.is_anothers(&id, answer.dev, finding)
+        {
+            self.set_apart(answer.dev, "holds another file system");
+            return;
+        }
+        let is_map = self.is_map(&id, answer.dev);
+        if !is_map && self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
             return;
         }
         if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
@@ -1278,6 +1304,9 @@ impl<E: Enforcer> Reconciler<E> {
             Ok(0) => {}
             Ok(count) => {
                 info!("{count} volumes are forgotten that were not seen for long and never held a format");
+                if let Err(error) = self.take_up_names() {
+                    error!("the names of volumes cannot be read: {error}");
+                }
             }
             Err(error) => error!("volumes that were not seen for long cannot be forgotten: {error}"),
         }

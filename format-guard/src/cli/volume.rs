@@ -259,6 +259,10 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     let line = |name: &str, value: &str| println!("{name:<12} {}", wrap(value, 80, 13));
     println!("{:<12} {}", "volume", volume.id);
     line("identity", &format!("{}{}", volume.origin, if volume.weak { " (weak)" } else { "" }));
+    for name in &volume.names {
+        let from = if name.from.is_empty() { String::new() } else { format!(", from {}", name.from) };
+        line("name", &format!("{} ({}{from})", name.name, name.worth));
+    }
     line("state", &format!("{} since {}: {}", volume.state, moment(volume.since), volume.cause));
     if let Some(content) = &volume.content {
         let label = content.label.as_deref().map_or_else(String::new, |label| format!(" label {label}"));
@@ -334,6 +338,7 @@ mod tests {
             generation: 1,
             first_seen: 0,
             devices: vec!["sda".into(), "sdb".into(), "dm-13".into()],
+            names: Vec::new(),
         };
         let volumes = [volume];
         for line in table(&volumes, 1_700_000_000, false).lines() {

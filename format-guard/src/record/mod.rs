@@ -1,6 +1,7 @@
 //! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
 //! its edges.
 
+pub mod merge;
 pub mod shared;
 pub mod sqlite;
 pub mod store;
@@ -341,12 +342,14 @@ pub struct Record {
     pub audit: bool,
     /// While it holds a format nobody but known programs may write to it.
     pub strict: bool,
-    /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`); of a weak identity, first.
+    /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
     /// The boot in which the kernel was told that it may be formatted, until it is known what came of that.
     pub armed: Option<String>,
     /// Goes up with each format, and with each change of what identifies it: which of two nodes knows more.
     pub generation: u64,
+    /// Of what is known by its place alone: the attachment (boot and diskseq) that the rest is known of; empty after it has ended.
+    pub medium: Option<String>,
 
     /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
     pub held: Option<&'static str>,
@@ -393,6 +396,9 @@ pub struct Record {
     /// The permit under which it was formatted, and until when it holds for partitions that appear on it, by [`Now::boot`]. Not
     /// stored.
     pub passed_on: Option<(Permit, Seconds)>,
+    /// Its place is all that is known of what is attached there now, in an attachment of this name: it may be another volume.
+    /// Not stored.
+    pub unconfirmed: Option<String>,
 }
 
 impl Record {
@@ -420,6 +426,7 @@ impl Record {
             boot: String::new(),
             armed: None,
             generation: 0,
+            medium: None,
             new: false,
             claim: Claim::Unneeded,
             held: None,
@@ -442,6 +449,7 @@ impl Record {
             tool_at_work: None,
             wiped: false,
             passed_on: None,
+            unconfirmed: None,
         }
     }
 

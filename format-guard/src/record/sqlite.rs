@@ -141,7 +141,20 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE events ADD COLUMN pid INTEGER;
     UPDATE events SET pid = json_extract(refusal, '$.pid') WHERE json_valid(refusal);
 ",
+    // The other names by which a volume is known, and of one that is known by its place the attachment that the rest is known of.
+    "
+    CREATE TABLE names (
+        name    TEXT PRIMARY KEY,
+        volume  TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+        at      INTEGER NOT NULL,
+        sum     INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX names_of_volume ON names (volume, at);
+    ALTER TABLE volumes ADD COLUMN medium TEXT;
+",
 ];
+/// Names that are kept of a volume at most: the oldest are dropped. Some are new at each attachment.
+const NAMES: u32 = 32;
 
 /// The first version that has sums: what an older one holds is taken as it is.
 const SUMS: i64 = 5;
@@ -312,7 +325,19 @@ fn check_sums(connection: &Connection) -> Result<(), StoreError> {
             return damaged(&name);
         }
     }
+    for (name, volume, stored) in names(connection)? {
+        if sum::of_name(&name, &volume)? != stored {
+            return damaged(&name);
+        }
+    }
     Ok(())
+}
+
+/// Every name that is no volume's id, with its volume and its sum.
+fn names(connection: &Connection) -> Result<Vec<(String, String, i64)>, StoreError> {
+    let mut select = connection.prepare("SELECT name, volume, sum FROM names")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn ids(connection: &Connection) -> Result<Vec<String>, StoreError> {
@@ -448,7 +473,7 @@ fn state_of(volume: &str, name: &str) -> Result<State, StoreError> {
 
 /// Columns of `volumes`, in the order in which [`raw`] reads them: by name each would be looked for.
 const COLUMNS: &str = "id, origin, weak, first_seen, since, cause, ever_formatted, mounted, discrepancy, boot, audit, \
-                       strict, armed, generation, state, content, formatter, sum, ends";
+                       strict, armed, generation, state, content, formatter, sum, ends, medium";
 
 /// A row of `volumes` as `SQLite` has it.
 struct Raw {
@@ -473,6 +498,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     record.armed = row.get(12)?;
     record.generation = row.get::<_, i64>(13)?.unsigned_abs();
     record.ends = row.get::<_, Option<String>>(18)?.map(Ends::of);
+    record.medium = row.get(19)?;
     Ok(Raw { state: row.get(14)?, content: row.get(15)?, formatter: row.get(16)?, sum: row.get(17)?, record })
 }
 
@@ -577,12 +603,13 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "INSERT INTO volumes (id, origin, weak, state, since, cause, content, mounted, formatter, \
-             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, ends, last_seen) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, unixepoch()) \
+             discrepancy, first_seen, boot, ever_formatted, audit, strict, armed, sum, generation, ends, medium, last_seen) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, \
+             unixepoch()) \
              ON CONFLICT (id) DO UPDATE SET origin = ?2, weak = ?3, state = ?4, since = ?5, cause = ?6, \
              content = ?7, mounted = ?8, formatter = ?9, discrepancy = ?10, first_seen = ?11, boot = ?12, \
              ever_formatted = ?13, audit = ?14, strict = ?15, armed = ?16, sum = ?17, generation = ?18, ends = ?19, \
-             last_seen = unixepoch()",
+             medium = ?20, last_seen = unixepoch()",
         )?
         .execute(params![
             volume,
@@ -604,6 +631,7 @@ fn write(transaction: &Connection, record: &Record) -> Result<(), StoreError> {
             sum::of_record(record)?,
             record.generation.cast_signed(),
             record.ends.as_ref().map(Ends::text),
+            record.medium,
         ])?;
     transaction.prepare_cached("DELETE FROM marks WHERE volume = ?1")?.execute([volume])?;
     for mark in &record.marks {
@@ -698,6 +726,65 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
     Ok(())
 }
 
+/// Gives a volume that is on record a name; that it was another's is forgotten.
+fn put_name(connection: &Connection, name: &str, volume: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO names (name, volume, at, sum) SELECT ?1, id, unixepoch(), ?3 FROM volumes WHERE id = ?2 \
+             ON CONFLICT (name) DO UPDATE SET volume = ?2, at = unixepoch(), sum = ?3",
+        )?
+        .execute(params![name, volume, sum::of_name(name, volume)?])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM names WHERE volume = ?1 AND name NOT IN \
+             (SELECT name FROM names WHERE volume = ?1 ORDER BY at DESC, rowid DESC LIMIT ?2)",
+        )?
+        .execute(params![volume, NAMES])?;
+    Ok(())
+}
+
+/// Leaves what belongs to a volume to another one, and deletes its record.
+fn leave(connection: &Connection, gone: &str, volume: &str) -> Result<(), StoreError> {
+    let left: Vec<String> = connection
+        .prepare_cached("SELECT name FROM names WHERE volume = ?1")?
+        .query_map([gone], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    // A copy is of one content: that of the one that is kept, if it has one.
+    let copy = connection
+        .prepare_cached("SELECT generation, at, size, packed FROM copies WHERE volume = ?1")?
+        .query_row([gone], copy_of)
+        .optional()?;
+    if let Some(copy) = copy {
+        connection
+            .prepare_cached(
+                "INSERT OR IGNORE INTO copies (volume, generation, at, size, packed, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                volume,
+                copy.generation.cast_signed(),
+                copy.at,
+                copy.size.cast_signed(),
+                copy.packed,
+                sum::of_copy(volume, &copy),
+            ])?;
+    }
+    connection.prepare_cached("DELETE FROM volumes WHERE id = ?1")?.execute([gone])?;
+    connection.prepare_cached("UPDATE events SET volume = ?2 WHERE volume = ?1")?.execute([gone, volume])?;
+    for name in left.iter().map(String::as_str).chain([gone]) {
+        put_name(connection, name, volume)?;
+    }
+    Ok(())
+}
+
+fn copy_of(row: &Row<'_>) -> rusqlite::Result<StoredCopy> {
+    Ok(StoredCopy {
+        generation: row.get::<_, i64>(0)?.cast_unsigned(),
+        at: row.get(1)?,
+        size: row.get::<_, i64>(2)?.cast_unsigned(),
+        packed: row.get(3)?,
+    })
+}
+
 impl Store for SqliteStore {
     fn get(&self, id: &VolumeId) -> Result<Option<Record>, StoreError> {
         read(&self.connection, id.as_str())
@@ -712,6 +799,41 @@ impl Store for SqliteStore {
         fault::point(Point::BeforeCommit);
         transaction.commit()?;
         fault::point(Point::AfterCommit);
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        gone: &[VolumeId],
+        record: &Record,
+        told: &[HistoryEvent],
+    ) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        write(&transaction, record)?;
+        transaction.prepare_cached("DELETE FROM names WHERE name = ?1")?.execute([record.id.as_str()])?;
+        for id in gone.iter().filter(|id| **id != record.id) {
+            leave(&transaction, id.as_str(), record.id.as_str())?;
+        }
+        insert_events(&transaction, told, self.lines)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<(VolumeId, VolumeId)>, StoreError> {
+        let mut select = self
+            .connection
+            .prepare_cached("SELECT id, id FROM volumes UNION ALL SELECT name, volume FROM names")?;
+        let rows = select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+        rows.map(|row| row.map(|(name, volume)| (name.into(), volume.into())).map_err(StoreError::from))
+            .collect()
+    }
+
+    fn put_names(&mut self, names: &[(VolumeId, VolumeId)]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        for (name, volume) in names.iter().filter(|(name, volume)| name != volume) {
+            put_name(&transaction, name.as_str(), volume.as_str())?;
+        }
+        transaction.commit()?;
         Ok(())
     }
 
@@ -826,17 +948,8 @@ impl Store for SqliteStore {
         let mut select = self
             .connection
             .prepare_cached("SELECT generation, at, size, packed, sum FROM copies WHERE volume = ?1")?;
-        let found = select
-            .query_row([id.as_str()], |row| {
-                let copy = StoredCopy {
-                    generation: row.get::<_, i64>(0)?.cast_unsigned(),
-                    at: row.get(1)?,
-                    size: row.get::<_, i64>(2)?.cast_unsigned(),
-                    packed: row.get(3)?,
-                };
-                Ok((copy, row.get::<_, i64>(4)?))
-            })
-            .optional()?;
+        let found =
+            select.query_row([id.as_str()], |row| Ok((copy_of(row)?, row.get::<_, i64>(4)?))).optional()?;
         match found {
             Some((copy, stored)) if sum::of_copy(id.as_str(), &copy) != stored => Err(StoreError::Row {
                 volume: id.to_string(),

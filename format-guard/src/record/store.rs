@@ -239,6 +239,18 @@ pub trait Store {
     }
     /// Stores records, each with what is to be told of it, in one transaction.
     fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError>;
+    /// Stores a record in the place of others that are the same volume's, with what is to be told of it, in one transaction: their
+    /// ids and names, copies and history are its own from now on.
+    fn replace(
+        &mut self,
+        gone: &[VolumeId],
+        record: &Record,
+        told: &[HistoryEvent],
+    ) -> Result<(), StoreError>;
+    /// Every name, ids among them, with the id of the volume that it names.
+    fn names(&self) -> Result<Vec<(VolumeId, VolumeId)>, StoreError>;
+    /// Gives volumes that are on record names beside their ids, in one transaction. A name that was another volume's is no more.
+    fn put_names(&mut self, names: &[(VolumeId, VolumeId)]) -> Result<(), StoreError>;
     /// Every record, by id.
     fn list(&self) -> Result<Vec<Record>, StoreError>;
     /// How many records are in each state.

@@ -47,9 +47,13 @@ pub enum Event {
         raw_content: RawContent,
         /// Whether the cluster's word is needed before it may be armed.
         claim: Claim,
+        /// The kernel's number of the attachment; zero where it gives none.
+        diskseq: u64,
     },
     /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
     Closed,
+    /// It is gone: what is at its place next may be another volume.
+    Detached,
     /// A format was let through that nobody saw, and it may have been on this volume.
     Doubted,
     /// A probe came back.
@@ -219,16 +223,18 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         step.record.looked_at = Some(now.boot);
     }
     match event {
-        Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim } => {
+        Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq } => {
             step.record.quarantine = quarantine;
             step.record.raw_content = raw_content;
             // Another path to what is claimed already.
             if !matches!((step.record.claim, claim), (Claim::Held(_), Claim::Wanted)) {
                 step.record.claim = claim;
             }
+            step.see_medium(&boot, strength, diskseq);
             step.attached(boot, strength, records_lost);
         }
         Event::Closed => step.closed(),
+        Event::Detached => step.detached(),
         Event::Doubted => step.record.armed = Some(UNSEEN.to_owned()),
         Event::Probed(Ok(Finding::Blank)) => step.holds_nothing(Ends::Zeros),
         Event::Probed(Ok(Finding::Raw(digest))) => step.holds_nothing(Ends::Bytes(digest)),
@@ -275,6 +281,7 @@ pub fn waits(record: &Record, now: Now) -> bool {
         State::Formatting => !record.running || settles(record),
         State::Blank => due(),
         State::Formatted if record.running => record.discrepancy.is_some() || due(),
+        State::Formatted => record.discrepancy.is_some() || record.unconfirmed.is_some(),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.state == State::Permitted
@@ -365,6 +372,9 @@ impl Step {
         if state != State::Unverified {
             self.record.doubted_since = None;
         }
+        if !matches!(state, State::Unverified | State::Formatted) {
+            self.confirm_medium();
+        }
         if state != State::Blank {
             self.record.left = None;
         }
@@ -385,6 +395,76 @@ impl Step {
         self.effects.push(Effect::Probe);
     }
 
+    /// What is known by its place alone is known of one attachment: what is there now may be another volume.
+    fn see_medium(&mut self, boot: &str, strength: Strength, diskseq: u64) {
+        self.record.unconfirmed = None;
+        if strength != Strength::Weak {
+            return;
+        }
+        let medium = format!("{boot}/{diskseq}");
+        let same = match &self.record.medium {
+            Some(known) => *known == medium,
+            // Never attached, or by a version that did not keep it.
+            None => self.record.boot.is_empty() || self.record.boot == boot,
+        };
+        if same {
+            self.record.medium = Some(medium);
+            return;
+        }
+        match self.record.state {
+            State::Permitted => {
+                self.permit_ended("the permit ended with the attachment that it was given for");
+            }
+            State::Exempt => {
+                let cause = "the exemption ended with the attachment that it was given for";
+                if self.record.ever_formatted {
+                    self.to(State::Formatted, cause);
+                } else {
+                    self.unverified(cause);
+                }
+                self.report("exemption-ended", cause);
+            }
+            State::Unverified | State::Blank | State::Formatting | State::Formatted => {}
+        }
+        // What was swapped out is worth nothing once it is opened anew; with a random key it cannot even be read.
+        let is_plain = self.record.id.as_str().starts_with(PLAIN_MAPPING);
+        if is_plain
+            && self.record.state == State::Formatted
+            && self.record.content.as_ref().is_some_and(Content::is_swap_space)
+        {
+            self.forget_content();
+            self.record.generation = 0;
+            self.unverified("swap space that was opened anew, not probed yet");
+        }
+        self.record.unconfirmed = Some(medium);
+    }
+
+    /// What is known now is known of what is there now.
+    fn confirm_medium(&mut self) {
+        if let Some(medium) = self.record.unconfirmed.take() {
+            self.record.medium = Some(medium);
+        }
+    }
+
+    /// Of the volume that was in its place before.
+    fn forget_content(&mut self) {
+        self.record.content = None;
+        self.record.marks.clear();
+        self.record.discrepancy = None;
+        self.record.ends = None;
+        self.record.ever_formatted = false;
+        self.record.mounted = false;
+        self.record.formatter = None;
+        self.record.rewritten = None;
+    }
+
+    fn detached(&mut self) {
+        self.closed();
+        if self.record.weak {
+            self.record.medium = Some(String::new());
+        }
+    }
+
     fn attached(&mut self, boot: String, strength: Strength, records_lost: bool) {
         if self.record.state == State::Exempt {
             return;
@@ -399,11 +479,12 @@ impl Step {
             Some(RECORDS_LOST)
         } else if strength == Strength::Pending {
             Some(PENDING)
-        } else if self.record.weak && other_boot {
-            Some(WEAK)
         } else {
             None
         };
+        // Where something else was, or may have been, what reads blank may be it.
+        let strange = self.record.unconfirmed.is_some()
+            && (other_boot || self.record.ever_formatted || self.record.generation > 0);
         // In the same boot the kernel itself tells of a format that has begun since.
         let unseen = self.record.armed.as_ref().is_some_and(|armed| *armed != boot);
         self.record.attached_in.clone_from(&boot);
@@ -423,14 +504,18 @@ impl Step {
             self.record.appeared.get_or_insert(self.now.boot);
         }
         let interrupted = self.record.state == State::Formatting && !self.record.running;
-        self.record.doubted_since = (unseen || interrupted).then_some(self.now.boot);
+        self.record.doubted_since = (unseen || interrupted || strange).then_some(self.now.boot);
         if other_boot && self.record.state == State::Formatting {
             self.record.permit = None;
         }
         match self.record.state {
             // An armed record is trusted for one attachment only.
             State::Blank | State::Unverified => {
-                let cause = if unseen { DOUBT } else { "attached, not probed yet" };
+                let cause = match (unseen, strange) {
+                    (true, _) => DOUBT,
+                    (false, true) => STRANGE,
+                    (false, false) => "attached, not probed yet",
+                };
                 self.unverified(self.record.held.unwrap_or(cause));
             }
             State::Permitted if unseen => {
@@ -496,6 +581,7 @@ impl Step {
                 self.probe();
             }
             State::Formatting => self.clean_pass("the format left nothing, probed twice", ends),
+            State::Formatted if self.may_be_anothers(&ends) => self.reads_as_anothers(ends),
             State::Formatted | State::Permitted
                 if self.record.content.as_ref().is_some_and(Content::is_raw) =>
             {
@@ -545,6 +631,36 @@ impl Step {
         format!("filled by {}", self.formatter_name())
     }
 
+    /// Whether it is known by its place alone, and what is there now need not be what is recorded. Raw content is, whatever it
+    /// reads as.
+    fn may_be_anothers(&self, ends: &Ends) -> bool {
+        let raw = self.record.content.as_ref().is_some_and(Content::is_raw) && *ends != Ends::Zeros;
+        self.record.unconfirmed.is_some() && !is_held_back(&self.record) && !raw
+    }
+
+    /// What reads blank where another volume was: it stays protected for the quarantine, and is another one then.
+    fn reads_as_anothers(&mut self, ends: Ends) {
+        let doubted =
+            self.record.doubted_since.is_some_and(|since| self.now.boot < since + self.record.quarantine);
+        if !self.reads_blank_again() || doubted {
+            self.reads_as_nothing(&ends);
+            return;
+        }
+        let before = self.record.content.as_ref().map_or("a format", |content| content.name()).to_owned();
+        let text = format!("another medium is in its place: {before}, which was there before, is not on it");
+        self.forget_content();
+        self.report("another-medium", text.clone());
+        if ends != Ends::Zeros && self.record.raw_content == RawContent::Found {
+            self.holds_raw(Some(ends));
+            self.formatted(text);
+            return;
+        }
+        self.record.ends = Some(ends);
+        self.to(State::Blank, text);
+        self.effects.push(Effect::ReleaseHolder);
+        self.report("blank", "blank: one format may begin");
+    }
+
     /// Whoever has it in use may change it at will; but it does not vanish.
     fn compare_raw(&mut self, ends: Ends) {
         if ends == Ends::Zeros && matches!(self.record.ends, Some(Ends::Bytes(_))) {
@@ -556,6 +672,7 @@ impl Step {
         }
         self.record.rewritten = None;
         self.record.ends = Some(ends);
+        self.confirm_medium();
     }
 
     fn reads_as_nothing(&mut self, ends: &Ends) {
@@ -681,6 +798,7 @@ impl Step {
         self.record.marks = marks;
         self.record.ends = None;
         self.record.discrepancy = None;
+        self.confirm_medium();
     }
 
     fn formatted(&mut self, cause: impl Into<String>) {
@@ -698,6 +816,7 @@ impl Step {
         self.record.rewritten = None;
         self.record.ever_formatted = true;
         self.record.generation = self.record.generation.max(1);
+        self.confirm_medium();
         self.to(State::Formatted, cause);
         let name = self.record.content.as_ref().map_or("a format", |content| content.name()).to_owned();
         self.report("formatted", format!("holds {name}: {}", self.record.cause));
@@ -748,6 +867,13 @@ impl Step {
             self.record.mounted = false;
             self.record.cause.clone_from(&cause);
             self.report("formatted", format!("holds {name} now: {cause}"));
+        } else if self.record.unconfirmed.is_some() && !is_held_back(&self.record) {
+            let cause = "another medium is in its place";
+            self.forget_content();
+            self.record.ever_formatted = true;
+            cause.clone_into(&mut self.record.cause);
+            self.report("another-medium", format!("{cause}, which holds {}", content.name()));
+            self.take(content, marks);
         } else {
             let seen = content.uuid.as_deref().unwrap_or("no UUID");
             self.discrepancy(format!("it reads as {} {seen}", content.name()));
@@ -775,7 +901,10 @@ impl Step {
                 self.unverified(cause);
             }
             State::Formatting => self.record.clean_passes = 0,
-            State::Formatted | State::Permitted => self.discrepancy(error.to_string()),
+            State::Formatted | State::Permitted => {
+                self.record.clean_passes = 0;
+                self.discrepancy(error.to_string());
+            }
             State::Exempt => {}
         }
     }
@@ -889,6 +1018,7 @@ impl Step {
             }
             State::Formatted | State::Permitted => {
                 self.record.mounted = true;
+                self.confirm_medium();
                 // A label may have changed since, and without udevd no uevent tells.
                 self.probe();
             }
@@ -1232,9 +1362,11 @@ impl Step {
     }
 }
 
-/// Why a weak volume is not armed again.
-const WEAK: &str =
-    "its identity is weak and it was attached in an earlier boot; permit a format if it is blank";
+/// How the ids of plain mappings of dm-crypt begin, which cryptsetup makes of their names.
+const PLAIN_MAPPING: &str = "path:dm/CRYPT-PLAIN-";
+/// Why a volume is not armed at once that is known by its place alone.
+const STRANGE: &str = "only its place is known, and another volume was or may have been there: armed when it has read blank for the \
+     quarantine, or at once by a permit";
 /// Why a volume is not armed that goes by another name meanwhile.
 const PENDING: &str = "its own identity is not known yet";
 /// Why a volume is not armed at once that nobody may have looked after.

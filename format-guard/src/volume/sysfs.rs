@@ -117,6 +117,11 @@ impl Sysfs {
         Node::open(self, link.file_name()?.to_str()?)
     }
 
+    /// The file of such an attribute, for people.
+    pub(super) fn file(&self, path: &str) -> String {
+        self.root.join(path).display().to_string()
+    }
+
     /// An attribute at a path below the root, trimmed.
     #[must_use]
     pub fn attribute(&self, path: &str) -> Option<String> {
@@ -148,6 +153,12 @@ impl Node {
     /// An attribute, trimmed; `None` when it is absent or empty.
     pub(super) fn attribute(&self, name: &str) -> Option<String> {
         read_attribute(&self.path.join(name)).filter(|text| !text.is_empty())
+    }
+
+    /// The file of an attribute, or without one the directory, for people.
+    pub(super) fn file(&self, name: &str) -> String {
+        let file = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+        file.display().to_string()
     }
 
     pub(super) fn number(&self, name: &str) -> Option<u64> {

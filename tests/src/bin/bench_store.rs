@@ -158,6 +158,7 @@ fn transitions() -> Result<()> {
         quarantine: 0,
         raw_content: config::RawContent::Written,
         claim: Claim::Unneeded,
+        diskseq: 5,
     };
     let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
     for number in 0..COMMITS {

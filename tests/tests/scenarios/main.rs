@@ -29,6 +29,7 @@ mod states;
 mod store;
 mod storm;
 mod tools;
+mod units;
 mod without_guard;
 mod world;
 mod writers;

@@ -176,7 +176,17 @@ impl<E: Enforcer> Reconciler<E> {
                 .ok_or_else(|| Failure::new(FailureKind::NotFound, format!("no volume {id} is known")))?;
             &stored
         };
-        Ok(self.shown(record))
+        let mut volume = self.shown(record);
+        for name in self.names.of(id) {
+            if !volume.names.iter().any(|known| known.name == name.as_str()) {
+                volume.names.push(api::VolumeName {
+                    name: name.to_string(),
+                    worth: "earlier".to_owned(),
+                    from: String::new(),
+                });
+            }
+        }
+        Ok(volume)
     }
 
     /// What is known of a volume beyond what is stored.
@@ -205,6 +215,9 @@ impl<E: Enforcer> Reconciler<E> {
                     format!("device {dev} holds no volume that is known: see format-guard volume list"),
                 )
             });
+        }
+        if let Some(id) = self.names.volume(selector) {
+            return Ok(id.clone());
         }
         let whole = VolumeId::from(selector);
         if self.records.contains_key(&whole) {
@@ -242,7 +255,8 @@ impl<E: Enforcer> Reconciler<E> {
     /// one, which may be another volume's tomorrow.
     fn select_whole(&self, selector: &str) -> Result<VolumeId, Failure> {
         let id = self.select(selector)?;
-        if id.as_str() == selector || selector.starts_with("dev=") {
+        if self.names.volume(selector) == Some(&id) || id.as_str() == selector || selector.starts_with("dev=")
+        {
             return Ok(id);
         }
         Err(bad(format!("'{selector}' is the beginning of an id: name the whole one, {id}, or its device")))
@@ -387,6 +401,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.occupy(None, Some(id));
         self.store.forget(id, &[told]).map_err(|error| failed(&error))?;
         self.unstored.forget(id);
+        self.names.forget(id);
         self.told.send_modify(|count| *count += 1);
         let paths: Vec<Device> = self.devices.of(id).cloned().collect();
         for device in &paths {

@@ -87,6 +87,7 @@ impl<E: Enforcer> Reconciler<E> {
                 quarantine: self.world.quarantine,
                 raw_content: self.world.raw_content,
                 claim: self.claim_needed(device),
+                diskseq: device.diskseq,
             };
             self.apply(&id, event);
         }

@@ -1,10 +1,12 @@
 //! A volume that several devices lead to is read by one that answers: a standby path of a logical unit, or one that hangs, says
 //! nothing of what the volume holds. Where multipath has the paths in its hands, its map is read, which knows the good ones.
 
+use format_guard_common::State;
+
 use super::Reconciler;
 use crate::{
     enforce::Enforcer,
-    volume::{Dev, VolumeId, sysfs::Device},
+    volume::{Dev, VolumeId, probe::Finding, sysfs::Device},
 };
 
 /// By which devices a volume can be read.
@@ -29,21 +31,47 @@ impl<E: Enforcer> Reconciler<E> {
         self.devices.of(id).find(is_good).or_else(untried).or_else(|| self.devices.of(id).next())
     }
 
-    /// The multipath map that has the paths to a volume.
+    /// The multipath map that has the paths to a volume: a path that lies on others, or one by a wwid that names nothing.
     pub(super) fn map_over(&self, id: &VolumeId) -> Option<&Device> {
-        let above = self.devices.of(id).flat_map(|path| self.devices.above(path.dev));
-        above.filter_map(|dev| self.devices.get(dev)).find(|upper| {
-            let uuid = upper.identity.id.as_str().strip_prefix("dm:");
-            uuid.is_some_and(|uuid| uuid.starts_with("mpath-"))
+        let lies_on_a_path =
+            |device: &&Device| device.below.iter().any(|below| self.devices.id(below.dev) == Some(id));
+        let above = || self.devices.of(id).flat_map(|path| self.devices.above(path.dev));
+        self.devices.of(id).find(lies_on_a_path).or_else(|| {
+            above()
+                .filter_map(|dev| self.devices.get(dev))
+                .find(|upper| upper.identity.id.as_str().starts_with("path:dm/mpath-"))
         })
+    }
+
+    /// Whether a device of a volume is the map that has the others.
+    pub(super) fn is_map(&self, id: &VolumeId, dev: Dev) -> bool {
+        self.map_over(id).is_some_and(|map| map.dev == dev)
+    }
+
+    /// Whether what a path has answered first is another volume's than what the others are known to hold.
+    pub(super) fn is_anothers(&self, id: &VolumeId, dev: Dev, finding: &Finding) -> bool {
+        let Finding::Holds { found, .. } = finding else { return false };
+        let (Some(record), Some(paths)) = (self.records.get(id), self.paths.get(id)) else { return false };
+        let settled = record.state == State::Formatted
+            && record.discrepancy.is_none()
+            && !record.relabelled
+            && record.rewritten.is_none()
+            && !record.running;
+        let recorded = record.content.as_ref().and_then(|content| content.uuid.as_ref());
+        let other = found.iter().find_map(|each| each.uuid.as_ref());
+        settled
+            && paths.good.is_some_and(|good| good != dev)
+            && recorded.zip(other).is_some_and(|(recorded, other)| recorded != other)
     }
 
     /// The other volumes that are read by this device: those to whose paths it is the map.
     pub(super) fn read_by_map(&self, dev: Dev) -> Vec<VolumeId> {
         let below = self.devices.get(dev).map_or(&[][..], |device| &device.below);
+        let own = self.devices.id(dev);
         let mut ids: Vec<VolumeId> = below
             .iter()
             .filter_map(|path| self.devices.id(path.dev))
+            .filter(|id| Some(*id) != own)
             .filter(|id| self.map_over(id).is_some_and(|map| map.dev == dev))
             .cloned()
             .collect();

@@ -2,6 +2,7 @@
 mod cluster;
 mod copying;
 mod loss;
+mod names;
 mod paths;
 mod unstored;
 
@@ -64,6 +65,7 @@ struct RecordingStore {
     broken: Arc<Mutex<bool>>,
     pruned: Pruned,
     copies: BTreeMap<VolumeId, StoredCopy>,
+    names: BTreeMap<VolumeId, VolumeId>,
 }
 
 /// How many volumes were present each time, and whether the times were sound.
@@ -82,6 +84,29 @@ impl Store for RecordingStore {
             self.deeds.add(Deed::Stored(record.state));
             self.records.insert(record.id.clone(), (*record).clone());
         }
+        Ok(())
+    }
+
+    fn replace(&mut self, gone: &[VolumeId], record: &Record, _: &[HistoryEvent]) -> Result<(), StoreError> {
+        if *self.broken.lock().expect("one thread") {
+            return Err(StoreError::Row { volume: record.id.to_string(), reason: "disk full".into() });
+        }
+        self.names.values_mut().filter(|id| gone.contains(id)).for_each(|id| id.clone_from(&record.id));
+        for id in gone {
+            self.records.remove(id);
+            self.names.insert(id.clone(), record.id.clone());
+        }
+        self.records.insert(record.id.clone(), record.clone());
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<(VolumeId, VolumeId)>, StoreError> {
+        let ids = self.records.keys().map(|id| (id.clone(), id.clone()));
+        Ok(ids.chain(self.names.clone()).collect())
+    }
+
+    fn put_names(&mut self, names: &[(VolumeId, VolumeId)]) -> Result<(), StoreError> {
+        self.names.extend(names.iter().filter(|(name, id)| name != id).cloned());
         Ok(())
     }
 
@@ -269,6 +294,7 @@ fn setting() -> Setting {
         broken: Arc::clone(&broken),
         pruned: Arc::clone(&pruned),
         copies: BTreeMap::new(),
+        names: BTreeMap::new(),
     };
     let world = World {
         sysfs: Sysfs::recorded(sysfs.path()),

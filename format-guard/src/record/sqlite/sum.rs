@@ -31,17 +31,23 @@ pub(super) fn of_record(record: &Record) -> Result<i64, StoreError> {
         &record.boot,
         &record.armed,
     );
-    // A version without generations, or without ends, stored sums without them.
-    Ok(of_text(&match (record.generation, record.ends.as_ref().map(Ends::text)) {
-        (0, None) => json(&(known, rest))?,
-        (generation, None) => json(&(known, rest, generation))?,
-        (generation, ends) => json(&(known, rest, generation, ends))?,
+    // A version without generations, without ends, or without media, stored sums without them.
+    Ok(of_text(&match (record.generation, record.ends.as_ref().map(Ends::text), &record.medium) {
+        (0, None, None) => json(&(known, rest))?,
+        (generation, None, None) => json(&(known, rest, generation))?,
+        (generation, ends, None) => json(&(known, rest, generation, ends))?,
+        (generation, ends, medium) => json(&(known, rest, generation, ends, medium))?,
     }))
 }
 
 /// Of a setting.
 pub(super) fn of_setting(name: &str, value: &str) -> Result<i64, StoreError> {
     Ok(of_text(&json(&(name, value))?))
+}
+
+/// Of a name and its volume.
+pub(super) fn of_name(name: &str, volume: &str) -> Result<i64, StoreError> {
+    of_setting(name, volume)
 }
 
 /// Of a copy.

@@ -259,7 +259,8 @@ fn what_a_version_without_sums_stored_gets_them() {
              DROP COLUMN generation; ALTER TABLE volumes DROP COLUMN last_seen; \
              DROP INDEX events_that_pass; DROP INDEX events_that_repeat; ALTER TABLE events DROP COLUMN count; \
              ALTER TABLE events DROP COLUMN first; ALTER TABLE events DROP COLUMN by_operator; \
-             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; ALTER TABLE volumes DROP COLUMN ends; ALTER TABLE events DROP COLUMN pid; PRAGMA user_version = 4;",
+             ALTER TABLE events DROP COLUMN repeats; DROP TABLE copies; ALTER TABLE volumes DROP COLUMN ends; ALTER TABLE events DROP COLUMN pid; DROP TABLE names; \
+             ALTER TABLE volumes DROP COLUMN medium; PRAGMA user_version = 4;",
         )
         .expect("as of version 4");
     drop(connection);
@@ -513,7 +514,10 @@ fn a_refusal_of_an_earlier_version_is_repeated_by_its_process() {
     store.tell(&[refusal(100, "mkfs.ext4", "formatter", 7)]).expect("told");
     store
         .connection
-        .execute_batch("ALTER TABLE events DROP COLUMN pid; PRAGMA user_version = 10;")
+        .execute_batch(
+            "ALTER TABLE events DROP COLUMN pid; DROP TABLE names; ALTER TABLE volumes DROP COLUMN medium; \
+             PRAGMA user_version = 10;",
+        )
         .expect("as of version 10");
     drop(store);
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("migrated");
@@ -549,4 +553,102 @@ fn a_copy_is_kept_with_its_record_and_a_flipped_bit_in_it_is_noticed() {
     assert_eq!(opened, Opened::Whole, "for a copy no record is lost");
     store.forget(&id, &[]).expect("forgotten");
     assert_eq!(store.copy(&id).expect("read"), None);
+}
+
+/// A state directory as the first version left it.
+fn of_the_first_version() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("directory");
+    let connection = Connection::open(directory.path().join(FILE)).expect("made");
+    connection.execute_batch(include_str!("0.1.0.sql")).expect("filled");
+    directory
+}
+
+/// What is refused on a volume by its record.
+fn protection(record: &Record) -> (State, Option<Content>, Vec<Mark>, bool, bool, bool) {
+    let Record { state, content, marks, ever_formatted, mounted, strict, .. } = record.clone();
+    (state, content, marks, ever_formatted, mounted, strict)
+}
+
+#[test]
+fn a_database_of_the_first_version_loses_nothing() {
+    let directory = of_the_first_version();
+    let (mut store, opened) = SqliteStore::open(directory.path(), 2).expect("migrated");
+    assert_eq!(opened, Opened::Whole);
+    let records = store.list().expect("records");
+    assert_eq!(records.len(), 11);
+    assert!(records.iter().all(|record| record.medium.is_none()));
+    let states = |state| records.iter().filter(|record| record.state == state).count();
+    assert_eq!((states(State::Formatted), states(State::Permitted), states(State::Exempt)), (7, 1, 1));
+    // Each is found under its new name, with what it was protected from, its history and its old name.
+    let old: VolumeId = "iscsi:iqn.2010-01.com.array:host-1,lun=5".into();
+    let new: VolumeId = "scsi:naa.6001405f0e7a4d1c2b3a4d5e6f708192".into();
+    let before = store.get(&old).expect("read").expect("a record");
+    let renamed = Record { id: new.clone(), ..before.clone() };
+    store.replace(std::slice::from_ref(&old), &renamed, &[]).expect("renamed");
+    drop(store);
+    let (store, opened) = SqliteStore::open(directory.path(), 3).expect("opened");
+    assert_eq!((opened, store.get(&old).expect("read")), (Opened::Whole, None));
+    let after = store.get(&new).expect("read").expect("a record");
+    assert_eq!(protection(&after), protection(&before));
+    let names: BTreeMap<VolumeId, VolumeId> = store.names().expect("names").into_iter().collect();
+    assert_eq!((names.get(&old), names.get(&new)), (Some(&new), Some(&new)));
+    let history = store.history(&wanted(10, Some(new.as_str()))).expect("history");
+    assert_eq!(history.len(), 1, "its history goes with it");
+}
+
+#[test]
+fn names_are_kept_with_their_volume_and_a_flipped_bit_in_one_is_noticed() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
+    let (one, other) = (record(), Record { id: "dm:other".into(), ..record() });
+    store.put_all(&[(&one, &[]), (&other, &[])]).expect("put");
+    let name = |name: &str, record: &Record| (VolumeId::from(name), record.id.clone());
+    store
+        .put_names(&[
+            name("a", &one),
+            name("b", &one),
+            name("b", &other),
+            name("c", &Record { id: "nobody".into(), ..record() }),
+        ])
+        .expect("named");
+    let names = |store: &SqliteStore| -> BTreeMap<VolumeId, VolumeId> {
+        store.names().expect("names").into_iter().collect()
+    };
+    let known = names(&store);
+    assert_eq!((known.get(&"a".into()), known.get(&"b".into())), (Some(&one.id), Some(&other.id)));
+    assert_eq!(known.get(&"c".into()), None, "of what is not on record");
+    // Those of one that is merged go with it; those of one that is forgotten go.
+    store.replace(std::slice::from_ref(&other.id), &one, &[]).expect("merged");
+    assert_eq!(names(&store).get(&other.id), Some(&one.id));
+    let many: Vec<_> = (0..100).map(|number| name(&format!("n{number}"), &one)).collect();
+    store.put_names(&many).expect("named");
+    assert_eq!(names(&store).len(), 1 + NAMES as usize, "bounded");
+    drop(store);
+    let connection = Connection::open(directory.path().join(FILE)).expect("opened");
+    connection.execute("UPDATE names SET name = 'flipped' WHERE name = 'n99'", []).expect("damage");
+    drop(connection);
+    let (_, opened) = SqliteStore::open(directory.path(), 77).expect("degraded start");
+    assert!(matches!(opened, Opened::SetAside(_)), "{opened:?}");
+    let (mut store, _) = SqliteStore::open(directory.path(), 78).expect("open");
+    store.put(&one, &[]).expect("put");
+    store.put_names(&[name("a", &one)]).expect("named");
+    store.forget(&one.id, &[]).expect("forgotten");
+    assert!(names(&store).is_empty());
+}
+
+#[test]
+fn the_medium_of_a_place_is_stored_and_part_of_its_sum() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
+    let placed = Record { medium: Some("boot/5".into()), ..record() };
+    store.put(&placed, &[]).expect("put");
+    drop(store);
+    let (store, _) = SqliteStore::open(directory.path(), 2).expect("open");
+    assert_eq!(store.get(&placed.id).expect("read"), Some(placed));
+    drop(store);
+    let connection = Connection::open(directory.path().join(FILE)).expect("opened");
+    connection.execute("UPDATE volumes SET medium = 'boot/6'", []).expect("damage");
+    drop(connection);
+    let (_, opened) = SqliteStore::open(directory.path(), 77).expect("degraded start");
+    assert!(matches!(opened, Opened::SetAside(_)), "{opened:?}");
 }

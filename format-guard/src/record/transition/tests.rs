@@ -78,6 +78,7 @@ fn attached() -> Event {
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Unneeded,
+        diskseq: 5,
     }
 }
 
@@ -126,6 +127,7 @@ fn attached_in(boot: &str) -> Event {
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Unneeded,
+        diskseq: 5,
     }
 }
 
@@ -533,23 +535,143 @@ fn a_format_whose_end_cannot_be_seen_is_there_however_blank_it_reads() {
     assert_eq!((record.state, record.discrepancy.is_some()), (State::Formatted, true));
 }
 
-#[test]
-fn a_weak_volume_is_not_armed_in_a_later_boot() {
-    let weakly = |boot: &str| Event::Attached {
+/// Attached by its place alone, in this boot and under this number.
+fn weakly(boot: &str, diskseq: u64) -> Event {
+    Event::Attached {
         boot: boot.into(),
         strength: Strength::Weak,
         records_lost: false,
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Unneeded,
-    };
-    let (armed, _) = run(record(), [weakly("boot-1"), blank(), blank()]);
+        diskseq,
+    }
+}
+
+#[test]
+fn what_was_at_a_place_in_an_earlier_boot_must_read_blank_for_the_quarantine() {
+    let (armed, _) = run(record(), [weakly("boot-1", 5), blank(), blank()]);
     assert_eq!((armed.state, armed.weak), (State::Blank, true));
-    let (later, _) = run(armed, [weakly("boot-2"), blank(), blank(), blank()]);
+    let (later, _) = run(armed, [weakly("boot-2", 5), blank(), blank(), blank()]);
     assert_eq!(later.state, State::Unverified);
-    assert!(later.cause.contains("weak"), "{}", later.cause);
-    let (restarted, _) = run(later, [weakly("boot-2"), blank(), blank()]);
-    assert_eq!(restarted.state, State::Unverified, "a restart of the agent must not arm it");
+    assert!(later.cause.contains("quarantine"), "{}", later.cause);
+    let restarted = at(&at(&later, weakly("boot-2", 5), 60), blank(), 61);
+    assert_eq!(
+        at(&restarted, blank(), 111).state,
+        State::Unverified,
+        "a restart of the agent begins it anew"
+    );
+    assert_eq!(at(&restarted, blank(), 160).state, State::Blank);
+    let (permitted, _) = run(later, [Event::Permitted(permit(1000))]);
+    assert_eq!(permitted.state, State::Permitted, "or at once");
+}
+
+#[test]
+fn another_medium_at_a_place_is_another_volume() {
+    let (first, _) = run(record(), [weakly("boot-1", 5), holds("ext4", "a"), Event::Detached]);
+    // The same one comes back.
+    let (same, effects) = run(first.clone(), [weakly("boot-1", 6), holds("ext4", "a")]);
+    assert_eq!(
+        (same.state, same.medium.as_deref(), same.unconfirmed.as_ref()),
+        (State::Formatted, Some("boot-1/6"), None)
+    );
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Report(report) if report.kind == "another-medium"))
+    );
+    // One that holds something else.
+    let (other, effects) = run(first.clone(), [weakly("boot-1", 6), holds("xfs", "b")]);
+    assert_eq!((other.state, other.discrepancy.as_ref()), (State::Formatted, None));
+    assert_eq!(other.content.as_ref().map(Content::name), Some("xfs"));
+    assert!(
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Report(report) if report.kind == "another-medium"))
+    );
+    // And then it is known: what reads otherwise in this attachment is a discrepancy.
+    assert!(run(other, [holds("ext4", "a")]).0.discrepancy.is_some());
+    // One that reads blank stays what it was for the quarantine.
+    let (blank_now, _) = run(first.clone(), [weakly("boot-1", 6), blank(), blank(), blank()]);
+    assert_eq!((blank_now.state, blank_now.marks.is_empty()), (State::Formatted, false));
+    assert!(blank_now.discrepancy.is_some() && waits(&blank_now, clock(10)));
+    assert_eq!(at(&blank_now, holds("ext4", "a"), 50).discrepancy, None, "it was it after all");
+    let unread = at(&blank_now, Event::Probed(Err(ProbeError::Deadline)), 109);
+    assert_eq!(at(&at(&unread, blank(), 111), blank(), 112).state, State::Formatted, "all the time");
+    let emptied = at(&blank_now, blank(), 110);
+    assert_eq!(
+        (emptied.state, emptied.content.as_ref(), emptied.ever_formatted),
+        (State::Blank, None, false)
+    );
+    assert_eq!(emptied.medium.as_deref(), Some("boot-1/6"));
+    // The place is one of which nothing is taken at its first word any more.
+    let next_one = run(emptied, [Event::Detached, weakly("boot-1", 7), blank(), blank()]).0;
+    assert_eq!(next_one.state, State::Unverified);
+    // A mount proves what it is.
+    let (mounted, _) = run(first.clone(), [weakly("boot-1", 6), Event::Mounted, blank(), blank()]);
+    assert_eq!(at(&mounted, blank(), 500).state, State::Formatted);
+    // Of one attachment nothing becomes another one, and neither does what has a name of its own.
+    let (restarted, _) =
+        run(record(), [weakly("boot-1", 5), holds("ext4", "a"), weakly("boot-1", 5), blank(), blank()]);
+    assert_eq!(at(&restarted, blank(), 500).state, State::Formatted);
+    let (strong, _) =
+        run(record(), [attached(), holds("ext4", "a"), Event::Detached, attached_in("boot-2"), blank()]);
+    assert_eq!(at(&strong, blank(), 500).state, State::Formatted);
+    // A medium of which an earlier version has told stays the one that it was as long as the host runs.
+    let earlier = Record { medium: None, ..first };
+    let (earlier, _) = run(earlier, [weakly("boot-1", 5), blank(), blank()]);
+    assert_eq!(at(&earlier, blank(), 500).state, State::Formatted);
+}
+
+#[test]
+fn what_an_operator_allows_at_a_place_ends_with_the_attachment() {
+    let exempt = Event::Exempted { reason: "vm".into(), uid: 0 };
+    let (exempted, _) = run(record(), [weakly("boot-1", 5), holds("ext4", "a"), exempt, weakly("boot-1", 5)]);
+    assert_eq!(exempted.state, State::Exempt, "a restart of the agent");
+    for next_one in [weakly("boot-1", 6), weakly("boot-2", 5)] {
+        assert_eq!(run(exempted.clone(), [Event::Detached, next_one]).0.state, State::Formatted);
+    }
+    let exempt = Event::Exempted { reason: "vm".into(), uid: 0 };
+    let (never, _) = run(record(), [weakly("boot-1", 5), exempt, Event::Detached, weakly("boot-1", 6)]);
+    assert_eq!(never.state, State::Unverified);
+    let permitted = [weakly("boot-1", 5), holds("ext4", "a"), Event::Permitted(permit(1000))];
+    let (permitted, _) = run(record(), permitted);
+    let (ended, _) = run(permitted, [Event::Detached, weakly("boot-1", 6)]);
+    assert_eq!((ended.state, ended.permit), (State::Formatted, None));
+}
+
+#[test]
+fn swap_space_on_a_plain_mapping_is_forgotten_when_it_is_opened_anew() {
+    let plain = Record { id: "path:dm/CRYPT-PLAIN-swap".into(), ..record() };
+    let noise = || raw::raw("noise");
+    let (first, _) = run(
+        plain.clone(),
+        [weakly("boot-1", 5), noise(), noise(), began(), ended(Some(0)), holds("swap", "a")],
+    );
+    assert_eq!(first.state, State::Formatted);
+    let (again, _) = run(first.clone(), [Event::Detached, weakly("boot-1", 6)]);
+    assert_eq!(again.state, State::Unverified);
+    let (again, _) = run(again, [noise(), noise()]);
+    assert_eq!(again.state, State::Blank, "with another key it is noise");
+    let (same, _) = run(first, [Event::Detached, weakly("boot-2", 6), holds("swap", "a")]);
+    assert_eq!(same.state, State::Formatted, "with the same key it is what it was");
+    // What is no swap space is not given up so, and neither is what lies over something else.
+    let (data, _) = run(
+        plain.clone(),
+        [weakly("boot-1", 5), holds("ext4", "a"), Event::Detached, weakly("boot-1", 6), noise(), noise()],
+    );
+    assert_eq!(data.state, State::Formatted);
+    let over = [
+        weakly("boot-1", 5),
+        holds("swap", "a"),
+        Event::Detached,
+        weakly("boot-1", 6),
+        overlaid(false),
+        noise(),
+        noise(),
+        noise(),
+    ];
+    assert_eq!(run(plain, over).0.state, State::Unverified);
 }
 
 #[test]
@@ -561,6 +683,7 @@ fn a_volume_whose_identity_is_pending_is_never_armed() {
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Unneeded,
+        diskseq: 5,
     };
     assert_eq!(run(record(), [pending, blank(), blank(), blank()]).0.state, State::Unverified);
 }
@@ -574,6 +697,7 @@ fn memory_is_not_guarded() {
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Unneeded,
+        diskseq: 5,
     };
     assert_eq!(run(record(), [memory, holds("swap", "a")]).0.state, State::Exempt);
 }
@@ -637,6 +761,7 @@ fn nothing_is_armed_after_the_records_were_lost() {
                 quarantine: 100,
                 raw_content: RawContent::Written,
                 claim: Claim::Unneeded,
+                diskseq: 5,
             },
             blank(),
             blank(),
@@ -745,6 +870,7 @@ fn samples() -> Vec<(&'static str, Record)> {
                 quarantine,
                 raw_content,
                 claim,
+                diskseq: 5,
             }])
         }),
         ("blank", after(armed())),
@@ -776,6 +902,9 @@ fn samples() -> Vec<(&'static str, Record)> {
             after(vec![attached(), holds("ext4", "a"), through, Event::ToolEnded])
         }),
         ("permitted", after(vec![attached(), holds("ext4", "a"), Event::Permitted(permit(1000))])),
+        ("formatted, known by its place alone, and something else may be there", {
+            after(vec![weakly("boot-1", 5), holds("ext4", "a"), Event::Detached, weakly("boot-1", 6)])
+        }),
         ("permitted, never read", after(vec![attached(), Event::Permitted(permit(1000))])),
         ("exempt", after(vec![attached(), Event::Exempted { reason: "test".into(), uid: 0 }])),
     ]
@@ -876,14 +1005,15 @@ fn any_attachment() -> impl Strategy<Value = Event> {
     let strength =
         prop_oneof![4 => Just(Strength::Strong), 1 => Just(Strength::Weak), 1 => Just(Strength::Pending)];
     let claim = prop_oneof![3 => Just(Claim::Unneeded), 1 => Just(Claim::Wanted)];
-    (any::<bool>(), strength, prop::bool::weighted(0.1), claim).prop_map(
-        |(first, strength, records_lost, claim)| Event::Attached {
+    (any::<bool>(), strength, prop::bool::weighted(0.1), claim, 5_u64..7).prop_map(
+        |(first, strength, records_lost, claim, diskseq)| Event::Attached {
             boot: if first { "boot-1" } else { "boot-2" }.into(),
             strength,
             records_lost,
             quarantine: 100,
             raw_content: RawContent::Written,
             claim,
+            diskseq,
         },
     )
 }
@@ -906,6 +1036,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         3 => any_end(),
         2 => any_attachment(),
         1 => Just(Event::Closed),
+        1 => Just(Event::Detached),
         1 => Just(Event::Doubted),
         2 => Just(monitor_began()),
         1 => Just(Event::FormatBegan { formatter: monitor(), wrote: Wrote::Bytes }),
@@ -918,7 +1049,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Probed(Err(ProbeError::Read("EIO".into())))),
         1 => Just(Event::Probed(Err(ProbeError::Deadline))),
         2 => Just(attached()),
-        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Unneeded }),
+        1 => Just(Event::Attached { boot: "boot-2".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Unneeded, diskseq: 5 }),
         2 => Just(began()),
         1 => Just(ended(Some(0))),
         1 => Just(ended(Some(256))),
@@ -934,7 +1065,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Revoked { reason: "x".into(), uid: 0 }),
         1 => Just(Event::ToolEnded),
         2 => Just(Event::Tick),
-        1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Wanted }),
+        1 => Just(Event::Attached { boot: "boot-1".into(), strength: Strength::Strong, records_lost: false, quarantine: 100, raw_content: RawContent::Written, claim: Claim::Wanted, diskseq: 5 }),
         1 => any::<bool>().prop_map(|doubted| Event::Claimed { lease: 3, doubted, permit: None }),
         1 => Just(Event::ClaimLost),
         1 => Just(Event::PermitLost),
@@ -957,6 +1088,7 @@ fn attached_among_others() -> Event {
         quarantine: 100,
         raw_content: RawContent::Written,
         claim: Claim::Wanted,
+        diskseq: 5,
     }
 }
 
@@ -1028,15 +1160,65 @@ fn is_precious(before: &Record, event: &Event) -> bool {
     }
 }
 
+/// The same, of a volume that shows a name of its own.
+fn by_its_name(event: Event) -> Event {
+    match event {
+        Event::Attached {
+            boot,
+            strength: Strength::Weak,
+            records_lost,
+            quarantine,
+            raw_content,
+            claim,
+            diskseq,
+        } => Event::Attached {
+            boot,
+            strength: Strength::Strong,
+            records_lost,
+            quarantine,
+            raw_content,
+            claim,
+            diskseq,
+        },
+        event => event,
+    }
+}
+
 proptest! {
-    /// Nothing but a permit leaves Formatted; and nobody but who formatted it, and has it in its hands, changes what is
+    /// What is known by its place alone is Formatted until another attachment has read blank, twice in a row and to the end of
+    /// the quarantine, with nothing else found or tried meanwhile; or until another format is found in its place.
+    #[test]
+    fn a_place_is_given_up_for_another_medium_alone(events in any_history(60)) {
+        let (mut volume, _) = run(record(), [weakly("boot-1", 5), holds("ext4", "a")]);
+        // Since when it may be another medium, and since when it has read blank all the time.
+        let (mut another, mut blank_since, mut passes) = (None::<Seconds>, None::<Seconds>, 0);
+        for (event, now) in events {
+            let before = volume.clone();
+            match &event {
+                Event::Attached { .. } => (another, blank_since, passes) = (Some(now.boot), Some(now.boot), 0),
+                Event::Probed(Ok(Finding::Blank | Finding::Raw(_))) => passes += 1,
+                Event::Probed(_) => (blank_since, passes) = (Some(now.boot), 0),
+                _ => {}
+            }
+            let probed = matches!(event, Event::Probed(_));
+            volume = next(&before, event, now).0;
+            if before.state == State::Formatted && volume.state != State::Formatted {
+                prop_assert_eq!(volume.state, State::Blank);
+                prop_assert!(probed && before.unconfirmed.is_some() && another.is_some(), "{before:?}");
+                prop_assert!(passes >= CLEAN_PASSES && blank_since.is_some_and(|since| now.boot >= since + 100), "{before:?}");
+                break;
+            }
+        }
+    }
+
+    /// Nothing but a permit leaves Formatted, of what has a name of its own; and nobody but who formatted it, and has it in its hands, changes what is
     /// recorded.
     #[test]
     fn no_sequence_without_a_permit_leaves_formatted(events in any_history(40), weak: bool) {
         let mut volume = record();
         volume.weak = weak;
         let (mut volume, _) = run(volume, [attached(), holds("ext4", "a")]);
-        for (event, now) in events {
+        for (event, now) in events.into_iter().map(|(event, now)| (by_its_name(event), now)) {
             let told = matches!(event, Event::Shared(_));
             volume = next(&volume, event, now).0;
             prop_assert_eq!(volume.state, State::Formatted);
@@ -1051,9 +1233,13 @@ proptest! {
         // Nothing is probed or formatted that is not there, and its quarantine is told with its attachment.
         let (mut volume, _) = run(record(), [attached()]);
         let (mut clean, mut precious, mut writer) = (0, false, None::<Seconds>);
+        let mut strange = None::<Seconds>;
         for (event, now) in events {
             let before = volume.clone();
             precious |= is_precious(&before, &event);
+            if matches!(event, Event::Attached { strength: Strength::Weak, .. }) {
+                strange = Some(now.boot);
+            }
             match &event {
                 Event::Probed(Ok(Finding::Blank | Finding::Raw(_))) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan { .. } => clean = 0,
@@ -1071,7 +1257,10 @@ proptest! {
             let found = matches!(event, Event::Probed(Ok(Finding::Holds { .. })));
             volume = next(&before, event, now).0;
             if volume.state == State::Blank && before.state != State::Blank {
-                prop_assert!(!precious, "{before:?}");
+                // Where only its place is known, it was another volume's.
+                let anothers = before.unconfirmed.is_some() && strange.is_some_and(|since| now.boot >= since + 100);
+                prop_assert!(!precious || anothers, "{before:?}");
+                precious = false;
                 prop_assert!(before.held.is_none() && before.overlaid.is_none(), "{before:?}");
                 if found {
                     let known = before.formatter.as_ref().is_some_and(Formatter::is_known);

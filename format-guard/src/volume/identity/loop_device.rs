@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FsWord, StatxFlags, statfs, statx};
 
 use crate::volume::{Dev, sysfs::Node};
 
@@ -153,6 +153,9 @@ fn seen(path: &Path, told: Option<Status>) -> Option<Backing> {
     }
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS | StatxFlags::BTIME).ok()?;
     let inode = stat.stx_ino;
+    if statfs(path).is_ok_and(|statfs| numbers_inodes_anew(statfs.f_type)) {
+        return Some(Backing::Place(format!("{}:{}:{inode}", stat.stx_dev_major, stat.stx_dev_minor)));
+    }
     if stat.stx_mask & StatxFlags::BTIME.bits() != 0 {
         let birth = i128::from(stat.stx_btime.tv_sec) * 1_000_000_000 + i128::from(stat.stx_btime.tv_nsec);
         return Some(Backing::File(format!("{inode}:{birth}")));
@@ -162,6 +165,14 @@ fn seen(path: &Path, told: Option<Status>) -> Option<Backing> {
         Some(generation) => Backing::File(format!("{inode}:generation={generation}")),
         None => Backing::Place(format!("{}:{}:{inode}", stat.stx_dev_major, stat.stx_dev_minor)),
     })
+}
+
+/// Whether a file system gives an inode its number when it is looked at, or leaves that to a server: it is another one after the
+/// next mount, whatever time of birth it tells (fs/fat/inode.c, fs/exfat/namei.c: `iunique`).
+fn numbers_inodes_anew(magic: FsWord) -> bool {
+    // statfs(2): MSDOS, exFAT, NFS, SMB, CIFS, SMB2.
+    const KNOWN: [FsWord; 6] = [0x4d44, 0x2011_bab0, 0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42];
+    KNOWN.contains(&magic)
 }
 
 /// Which of the files this one is that have had its inode; `None` where the file system does not count them.
@@ -222,6 +233,17 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn file_systems_that_number_inodes_anew_are_known() {
+        assert!([0x4d44, 0x2011_bab0, 0x6969].into_iter().all(numbers_inodes_anew));
+        // ext4, XFS, btrfs, tmpfs, overlayfs.
+        assert!(
+            ![0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630]
+                .into_iter()
+                .any(numbers_inodes_anew)
+        );
+    }
 
     #[test]
     fn a_device_that_does_not_answer_costs_once_and_one_thread() {

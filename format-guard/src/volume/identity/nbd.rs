@@ -42,6 +42,14 @@ pub(super) fn image(process: &Path) -> Option<String> {
     }
 }
 
+/// Whether the identifier that a device shows was made up for this mapping alone: rbd-nbd does so unless it is given one.
+pub(super) fn is_made_up(process: &Path) -> bool {
+    let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+    comm.trim() == "rbd-nbd"
+        && !arguments.split(|byte| *byte == 0).any(|argument| argument.starts_with(b"--cookie"))
+}
+
 /// Whether a descriptor was opened for writing (proc(5), fdinfo).
 fn is_written(info: &str) -> Option<bool> {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
@@ -84,5 +92,10 @@ mod tests {
         assert_eq!(serves("qemu-nbd -c x --offset=512 a", &[("a", "02100002")]), None, "a part");
         fs::write(process.join("comm"), "rbd-nbd\n").expect("file");
         assert_eq!(serves("rbd-nbd map x", &[("log", "02100002")]), None, "another's log");
+        assert!(is_made_up(&process));
+        serves("rbd-nbd map x --cookie 0001-0009", &[]);
+        assert!(!is_made_up(&process));
+        fs::write(process.join("comm"), "nbd-client\n").expect("file");
+        assert!(!is_made_up(&process), "whoever else gives one means it");
     }
 }

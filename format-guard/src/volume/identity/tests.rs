@@ -1,6 +1,11 @@
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 use super::*;
+use crate::volume::Dev;
 
 /// A sysfs tree of one disk at `device`, with these attributes (paths below the device).
 fn tree(device: &str, attributes: &[(&str, &str)]) -> tempfile::TempDir {
@@ -37,18 +42,133 @@ fn weak(id: &str) -> (String, Strength) {
     (id.to_owned(), Strength::Weak)
 }
 
-#[test]
-fn an_iscsi_volume_is_its_target_and_lun_not_its_wwid() {
-    let root = tree(
-        "platform/host0/session3/target0:0:0/0:0:0:1/block/sda",
-        &[("device/wwid", "t10.IET     00010001")],
-    );
-    let session = root.path().join("class/iscsi_session/session3");
+/// What each name is worth, in order.
+fn names(identity: &Identity) -> Vec<(&str, Kind)> {
+    identity.names.iter().map(|name| (name.id.as_str(), name.kind)).collect()
+}
+
+/// Adds a device to a tree, and a name of it that the tests look it up by.
+fn add(root: &Path, device: &str, attributes: &[(&str, &str)]) -> PathBuf {
+    let path = root.join("devices").join(device);
+    for (name, value) in attributes {
+        let file = path.join(name);
+        fs::create_dir_all(file.parent().expect("below the root")).expect("directory");
+        fs::write(file, format!("{value}\n")).expect("attribute");
+    }
+    for class in ["class/block", "dev/block"] {
+        fs::create_dir_all(root.join(class)).expect("directory");
+    }
+    symlink(&path, root.join("class/block").join(path.file_name().expect("name"))).expect("link");
+    for (_, dev) in attributes.iter().filter(|(name, _)| *name == "dev") {
+        symlink(&path, root.join("dev/block").join(dev)).expect("link");
+    }
+    path
+}
+
+/// A unit of an iSCSI target, whose designator is this.
+fn unit(root: &Path, disk: &str, target: &str, number: u32, wwid: &str) {
+    let minor = format!("8:{number}");
+    let device = format!("platform/host0/session3/target0:0:0/0:0:0:{number}/block/{disk}");
+    add(root, &device, &[("dev", &minor), ("size", "2048"), ("diskseq", "5"), ("device/wwid", wwid)]);
+    let session = root.join("class/iscsi_session/session3");
     fs::create_dir_all(&session).expect("directory");
-    fs::write(session.join("targetname"), "iqn.2019-10.io.longhorn:pvc-1\n").expect("attribute");
-    let identity = identity(root.path(), "sda");
-    assert_eq!(identity.id.as_str(), "iscsi:iqn.2019-10.io.longhorn:pvc-1,lun=1");
-    assert_eq!(identity.strength, Strength::Strong);
+    fs::write(session.join("targetname"), target).expect("attribute");
+}
+
+const TARGET: &str = "iqn.2019-10.io.longhorn:pvc-1";
+const COUNTER: &str = "naa.60000000000000000e00000000010001";
+const LIO: &str = "naa.6001405f0e7a4d1c2b3a4d5e6f708192";
+
+#[test]
+fn an_iscsi_volume_whose_wwid_counts_is_its_target_as_long_as_that_has_one_unit() {
+    for wwid in ["t10.IET     00010001", COUNTER] {
+        let root = tempfile::tempdir().expect("directory");
+        unit(root.path(), "sda", TARGET, 1, wwid);
+        let one = identity(root.path(), "sda");
+        assert_eq!((one.id.as_str(), one.strength), (&*format!("iscsi:{TARGET},lun=1"), Strength::Strong));
+        assert_eq!(one.names[1].kind, Kind::Place, "the counter is shown for what it is");
+        // Units of one target are numbered anew as they come and go.
+        unit(root.path(), "sdb", TARGET, 2, "naa.60000000000000000e00000000010002");
+        for (disk, number) in [("sda", 1), ("sdb", 2)] {
+            let one = identity(root.path(), disk);
+            assert_eq!(
+                (one.id.as_str(), one.strength),
+                (&*format!("iscsi:{TARGET},lun={number}"), Strength::Weak)
+            );
+        }
+    }
+}
+
+#[test]
+fn an_iscsi_volume_with_a_designator_of_its_own_is_that_whatever_its_units_number() {
+    let root = tempfile::tempdir().expect("directory");
+    unit(root.path(), "sda", "iqn.2010-01.com.array:host-1", 5, LIO);
+    let volume = identity(root.path(), "sda");
+    let own = format!("scsi:{LIO}");
+    assert_eq!((volume.id.as_str(), volume.strength), (&*own, Strength::Strong));
+    assert_eq!(
+        names(&volume),
+        [(&*own, Kind::Own), ("iscsi:iqn.2010-01.com.array:host-1,lun=5", Kind::Address)]
+    );
+    assert!(volume.names[0].from.ends_with("/block/sda/device/wwid"), "{}", volume.names[0].from);
+    assert!(volume.names[1].from.ends_with("class/iscsi_session/session3/targetname"));
+    // A partition of it goes by each of them.
+    let disk = "platform/host0/session3/target0:0:0/0:0:0:5/block/sda";
+    let attributes = [("partition", "1"), ("start", "2048"), ("size", "100"), ("dev", "8:6")];
+    add(root.path(), &format!("{disk}/sda1"), &attributes);
+    let partition = identity(root.path(), "sda1");
+    let own = format!("part:scsi:{LIO}#2048");
+    assert_eq!(
+        names(&partition),
+        [(&*own, Kind::Own), ("part:iscsi:iqn.2010-01.com.array:host-1,lun=5#2048", Kind::Address)]
+    );
+}
+
+/// A map over paths that are units of one target each.
+fn map(wwid: &str, paths: &[(&str, u32, &str)]) -> Identity {
+    let root = tempfile::tempdir().expect("directory");
+    let uuid = format!("mpath-{wwid}");
+    let map = add(
+        root.path(),
+        "virtual/block/dm-0",
+        &[("dev", "253:0"), ("size", "2048"), ("dm/name", "mpatha"), ("dm/uuid", &uuid)],
+    );
+    fs::create_dir_all(map.join("slaves")).expect("directory");
+    for (disk, number, wwid) in paths {
+        unit(root.path(), disk, TARGET, *number, wwid);
+        fs::write(map.join("slaves").join(disk), "").expect("slave");
+    }
+    identity(root.path(), "dm-0")
+}
+
+#[test]
+fn a_multipath_map_is_the_volume_of_its_paths() {
+    let own = format!("scsi:{LIO}");
+    let alias = "dm:mpath-36001405f0e7a4d1c2b3a4d5e6f708192";
+    let over = map("36001405f0e7a4d1c2b3a4d5e6f708192", &[("sda", 1, LIO), ("sdb", 2, LIO)]);
+    assert_eq!(over.id.as_str(), own);
+    assert_eq!(over.names.last().map(|name| (name.id.as_str(), name.kind)), Some((alias, Kind::Own)));
+    // All its paths are gone.
+    let alone = map("36001405f0e7a4d1c2b3a4d5e6f708192", &[]);
+    assert_eq!(names(&alone), [(&*own, Kind::Own), (alias, Kind::Own)]);
+    assert_eq!(map("20025385a61b14a1c", &[]).id.as_str(), "scsi:eui.0025385a61b14a1c");
+    assert_eq!(
+        map("uuid.b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0", &[]).id.as_str(),
+        "nvme:b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0"
+    );
+    assert_eq!(map("1ATA_ST4000_Z1Z0ABCD", &[]).id.as_str(), "dm:mpath-1ATA_ST4000_Z1Z0ABCD");
+}
+
+#[test]
+fn a_multipath_map_by_a_counter_is_a_place_unless_its_paths_agree() {
+    let wwid = "360000000000000000e00000000010001";
+    let place = (format!("path:dm/mpath-{wwid}"), Strength::Weak);
+    let of = |map: &Identity| (map.id.to_string(), map.strength);
+    assert_eq!(of(&map(wwid, &[])), place);
+    assert_eq!(of(&map(wwid, &[("sda", 1, COUNTER)])), strong(&format!("iscsi:{TARGET},lun=1")));
+    assert_eq!(of(&map(wwid, &[("sda", 1, COUNTER), ("sdb", 2, COUNTER)])), place);
+    let root = tree("virtual/block/dm-3", &[("dm/name", "x"), ("dm/uuid", &format!("part1-mpath-{wwid}"))]);
+    assert_eq!(identity(root.path(), "dm-3").strength, Strength::Weak);
 }
 
 #[test]
@@ -62,7 +182,10 @@ fn an_iscsi_disk_whose_session_cannot_be_seen_is_weak_whatever_its_wwid() {
 
 #[test]
 fn a_partition_is_where_it_starts_on_its_disk() {
-    let root = tree("virtual/block/dm-3", &[("dm/name", "disk"), ("dm/uuid", "mpath-36001")]);
+    let root = tree(
+        "virtual/block/dm-3",
+        &[("dm/name", "disk"), ("dm/uuid", "mpath-36001405f0e7a4d1c2b3a4d5e6f708192")],
+    );
     let disk = root.path().join("devices/virtual/block/dm-3");
     let part = disk.join("dm-3p1");
     fs::create_dir_all(&part).expect("directory");
@@ -71,7 +194,7 @@ fn a_partition_is_where_it_starts_on_its_disk() {
     }
     symlink(&part, root.path().join("class/block/dm-3p1")).expect("link");
     let device = Sysfs::recorded(root.path()).device("dm-3p1").expect("device");
-    assert_eq!(device.identity.id.as_str(), "part:dm:mpath-36001#2048");
+    assert_eq!(device.identity.id.as_str(), format!("part:scsi:{LIO}#2048"));
     assert_eq!((device.diskseq, device.size), (5, 51200));
     assert_eq!(device.below.len(), 1);
     assert_eq!(device.below[0].extents[0].below, 1 << 20);
@@ -151,6 +274,29 @@ fn nvme_takes_the_strongest_identifier_that_is_not_zero() {
         nvme(&[("wwid", "nvme.1d0f-766f6c3031-416d617a6f6e-00000001")]),
         strong("nvme:nvme.1d0f-766f6c3031-416d617a6f6e-00000001")
     );
+    // What else it shows is kept; what names its place too, for where another kernel believes nothing better.
+    let root = tree(
+        "pci0000:00/nvme/nvme0/nvme0n1",
+        &[
+            ("uuid", "b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0"),
+            ("nguid", "00112233-4455-6677-8899-aabbccddeeff"),
+            ("eui", "00 25 38 5a 61 b1 4a 1c"),
+            ("wwid", "uuid.b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0"),
+            ("nsid", "1"),
+            ("device/serial", "vol01"),
+            ("device/model", "Amazon"),
+            ("device/device/vendor", "0x1d0f"),
+        ],
+    );
+    assert_eq!(
+        names(&identity(root.path(), "nvme0n1")),
+        [
+            ("nvme:b1f9a2ba-1f0f-4c5e-9d3c-2f0c4ad5d1a0", Kind::Own),
+            ("nvme:00112233-4455-6677-8899-aabbccddeeff", Kind::Own),
+            ("nvme:00 25 38 5a 61 b1 4a 1c", Kind::Own),
+            ("nvme:nvme.1d0f-766f6c3031-416d617a6f6e-00000001", Kind::Address),
+        ]
+    );
     for constant in ["nvme.1ae0-6e766d655f636172642d7064-6e766d65-00000001", "nvme.1b36--51454d55-00000001"] {
         assert_eq!(nvme(&[("wwid", constant)]).1, Strength::Weak, "{constant}");
     }
@@ -195,6 +341,19 @@ fn rbd_takes_the_images_id_and_not_its_name() {
     let (id, origin) = rbd(&attributes);
     assert_eq!(id, "rbd:kube/10226b8b4567,cluster=c0ffee");
     assert!(origin.contains("kube/csi-vol-1"), "{origin}");
+    // Where the pool's id is told, its name may be another pool's.
+    let with_pool = [&attributes[..], &[("pool_id", "7")]].concat();
+    let root = tree("rbd/0/block/rbd0", &[]);
+    for (name, value) in with_pool {
+        fs::write(root.path().join("devices/rbd/0").join(name), value).expect("attribute");
+    }
+    assert_eq!(
+        names(&identity(root.path(), "rbd0")),
+        [
+            ("rbd:pool=7/10226b8b4567,cluster=c0ffee", Kind::Own),
+            ("rbd:kube/10226b8b4567,cluster=c0ffee", Kind::Address)
+        ]
+    );
     assert_eq!(
         rbd(&[("pool", "kube"), ("pool_ns", "a"), ("name", "x"), ("current_snap", "s1")]).0,
         "rbd:kube/a/x@s1"
@@ -206,6 +365,49 @@ fn virtio_and_nbd_take_what_they_were_told() {
     assert_eq!(of_disk("pci0000:00/virtio1/block/vda", &[("serial", "pvc-1")]), strong("virtio:pvc-1"));
     assert_eq!(of_disk("virtual/block/nbd3", &[("backend", "export-7")]), strong("nbd:export-7"));
     assert_eq!(of_disk("virtual/block/nbd3", &[]), weak("path:virtual/block/nbd3"));
+}
+
+#[test]
+fn what_shows_no_name_of_its_volume_is_a_place() {
+    for device in ["drbd1000", "zd16", "ublkb0", "nullb0", "bcache0", "nbd0"] {
+        let place = format!("virtual/block/{device}");
+        assert_eq!(of_disk(&place, &[]), weak(&format!("path:{place}")));
+    }
+    assert_eq!(
+        of_disk(
+            "virtual/block/bcache0",
+            &[("bcache/backing_dev_uuid", "76fb7fb0-a202-3bc6-5235-74b82386e951")]
+        ),
+        strong("bcache:76fb7fb0-a202-3bc6-5235-74b82386e951")
+    );
+}
+
+/// A page of the book has a row for each row of the table, and each names a test that is there.
+#[test]
+fn the_page_of_the_book_has_a_row_for_each_technology() {
+    let page = include_str!("../../../../docs/identity.md");
+    let tests = [
+        include_str!("tests.rs"),
+        include_str!("lies.rs"),
+        include_str!("loop_device.rs"),
+        include_str!("nbd.rs"),
+        include_str!("../../../../tests/tests/scenarios/identity.rs"),
+    ];
+    for technology in technologies::TECHNOLOGIES {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {} |", technology.name)));
+        let row = row.unwrap_or_else(|| panic!("docs/identity.md has no row for {}", technology.name));
+        for (scheme, kind, _) in technology.shows {
+            assert!(row.contains(&format!("`{scheme}:`")) && row.contains(kind.name()), "{scheme} in {row}");
+        }
+        let quoted = row.split('`').skip(1).step_by(2);
+        let named: Vec<&str> =
+            quoted.filter(|word| word.contains('_') && !word.contains([':', '/'])).collect();
+        assert!(!named.is_empty(), "no test in {row}");
+        for test in named {
+            assert!(tests.iter().any(|file| file.contains(&format!("fn {test}("))), "no test {test}");
+        }
+        assert!(!technology.source.is_empty());
+    }
 }
 
 #[test]

@@ -126,6 +126,7 @@ impl Node {
             broken: Arc::default(),
             pruned: Arc::default(),
             copies: BTreeMap::new(),
+            names: BTreeMap::new(),
         };
         let world = World {
             sysfs: Sysfs::recorded(sysfs),

@@ -20,7 +20,7 @@ fn under(raw_content: RawContent) -> Event {
     let Event::Attached { boot, strength, records_lost, quarantine, claim, .. } = attached() else {
         unreachable!()
     };
-    Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim }
+    Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq: 5 }
 }
 
 fn is_raw(record: &Record) -> bool {
@@ -93,7 +93,8 @@ fn what_was_filled_while_the_host_went_down_is_content() {
         };
         let boot = "boot-2".to_owned();
         let raw_content = RawContent::Ignored;
-        let ignored = Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim };
+        let ignored =
+            Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq: 5 };
         assert!(!is_raw(&run(armed, [ignored, raw(after)]).0));
     }
 }
