@@ -1,17 +1,14 @@
 //! Logical units of one target, whose numbers are used again; places in which one medium follows another; and the paths to one
 //! volume.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::refused,
-    device::{Device, Image, Linear, Loop, Units},
+    device::{Device, Image, Linear, Loop, Units, device_number},
     guard::Guard,
-    tool::{must, run},
+    tool::{must, must_with, run},
     wait_for,
 };
 
@@ -90,7 +87,7 @@ impl Map {
         let list: Vec<String> = paths.iter().map(|path| format!("{} 1", path.display())).collect();
         let table =
             format!("0 {sectors} multipath 0 0 1 1 round-robin 0 {} 1 {}", paths.len(), list.join(" "));
-        must(&format!("dmsetup create {name} --uuid {uuid} --table '{table}'"))?;
+        must_with(&format!("dmsetup create {name} --uuid {uuid}"), &table)?;
         Ok(Self(name))
     }
 
@@ -127,12 +124,7 @@ fn a_map_and_its_paths_are_one_volume() -> Result<()> {
         refused(&guard, &format!("mkfs.xfs -f {}", path.display()), "")?;
     }
     // One path is down; the map goes on, and says so.
-    must("dmsetup message fg-mpath 0 'fail_path 8:0'").or_else(|_| {
-        let dev = fs::read_to_string(
-            Path::new("/sys/class/block").join(paths[0].file_name().context("no name")?).join("dev"),
-        )?;
-        must(&format!("dmsetup message fg-mpath 0 'fail_path {}'", dev.trim()))
-    })?;
+    must(&format!("dmsetup message fg-mpath 0 fail_path {}", device_number(&paths[0])?))?;
     let shown = guard.volume(&map.path())?;
     ensure!(shown["state"] == "formatted" && shown["discrepancy"].is_null(), "{shown}");
     drop(map);
