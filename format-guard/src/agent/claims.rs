@@ -27,7 +27,7 @@ use crate::{
     record::{
         Permit,
         shared::{
-            ClaimChange, Format, Me, Seen, Shared, Standing, Wish, Write, step,
+            ClaimChange, Format, MOVED, Me, Seen, Shared, Standing, Wish, Write, step,
             store::{Connect, Granted, Session, SharedError, Stands, TRIES, carry_on},
         },
     },
@@ -143,6 +143,8 @@ struct State {
     touched: BTreeSet<VolumeId>,
     /// The last of what was told that these follow from.
     acknowledged: u64,
+    /// Other names of volumes, under which nodes of an earlier version keep what they know of them.
+    names: HashMap<VolumeId, Vec<VolumeId>>,
 }
 
 impl Wishes {
@@ -168,6 +170,16 @@ impl Wishes {
         }
         drop(state);
         self.0.changed.notify_one();
+    }
+
+    /// The volume has these names, too.
+    pub fn name(&self, id: &VolumeId, others: Vec<VolumeId>) {
+        let mut state = self.state();
+        if others.is_empty() {
+            state.names.remove(id);
+        } else {
+            state.names.insert(id.clone(), others);
+        }
     }
 
     /// Everything until this number was taken into account.
@@ -213,6 +225,14 @@ struct Volume {
     seen: Option<Seen>,
     /// It is to be looked at.
     due: bool,
+}
+
+/// What stands in the way of a claim, under another name of the volume.
+enum Older {
+    /// This node has claimed it.
+    Claimed(String),
+    /// One that is gone had.
+    Armed,
 }
 
 /// The task.
@@ -452,26 +472,42 @@ impl<C: Connect> Claimant<C> {
                 Ok((id.clone(), carry_on(&*session, &id, wish, seen, me, now()).await?))
             });
         };
-        let (mut unseen, mut unreadable) = (Vec::new(), Vec::new());
+        let named: BTreeSet<VolumeId> = self.wishes.state().names.keys().cloned().collect();
+        let (mut unseen, mut unreadable, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             volume.due = false;
             // What was seen before will do for a write, which is made only if it still is so.
-            let writes = |seen: &Seen| step(seen, &volume.wish, Me { node: &node, lease }, now()).0.is_some();
+            let named = named.contains(&id);
+            let writes = |seen: &Seen| {
+                !named && step(seen, &volume.wish, Me { node: &node, lease }, now()).0.is_some()
+            };
             match volume.seen.take().filter(writes) {
                 Some(seen) => begin(id, volume.wish.clone(), seen),
                 None => unseen.push(id),
             }
         }
         if !unseen.is_empty() {
+            let taken_over = self.take_over(session, &unseen).await?;
             let seen = session.look(&unseen).await?;
             for (id, seen) in unseen.into_iter().zip(seen) {
                 let Some(volume) = self.volumes.get(&id) else { continue };
-                match seen {
-                    Ok(seen) => begin(id, volume.wish.clone(), seen),
-                    Err(error) => unreadable.push((id, volume.wish.clone(), error)),
+                match (seen, taken_over.get(&id)) {
+                    (Ok(seen), Some(Older::Claimed(by))) if matches!(volume.wish, Wish::Claim { .. }) => {
+                        waiting.push((id, volume.wish.clone(), by.clone(), seen));
+                    }
+                    (Ok(seen), Some(Older::Armed)) if matches!(volume.wish, Wish::Claim { .. }) => {
+                        begin(id, Wish::Claim { doubted: true }, seen);
+                    }
+                    (seen, _) => match seen {
+                        Ok(seen) => begin(id, volume.wish.clone(), seen),
+                        Err(error) => unreadable.push((id, volume.wish.clone(), error)),
+                    },
                 }
             }
+        }
+        for (id, wish, node, seen) in waiting {
+            self.stands(id, Stands { wish, standing: Some(Standing::Waiting { node }), seen }).await?;
         }
         for (id, wish, error) in unreadable {
             let standing = Some(Standing::Unreadable(error.to_string()));
@@ -482,6 +518,47 @@ impl<C: Connect> Claimant<C> {
             self.stands(id, stands).await?;
         }
         Ok(())
+    }
+
+    /// Takes over what nodes of an earlier version keep of these volumes under other names. It is taken over once: such a name may
+    /// be another volume's after it.
+    async fn take_over(
+        &self,
+        session: &Arc<C::Session>,
+        ids: &[VolumeId],
+    ) -> Result<HashMap<VolumeId, Older>, SharedError> {
+        let names: Vec<(VolumeId, VolumeId)> = {
+            let state = self.wishes.state();
+            let of = |id: &VolumeId| state.names.get(id).cloned().unwrap_or_default();
+            ids.iter().flat_map(|id| of(id).into_iter().map(|name| (id.clone(), name))).collect()
+        };
+        let mut found = HashMap::new();
+        if names.is_empty() {
+            return Ok(found);
+        }
+        let all: Vec<VolumeId> = names.iter().map(|(_, name)| name.clone()).collect();
+        let node = self.wishes.node();
+        for ((id, name), seen) in names.into_iter().zip(session.look(&all).await?) {
+            // Of a newer version, or taken over already.
+            let Ok(seen) = seen else { continue };
+            if let Some(claim) = &seen.claim {
+                found.insert(id, Older::Claimed(claim.node.clone()));
+                continue;
+            }
+            let Some(shared) = seen.shared.clone() else { continue };
+            if shared.armed.is_some() {
+                found.entry(id.clone()).or_insert(Older::Armed);
+            }
+            if let Some(format) = shared.format.clone() {
+                let Some(Ok(own)) = session.look(std::slice::from_ref(&id)).await?.pop() else { continue };
+                let wish = Wish::Gone { clean: true, format: Some(format) };
+                carry_on(&**session, &id, wish, own, Me { node, lease: None }, now()).await?;
+            }
+            info!(volume = %id, "what the nodes know of it as {name} is taken over");
+            let write = Write { shared: Some(Shared { version: MOVED, ..shared }), claim: ClaimChange::Keep };
+            session.write(&name, &seen, &write, node).await?;
+        }
+        Ok(found)
     }
 
     async fn stands(&mut self, id: VolumeId, Stands { wish, standing, seen }: Stands) -> Result<(), End> {

@@ -768,6 +768,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.device_gone(*upper);
         }
         info!(device = device.name, volume = %id, "attached");
+        self.tell_names(&device);
         let (boot, strength, diskseq) = (self.world.boot.clone(), device.identity.strength, device.diskseq);
         self.occupy(None, Some(&id));
         self.devices.insert(device);

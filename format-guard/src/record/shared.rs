@@ -19,6 +19,8 @@ use crate::volume::{
 
 /// The version of the values that are written, and the only one that is read.
 pub const VERSION: u32 = 1;
+/// The version of a value that was taken over under a better name of its volume: who reads [`VERSION`] alone arms nothing by it.
+pub const MOVED: u32 = 2;
 /// Largest value that is read, in bytes: one of twelve marks has some hundred.
 pub const MAX_VALUE: usize = 64 * 1024;
 /// Formats, and bytes of each text, that are taken over from a value at most.

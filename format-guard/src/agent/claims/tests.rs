@@ -6,7 +6,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::*;
-use crate::record::shared::{Claim, ValueError};
+use crate::record::shared::{Claim, VERSION, ValueError};
 
 /// A store in memory, whose leases end when the test says so.
 #[derive(Default)]
@@ -69,7 +69,13 @@ impl Session for Connected {
 
     async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {
         self.0.is_here()?;
-        Ok(ids.iter().map(|id| Ok(self.0.seen(id.as_str()))).collect())
+        let read = |id: &VolumeId| match self.0.seen(id.as_str()) {
+            seen if seen.shared.as_ref().is_some_and(|shared| shared.version != VERSION) => {
+                Err(ValueError::Version(MOVED))
+            }
+            seen => Ok(seen),
+        };
+        Ok(ids.iter().map(read).collect())
     }
 
     async fn write(
@@ -246,6 +252,32 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
             let _ = reply.send(Known { formats: std::mem::take(&mut node.known), more_after: None });
         }
     }
+}
+
+/// A node of an earlier version goes by the target and the unit.
+#[tokio::test(start_paused = true)]
+async fn what_is_known_by_an_older_name_holds_and_is_taken_over_once() {
+    const OLDER: &str = "iscsi:t,lun=1";
+    const OWN: &str = "scsi:naa.6001405f";
+    let memory = Arc::new(Memory::default());
+    let mut old = Node::start(&memory, "old", None);
+    old.wishes.set(&OLDER.into(), Wish::Claim { doubted: false }, false);
+    assert_eq!(old.stands(None).await, Standing::Claimed { doubted: false });
+    let mut new = Node::start(&memory, "new", None);
+    new.wishes.name(&OWN.into(), vec![OLDER.into()]);
+    new.wishes.set(&OWN.into(), Wish::Claim { doubted: false }, false);
+    assert_eq!(new.stands(None).await, Standing::Waiting { node: "old".to_owned() });
+    // It formats it, and gives the claim up by that.
+    old.wishes.set(&OLDER.into(), Wish::Formatting, false);
+    old.stands(Some(Wish::Formatted(format(1, "old")))).await;
+    assert_eq!(new.stands(None).await, Standing::Formatted(format(1, "old")));
+    assert_eq!(memory.seen(OWN).shared.and_then(|shared| shared.format), Some(format(1, "old")));
+    assert_eq!(memory.seen(OLDER).shared.map(|shared| shared.version), Some(MOVED));
+    // The next volume that is that unit is another one.
+    let mut third = Node::start(&memory, "third", None);
+    third.wishes.name(&"scsi:naa.6001405a".into(), vec![OLDER.into()]);
+    third.wishes.set(&"scsi:naa.6001405a".into(), Wish::Claim { doubted: false }, false);
+    assert_eq!(third.stands(None).await, Standing::Claimed { doubted: false });
 }
 
 #[tokio::test(start_paused = true)]

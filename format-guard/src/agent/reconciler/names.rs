@@ -121,17 +121,19 @@ impl<E: Enforcer> Reconciler<E> {
         device.identity.id = id;
     }
 
-    /// A present device of the volume whose size is another than that of one that is about to be attached as a path to it.
+    /// A present device of the volume, if one that is about to be attached as a path to it has another size than each. Of a file
+    /// two loop devices may show as much as they are told to, or as there was when they were made.
     fn contradicts(&self, device: &Device, id: &VolumeId) -> Option<String> {
         let is_there = self
             .devices
             .get(device.dev)
             .is_some_and(|known| known.identity.id == *id && known.diskseq == device.diskseq);
-        if is_there || device.size == 0 {
+        if is_there || device.size == 0 || id.as_str().contains("loop:") {
             return None;
         }
-        let other = self.devices.of(id).find(|other| other.dev != device.dev && other.size != device.size)?;
-        Some(other.name.clone())
+        let others = || self.devices.of(id).filter(|other| other.dev != device.dev);
+        let contradicts = others().all(|other| other.size != device.size);
+        others().next().filter(|_| contradicts).map(|other| other.name.clone())
     }
 
     fn tell_apart(&mut self, dev: Dev, diskseq: u64, id: &VolumeId, text: String) {
@@ -247,6 +249,10 @@ impl<E: Enforcer> Reconciler<E> {
             let told = HistoryEvent::new(now(), strongest.to_string(), "renamed", text);
             self.store.replace(ids, &record, &[told])?;
             if live.is_some() {
+                // What is put off must not bring back what it was.
+                if let Some(batch) = &mut self.batch {
+                    batch.store_later(&record, &record, &[]);
+                }
                 self.records.insert(strongest.clone(), record);
                 self.put_rules(strongest);
             }

@@ -19,7 +19,11 @@ use crate::{
         shared::{self, Format, Standing, Wish},
         transition::Event,
     },
-    volume::{VolumeId, identity::Strength, sysfs::Device},
+    volume::{
+        VolumeId,
+        identity::{Kind, Strength},
+        sysfs::Device,
+    },
 };
 
 /// Records that are read at once for the store.
@@ -94,6 +98,15 @@ impl<E: Enforcer> Reconciler<E> {
             return Some(Wish::Formatting);
         }
         Some(wish)
+    }
+
+    /// Under which other names nodes of an earlier version may keep what they know of a device's volume.
+    pub(super) fn tell_names(&self, device: &Device) {
+        let Some(sharing) = &self.sharing else { return };
+        let id = &device.identity.id;
+        let others = device.identity.names.iter().filter(|name| name.kind != Kind::Place && name.id != *id);
+        let others = others.map(|name| &name.id).filter(|name| shared::is_shared(name)).cloned();
+        sharing.wishes.name(id, others.collect());
     }
 
     fn is_held(&self, id: &VolumeId) -> bool {

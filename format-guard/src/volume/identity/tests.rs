@@ -392,6 +392,7 @@ fn the_page_of_the_book_has_a_row_for_each_technology() {
         include_str!("loop_device.rs"),
         include_str!("nbd.rs"),
         include_str!("../../../../tests/tests/scenarios/identity.rs"),
+        include_str!("../../../../tests/tests/scenarios/units.rs"),
     ];
     for technology in technologies::TECHNOLOGIES {
         let row = page.lines().find(|line| line.starts_with(&format!("| {} |", technology.name)));
