@@ -919,6 +919,10 @@ impl<E: Enforcer> Reconciler<E> {
             self.probe(&id);
             return;
         }
+        if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
+            self.probe(&id);
+            return;
+        }
         if let Ok(finding) = &answer.result
             && self.is_anothers(&id, answer.dev, finding)
         {
@@ -927,10 +931,6 @@ impl<E: Enforcer> Reconciler<E> {
         }
         let is_map = self.is_map(&id, answer.dev);
         if !is_map && self.is_read_by_another_path(&id, answer.dev, answer.result.is_ok()) {
-            return;
-        }
-        if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
-            self.probe(&id);
             return;
         }
         if let Ok(finding) = &answer.result {

@@ -388,7 +388,10 @@ fn iscsi(device: &Shown<'_>) -> Option<Identity> {
     let address = target.map(|target| (format!("{target},lun={lun}"), sysfs.file(&targetname)));
     if let Some(own) = designated {
         return Some(match address {
-            Some((address, from)) => own.also(Kind::Address, name("iscsi", &address), from),
+            Some((address, from)) => {
+                let origin = format!("{} of the unit at {address}", own.origin);
+                Identity { origin, ..own }.also(Kind::Address, name("iscsi", &address), from)
+            }
             None => own,
         });
     }

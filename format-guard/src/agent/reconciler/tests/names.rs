@@ -158,6 +158,15 @@ fn what_an_earlier_version_knew_by_target_and_unit_is_found_under_its_own_name()
 
 #[test]
 fn two_records_of_one_volume_become_one_with_the_protection_of_both() {
+    are_merged(false);
+}
+
+#[test]
+fn what_is_put_off_brings_no_record_back_that_was_merged() {
+    are_merged(true);
+}
+
+fn are_merged(batched: bool) {
     let mut setting = setting();
     let mut by_path = formatted(&format!("iscsi:{TARGET},lun=5"), "a");
     by_path.strict = true;
@@ -166,6 +175,7 @@ fn two_records_of_one_volume_become_one_with_the_protection_of_both() {
     let mut by_map = formatted("dm:mpath-36001405f0e7a4d1c2b3a4d5e6f708192", "a");
     by_map.mounted = true;
     setting.knows(&[by_path, other_path, by_map]);
+    setting.reconciler.batch = batched.then(Batch::default);
     let paths = [Unit::new("sda", 0, 5, A), Unit::new("sdb", 16, 7, A)];
     for path in &paths {
         setting.plug(path);
@@ -177,8 +187,13 @@ fn two_records_of_one_volume_become_one_with_the_protection_of_both() {
         fs::write(slaves.join(path.disk), "").expect("slave");
     }
     setting.give(changed("dm-3"));
+    let entered = setting.runtime.enter();
+    setting.reconciler.carry_out_batch();
+    drop(entered);
     let id = VolumeId::from(&*format!("scsi:{A}"));
     assert_eq!(setting.reconciler.devices.of(&id).count(), 3, "two paths and their map");
+    let stored = setting.reconciler.store.get(&id).expect("read").expect("a record");
+    assert!(stored.strict && stored.mounted && stored.state == State::Formatted, "{stored:?}");
     let record = &setting.reconciler.records[&id];
     assert!(record.strict && record.mounted && record.state == State::Formatted, "{record:?}");
     assert_eq!(record.marks.len(), 2);
