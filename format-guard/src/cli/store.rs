@@ -18,7 +18,7 @@ use crate::{
     record::{
         Record,
         shared::{
-            self, Format, MAX_VALUE, Me, Shared, Standing, Wish,
+            self, Format, MAX_VALUE, Me, Shared, Standing, ValueError, Wish,
             etcd::{Etcd, Member},
             store::{Connect, Session, SharedError, carry_on},
         },
@@ -156,6 +156,7 @@ async fn export(member: &Member) -> Result<()> {
         for (id, record) in records {
             match record {
                 Ok(record) => print_line(id, record)?,
+                Err(ValueError::Moved) => {}
                 Err(error) => eprintln!("format-guard: {id}: {error}"),
             }
         }

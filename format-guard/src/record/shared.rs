@@ -137,6 +137,9 @@ pub enum ValueError {
     /// It is none of ours.
     #[error("its value in the store cannot be read: {0}")]
     Malformed(String),
+    /// It is kept under a better name of its volume.
+    #[error("what was known by this name is kept under a better one of its volume")]
+    Moved,
     /// A newer agent's.
     #[error(
         "its value in the store has version {0}, this program knows {VERSION}: install a newer one on this node"
@@ -158,8 +161,10 @@ impl Shared {
         }
         let of_json = |error: serde_json::Error| ValueError::Malformed(error.to_string());
         let Versioned { version } = serde_json::from_slice(bytes).map_err(of_json)?;
-        if version != VERSION {
-            return Err(ValueError::Version(version));
+        match version {
+            VERSION => {}
+            MOVED => return Err(ValueError::Moved),
+            newer => return Err(ValueError::Version(newer)),
         }
         let shared: Self = serde_json::from_slice(bytes).map_err(of_json)?;
         if !shared.is_sound() {

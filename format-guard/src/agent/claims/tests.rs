@@ -71,7 +71,7 @@ impl Session for Connected {
         self.0.is_here()?;
         let read = |id: &VolumeId| match self.0.seen(id.as_str()) {
             seen if seen.shared.as_ref().is_some_and(|shared| shared.version != VERSION) => {
-                Err(ValueError::Version(MOVED))
+                Err(ValueError::Moved)
             }
             seen => Ok(seen),
         };

@@ -364,3 +364,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_value_that_was_taken_over_is_told_from_a_newer_agents() {
+    let moved = Shared { version: MOVED, ..Shared::default() };
+    assert_eq!(Shared::read(&moved.value()), Err(ValueError::Moved));
+    let newer = Shared { version: MOVED + 1, ..Shared::default() };
+    assert_eq!(Shared::read(&newer.value()), Err(ValueError::Version(MOVED + 1)));
+}
