@@ -119,7 +119,7 @@ fn second_boot() -> Result<()> {
     // Blank as ever, but nobody knows that it is the same one: that takes the quarantine.
     let weak = weak()?;
     let volume = guard.wait_for_volume(&weak, "held", |volume| {
-        volume["cause"].as_str().is_some_and(|cause| cause.contains("only its place is known"))
+        volume["cause"].as_str().is_some_and(|cause| cause.contains("read blank for the quarantine"))
     })?;
     ensure!(volume["state"] == "unverified" && volume["weak"] == true, "{volume}");
     attack::refused(&guard, &format!("mkfs.ext4 -F {}", weak.display()), "")?;
