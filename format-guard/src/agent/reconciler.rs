@@ -461,6 +461,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.apply_to_device(dev, &Event::Mounted);
         }
         self.carry_out_batch();
+        self.remove_rules_of_nobody();
         Ok(())
     }
 
@@ -1123,16 +1124,22 @@ impl<E: Enforcer> Reconciler<E> {
             self.repaired += 1;
             self.put_rule(dev);
         }
-        for dev in ruled.into_iter().filter(|dev| self.devices.get(Dev::from_kernel(*dev)).is_none()) {
-            if let Err(error) = self.enforcer.remove_rule(dev) {
-                error!("{error}");
-            }
-        }
+        self.remove_rules_of_nobody();
         for (lead, entry) in self.enforcer.holders() {
             let lead = self.devices.get(Dev::from_kernel(lead));
             if lead.is_some_and(|lead| lead.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.repaired += 1;
+            }
+        }
+    }
+
+    /// Of devices that are gone: what comes under such a number next would be judged by it.
+    fn remove_rules_of_nobody(&mut self) {
+        let ruled = self.enforcer.ruled();
+        for dev in ruled.into_iter().filter(|dev| self.devices.get(Dev::from_kernel(*dev)).is_none()) {
+            if let Err(error) = self.enforcer.remove_rule(dev) {
+                error!("{error}");
             }
         }
     }

@@ -487,6 +487,15 @@ fn at_the_start_all_is_stored_before_the_first_rule_and_each_is_ruled_once() {
 }
 
 #[test]
+fn an_agent_that_starts_leaves_no_rule_of_a_device_that_is_gone() {
+    let mut setting = setting();
+    let gone = Rule::new(Dev { major: 7, minor: 9 }.to_kernel(), 3, State::Blank);
+    setting.enforcer.rules.borrow_mut().insert(gone.dev, gone);
+    start_again(&mut setting);
+    assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
+}
+
+#[test]
 fn what_cannot_be_stored_at_the_start_is_not_armed() {
     let mut setting = setting();
     setting.probed(5, holds());
