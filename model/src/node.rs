@@ -104,6 +104,8 @@ struct Ruled {
     marked: bool,
     /// Who formatted it goes on.
     held: bool,
+    /// When its permit ends, in seconds since the boot.
+    permit_ends: u32,
 }
 
 /// The entry of the one who formats.
@@ -332,7 +334,10 @@ impl Caller for Asking<'_> {
     }
 
     fn permit_lasts(&self) -> bool {
-        true
+        let now = self.moment.now().boot.cast_unsigned() * 1_000_000_000;
+        self.rule.is_some_and(|rule| {
+            Rule { permit_ends: rule.permit_ends, ..Rule::new(DEV, 0, rule.state) }.permit_lasts(now)
+        })
     }
 
     fn class(&self) -> Class {
@@ -414,6 +419,7 @@ impl Moment {
         if rule.is_some_and(|rule| rule.held) {
             kernel.flags |= flag::HELD;
         }
+        kernel.permit_ends = rule.map_or(0, |rule| rule.permit_ends);
         let length = if operation == Operation::Open { 0 } else { 4 };
         let asking = Asking { moment: self, class, process, rule };
         (decide(&kernel, &Request { operation, offset: 0, length }, &asking, &Magic), rule)
@@ -718,7 +724,8 @@ impl Node {
         let armed = moment.store.as_ref().is_some_and(|stored| stored.armed.as_ref() == Some(&moment.boot()));
         moment.unrecorded |= matches!(state, Some(State::Blank | State::Permitted)) && !armed;
         let held = rule.flags & flag::HELD != 0;
-        moment.kernel.rule = state.map(|state| Ruled { state, diskseq, marked, held });
+        moment.kernel.rule =
+            state.map(|state| Ruled { state, diskseq, marked, held, permit_ends: rule.permit_ends });
     }
 
     fn rest(&self, moment: &mut Moment, step: &Step) {
