@@ -37,7 +37,7 @@ use super::{
     reconciler::{Input, Question, Reply},
 };
 use crate::{
-    api::{Failure, FailureKind, Status},
+    api::{Failure, FailureKind, Status, StoreStatus},
     volume::probe::{Finding, ProbeError},
 };
 
@@ -202,13 +202,7 @@ impl Metrics {
             registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
         }
         if let Some(store) = &status.store {
-            for (name, help, value) in [
-                ("store_answers", "1 while the store that nodes share answers", store.answers.into()),
-                ("claims", "Volumes that this node has claimed in that store", store.claims),
-                ("claims_awaited", "Blank volumes that wait for a claim", store.waiting),
-            ] {
-                registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
-            }
+            register_store(&mut registry, store);
         }
         registry.register_with_unit(
             "canary_proven_timestamp",
@@ -244,6 +238,17 @@ impl Metrics {
         let mut text = String::new();
         text::encode(&mut text, &registry)?;
         Ok(text)
+    }
+}
+
+/// What there is where nodes share a store alone.
+fn register_store(registry: &mut Registry, store: &StoreStatus) {
+    for (name, help, value) in [
+        ("store_answers", "1 while the store that nodes share answers", store.answers.into()),
+        ("claims", "Volumes that this node has claimed in that store", store.claims),
+        ("claims_awaited", "Blank volumes that wait for a claim", store.waiting),
+    ] {
+        registry.register(name, help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
     }
 }
 
@@ -353,7 +358,7 @@ fn readiness(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::{
-        api::{Condition, StateCount, StoreStatus},
+        api::{Condition, StateCount},
         config::Mode,
         record::store::Loss,
     };

@@ -55,7 +55,7 @@ impl<E: Enforcer> Reconciler<E> {
             || self.records.get(partition).is_some_and(|record| record.state == State::Unverified);
         match (state, permit) {
             (State::Permitted | State::Formatting | State::Formatted, Some(permit)) => {
-                self.permit_with(partition, &disk, &permit)
+                self.permit_with(partition, &disk, &permit);
             }
             // One that holds a format on record was adopted since, or never was exempt. What lies in memory is so by itself.
             (State::Exempt, _) if unverified() => self.apply(partition, exempted_with(&disk)),
