@@ -26,8 +26,10 @@ const MKFS: &str = "mkfs.ext4 -F -m0 -q";
 pub struct Ledger {
     /// It took a format.
     holds: bool,
-    /// A permit may have been given, and was not used since.
+    /// A permit may have been given, and what was made under it has not settled since.
     asked: bool,
+    /// A format went through since it was.
+    used: bool,
     /// A format was tried, and nobody saw what became of it.
     uncertain: bool,
     sha256: String,
@@ -41,7 +43,14 @@ impl Ledger {
     /// # Errors
     /// When it cannot be read.
     pub fn of_new(device: &impl Device) -> Result<Self> {
-        Ok(Self { holds: false, asked: false, uncertain: false, sha256: device.sha256()?, kept: None })
+        Ok(Self {
+            holds: false,
+            asked: false,
+            used: false,
+            uncertain: false,
+            sha256: device.sha256()?,
+            kept: None,
+        })
     }
 
     /// Keeps it in a sector of a device from now on, on the medium before anything is done that it tells.
@@ -64,12 +73,13 @@ impl Ledger {
         OpenOptions::new().read(true).open(device)?.read_exact_at(&mut text, at)?;
         let text = String::from_utf8_lossy(&text);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [holds, asked, uncertain, sha256, ..] = words[..] else {
+        let [holds, asked, used, uncertain, sha256, ..] = words[..] else {
             bail!("no ledger in sector {sector}: {text}")
         };
         Ok(Self {
             holds: holds.parse()?,
             asked: asked.parse()?,
+            used: used.parse()?,
             uncertain: uncertain.parse()?,
             sha256: sha256.to_owned(),
             kept: Some((device.to_owned(), sector)),
@@ -78,8 +88,8 @@ impl Ledger {
 
     fn save(&self) -> Result<()> {
         let Some((device, sector)) = &self.kept else { return Ok(()) };
-        let Self { holds, asked, uncertain, sha256, .. } = self;
-        let mut text = format!("{holds} {asked} {uncertain} {sha256} ").into_bytes();
+        let Self { holds, asked, used, uncertain, sha256, .. } = self;
+        let mut text = format!("{holds} {asked} {used} {uncertain} {sha256} ").into_bytes();
         text.resize(SECTOR, b' ');
         let file = OpenOptions::new().write(true).custom_flags(libc::O_SYNC).open(device);
         let at = sector * SECTOR as u64;
@@ -98,7 +108,7 @@ impl Ledger {
         let done = ran.status == 0;
         if done {
             ensure!(self.asked || !self.holds, "a format went through that nobody permitted");
-            *self = Self { holds: true, asked: false, uncertain: false, sha256, kept: self.kept.take() };
+            (self.holds, self.used, self.uncertain, self.sha256) = (true, self.asked, false, sha256);
         } else {
             ensure!(sha256 == self.sha256, "bytes changed by what failed: {}", ran.text);
             self.uncertain = false;
@@ -112,7 +122,16 @@ impl Ledger {
     /// # Errors
     /// When that cannot be kept.
     pub fn ask_for_permit(&mut self) -> Result<()> {
-        self.asked = true;
+        (self.asked, self.used) = (true, false);
+        self.save()
+    }
+
+    /// It is detached: a job that a permit was used for has ended.
+    ///
+    /// # Errors
+    /// When that cannot be kept.
+    pub fn detached(&mut self) -> Result<()> {
+        self.asked &= !self.used;
         self.save()
     }
 
@@ -144,7 +163,7 @@ impl Ledger {
         self.format(device)?;
         ensure!(self.holds, "a volume that is armed took no format");
         guard.wait_for_state(path, "formatted")?;
-        self.asked = false;
+        (self.asked, self.used) = (false, false);
         self.save()?;
         let before = guard.newest_refusal()?;
         self.format(device)?;

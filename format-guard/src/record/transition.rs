@@ -494,9 +494,11 @@ impl Step {
         self.record.clean_passes = 0;
         self.record.looked_at = None;
         self.record.relabelled = false;
-        if self.record.permit_ends.is_none() && self.record.state == State::Permitted && self.has_settled() {
-            // When it would have, the agent before this one knew.
+        // A job ends where its device is taken away, or nobody saw how it went on.
+        if self.record.state == State::Permitted && self.has_settled() {
             self.permit_settled();
+        } else if self.record.state == State::Formatting {
+            self.record.permit = None;
         } else if self.record.permit_ends.is_none() {
             self.limit_permit();
         }
@@ -505,9 +507,6 @@ impl Step {
         }
         let interrupted = self.record.state == State::Formatting && !self.record.running;
         self.record.doubted_since = (unseen || interrupted || strange).then_some(self.now.boot);
-        if other_boot && self.record.state == State::Formatting {
-            self.record.permit = None;
-        }
         match self.record.state {
             // An armed record is trusted for one attachment only.
             State::Blank | State::Unverified => {

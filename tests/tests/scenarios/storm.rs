@@ -55,6 +55,7 @@ impl Place {
             }
             5..=6 => {
                 self.volume.take().context("no volume")?.detach()?;
+                self.ledger.detached()?;
                 self.volume = Some(Loop::at(&self.node, self.image.path())?);
                 "attached again"
             }

@@ -446,6 +446,17 @@ fn a_permitted_format_that_ended_well_and_reads_blank_is_not_taken_for_wiped() {
     assert_eq!(settled.state, State::Formatted);
 }
 
+/// The device is detached, or the agent that saw it is not there any more.
+#[test]
+fn a_job_ends_with_its_attachment() {
+    let formatted = permitted([began(), ended(Some(0)), holds("xfs", "b"), Event::Closed, attached()]);
+    assert_eq!((formatted.state, &formatted.permit), (State::Formatted, &None));
+    let begun = permitted([began(), ended(Some(0)), Event::Closed, attached(), holds("xfs", "b")]);
+    assert_eq!((begun.state, &begun.permit), (State::Formatted, &None));
+    let unused = permitted([Event::Closed, attached()]);
+    assert_eq!(unused.state, State::Permitted);
+}
+
 #[test]
 fn a_permit_ends_with_its_boot_also_while_its_job_goes_on() {
     // Whether it still runs is not on disk.
