@@ -235,4 +235,4 @@ impl Rule {
 // SAFETY: repr(C), integers only, no padding.
 unsafe impl aya::Pod for Rule {}
 
-const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 64 + 32 * MAX_CHECKS);
+const _: () = assert!(size_of::<Check>() == 32 && size_of::<Rule>() == 72 + 32 * MAX_CHECKS);

@@ -110,7 +110,8 @@ fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
     let node = device.path().display();
     guard.say(&format!("volume permit {node} --reason test"))?;
     must(&format!("mkfs.xfs -f --unsupported -q {node}"))?;
-    guard.wait_for_volume(device.path(), "xfs", |volume| volume["content"]["types"][0] == "xfs")?;
+    let volume = guard.wait_for_state(device.path(), "formatted")?;
+    ensure!(volume["content"]["types"][0] == "xfs", "{volume}");
     attack::refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
     Ok(())
 }

@@ -131,6 +131,7 @@ mod tests {
                 uid: 0,
                 at: 1,
                 expires: 9,
+                used: false,
             });
             record.ever_formatted = ever_formatted || state == State::Formatted;
             (record.state, record.mounted, record.audit) = (state, mounted, audit);

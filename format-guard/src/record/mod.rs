@@ -246,8 +246,14 @@ pub struct Permit {
     /// When it ends, used or not.
     pub expires: Seconds,
     /// A format has begun under it. It goes on until that has settled.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_not")]
     pub used: bool,
+}
+
+/// What an earlier version did not write is not written where it says nothing: the sums of its records hold.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_not(used: &bool) -> bool {
+    !*used
 }
 
 impl Permit {

@@ -2,7 +2,7 @@
 //!
 //! Device numbers, device names and by-id links are never an identity: all of them are reused. What is only a name, a slot
 //! or a constant makes a weak identity at best, and two volumes must never come to share a strong one. Which technology
-//! shows which names is one table ([`technologies`]), which of them lie another ([`lies`]).
+//! shows which names is one table (`technologies`), which of them lie another (`lies`).
 
 mod lies;
 mod loop_device;
