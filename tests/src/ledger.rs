@@ -21,15 +21,32 @@ const SECTOR: usize = 512;
 /// One try to format.
 const MKFS: &str = "mkfs.ext4 -F -m0 -q";
 
+/// What is known of a permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Permit {
+    /// None was asked for, or what was made under it has settled.
+    None,
+    /// One may have been given.
+    Asked,
+    /// A format went through since.
+    Used,
+}
+
+impl Permit {
+    fn named(name: &str) -> Result<Self> {
+        let all = [Self::None, Self::Asked, Self::Used];
+        all.into_iter()
+            .find(|permit| format!("{permit:?}") == name)
+            .with_context(|| format!("no permit is {name}"))
+    }
+}
+
 /// One volume, from its first byte on.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     /// It took a format.
     holds: bool,
-    /// A permit may have been given, and what was made under it has not settled since.
-    asked: bool,
-    /// A format went through since it was.
-    used: bool,
+    permit: Permit,
     /// A format was tried, and nobody saw what became of it.
     uncertain: bool,
     sha256: String,
@@ -45,8 +62,7 @@ impl Ledger {
     pub fn of_new(device: &impl Device) -> Result<Self> {
         Ok(Self {
             holds: false,
-            asked: false,
-            used: false,
+            permit: Permit::None,
             uncertain: false,
             sha256: device.sha256()?,
             kept: None,
@@ -73,13 +89,12 @@ impl Ledger {
         OpenOptions::new().read(true).open(device)?.read_exact_at(&mut text, at)?;
         let text = String::from_utf8_lossy(&text);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [holds, asked, used, uncertain, sha256, ..] = words[..] else {
+        let [holds, permit, uncertain, sha256, ..] = words[..] else {
             bail!("no ledger in sector {sector}: {text}")
         };
         Ok(Self {
             holds: holds.parse()?,
-            asked: asked.parse()?,
-            used: used.parse()?,
+            permit: Permit::named(permit)?,
             uncertain: uncertain.parse()?,
             sha256: sha256.to_owned(),
             kept: Some((device.to_owned(), sector)),
@@ -88,8 +103,8 @@ impl Ledger {
 
     fn save(&self) -> Result<()> {
         let Some((device, sector)) = &self.kept else { return Ok(()) };
-        let Self { holds, asked, used, uncertain, sha256, .. } = self;
-        let mut text = format!("{holds} {asked} {used} {uncertain} {sha256} ").into_bytes();
+        let Self { holds, permit, uncertain, sha256, .. } = self;
+        let mut text = format!("{holds} {permit:?} {uncertain} {sha256} ").into_bytes();
         text.resize(SECTOR, b' ');
         let file = OpenOptions::new().write(true).custom_flags(libc::O_SYNC).open(device);
         let at = sector * SECTOR as u64;
@@ -107,8 +122,14 @@ impl Ledger {
         let sha256 = device.sha256()?;
         let done = ran.status == 0;
         if done {
-            ensure!(self.asked || !self.holds, "a format went through that nobody permitted");
-            (self.holds, self.used, self.uncertain, self.sha256) = (true, self.asked, false, sha256);
+            ensure!(
+                self.permit != Permit::None || !self.holds,
+                "a format went through that nobody permitted"
+            );
+            (self.holds, self.uncertain, self.sha256) = (true, false, sha256);
+            if self.permit == Permit::Asked {
+                self.permit = Permit::Used;
+            }
         } else {
             ensure!(sha256 == self.sha256, "bytes changed by what failed: {}", ran.text);
             self.uncertain = false;
@@ -122,7 +143,7 @@ impl Ledger {
     /// # Errors
     /// When that cannot be kept.
     pub fn ask_for_permit(&mut self) -> Result<()> {
-        (self.asked, self.used) = (true, false);
+        self.permit = Permit::Asked;
         self.save()
     }
 
@@ -131,7 +152,9 @@ impl Ledger {
     /// # Errors
     /// When that cannot be kept.
     pub fn detached(&mut self) -> Result<()> {
-        self.asked &= !self.used;
+        if self.permit == Permit::Used {
+            self.permit = Permit::None;
+        }
         self.save()
     }
 
@@ -152,10 +175,13 @@ impl Ledger {
         drop(flush(path)?);
         let sha256 = device.sha256()?;
         let permitted = volume["state"] == "permitted";
-        ensure!(self.asked || !permitted, "a permit is there that was used, or never asked for: {volume}");
+        ensure!(
+            self.permit != Permit::None || !permitted,
+            "a permit is there that was used, or never asked for: {volume}"
+        );
         if self.uncertain {
             self.holds = volume["state"] != "blank";
-            self.asked = permitted;
+            self.permit = if permitted { Permit::Asked } else { Permit::None };
             self.sha256 = sha256;
         } else {
             ensure!(sha256 == self.sha256, "bytes changed");
@@ -163,7 +189,7 @@ impl Ledger {
         self.format(device)?;
         ensure!(self.holds, "a volume that is armed took no format");
         guard.wait_for_state(path, "formatted")?;
-        (self.asked, self.used) = (false, false);
+        self.permit = Permit::None;
         self.save()?;
         let before = guard.newest_refusal()?;
         self.format(device)?;
