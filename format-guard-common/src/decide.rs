@@ -173,6 +173,9 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced | Operation::Later => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
+        // What was not read yet may be known by what lies on it alone: then whether the header is there is not known, and who asks
+        // has looked for it (vgchange -ay of a volume group with a dm-writecache, LVM 2.03).
+        Operation::Header | Operation::Give if !known && class.is(Class::ASSEMBLER) => Verdict::Allow,
         Operation::Header | Operation::Give => Verdict::Deny(Reason::KernelFormat),
         // cryptsetup gives up both headers of a LUKS2 before it has the LUKS1 that it converts it to (fallocate, 2.6).
         Operation::Erase if touch.has(Touch::MARKS) && relabels && tools.is(Class::LUKS) => Verdict::Relabel,

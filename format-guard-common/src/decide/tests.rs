@@ -861,6 +861,21 @@ fn what_a_layer_is_given_is_not_asked_for_before_a_format_is_recorded() {
 }
 
 #[test]
+fn who_has_looked_for_a_header_goes_on_where_only_what_lies_on_it_is_known() {
+    let (_, mut rule) = formatted();
+    rule.count = 0;
+    for operation in [Operation::Header, Operation::Give] {
+        let asked = |rule: &Rule, name| given(rule, operation, SNAPSHOT, class_of(name), Holder::None);
+        rule.tools = 0;
+        assert_eq!(asked(&rule, "lvm"), Verdict::Allow);
+        assert_eq!(asked(&rule, "dmsetup"), Verdict::Deny(Reason::KernelFormat));
+        // Read, and no format that has tools of its own.
+        rule.tools = Class::NO_TOOLS.0;
+        assert_eq!(asked(&rule, "lvm"), Verdict::Deny(Reason::KernelFormat));
+    }
+}
+
+#[test]
 fn who_formats_a_volume_has_the_kernel_write_its_header_and_a_second_one_has_not() {
     let rule = with_state(State::Formatting);
     let another = Holder::Another { mounted: false };
