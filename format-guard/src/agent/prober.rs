@@ -47,6 +47,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long whoever has formatted a device may take to take it away without meeting a probe.
 const SOON: Duration = Duration::from_millis(200);
+/// How long LVM may take to wipe what it makes for itself.
+const LATER: Duration = Duration::from_secs(5);
 
 /// What came back of a probe of one attachment.
 #[derive(Clone, Debug)]
@@ -163,10 +165,19 @@ impl Prober {
 
     /// Probes a device in a moment.
     pub fn ask_soon(&self, device: &Device, copied: Option<Wanted>) {
+        self.ask_after(SOON, device, copied);
+    }
+
+    /// Probes a device once whoever makes it has taken it away again, or has left it.
+    pub fn ask_later(&self, device: &Device, copied: Option<Wanted>) {
+        self.ask_after(LATER, device, copied);
+    }
+
+    fn ask_after(&self, time: Duration, device: &Device, copied: Option<Wanted>) {
         let (prober, asked) = (self.clone(), (device.clone(), copied));
         let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
         drop(handle.spawn(async move {
-            tokio::time::sleep(SOON).await;
+            tokio::time::sleep(time).await;
             prober.ask(&asked.0, asked.1);
         }));
     }

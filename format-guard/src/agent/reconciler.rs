@@ -903,7 +903,11 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn probe(&self, id: &VolumeId) {
-        if let Some(device) = self.path(id) {
+        let Some(device) = self.path(id) else { return };
+        let unread = self.records.get(id).is_some_and(|record| record.looked_at.is_none());
+        if unread && self.world.sysfs.is_part_of_lvm(device.dev) {
+            self.prober.ask_later(device, self.wanted_copy(id));
+        } else {
             self.prober.ask(device, self.wanted_copy(id));
         }
     }

@@ -5,6 +5,7 @@
 pub mod copies;
 mod identities;
 pub mod identity;
+pub mod lvm;
 pub mod marks;
 pub mod present;
 pub mod probe;

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Dev,
     identity::{self, Identity, Loops},
+    lvm,
     topology::{self, Below},
 };
 
@@ -105,6 +106,14 @@ impl Sysfs {
     #[must_use]
     pub fn by_number(&self, dev: Dev) -> Option<Device> {
         self.device(self.node_by_number(dev)?.name()?)
+    }
+
+    /// Whether LVM has made a device for itself alone, as a part of a volume.
+    #[must_use]
+    pub fn is_part_of_lvm(&self, dev: Dev) -> bool {
+        let Some(node) = self.node_by_number(dev) else { return false };
+        let (uuid, name) = (node.attribute("dm/uuid"), node.attribute("dm/name"));
+        uuid.zip(name).is_some_and(|(uuid, name)| lvm::is_part(&uuid, &name))
     }
 
     /// The number of the device of this kernel name.
