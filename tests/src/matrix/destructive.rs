@@ -221,7 +221,7 @@ const LAYERS: &[Other] = &[
     ),
     layer(
         "dm-snapshot",
-        "truncate -s 8M /var/tmp/fg-cow && cow=$(losetup --show -f /var/tmp/fg-cow) &&\
+        "rm -f /var/tmp/fg-cow && truncate -s 8M /var/tmp/fg-cow && cow=$(losetup --show -f /var/tmp/fg-cow) &&\
          echo 0 $SECTORS snapshot $N $cow N 8 | dmsetup create fgover && echo /dev/mapper/fgover",
         "dmsetup remove --retry fgover; losetup -j /var/tmp/fg-cow | cut -d: -f1 | xargs losetup -d",
     ),

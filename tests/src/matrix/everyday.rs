@@ -740,7 +740,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     let mut without = Vec::new();
     for work in &rows {
         let place = Place::new(work, &golden)?;
-        without.push(place.map(|place| place.run(work.steps)).transpose()?);
+        without.push(place.map(|place| Without::of(&place, work)).transpose()?);
     }
     let guard = Guard::start()?;
     for (work, without) in rows.iter().zip(without) {
@@ -754,19 +754,37 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
-/// Does the work again under the guard: what came of it, given what came of each step without it.
-fn with_guard(
-    guard: &Guard,
-    work: &Work,
-    golden: &[Golden],
-    without: &[(i32, String)],
-) -> Result<(Outcome, String)> {
+/// What came of a piece of work where there was no guard.
+struct Without {
+    /// Exit status and message of each step.
+    steps: Vec<(i32, String)>,
+    /// Whether libblkid found something on the volume afterwards.
+    found: bool,
+}
+
+impl Without {
+    fn of(place: &Place, work: &Work) -> Result<Self> {
+        let steps = place.run(work.steps)?;
+        let found = tool::run(&format!("blkid -p {}", place.device.path().display()))?.status == 0;
+        Ok(Self { steps, found })
+    }
+
+    /// Whether the work does not do here what its row is about: a tool that needs device mapper, on a host that has none.
+    fn fails(&self, work: &Work) -> bool {
+        let nothing_made = work.state == "formatted" && !self.found;
+        (work.refused || nothing_made) && self.steps.iter().any(|(status, _)| *status != 0)
+    }
+}
+
+/// Does the work again under the guard: what came of it, given what came of it without one.
+fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) -> Result<(Outcome, String)> {
+    let done = &without.steps;
     // 127: the shell finds no such program.
-    if let Some((i, (_, said))) = without.iter().enumerate().find(|(_, (status, _))| *status == 127) {
+    if let Some((i, (_, said))) = done.iter().enumerate().find(|(_, (status, _))| *status == 127) {
         return Ok((Outcome::NotTried, format!("{}: {said}", work.steps[i])));
     }
-    if work.refused && without.iter().any(|(status, _)| *status != 0) {
-        return Ok((Outcome::NotTried, format!("it fails without the guard, too: {without:?}")));
+    if without.fails(work) {
+        return Ok((Outcome::NotTried, format!("it fails without the guard, too: {done:?}")));
     }
     let place = Place::new(work, golden)?.context("no volume")?;
     let device = place.device.path();
@@ -788,7 +806,7 @@ fn with_guard(
         })
         .with_context(|| format!("{} on {}", work.name, work.on))?;
     let last = work.steps.len() - 1;
-    let differs = without.iter().zip(&with).position(|(without, with)| without.0 != with.0);
+    let differs = done.iter().zip(&with).position(|(without, with)| without.0 != with.0);
     if work.refused {
         // The library is in the program that writes, and reads all of what it writes.
         if tier() == PRELOAD
@@ -813,7 +831,7 @@ fn with_guard(
         });
     }
     if let Some(i) = differs {
-        let ((before, _), (after, said)) = (&without[i], &with[i]);
+        let ((before, _), (after, said)) = (&done[i], &with[i]);
         let refusals: Vec<&str> = denied.iter().filter_map(|event| event["text"].as_str()).collect();
         let note = format!(
             "{}: {before} without, {after} with the guard ({said}); {}",
@@ -833,9 +851,9 @@ fn with_guard(
     if let Some(event) = denied.iter().find(|event| !tried_again(event)) {
         return Ok((Outcome::Failed, format!("refused all the same: {}", event["text"])));
     }
-    let failing = without.iter().position(|(status, _)| *status != 0);
+    let failing = done.iter().position(|(status, _)| *status != 0);
     let note = failing.map_or_else(String::new, |i| {
-        format!("{}: {} with and without: {}", work.steps[i], without[i].0, without[i].1)
+        format!("{}: {} with and without: {}", work.steps[i], done[i].0, done[i].1)
     });
     Ok((Outcome::Held, note))
 }
