@@ -252,7 +252,12 @@ const DISKS: &[Other] = &[
     },
     Other {
         name: "a partition made over it",
-        up: "addpart $N 2 1024 131072 && echo $Np2",
+        // Of another copy that one is there still, and two do not lie over each other.
+        up: concat!(
+            "([ ! -e $Np1 ] || (",
+            until!("delpart $N 1"),
+            ")) && addpart $N 2 1024 131072 && echo $Np2"
+        ),
         start: 512 << 10,
         down: until!("delpart $N 2"),
     },
@@ -531,7 +536,8 @@ impl<'a> Volume<'a> {
         let refused = self.was_refused(before, result.is_err())?;
         let after = self.guard.shown_id(self.known["id"].as_str().context("no id")?)?;
         let true_record = after["state"] == "formatted" && after["content"] == self.known["content"];
-        let marks = self.marks_are_there()?;
+        let lost = self.lost_mark()?;
+        let marks = lost.is_none();
         let (outcome, note) = match (refused, changed) {
             (_, 0) if !true_record => (Outcome::Failed, format!("the record is {}", after["state"])),
             (true, 0) => (Outcome::Held, String::new()),
@@ -549,7 +555,8 @@ impl<'a> Volume<'a> {
             _ => {
                 let outcome =
                     if is_left_open(name, attack, at.new)? { Outcome::Open } else { Outcome::Failed };
-                (outcome, format!("{place}; marks {}", if marks { "intact" } else { "LOST" }))
+                let marks = lost.map_or_else(|| "intact".to_owned(), |lost| format!("LOST ({lost})"));
+                (outcome, format!("{place}; marks {marks}"))
             }
         };
         Ok(row(self.golden.kind.name, name, outcome, changed, note))
@@ -567,8 +574,8 @@ impl<'a> Volume<'a> {
         }
     }
 
-    /// Every recorded mark reads as it was.
-    fn marks_are_there(&self) -> Result<bool> {
+    /// A recorded mark that does not read as it was, for people.
+    fn lost_mark(&self) -> Result<Option<String>> {
         let file = File::open(self.copy.file())?;
         for mark in self.known["marks"].as_array().context("no marks")? {
             let wanted: Vec<u8> = serde_json::from_value(mark["bytes"].clone())?;
@@ -576,9 +583,9 @@ impl<'a> Volume<'a> {
             let offset = mark["offset"].as_u64().context("no offset")?;
             file.read_exact_at(&mut there, self.golden.start + offset)?;
             if there != wanted {
-                return Ok(false);
+                return Ok(Some(format!("at {offset}: {there:02x?} for {wanted:02x?}")));
             }
         }
-        Ok(true)
+        Ok(None)
     }
 }
