@@ -194,7 +194,7 @@ impl Metrics {
             ("degraded", "Reasons why protection is less than it should be", status.degraded.len() as u64),
             (
                 "canary_proven",
-                "1 once the canary has proven that refusals are carried out",
+                "1 while the canary proves that refusals are carried out",
                 status.proven.into(),
             ),
             ("protected", "1 while others are kept from taking the guard away", status.protected.into()),

@@ -11,6 +11,7 @@ mod loss;
 mod names;
 mod paths;
 mod protection;
+mod proof;
 mod reach;
 mod refusals;
 mod settling;
@@ -44,6 +45,7 @@ use copying::{Copied, Taken};
 use names::Names;
 use paths::Paths;
 use settling::Settler;
+use proof::Proof;
 use sharing::Sharing;
 use unstored::{Change, Unstored};
 use vacated::Vacated;
@@ -345,7 +347,7 @@ pub struct Reconciler<E> {
     vacated: Vec<Vacated>,
     parts: Vec<PartReport>,
     /// When the canary proved them.
-    proven_at: Seconds,
+    proof: Proof,
     repaired: u64,
     /// An operator lets others take the guard away.
     unprotected: bool,
@@ -410,7 +412,7 @@ impl<E: Enforcer> Reconciler<E> {
             pruned: None,
             vacated: Vec::new(),
             parts: Vec::new(),
-            proven_at: 0,
+            proof: Proof::default(),
             repaired: 0,
             unprotected: false,
             protected: false,
@@ -543,7 +545,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What is attached, once the canary has proven it.
     pub fn proven(&mut self, parts: Vec<PartReport>) {
         self.parts = parts;
-        self.proven_at = now();
+        self.proof = Proof::of(clocks());
         self.keep_protected();
         self.keep_waited_for(self.world.first_format_wait);
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
@@ -634,6 +636,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Ended { process, status, last } => self.ended(process, status, last),
             Input::Tick => {
                 self.look_at_lease();
+                self.prove_again();
                 self.store_unstored();
                 self.store_names();
                 self.prune();

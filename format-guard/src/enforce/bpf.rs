@@ -530,16 +530,6 @@ impl BpfEnforcer {
         ours.all(|id| id.is_some_and(|id| theirs.contains(&id)))
     }
 
-    /// Under a rule of its own: in audit mode nothing else would be refused.
-    fn prove(&mut self) -> Result<(), LoadError> {
-        let node = canary::Node::make()?;
-        let dev = node.dev().to_kernel();
-        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
-        let proof = node.prove();
-        self.remove_rule(dev)?;
-        Ok(proof?)
-    }
-
     /// Whether a formatter waits while its device is not read, and whether another one is refused meanwhile on the same processor: before
     /// about Linux 6.1.54 the kernel runs no program there whose run by another task has not ended.
     fn prove_waiting(&mut self) -> Result<(), LoadError> {
@@ -930,6 +920,16 @@ impl Enforcer for BpfEnforcer {
     }
 
     /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
+    fn prove(&mut self) -> Result<(), LoadError> {
+        // A rule of its own refuses in audit mode, too.
+        let node = canary::Node::make()?;
+        let dev = node.dev().to_kernel();
+        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
+        let proof = node.prove();
+        self.remove_rule(dev)?;
+        Ok(proof?)
+    }
+
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         if windows.count > 0 {
             let windows = Windows { dev: rule.dev, ..*windows };

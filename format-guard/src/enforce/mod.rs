@@ -61,6 +61,10 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).attach()
     }
 
+    fn prove(&mut self) -> Result<(), LoadError> {
+        (**self).prove()
+    }
+
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         (**self).put_rule(rule, windows)
     }
@@ -135,6 +139,8 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
 pub trait Enforcer {
     /// Puts in force what was put so far, and proves it by the canary. What an earlier agent left stays until then.
     fn attach(&mut self) -> Result<Vec<PartReport>, LoadError>;
+    /// Proves by the canary that what is in force refuses what it must and nothing else, under a rule that no device has.
+    fn prove(&mut self) -> Result<(), LoadError>;
     /// Puts or replaces the rule for a device, and the windows to the volumes that lie on it.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError>;
     /// Puts the rule for devices that have none.

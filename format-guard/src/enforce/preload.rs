@@ -319,26 +319,6 @@ impl PreloadEnforcer {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs the canary under the library, on a node under a rule of its own.
-    fn prove(&mut self) -> Result<(), LoadError> {
-        let node = Node::make()?;
-        let dev = node.dev().to_kernel();
-        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
-        let proof = self.run_canary(&node);
-        self.remove_rule(dev)?;
-        let told = {
-            let mut published = self.published();
-            let before = published.refused.len();
-            published.refused.retain(|refused| refused.dev != dev);
-            before > published.refused.len()
-        };
-        proof?;
-        if !told {
-            return Err(self.canary_failed("its refusal was not told to this agent").into());
-        }
-        Ok(())
-    }
-
     fn canary_failed(&self, reason: impl Into<String>) -> PreloadError {
         PreloadError::Canary { library: self.library.clone(), reason: reason.into() }
     }
@@ -373,6 +353,25 @@ impl Enforcer for PreloadEnforcer {
         self.published().in_force = true;
         self.prove()?;
         Ok(vec![PartReport { program: LIBRARY.to_owned(), attached: true, open: String::new(), skipped: 0 }])
+    }
+
+    fn prove(&mut self) -> Result<(), LoadError> {
+        let node = Node::make()?;
+        let dev = node.dev().to_kernel();
+        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
+        let proof = self.run_canary(&node);
+        self.remove_rule(dev)?;
+        let told = {
+            let mut published = self.published();
+            let before = published.refused.len();
+            published.refused.retain(|refused| refused.dev != dev);
+            before > published.refused.len()
+        };
+        proof?;
+        if !told {
+            return Err(self.canary_failed("its refusal was not told to this agent").into());
+        }
+        Ok(())
     }
 
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {

@@ -106,7 +106,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn status(&self) -> Result<api::Status, Failure> {
         let counts = self.enforcer.counts();
         let by_state = self.store.counts().map_err(|error| failed(&error))?;
-        let (proven, mode, degraded) = (!self.parts.is_empty(), self.mode(), self.degraded());
+        let (proven, mode, degraded) = (self.proof.holds(), self.mode(), self.degraded());
         Ok(api::Status {
             condition: Condition::of(proven, mode, !degraded.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -116,7 +116,7 @@ impl<E: Enforcer> Reconciler<E> {
             protected: self.protected,
             set_mode: self.set_mode.clone(),
             proven,
-            proven_at: self.proven_at,
+            proven_at: self.proof.at(),
             degraded,
             unstored: self.unstored.count() as u64,
             records_lost: self.loss.clone(),
@@ -142,7 +142,15 @@ impl<E: Enforcer> Reconciler<E> {
     /// Why protection is less than it should be.
     fn degraded(&self) -> Vec<String> {
         let lost = self.loss.as_ref().map(super::loss::degraded);
-        self.world.degraded.iter().cloned().chain(lost).chain(self.unstored.degraded()).collect()
+        let unproven = self.proof.degraded();
+        self.world
+            .degraded
+            .iter()
+            .cloned()
+            .chain(unproven)
+            .chain(lost)
+            .chain(self.unstored.degraded())
+            .collect()
     }
 
     /// What became of each program, and how often the kernel has skipped it.

@@ -24,9 +24,12 @@ use format_guard_common::{
 
 use super::*;
 use crate::{
-    enforce::{Counts, MapError, bpf::LoadError, protection::ProtectionError, tier::Tier},
+    api::Condition,
+    enforce::{
+        Counts, MapError, bpf::LoadError, canary::CanaryError, protection::ProtectionError, tier::Tier,
+    },
     record::{
-        Permit,
+        Now, Permit,
         store::{StoreError, StoredCopy, Wanted},
     },
     volume::{
@@ -192,11 +195,18 @@ struct RecordingEnforcer {
     holders: Rc<RefCell<BTreeMap<u32, HolderEntry>>>,
     protected: Rc<Cell<u64>>,
     lease: Rc<Cell<Lease>>,
+    /// The canary is not refused.
+    broken: Rc<Cell<bool>>,
 }
 
 impl Enforcer for RecordingEnforcer {
     fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
         Ok(Vec::new())
+    }
+
+    fn prove(&mut self) -> Result<(), LoadError> {
+        let let_through = CanaryError::NotEnforced(rustix::io::Errno::NXIO);
+        if self.broken.get() { Err(let_through.into()) } else { Ok(()) }
     }
 
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
@@ -769,6 +779,30 @@ fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
 #[test]
 fn an_ambiguous_beginning_lists_its_candidates() {
     let mut setting = setting();
+#[test]
+fn a_proof_is_made_again_and_one_that_fails_is_told_until_it_does_not() {
+    let mut setting = setting();
+    let condition = |setting: &mut Setting| {
+        let Ok(Reply::Status(status)) = setting.reconciler.answer(Question::Status) else {
+            panic!("no status")
+        };
+        (status.condition, status.degraded.join(";"))
+    };
+    assert_eq!(condition(&mut setting).0, Condition::NotEnforcing, "never proven");
+    let now = clocks();
+    setting.reconciler.proof = Proof::of(now);
+    setting.enforcer.broken.set(true);
+    setting.give(Input::Tick);
+    assert_eq!(condition(&mut setting).0, Condition::Enforcing, "the proof lasts");
+    setting.reconciler.proof = Proof::of(Now { boot: now.boot - proof::LASTS, ..now });
+    setting.give(Input::Tick);
+    let (word, why) = condition(&mut setting);
+    assert!(word == Condition::NotEnforcing && why.contains("does not run it"), "{word:?} {why}");
+    setting.enforcer.broken.set(false);
+    setting.give(Input::Tick);
+    assert_eq!(condition(&mut setting), (Condition::Enforcing, String::new()));
+}
+
     attach_partition(setting.sysfs.path());
     setting.give(changed("dm-0p1"));
     setting.give(answer(PART, 5, Ok(holds())));
