@@ -84,6 +84,9 @@ pub struct Status {
     /// Others are kept from taking the guard away.
     #[serde(default)]
     pub protected: bool,
+    /// What the configuration says.
+    #[serde(default)]
+    pub configured_mode: Mode,
     /// What an operator has set; it outranks the configuration.
     #[serde(default)]
     pub set_mode: Option<SetMode>,
@@ -346,12 +349,15 @@ pub struct EndLossRequest {
 /// `POST /v1/mode`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModeRequest {
-    /// Enforce, audit, or (of a volume) strict.
-    pub mode: Mode,
+    /// Enforce, audit, or (of a volume) strict; none: what the configuration says again.
+    pub mode: Option<Mode>,
     /// Why; must not be empty.
     pub reason: String,
     /// On this volume alone.
     pub volume: Option<String>,
+    /// For so many seconds; none: until it is changed.
+    #[serde(default)]
+    pub lasts: Option<u64>,
 }
 
 /// The mode as an operator has set it.
@@ -366,6 +372,9 @@ pub struct SetMode {
     pub uid: u32,
     /// When, in seconds since 1970.
     pub at: i64,
+    /// When it ends by itself, in seconds since 1970; none: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<i64>,
 }
 
 /// `GET /v1/settle`

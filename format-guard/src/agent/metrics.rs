@@ -403,6 +403,7 @@ mod tests {
         }
     }
 
+            configured_mode: Mode::Enforce,
     #[test]
     fn every_figure_is_told_under_its_own_name() {
         let metrics = Metrics::default();

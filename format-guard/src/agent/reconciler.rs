@@ -8,10 +8,11 @@ mod batch;
 mod comparison;
 mod copying;
 mod loss;
+mod mode;
 mod names;
 mod paths;
-mod protection;
 mod proof;
+mod protection;
 mod reach;
 mod refusals;
 mod settling;
@@ -44,8 +45,8 @@ use comparison::Comparison;
 use copying::{Copied, Taken};
 use names::Names;
 use paths::Paths;
-use settling::Settler;
 use proof::Proof;
+use settling::Settler;
 use sharing::Sharing;
 use unstored::{Change, Unstored};
 use vacated::Vacated;
@@ -313,7 +314,7 @@ pub struct Reconciler<E> {
     node: kubernetes::Node,
     devices: Present,
     /// What an operator has set for the whole guard; outranks the configuration.
-    set_mode: Option<api::SetMode>,
+    set_mode: Option<mode::Override>,
     /// Records were lost: nothing is armed but by a permit.
     loss: Option<Loss>,
     /// Rules that an earlier agent of this boot left, by kernel `dev_t`; while records are lost.
@@ -636,6 +637,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Ended { process, status, last } => self.ended(process, status, last),
             Input::Tick => {
                 self.look_at_lease();
+                self.end_mode_in_time();
                 self.prove_again();
                 self.store_unstored();
                 self.store_names();

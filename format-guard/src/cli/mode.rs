@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     CommandError, client,
-    format::{moment, wrap},
+    format::{duration, moment, wrap},
     print_json,
 };
 use crate::{
@@ -18,9 +18,15 @@ pub(super) struct Arguments {
     /// [default: show the mode]
     #[arg(value_enum, requires = "reason")]
     mode: Option<Mode>,
+    /// End what was set by this command: what the configuration says holds again
+    #[arg(long, requires = "reason", conflicts_with_all = ["mode", "volume"])]
+    clear: bool,
     /// Why; kept with the history
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// For so long, then what the configuration says again, such as 2h [default: until it is changed]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration, requires = "mode", conflicts_with = "volume")]
+    lasts: Option<u64>,
     /// On this volume alone: id, /dev path, mount point or unique prefix
     #[arg(long)]
     volume: Option<String>,
@@ -31,8 +37,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandError> {
     let volume = arguments.volume.as_deref().map(client::selector).transpose()?;
-    if let (Some(mode), Some(reason)) = (arguments.mode, &arguments.reason) {
-        let request = ModeRequest { mode, reason: reason.clone(), volume };
+    if let Some(reason) = arguments.reason.as_ref().filter(|_| arguments.clear || arguments.mode.is_some()) {
+        let (mode, lasts) = (arguments.mode, arguments.lasts);
+        let request = ModeRequest { mode, reason: reason.clone(), volume, lasts };
         let done: Done = client::post(socket, "/v1/mode", &request)?;
         return super::done(&done, arguments.json);
     }
@@ -54,9 +61,20 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         return print_json(&status);
     }
     println!("{}", status.mode.name());
-    if let Some(set) = &status.set_mode {
-        let text = format!("set by user {} at {}: {}", set.uid, moment(set.at), set.reason);
-        println!("{}", wrap(&text, 80, 2));
-    }
+    println!("{}", wrap(&origin(&status), 80, 2));
     Ok(())
+}
+
+/// Whose word the mode is.
+pub(super) fn origin(status: &Status) -> String {
+    let configured = status.configured_mode.name();
+    let Some(set) = &status.set_mode else { return format!("mode {configured} by the configuration") };
+    let until = set.ends.map_or_else(String::new, |ends| format!(" until {}", moment(ends)));
+    format!(
+        "mode {}{until}, set by user {} at {}: {}; it outranks the configuration's {configured} (format-guard mode --clear)",
+        set.mode.name(),
+        set.uid,
+        moment(set.at),
+        set.reason,
+    )
 }

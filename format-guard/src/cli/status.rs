@@ -49,10 +49,8 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     for text in &status.degraded {
         println!("degraded: {}", wrap(text, 80, 10));
     }
-    if let Some(set) = &status.set_mode {
-        let text =
-            format!("mode {} set by user {} at {}: {}", set.mode.name(), set.uid, moment(set.at), set.reason);
-        println!("{}", wrap(&text, 80, 2));
+    if status.set_mode.is_some() {
+        println!("{}", wrap(&super::mode::origin(&status), 80, 2));
     }
     if status.discrepancies > 0 {
         let text = format!("discrepancies: {} (see format-guard volume list)", status.discrepancies);

@@ -1,16 +1,15 @@
 //! What clients ask and operators say: looked up, checked, and carried to the transition function.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use format_guard_common::State;
 use tokio::sync::oneshot;
-use tracing::warn;
 
 use super::{Question, Reconciler, Reply};
 use crate::{
     agent::{claims::Command, now},
     api::{self, Condition, Failure, FailureKind},
-    config::{Config, Mode},
-    enforce::{Enforcer, MapError, bpf::PartReport, rule},
+    config::Config,
+    enforce::{Enforcer, MapError, bpf::PartReport},
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -23,8 +22,6 @@ use crate::{
 pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
 /// Candidates that an ambiguous selector is answered with at most.
 const MAX_CANDIDATES: usize = 10;
-/// Name of the setting that holds an [`api::SetMode`].
-const MODE: &str = "mode";
 
 impl<E: Enforcer> Reconciler<E> {
     pub(super) fn answer(&mut self, question: Question) -> Result<Reply, Failure> {
@@ -114,7 +111,8 @@ impl<E: Enforcer> Reconciler<E> {
             open: self.enforcer.tier().open().iter().map(|open| (*open).to_owned()).collect(),
             mode,
             protected: self.protected,
-            set_mode: self.set_mode.clone(),
+            configured_mode: self.world.mode,
+            set_mode: self.set_mode.as_ref().map(|set| set.word.clone()),
             proven,
             proven_at: self.proof.at(),
             degraded,
@@ -208,14 +206,14 @@ impl<E: Enforcer> Reconciler<E> {
         api::Volume { strict: told.strict || self.is_strict_by_configuration(record), ..told }
     }
 
-    fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
+    pub(super) fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
         self.path(id).ok_or_else(|| {
             Failure::new(FailureKind::NotFound, format!("volume {id} is not attached here: attach it first"))
         })
     }
 
     /// The volume that a selector means.
-    fn select(&self, selector: &str) -> Result<VolumeId, Failure> {
+    pub(super) fn select(&self, selector: &str) -> Result<VolumeId, Failure> {
         if let Some(dev) = selector.strip_prefix("dev=").and_then(Dev::parse) {
             return self.devices.id(dev).cloned().ok_or_else(|| {
                 Failure::new(
@@ -442,74 +440,6 @@ impl<E: Enforcer> Reconciler<E> {
         Ok(count)
     }
 
-    // Enforce or audit
-
-    /// What is in force.
-    pub(super) fn mode(&self) -> Mode {
-        if self.audits() { Mode::Audit } else { Mode::Enforce }
-    }
-
-    pub(super) fn audits(&self) -> bool {
-        let chosen = self.set_mode.as_ref().map_or(self.world.mode, |set| set.mode);
-        self.world.forced_audit || chosen == Mode::Audit
-    }
-
-    /// What an operator set before a restart.
-    pub(super) fn take_up_mode(&mut self) -> Result<()> {
-        if let Some(text) = self.store.setting(MODE)? {
-            self.set_mode = Some(serde_json::from_str(&text).context("the stored mode cannot be read")?);
-        }
-        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
-        Ok(())
-    }
-
-    fn set_mode(&mut self, request: &api::ModeRequest, uid: u32) -> Result<api::Done, Failure> {
-        let reason = reason_of(&request.reason, "a change of mode")?;
-        if let Some(selector) = &request.volume {
-            let id = self.select(selector)?;
-            self.device_of(&id)?;
-            self.apply(&id, Event::ModeChosen { mode: request.mode, reason, uid });
-            let holds_nothing = |record: &Record| matches!(record.state, State::Unverified | State::Blank);
-            let note = if request.mode == Mode::Strict && self.records.get(&id).is_some_and(holds_nothing) {
-                format!(
-                    ", as soon as it is known to hold something; if it does already: format-guard volume adopt {id} --raw --reason TEXT"
-                )
-            } else {
-                String::new()
-            };
-            return Ok(api::Done { text: format!("{id}: mode {}{note}", request.mode.name()) });
-        }
-        if request.mode == Mode::Strict {
-            return Err(bad("strict is a mode of single volumes: name one with --volume".to_owned()));
-        }
-        if self.world.forced_audit && request.mode == Mode::Enforce {
-            return Err(Failure::new(
-                FailureKind::Refused,
-                "the agent was started with --audit: start it without to enforce",
-            ));
-        }
-        let set = api::SetMode { mode: request.mode, reason: reason.clone(), uid, at: now() };
-        let value = serde_json::to_string(&set).map_err(|error| failed(&error))?;
-        let text = format!("mode {} by user {uid}: {reason}", set.mode.name());
-        warn!(mode = set.mode.name(), uid, "{text}");
-        let told = HistoryEvent::new(set.at, String::new(), "mode", text).by_operator();
-        self.store.set(MODE, &value, &[told]).map_err(|error| failed(&error))?;
-        self.told.send_modify(|count| *count += 1);
-        self.set_mode = Some(set);
-        self.keep_protected();
-        self.put_every_rule().map_err(|error| failed(&*error))?;
-        Ok(api::Done { text: format!("mode {}", request.mode.name()) })
-    }
-
-    fn put_every_rule(&mut self) -> Result<()> {
-        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
-        let devices: Vec<Dev> = self.devices.iter().map(|device| device.dev).collect();
-        for dev in devices {
-            self.put_rule(dev);
-        }
-        Ok(())
-    }
-
     /// What of a sound configuration takes effect at run time.
     pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
         self.world.mode = config.mode;
@@ -525,11 +455,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;
         self.compare_with_sysfs()?;
-        self.tell(
-            String::new(),
-            "reloaded",
-            format!("the configuration was read again: mode {}", self.mode().name()),
-        );
+        let outranked = self.set_mode.as_ref().map(super::mode::outranks).unwrap_or_default();
+        let text = format!("the configuration was read again: mode {}{outranked}", self.mode().name());
+        self.tell(String::new(), "reloaded", text);
         Ok(())
     }
 }

@@ -760,25 +760,25 @@ fn a_partition_of_another_medium_is_another_volume() {
 fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
     let mut setting = setting();
     setting.probed(5, holds());
-    let ask = |mode| api::ModeRequest { mode, reason: "test".into(), volume: None };
+    let ask = |mode| api::ModeRequest { mode, reason: "test".into(), volume: None, lasts: None };
     let audits = |setting: &Setting| {
         let unknown = setting.enforcer.unknown.borrow().map_or(0, |rule| rule.flags);
         [setting.rule().flags, unknown].map(|flags| flags & format_guard_common::flag::AUDIT != 0)
     };
     *setting.broken.lock().expect("one thread") = true;
-    let question = |mode| Question::Mode { request: ask(mode), uid: 0 };
+    let question = |mode| Question::Mode { request: ask(Some(mode)), uid: 0 };
+    let clear = Question::Mode { request: ask(None), uid: 0 };
     assert!(setting.reconciler.answer(question(Mode::Audit)).is_err());
     assert_eq!(audits(&setting), [false, false], "what is not stored is not in force");
     *setting.broken.lock().expect("one thread") = false;
     assert!(setting.reconciler.answer(question(Mode::Audit)).is_ok());
     assert_eq!(audits(&setting), [true, true]);
+    assert!(setting.reconciler.answer(clear).is_ok());
+    assert_eq!(audits(&setting), [false, false], "the configuration's");
     assert!(setting.reconciler.answer(question(Mode::Enforce)).is_ok());
     assert_eq!(audits(&setting), [false, false]);
 }
 
-#[test]
-fn an_ambiguous_beginning_lists_its_candidates() {
-    let mut setting = setting();
 #[test]
 fn a_proof_is_made_again_and_one_that_fails_is_told_until_it_does_not() {
     let mut setting = setting();
@@ -803,6 +803,9 @@ fn a_proof_is_made_again_and_one_that_fails_is_told_until_it_does_not() {
     assert_eq!(condition(&mut setting), (Condition::Enforcing, String::new()));
 }
 
+#[test]
+fn an_ambiguous_beginning_lists_its_candidates() {
+    let mut setting = setting();
     attach_partition(setting.sysfs.path());
     setting.give(changed("dm-0p1"));
     setting.give(answer(PART, 5, Ok(holds())));
