@@ -91,12 +91,17 @@ pub(super) fn paint(text: &str, colour: Colour) -> String {
 
 /// How long ago a time was.
 pub(super) fn ago(seconds: i64, now: i64) -> String {
-    let past = (now - seconds).max(0);
-    match past {
-        0..60 => format!("{past} s ago"),
-        60..3600 => format!("{} min ago", past / 60),
-        3600..86400 => format!("{} h ago", past / 3600),
-        _ => format!("{} d ago", past / 86400),
+    format!("{} ago", lasted(now - seconds))
+}
+
+/// A span of time for people, rounded down.
+pub(super) fn lasted(seconds: i64) -> String {
+    let seconds = seconds.max(0);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     CommandError, client,
-    format::{Colour, ago, fit, moment, paint, since, wrap},
+    format::{Colour, ago, fit, lasted, moment, paint, since, wrap},
     print_json,
 };
 use crate::{
@@ -40,11 +40,33 @@ pub(super) struct Report {
     carried_out: u64,
     /// They are more than one report counts: the oldest are left out.
     cut_off: bool,
-    /// Nothing but formatters on volumes that are not blank: that is what the guard is for.
+    /// From when on there is history of that time, in seconds since 1970.
+    observed_since: i64,
+    /// Formats that began on blank or permitted volumes.
+    formats: u64,
+    /// Whether the guard may enforce, by this.
+    verdict: Verdict,
+    /// The verdict is `safe`.
     safe: bool,
     /// By program, volume and reason; what needs a look first, then by number.
     lines: Vec<Line>,
 }
+
+/// Whether the guard may enforce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    /// It has seen enough, and would have refused nothing.
+    Safe,
+    /// It has seen too little.
+    NotYetKnown,
+    /// What is listed would have been refused, or was.
+    WouldBreak,
+}
+
+/// How long a host is observed before nothing refused says something, in seconds: what runs once a day was there.
+const ENOUGH: i64 = 24 * 3600;
 
 /// Refusals of one kind.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -72,7 +94,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     let status: Status = client::get(socket, "/v1/status", &[])?;
     let query = [("limit", MAX_LINES.to_string()), ("since", arguments.since.to_string())];
     let events: Events = client::get(socket, "/v1/events", &query)?;
-    let report = report(&events.events, arguments.since, status.mode);
+    let report = report(&events.events, arguments.since, status.mode, now());
     if arguments.json {
         return print_json(&report);
     }
@@ -89,7 +111,7 @@ fn needs_a_look(refusal: &Refusal) -> bool {
     )
 }
 
-fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {
+fn report(events: &[HistoryEvent], since: i64, mode: Mode, now: i64) -> Report {
     let mut lines: BTreeMap<(String, String, String, bool), Line> = BTreeMap::new();
     let refusals = events.iter().filter_map(|event| Some((event, event.refusal.as_ref()?)));
     for (event, refusal) in refusals {
@@ -116,14 +138,52 @@ fn report(events: &[HistoryEvent], since: i64, mode: Mode) -> Report {
     let count = |carried_out| {
         lines.iter().filter(|line| line.carried_out == carried_out).map(|line| line.times).sum()
     };
+    let (would_be, carried_out) = (count(false), count(true));
+    let observed_since = events.iter().map(|event| event.at).min().unwrap_or(now).max(since);
+    let formats = events.iter().filter(|event| event.kind == "format-began").count() as u64;
+    let verdict = if would_be + carried_out > 0 {
+        Verdict::WouldBreak
+    } else if formats == 0 || now - observed_since < ENOUGH {
+        Verdict::NotYetKnown
+    } else {
+        Verdict::Safe
+    };
     Report {
         since,
         mode,
-        would_be: count(false),
-        carried_out: count(true),
+        would_be,
+        carried_out,
         cut_off: events.len() >= MAX_LINES as usize,
-        safe: !lines.iter().any(|line| line.look),
+        observed_since,
+        formats,
+        verdict,
+        safe: verdict == Verdict::Safe,
         lines,
+    }
+}
+
+/// What the verdict says, and what to do next.
+fn advice(report: &Report) -> String {
+    let look = report.lines.iter().filter(|line| line.look).count();
+    match report.verdict {
+        Verdict::Safe => "Enforcing is safe by this: nothing would have been refused.".to_owned(),
+        Verdict::NotYetKnown => {
+            "Whether enforcing is safe is not known yet: observe for a day at least, and until volumes were formatted as they are \
+             every day."
+                .to_owned()
+        }
+        Verdict::WouldBreak if report.would_be == 0 => {
+            "These were refused. Each names its way out: format-guard events --json".to_owned()
+        }
+        Verdict::WouldBreak if look > 0 => format!(
+            "Enforcing would break these. Look at the first {look}: they are no known formatters. Where it is their work, let it \
+             be: format-guard mode audit --volume VOLUME --reason TEXT, or format-guard volume exempt VOLUME --reason TEXT."
+        ),
+        Verdict::WouldBreak => {
+            "Enforcing would refuse these: formats of volumes that hold data, or that were not verified yet. Where such a format is \
+             meant, it needs format-guard volume permit from then on."
+                .to_owned()
+        }
     }
 }
 
@@ -157,19 +217,10 @@ fn page(report: &Report, now: i64) -> String {
             fit(&ago(line.last, now), 10)
         );
     }
-    let verdict = if report.safe && report.would_be == 0 {
-        "Enforcing is safe by this: nothing would have been refused.".to_owned()
-    } else if report.safe {
-        "Enforcing is safe by this: what would have been refused are formats of volumes that hold data or are not verified."
-            .to_owned()
-    } else {
-        let look = report.lines.iter().filter(|line| line.look).count();
-        format!(
-            "Look at the first {look} before you enforce: they are no known formatters. Where it is their work, let it be: \
-             format-guard mode audit --volume VOLUME --reason TEXT, or format-guard volume exempt VOLUME --reason TEXT."
-        )
-    };
-    let _ = writeln!(text, "\n{}", wrap(&verdict, 80, 0));
+    let seen =
+        format!("observed for {}, {} formats seen", lasted(now - report.observed_since), report.formats);
+    let _ = writeln!(text, "\n{}", wrap(&seen, 80, 2));
+    let _ = writeln!(text, "{}", wrap(&advice(report), 80, 0));
     text
 }
 
@@ -190,24 +241,52 @@ mod tests {
         event
     }
 
+    fn at(events: &[HistoryEvent], now: i64) -> Report {
+        report(events, 0, Mode::Audit, now)
+    }
+
     #[test]
-    fn formatters_alone_are_safe_and_anything_else_is_to_be_looked_at() {
+    fn nothing_refused_is_safe_once_enough_was_seen() {
+        let began = HistoryEvent::new(100, "dm:a".into(), "format-began", String::new());
+        let started = HistoryEvent::new(50, String::new(), "started", String::new());
+        let verdict = |events: &[HistoryEvent], now| at(events, now).verdict;
+        assert_eq!(verdict(&[], ENOUGH), Verdict::NotYetKnown);
+        assert_eq!(
+            verdict(std::slice::from_ref(&started), 50 + ENOUGH),
+            Verdict::NotYetKnown,
+            "no format was seen"
+        );
+        let seen = [started, began];
+        assert_eq!(verdict(&seen, 49 + ENOUGH), Verdict::NotYetKnown);
+        assert_eq!(verdict(&seen, 50 + ENOUGH), Verdict::Safe);
+        let text = page(&at(&seen, 50 + ENOUGH), 50 + ENOUGH);
+        assert!(
+            text.contains("observed for 1 d, 1 formats seen") && text.contains("is safe by this"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn no_refusal_is_safe_and_what_no_formatter_did_is_looked_at_first() {
         let mut events = vec![
             event("would-deny", "mkfs.ext4", "formatter", 100),
             HistoryEvent { count: 7, ..event("would-deny", "mkfs.ext4", "formatter", 200) },
             HistoryEvent::new(1, String::new(), "started", String::new()),
         ];
-        let safe = report(&events, 0, Mode::Audit);
-        assert!(safe.safe && safe.would_be == 8 && safe.lines.len() == 1, "{safe:?}");
-        assert_eq!(safe.lines[0].last, 200);
+        let formatters = at(&events, 400);
+        assert!(!formatters.safe && formatters.verdict == Verdict::WouldBreak, "{formatters:?}");
+        assert!(formatters.would_be == 8 && formatters.lines.len() == 1, "{formatters:?}");
+        assert_eq!(formatters.lines[0].last, 200);
+        assert!(page(&formatters, 400).contains("Enforcing would refuse these"));
+        let carried_out = at(&[event("denied", "dd", "identity", 250)], 400);
+        assert!(!carried_out.safe && page(&carried_out, 400).contains("These were refused"));
         events.push(event("denied", "dd", "identity", 250));
-        assert!(report(&events, 0, Mode::Audit).safe, "what was carried out is decided");
         events.push(event("would-deny", "qemu-system-x86", "mapping", 300));
-        let unsafe_ = report(&events, 0, Mode::Audit);
-        assert!(!unsafe_.safe && unsafe_.carried_out == 1 && unsafe_.would_be == 9);
-        assert!(unsafe_.lines[0].look, "first what is to be looked at");
-        let text = page(&unsafe_, 400);
-        assert!(text.contains("Look at the first 1 before"), "{text}");
+        let looked = at(&events, 400);
+        assert!(looked.carried_out == 1 && looked.would_be == 9);
+        assert!(looked.lines[0].look, "first what is to be looked at");
+        let text = page(&looked, 400);
+        assert!(text.contains("Look at the first 1"), "{text}");
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
