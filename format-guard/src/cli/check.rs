@@ -13,12 +13,24 @@ use crate::enforce::{
     tier::{self, Tier},
 };
 
+/// What the first requirement is called.
+const ROOT: &str = "root";
 /// Where programs are pinned while they are tried.
 const TRIAL: &str = "/sys/fs/bpf/format-guard-check";
 
 /// What is left where the kernel refuses nothing.
 const WITHOUT_KERNEL: &str =
     "see the finding; tier preload guards programs that are started under a library (format-guard run)";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Fail where this tier, or a better one, is not there
+    #[arg(long, value_enum, value_name = "TIER")]
+    require: Option<Tier>,
+    /// Print JSON for programs
+    #[arg(long)]
+    json: bool,
+}
 
 /// One thing that enforcing needs.
 #[derive(Debug, Serialize)]
@@ -51,7 +63,7 @@ pub(super) struct Report {
     programs: Vec<PartReport>,
 }
 
-pub(super) fn run(json: bool) -> Result<(), CommandError> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     let mut requirements = requirements();
     let (mut programs, mut proven) = (Vec::new(), None);
     if requirements.iter().all(|each| each.met || !each.needed) {
@@ -84,14 +96,34 @@ pub(super) fn run(json: bool) -> Result<(), CommandError> {
         requirements,
         programs,
     };
-    if json {
+    if arguments.json {
         print_json(&report)?;
     } else {
         print(&report);
     }
-    match report.requirements.iter().find(|each| !each.met && each.needed) {
-        None => Ok(()),
-        Some(missing) => Err(CommandError::NotEnforceable(format!("{} is missing", missing.name))),
+    verdict(&report, proven, arguments.require)
+}
+
+/// How the command ends: without root nothing was tried, which says nothing of the host.
+fn verdict(report: &Report, proven: Option<Tier>, required: Option<Tier>) -> Result<(), CommandError> {
+    let missing = |each: &&Requirement| !each.met && each.needed;
+    let Some(tier) = proven else {
+        let missing: Vec<&Requirement> = report.requirements.iter().filter(missing).collect();
+        if missing.iter().any(|each| each.name == ROOT) {
+            return Err(CommandError::NotTried);
+        }
+        let missing: Vec<String> =
+            missing.iter().map(|each| format!("{}: {}: {}", each.name, each.finding, each.remedy)).collect();
+        return Err(CommandError::NotEnforceable(missing.join("; ")));
+    };
+    match required {
+        // The better one comes first.
+        Some(required) if tier > required => Err(CommandError::NotEnforceable(format!(
+            "the best tier here is {}, and {} is required",
+            tier.name(),
+            required.name()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -118,6 +150,7 @@ fn print(report: &Report) {
 fn requirements() -> Vec<Requirement> {
     let modules = tier::modules();
     let root = rustix::process::geteuid().is_root();
+    let bpf_fs = is_bpf_fs(Path::new("/sys/fs/bpf"));
     let requirement = |name, met, finding: String, remedy: &str| Requirement {
         name,
         met,
@@ -127,10 +160,10 @@ fn requirements() -> Vec<Requirement> {
     };
     vec![
         requirement(
-            "root",
+            ROOT,
             root,
             format!("user {}", rustix::process::geteuid().as_raw()),
-            "run this command as root",
+            "programs are loaded and tried: run this command as root (sudo format-guard check)",
         ),
         requirement(
             "architecture",
@@ -151,9 +184,9 @@ fn requirements() -> Vec<Requirement> {
         bpf_lsm(modules.as_deref(), kernel_config().as_deref()),
         requirement(
             "bpf file system",
-            is_bpf_fs(Path::new("/sys/fs/bpf")),
-            "/sys/fs/bpf".to_owned(),
-            "mount -t bpf bpf /sys/fs/bpf",
+            bpf_fs,
+            if bpf_fs { "mounted at /sys/fs/bpf" } else { "none is mounted at /sys/fs/bpf" }.to_owned(),
+            "mount -t bpf bpf /sys/fs/bpf (systemd does at each boot: sys-fs-bpf.mount)",
         ),
     ]
 }
@@ -279,6 +312,36 @@ mod tests {
             Some("no boot parameter helps: this kernel is built without CONFIG_BPF_LSM"),
         ),
     ];
+
+    #[test]
+    fn what_was_not_tried_is_not_told_to_be_missing() {
+        let report = |missing: &[&'static str]| Report {
+            enforceable: false,
+            tier: "",
+            open: &[],
+            requirements: [ROOT, "bpf file system"]
+                .into_iter()
+                .map(|name| Requirement {
+                    name,
+                    met: !missing.contains(&name),
+                    needed: true,
+                    finding: String::new(),
+                    remedy: "mount it".to_owned(),
+                })
+                .collect(),
+            programs: Vec::new(),
+        };
+        let said = |missing: &[&'static str], proven, required| {
+            verdict(&report(missing), proven, required).err().map(|error| error.to_string())
+        };
+        assert!(said(&[ROOT, "bpf file system"], None, None).is_some_and(|text| text.contains("needs root")));
+        let text = said(&["bpf file system"], None, None).expect("missing");
+        assert!(text.contains("bpf file system: : mount it"), "{text}");
+        assert_eq!(said(&[], Some(Tier::FmodRet), None), None);
+        assert_eq!(said(&[], Some(Tier::Lsm), Some(Tier::FmodRet)), None);
+        let text = said(&[], Some(Tier::Cgroup), Some(Tier::Lsm)).expect("weaker");
+        assert!(text.contains("the best tier here is cgroup, and lsm is required"), "{text}");
+    }
 
     #[test]
     fn a_host_without_bpf_among_its_modules_is_told_the_line_to_add() {

@@ -69,8 +69,11 @@ enum Command {
     )]
     Status(status::Arguments),
     /// Say whether this host can enforce; if not, what to change
-    #[command(after_help = "Example: sudo format-guard check")]
-    Check(Json),
+    #[command(
+        after_help = "Examples:\n  sudo format-guard check\n  sudo format-guard check --require lsm\n\nExit status: 0 it can, 5 it \
+                      cannot, or not by that tier, 1 nothing was tried"
+    )]
+    Check(check::Arguments),
     /// Show known volumes, adopt them, permit a re-format
     #[command(subcommand, after_help = "Example: format-guard volume list")]
     Volume(volume::Command),
@@ -146,6 +149,11 @@ enum CommandError {
     /// This host cannot enforce.
     #[error("this host cannot enforce: {0}")]
     NotEnforceable(String),
+    /// Nothing was tried, so nothing is known.
+    #[error(
+        "whether this host can enforce is not known: it is found out by trying, which needs root (sudo format-guard check)"
+    )]
+    NotTried,
     /// A monitor asked, and it is not enforcing in full: the line that was printed says it.
     #[error("{}", .0.name())]
     Condition(Condition),
@@ -161,7 +169,7 @@ impl CommandError {
     const fn exit_code(&self) -> u8 {
         match self {
             Self::NoAgent { .. } => exit::NO_AGENT,
-            Self::NotRoot | Self::NoAnswer => exit::FAILED,
+            Self::NotRoot | Self::NoAnswer | Self::NotTried => exit::FAILED,
             Self::NotEnforceable(_) => exit::NOT_ENFORCEABLE,
             Self::Condition(condition) => match condition {
                 Condition::Enforcing => 0,
@@ -194,7 +202,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let result = match arguments.command {
         Command::Agent(arguments) => agent::run(&arguments),
         Command::Status(arguments) => status::run(socket, &arguments),
-        Command::Check(json) => check::run(json.json),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Volume(command) => volume::run(socket, command),
         Command::Mode(arguments) => mode::run(socket, &arguments),
         Command::Protect(arguments) => protect::run(socket, &arguments),

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 const MODULES: &str = "/sys/kernel/security/lsm";
 
 /// A way to refuse, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Tier {
     /// The hooks of BPF LSM.
     Lsm,
