@@ -1,6 +1,11 @@
 //! `format-guard config`: the configuration with every key explained, and a file checked before it is used.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
 
 use super::CommandError;
 use crate::config::Config;
@@ -8,11 +13,16 @@ use crate::config::Config;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Print the configuration, every key with what it means and its default
-    #[command(after_help = "Example: format-guard config show > /etc/format-guard/config.toml")]
+    #[command(
+        after_help = "Examples:\n  format-guard config show\n  format-guard config show --output /etc/format-guard/config.toml"
+    )]
     Show {
         /// Configuration file [default: /etc/format-guard/config.toml, if there is one]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Write it to this file, whole or not at all: a shell's > would empty the file before it is read
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Check a file without using it
     #[command(after_help = "Example: format-guard config check new.toml")]
@@ -24,8 +34,12 @@ pub(super) enum Command {
 
 pub(super) fn run(command: Command) -> Result<(), CommandError> {
     match command {
-        Command::Show { config } => {
-            print!("{}", Config::read(config.as_deref()).map_err(anyhow::Error::from)?.document());
+        Command::Show { config, output } => {
+            let document = Config::read(config.as_deref()).map_err(anyhow::Error::from)?.document();
+            match output {
+                Some(path) => write(&path, &document)?,
+                None => print!("{document}"),
+            }
         }
         Command::Check { file } => {
             Config::read(Some(&file)).map_err(anyhow::Error::from)?;
@@ -33,4 +47,36 @@ pub(super) fn run(command: Command) -> Result<(), CommandError> {
         }
     }
     Ok(())
+}
+
+/// Puts the text in a file's place once all of it is written.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let name = path.file_name().with_context(|| format!("{} is no name of a file", path.display()))?;
+    let mut fresh = name.to_owned();
+    fresh.push(".new");
+    let fresh = path.with_file_name(fresh);
+    fs::write(&fresh, text).with_context(|| format!("cannot write {}", fresh.display()))?;
+    if let Ok(before) = fs::metadata(path) {
+        fs::set_permissions(&fresh, before.permissions())
+            .with_context(|| format!("cannot give {} the old file's permissions", fresh.display()))?;
+    }
+    fs::rename(&fresh, path).with_context(|| format!("cannot put {} in its place", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_itself_is_written_whole() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("config.toml");
+        fs::write(&path, "quarantine = 7\n").expect("written");
+        let show = Command::Show { config: Some(path.clone()), output: Some(path.clone()) };
+        assert!(run(show).is_ok());
+        let text = fs::read_to_string(&path).expect("read");
+        assert!(text.contains("quarantine = 7") && text.contains("# default: "), "{text}");
+        assert_eq!(fs::read_dir(directory.path()).expect("listed").count(), 1);
+        assert!(write(Path::new("/"), "").is_err());
+    }
 }
