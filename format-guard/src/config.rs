@@ -457,6 +457,31 @@ impl Config {
         Self::parse(&text).map_err(|reason| ConfigError::Malformed { path: path.to_owned(), reason })
     }
 
+    /// Where things are, as far as a file says it that cannot be used as a whole: its directories, and defaults for all else. With why it
+    /// cannot be used. For what must be possible whatever the file holds.
+    #[must_use]
+    pub fn salvaged(file: Option<&Path>) -> (Self, Option<ConfigError>) {
+        let error = match Self::read(file) {
+            Ok(config) => return (config, None),
+            Err(error) => error,
+        };
+        let mut config = Self::default();
+        let text = fs::read(file.unwrap_or(Path::new(DEFAULT_FILE))).unwrap_or_default();
+        for line in String::from_utf8_lossy(&text).lines().take_while(|line| !line.starts_with('[')) {
+            let Ok(table) = toml::from_str::<toml::Table>(line) else { continue };
+            for (key, directory) in [
+                ("state_dir", &mut config.state_dir),
+                ("run_dir", &mut config.run_dir),
+                ("pin_dir", &mut config.pin_dir),
+            ] {
+                if let Some(path) = table.get(key).and_then(toml::Value::as_str) {
+                    *directory = PathBuf::from(path);
+                }
+            }
+        }
+        (config, Some(error))
+    }
+
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
         let of_table = |known: &str, key: &str| known.split_once('.').is_some_and(|(table, _)| table == key);

@@ -47,10 +47,14 @@ fn detach(config: &Config, reason: &str) -> Result<(), CommandError> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
-    let config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
     if let Some(reason) = &arguments.reason {
+        let (config, error) = Config::salvaged(arguments.config.as_deref());
+        if let Some(error) = error {
+            eprintln!("format-guard: {error}; the pins are looked for at {}", config.pin_dir.display());
+        }
         return detach(&config, reason);
     }
+    let config = Config::read(arguments.config.as_deref()).map_err(anyhow::Error::from)?;
     let start = Start { config, file: arguments.config.clone(), audit: arguments.audit };
     tracing_subscriber::fmt()
         .with_env_filter(

@@ -141,8 +141,13 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     let before = device.sha256()?;
     let mkfs = format!("mkfs.ext4 -F -q {}", device.path().display());
     ensure!(run(&mkfs)?.status != 0 && device.sha256()? == before, "a stop let a format through");
+    // A file that cannot be used stands in nobody's way out.
+    let sound = fs::read_to_string(guard.config())?;
+    fs::write(guard.config(), format!("{sound}\nquarantine = soon\n"))?;
     let ended = run(&detach)?;
     ensure!(ended.status == 0 && ended.text.contains("enforcement has ended"), "{ended:?}");
+    ensure!(ended.text.contains("the pins are looked for at"), "{ended:?}");
+    fs::write(guard.config(), sound)?;
     must(&mkfs).context("what was said to have ended refuses still")?;
     let again = run(&detach)?;
     ensure!(again.status == 0 && again.text.contains("nothing is enforced"), "{again:?}");
