@@ -2,9 +2,14 @@
 //!
 //! Over TCP nobody but a scraper and a kubelet asks, and nothing can be changed there.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use axum::{
     Router,
     extract::State,
@@ -30,7 +35,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time,
 };
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use super::{
     inputs::ask,
@@ -270,13 +275,40 @@ impl Scraped {
     }
 }
 
-/// Listens at this address.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (metrics_listen)"))
+/// Listens, however long it takes until the address is free: nobody's volume is without a guard for want of metrics.
+async fn listen(address: SocketAddr) -> TcpListener {
+    let mut told = false;
+    loop {
+        let error = match bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => error,
+        };
+        if !told {
+            error!(
+                "metrics are not served: cannot listen on {address} (metrics_listen): {error}; it is tried again"
+            );
+            told = true;
+        }
+        time::sleep(PATIENCE).await;
+    }
+}
+
+/// A host without IPv6 (`ipv6.disable=1`) has every address of IPv4.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let error = match TcpListener::bind(address).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    if error.raw_os_error() == Some(libc::EAFNOSUPPORT) && address.ip() == Ipv6Addr::UNSPECIFIED {
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    Err(error)
 }
 
 /// `/metrics`, `/healthz` and `/readyz` until the agent ends.
-pub(super) async fn run(listener: TcpListener, scraped: Scraped) -> Result<()> {
+pub(super) async fn run(address: SocketAddr, scraped: Scraped) -> Result<()> {
+    let listener = listen(address).await;
+    info!(address = %listener.local_addr()?, "metrics are served");
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthy))
@@ -371,6 +403,7 @@ mod tests {
             open: vec!["dd goes on".to_owned()],
             mode: Mode::Audit,
             protected: false,
+            configured_mode: Mode::Enforce,
             set_mode: None,
             proven: true,
             proven_at: 1_700_000_000,
@@ -403,7 +436,6 @@ mod tests {
         }
     }
 
-            configured_mode: Mode::Enforce,
     #[test]
     fn every_figure_is_told_under_its_own_name() {
         let metrics = Metrics::default();

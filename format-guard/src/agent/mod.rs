@@ -122,10 +122,7 @@ pub async fn run(start: Start) -> Result<()> {
 
     // Before anything is in force: what is misconfigured is told now.
     let metrics = Metrics::default();
-    let scraper = match config.metrics_listen().map_err(anyhow::Error::msg)? {
-        Some(address) => Some(metrics::listen(address).await?),
-        None => None,
-    };
+    let scraper = config.metrics_listen().map_err(anyhow::Error::msg)?;
     let (senders, received) = inputs::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
     prober.prepare();
@@ -179,10 +176,9 @@ pub async fn run(start: Start) -> Result<()> {
     let (interval, intervals) = watch::channel(config.resync_interval);
     tasks.spawn(ticks(intervals, senders.others.clone()));
     tasks.spawn(reloads(start, interval, senders.others.clone()));
-    if let Some(listener) = scraper {
-        info!(address = %listener.local_addr()?, "metrics are served");
+    if let Some(address) = scraper {
         let answers = Scraped { inputs: senders.urgent.clone(), metrics: metrics.clone() };
-        tasks.spawn(metrics::run(listener, answers));
+        tasks.spawn(metrics::run(address, answers));
     }
     tasks.spawn(service_manager::keep_alive(senders.urgent.clone()));
     tasks.spawn(control::run(

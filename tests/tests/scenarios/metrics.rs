@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::Duration,
 };
 
@@ -30,11 +30,15 @@ fn get(address: &str, path: &str) -> Result<(String, String)> {
 #[test]
 fn refusals_are_counted_and_readiness_names_the_tier() -> Result<()> {
     let mut guard = Guard::unstarted(None)?;
-    guard.replace("metrics_listen", "'127.0.0.1:0'")?;
+    // Somebody else has the address: the guard comes up all the same.
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    guard.replace("metrics_listen", &format!("'{address}'"))?;
     guard.start_agent()?;
-    let log = guard.log();
-    let line = log.lines().find(|line| line.contains("metrics are served")).context("nothing is served")?;
-    let address = line.rsplit("address=").next().context("no address")?.trim();
+    wait_for("the agent to say so", || Ok(guard.log().contains("cannot listen on").then_some(())))?;
+    drop(taken);
+    wait_for("metrics to be served", || Ok(guard.log().contains("metrics are served").then_some(())))?;
+    let address = address.as_str();
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     refused(&guard, &format!("mkfs.ext4 -F -q {}", device.path().display()), "")?;
