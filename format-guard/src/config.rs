@@ -174,6 +174,11 @@ pub const KEYS: &[(&str, &str)] = &[
          process 1 started it, the agent. Only its own executable and process 1 may. format-guard protect off ends it.",
     ),
     (
+        "kernel_log",
+        "Write a line for each refusal to the kernel's log (dmesg), where whoever was refused looks first: ten a minute at most, and \
+         one a minute of one program on one device.",
+    ),
+    (
         "metrics_listen",
         "Address and port (127.0.0.1:9838) for Prometheus and for probes, /metrics, /healthz and /readyz, over HTTP without a \
          password. Empty: none; on the control socket root reads /metrics all the same. Needs a restart.",
@@ -267,6 +272,8 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// Whether the guard itself is protected while it enforces.
     pub protect: bool,
+    /// Whether refusals are told in the kernel's log.
+    pub kernel_log: bool,
     /// Where metrics are served over TCP; empty: nowhere.
     pub metrics_listen: String,
     /// kubelet's directory; empty: none.
@@ -408,6 +415,7 @@ impl Default for Config {
             strict: Vec::new(),
             passthrough: Passthrough::Allow,
             protect: true,
+            kernel_log: true,
             metrics_listen: String::new(),
             kubelet_dir: PathBuf::from("/var/lib/kubelet"),
             kubernetes: Kubernetes::default(),

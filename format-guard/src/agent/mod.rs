@@ -12,6 +12,7 @@ mod formatter_end;
 mod holding;
 mod inputs;
 pub(crate) mod kernel_events;
+mod kernel_log;
 mod kubernetes;
 #[cfg(feature = "kubernetes")]
 mod kubernetes_events;
@@ -57,6 +58,7 @@ use crate::{
     volume::sysfs::Sysfs,
 };
 use claims::Wishes;
+use kernel_log::KernelLog;
 use metrics::{Metrics, Scraped};
 use reconciler::{Input, Reconciler, World};
 
@@ -145,6 +147,7 @@ pub async fn run(start: Start) -> Result<()> {
         strict: config.strict.clone(),
         kubelet_dir: config.kubelet_dir(),
         closing: closing.clone(),
+        kernel_log: config.kernel_log.then(KernelLog::default),
         cluster: cluster(&config, &metrics, &mut tasks),
     };
     let mut reconciler =

@@ -58,6 +58,7 @@ use super::{
     formatter_end::Watcher,
     holding,
     inputs::Inputs,
+    kernel_log::KernelLog,
     kubernetes, mappings,
     metrics::Metrics,
     now,
@@ -299,6 +300,8 @@ pub struct World {
     pub kubelet_dir: Option<PathBuf>,
     /// Who tells of closes.
     pub closing: Closing,
+    /// Where whoever was refused finds why, if it is to be told there.
+    pub kernel_log: Option<KernelLog>,
     /// Who tells refusals to a cluster; what finds no place there is dropped.
     pub cluster: Option<mpsc::Sender<HistoryEvent>>,
 }

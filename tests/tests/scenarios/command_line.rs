@@ -410,6 +410,32 @@ fn the_socket_answers_curl_and_refuses_what_it_does_not_know() -> Result<()> {
     Ok(())
 }
 
+/// "Operation not permitted", as root, is a riddle.
+#[test]
+fn who_is_refused_finds_it_in_the_kernels_log() -> Result<()> {
+    let guard = Guard::start()?;
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    let node = device.path().display();
+    let lines = || -> Result<Vec<String>> {
+        let log = must("dmesg")?;
+        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("on {node} "));
+        Ok(log.lines().filter(ours).map(str::to_owned).collect())
+    };
+    refused(&guard, &format!("mkfs.ext4 -F -q {node}"), "")?;
+    let told = wait_for("the line", || Ok(lines()?.pop()))?;
+    ensure!(told.contains("mkfs.ext4 (pid ") && told.contains("format-guard volume show"), "{told}");
+    for _ in 0..3 {
+        refused(&guard, &format!("mkfs.ext4 -F -q {node}"), "")?;
+    }
+    refused(&guard, &format!("wipefs -a {node}"), "")?;
+    wait_for("another program's line", || {
+        Ok(lines()?.iter().any(|line| line.contains("wipefs (pid ")).then_some(()))
+    })?;
+    ensure!(lines()?.len() == 2, "{:#?}", lines()?);
+    Ok(())
+}
+
 #[test]
 fn an_agent_of_another_version_is_told_apart() -> Result<()> {
     use std::{io::Write, os::unix::net::UnixListener, thread};

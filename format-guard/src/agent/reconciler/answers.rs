@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{Question, Reconciler, Reply};
 use crate::{
-    agent::{claims::Command, now},
+    agent::{claims::Command, kernel_log::KernelLog, now},
     api::{self, Condition, Failure, FailureKind},
     config::Config,
     enforce::{Enforcer, MapError, bpf::PartReport},
@@ -449,6 +449,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.world.forget_after = config.forget_after();
         self.world.copied = config.copied();
         self.world.strict.clone_from(&config.strict);
+        if config.kernel_log != self.world.kernel_log.is_some() {
+            self.world.kernel_log = config.kernel_log.then(KernelLog::default);
+        }
         self.keep_protected();
         self.keep_waited_for(self.world.first_format_wait);
         self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());

@@ -82,6 +82,9 @@ impl<E: Enforcer> Reconciler<E> {
             length = refusal.length,
             "{text}"
         );
+        if let Some(log) = self.world.kernel_log.as_mut().filter(|_| kind == "denied") {
+            log.write(&format!("{} {} {}", refusal.comm, refusal.device, refusal.reason), &text);
+        }
         let event = HistoryEvent { refusal: Some(refusal), ..HistoryEvent::new(now(), volume, kind, text) };
         if let Some(cluster) = &self.world.cluster
             && cluster.try_send(event.clone()).is_err()

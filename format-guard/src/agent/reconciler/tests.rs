@@ -322,6 +322,7 @@ fn setting() -> Setting {
         strict: Vec::new(),
         kubelet_dir: None,
         closing: Closing::default(),
+        kernel_log: None,
         cluster: None,
     };
     let entered = runtime.enter();

@@ -145,6 +145,7 @@ impl Node {
             kubelet_dir: None,
             closing: Closing::default(),
             cluster: None,
+            kernel_log: None,
         };
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
         let (watcher, _) = Watcher::new();
