@@ -101,5 +101,19 @@ fn the_mode_is_set_at_run_time_kept_across_a_restart_and_logged() -> Result<()> 
     let told = guard.events("mode")?;
     ensure!(told.len() == 2, "{told:#?}");
     ensure!(guard.log().contains("mode audit by user 0: rollout"), "{}", guard.log());
-    Ok(())
+    guard.json("mode audit --for 1s --reason short")?;
+    let told = wait_for("the time to be over", || {
+        let status = guard.json("status")?;
+        let over = status["mode"] == "enforce" && status["set_mode"].is_null();
+        Ok(over.then(|| guard.events("mode")).transpose()?)
+    })?;
+    ensure!(told.len() == 4 && told[3]["text"] == "mode audit set by user 0 has ended", "{told:#?}");
+    refused(&guard, &format!("mkfs.ext4 -F {node}"), "")?;
+    let nothing = guard.say("mode --clear --reason again")?;
+    ensure!(nothing.status == 2 && nothing.text.contains("no mode was set by a command"), "{nothing:?}");
+    guard.json("mode audit --reason longer")?;
+    let shown = guard.say("status")?;
+    ensure!(shown.text.contains("it outranks the configuration's enforce"), "{shown:?}");
+    guard.json("mode --clear --reason over")?;
+    refused(&guard, &format!("mkfs.ext4 -F {node}"), "").map(drop)
 }
