@@ -16,11 +16,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use format_guard::enforce::pins;
+use format_guard::enforce::{canary, pins};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::{device::device_number, schema, tool::Ran, wait_for};
+use crate::{attack, device::device_number, schema, tool::Ran, wait_for};
 
 /// The program under test.
 ///
@@ -134,8 +134,8 @@ impl Guard {
     /// As of [`Guard::start`].
     pub fn patient() -> Result<Self> {
         let mut guard = Self::unstarted(None)?;
-        guard.add_to_configuration(&format!("{PATIENT}\n"))?;
         guard.start_agent()?;
+        guard.configure(PATIENT)?;
         Ok(guard)
     }
 
@@ -232,6 +232,7 @@ impl Guard {
     /// # Errors
     /// When it ends, or its canary has not proven it.
     pub fn start_agent(&mut self) -> Result<()> {
+        let taken_over = self.fresh && tier() != PRELOAD && pins::enforce(Path::new(PINS))?;
         self.spawn_agent()?;
         let status = wait_for("the agent to be in force", || {
             if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
@@ -249,7 +250,24 @@ impl Guard {
         if std::mem::take(&mut self.fresh) && !status["records_lost"].is_null() {
             self.json("loss end --reason a-state-directory-of-its-own")?;
         }
+        if taken_over {
+            self.since = self.end_of_what_was_before()?;
+        }
         Ok(())
+    }
+
+    /// The number of the last line of the history that is not about this guard: an agent that takes over what an earlier one left in
+    /// force is told, too, of what was refused while there was none. Behind all that comes what is refused now.
+    fn end_of_what_was_before(&self) -> Result<i64> {
+        let node = canary::Node::make()?;
+        let _ = attack::open_as_formatter(node.path());
+        let device = node.dev().to_string();
+        wait_for("the agent to be told of what was refused before", || {
+            let events = self.fetch("/v1/events?limit=10000")?;
+            let events = events["events"].as_array().context("no events")?;
+            let ours = events.iter().find(|event| event["refusal"]["device"] == device.as_str());
+            Ok(ours.and_then(|event| event["id"].as_i64()))
+        })
     }
 
     /// The agent of a program.
