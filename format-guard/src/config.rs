@@ -425,6 +425,15 @@ impl Default for Config {
     }
 }
 
+/// What a key is set to, as TOML writes it.
+fn value(table: &toml::Table, key: &str) -> String {
+    let value = match key.split_once('.') {
+        Some((outer, inner)) => table.get(outer).and_then(|table| table.get(inner)),
+        None => table.get(key),
+    };
+    value.map_or_else(String::new, ToString::to_string)
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -618,24 +627,23 @@ impl Config {
         .find_map(|(key, differs)| differs.then_some(key))
     }
 
+    /// Every key, with its default and what it means.
+    pub(crate) fn keys() -> Vec<(&'static str, String, &'static str)> {
+        let defaults = Self::default().table();
+        KEYS.iter().map(|(key, meaning)| (*key, value(&defaults, key), *meaning)).collect()
+    }
+
     /// The whole configuration as a file, each key with what it means and its default.
     #[must_use]
     pub fn document(&self) -> String {
         let (values, defaults) = (self.table(), Self::default().table());
         let mut text = String::new();
         for (key, meaning) in KEYS {
-            let value = |table: &toml::Table| {
-                let value = match key.split_once('.') {
-                    Some((outer, inner)) => table.get(outer).and_then(|table| table.get(inner)),
-                    None => table.get(*key),
-                };
-                value.map_or_else(String::new, ToString::to_string)
-            };
             for line in wrap(meaning, 76) {
                 let _ = writeln!(text, "# {line}");
             }
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "# default: {}\n{key} = {}\n", value(&defaults), value(&values));
+            let _ = writeln!(text, "# default: {}\n{key} = {}\n", value(&defaults, key), value(&values, key));
         }
         text.truncate(text.trim_end().len());
         text.push('\n');

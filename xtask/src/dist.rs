@@ -164,7 +164,7 @@ pub(crate) fn stage(guard: &Path, library: &Path) -> Result<PathBuf> {
     let program = root.join("usr/bin/format-guard");
     let program = program.to_string_lossy();
     let mut manual = command(&program, ["man"]);
-    manual.arg(root.join("usr/share/man/man1"));
+    manual.arg(root.join("usr/share/man"));
     show(manual)?;
     for (shell, to) in COMPLETIONS {
         let to = root.join(to);

@@ -116,7 +116,7 @@ enum Command {
     #[command(after_help = "Example: format-guard completions bash > /etc/bash_completion.d/format-guard")]
     Completions(manual::Completions),
     /// Write the manual pages
-    #[command(after_help = "Example: format-guard man /usr/local/share/man/man1")]
+    #[command(after_help = "Example: format-guard man /usr/local/share/man")]
     Man(manual::Manual),
     /// Look at devices, for the agent
     #[command(hide = true)]
@@ -294,11 +294,18 @@ mod tests {
     #[test]
     fn every_command_has_a_manual_page_and_every_shell_its_completions() {
         let directory = tempfile::tempdir().expect("directory");
-        clap_mangen::generate_to(Arguments::command(), directory.path()).expect("pages");
-        for page in ["format-guard.1", "format-guard-volume-permit.1", "format-guard-ensure-fs.1"] {
-            let text = std::fs::read_to_string(directory.path().join(page)).expect(page);
-            assert!(text.contains(".SH NAME"), "{page}");
+        let written = manual::write(directory.path());
+        written.expect("pages");
+        for page in ["format-guard.8", "format-guard-volume-permit.8", "format-guard-ensure-fs.8"] {
+            let text = std::fs::read_to_string(directory.path().join("man8").join(page)).expect(page);
+            assert!(text.contains(".SH NAME") && text.contains(".SH \"SEE ALSO\""), "{page}: {text}");
         }
+        let read = |path: &str| std::fs::read_to_string(directory.path().join(path)).expect("a page");
+        let whole = read("man8/format-guard.8");
+        for heading in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
+            assert!(whole.contains(&format!(".SH {heading}")), "{heading}: {whole}");
+        }
+        assert!(read("man5/format-guard.toml.5").contains("quarantine"));
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "format-guard", &mut text);
