@@ -101,7 +101,7 @@ pub const KEYS: &[(&str, &str)] = &[
     (
         "require",
         "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \"fmod_ret\", \"cgroup\" or \
-         \"preload\". Needs a restart.",
+         \"preload\". The last two refuse formatters and few writes: they must be asked for. Needs a restart.",
     ),
     (
         "cgroup_dir",
@@ -397,7 +397,7 @@ impl Default for Config {
         Self {
             mode: Mode::Enforce,
             tier: Choice::Auto,
-            require: Tier::Preload,
+            require: Tier::FmodRet,
             cgroup_dir: PathBuf::new(),
             state_dir: PathBuf::from("/var/lib/format-guard"),
             run_dir: PathBuf::from("/run/format-guard"),

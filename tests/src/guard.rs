@@ -196,10 +196,10 @@ impl Guard {
             PINS
         );
         match tier().as_str() {
-            PRELOAD => config.push_str("tier = 'preload'\n"),
+            PRELOAD => config.push_str("tier = 'preload'\nrequire = 'preload'\n"),
             CGROUP => {
                 let group = env::var("FORMAT_GUARD_CGROUP").context("FORMAT_GUARD_CGROUP names a group")?;
-                config = format!("{config}tier = 'cgroup'\ncgroup_dir = '{group}'\n");
+                config = format!("{config}tier = 'cgroup'\nrequire = 'cgroup'\ncgroup_dir = '{group}'\n");
             }
             _ => {}
         }
