@@ -841,7 +841,8 @@ mod tests {
         let file: Vec<&str> = lines.map_while(|line| line.strip_prefix("    ")).collect();
         let config = Config::parse(&file.join("\n")).expect("a configuration");
         assert!(config.metrics_listen().expect("an address").is_some(), "{config:?}");
-        assert_eq!(Config { metrics_listen: String::new(), ..config }, Config::default());
+        let begins = Config { mode: Mode::Audit, ..Config::default() };
+        assert_eq!(Config { metrics_listen: String::new(), ..config }, begins);
     }
 
     #[test]

@@ -28,6 +28,7 @@ const VOLUME: &str = "/dev/vda";
 const MOUNTED: &str = "/dev/vdb";
 const DROP_IN: &str = "/run/systemd/system/format-guard.service.d";
 const DATABASE: &str = "/var/lib/format-guard/volumes.sqlite3";
+const CONFIG: &str = "/etc/format-guard/config.toml";
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const KNOWN: &str = "/run/fg-service-sha256";
 const KUBELET_SAID: &str = "/run/fg-service-kubelet";
@@ -41,6 +42,7 @@ fn a_host_boots_with_the_guard() -> Result<()> {
 fn prepare() -> Result<()> {
     // Where there is no init system yet, as in an installer or an image's build.
     must(&format!("dpkg --no-triggers -i {}", package("DEB")?))?;
+    enforce()?;
     // What an image for containers has, so that no service starts.
     if Path::new(POLICY).exists() {
         fs::remove_file(POLICY)?;
@@ -62,6 +64,14 @@ fn prepare() -> Result<()> {
     fs::create_dir_all(directory)?;
     symlink("/etc/systemd/system/kubelet.service", format!("{directory}/kubelet.service"))?;
     Ok(())
+}
+
+/// What an operator changes once the report says that it is safe: a package begins by refusing nothing.
+fn enforce() -> Result<()> {
+    let config = fs::read_to_string(CONFIG)?;
+    let line = "\nmode = \"audit\"\n";
+    ensure!(config.contains(line), "{config}");
+    Ok(fs::write(CONFIG, config.replace(line, "\nmode = \"enforce\"\n"))?)
 }
 
 /// Where a package is.
@@ -231,6 +241,10 @@ fn of_rpm() -> Result<()> {
     must(&format!("{rpm} -i {}", package("RPM")?))?;
     came_back("")?;
     ensure!(property(UNIT, "UnitFileState")? == "enabled", "it would not start at the next boot");
+    ensure!(status()?["mode"] == "audit", "{}", status()?);
+    enforce()?;
+    must(&format!("systemctl reload {UNIT}"))?;
+    wait_for("it to enforce", || Ok((status()?["mode"] == "enforce").then_some(())))?;
     is_kept("installed from the RPM")?;
     upgrade(&format!("{rpm} -U {}", package("NEWER_RPM")?))?;
     must(&format!("{rpm} -e format-guard"))?;

@@ -25,8 +25,26 @@ const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
 const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
-const DASHBOARD: &str = "deploy/grafana/format-guard.json";
+const DASHBOARD: &str = "deploy/helm/format-guard/dashboard.json";
 
+/// Values, and what each of them must bring into the manifests.
+const EFFECTS: &[(&str, &str)] = &[
+    ("fullnameOverride=guard", "name: guard\n"),
+    ("hostNetwork=true", "dnsPolicy: ClusterFirstWithHostNet"),
+    ("networkPolicy.enabled=true", "kind: NetworkPolicy"),
+    ("networkPolicy.enabled=true,networkPolicy.from[0].namespaceSelector.matchLabels.a=b", "a: b"),
+    ("serviceAccount.create=false,serviceAccount.name=mine", "serviceAccountName: mine"),
+    ("serviceAccount.annotations.a=b", "a: b"),
+    ("metrics.enabled=false", "command: [\"/usr/bin/format-guard\", \"status\"]"),
+    ("metrics.dashboard.enabled=true", "grafana_dashboard: \"1\""),
+    ("extraArgs={--audit}", "\"--audit\""),
+    ("extraEnv[0].name=FORMAT_GUARD_LOG,extraEnv[0].value=debug", "name: FORMAT_GUARD_LOG"),
+    ("extraVolumes[0].name=more,extraVolumes[0].emptyDir.medium=Memory", "medium: Memory"),
+    ("extraVolumeMounts[0].name=dev,extraVolumeMounts[0].mountPath=/more", "mountPath: /more"),
+    ("initContainers[0].name=first,initContainers[0].image=busybox", "initContainers:"),
+    ("updateStrategy.type=OnDelete,updateStrategy.rollingUpdate=null", "type: OnDelete"),
+    ("podAnnotations.a=b", "a: b"),
+];
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Write what it renders to
@@ -61,7 +79,8 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     if !linted.status.success() {
         findings.push(format!("helm lint: {}", String::from_utf8_lossy(&linted.stdout)));
     }
-    let plain = render(&bin, &[])?;
+    // A pod that helm test makes is not for those who apply what is rendered.
+    let plain = render(&bin, &["--skip-tests"])?;
     let with_events = render(&bin, &["--set", "events.enabled=true"])?;
     if !with_events.contains("kubernetes.events = true") || !with_events.contains("kind: ClusterRoleBinding")
     {
@@ -86,8 +105,18 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     if fs::read_to_string(&path).unwrap_or_default() != plain {
         findings.push(format!("{PLAIN} is not what the chart renders to: cargo xtask chart --write"));
     }
-    for rendered in [&plain, &with_events, &with_store] {
-        findings.extend(invalid(&bin, rendered)?);
+    let mut all = vec![plain, with_events, with_store];
+    for (values, effect) in EFFECTS {
+        let rendered = render(&bin, &["--set", values])?;
+        if !rendered.contains(effect) {
+            findings.push(format!("{values} brings no {effect}"));
+        }
+        all.push(rendered);
+    }
+    findings.extend(invalid(&bin, &all.join("\n---\n"))?);
+    let without = render(&bin, &["--set", "metrics.enabled=false"])?;
+    if without.contains("metrics_listen") || without.contains("containerPort") {
+        findings.push("metrics.enabled=false leaves a port".to_owned());
     }
     // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is all.
     let with = render(&bin, &["--set", "metrics.podMonitor.enabled=true,metrics.rules.enabled=true"])?;
@@ -103,6 +132,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
         "config.mode=strict",
         "metrics.port=0",
         "store.endpoints={etcd}",
+        "serviceAccount.create=false",
     ] {
         if render(&bin, &["--set", wrong]).is_ok() {
             findings.push(format!("{wrong} is taken"));
@@ -157,14 +187,16 @@ fn render(bin: &Path, more: &[&str]) -> Result<String> {
     Ok(String::from_utf8(rendered.stdout)?)
 }
 
-/// What the chart renders to, as a JSON array: for what reads no YAML.
+/// What the chart renders to where it enforces, as a JSON array: for what reads no YAML.
 pub(crate) fn manifests() -> Result<String> {
     let bin = tools()?;
     let mut convert = command(
         &bin.join("python").to_string_lossy(),
         ["-c", "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))"],
     );
-    convert.arg(workspace().join(PLAIN));
+    let rendered = tempfile::NamedTempFile::new()?;
+    fs::write(rendered.path(), render(&bin, &["--skip-tests", "--set", "config.mode=enforce"])?)?;
+    convert.arg(rendered.path());
     read(convert)
 }
 
