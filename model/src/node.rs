@@ -513,6 +513,7 @@ pub(crate) fn kept(record: &Record) -> Record {
         appeared: None,
         permit_ends: None,
         looked_at: None,
+        untouched: false,
         ..record.clone()
     }
 }
@@ -525,6 +526,7 @@ pub(crate) fn plain(record: Record) -> Record {
         since: 0,
         appeared: None,
         looked_at: None,
+        untouched: false,
         discrepancy: None,
         clean_passes: if counts { record.clean_passes } else { 0 },
         ended: record.ended.filter(|_| record.state == State::Formatting),

@@ -337,14 +337,14 @@ async fn adopt(
                 format!("{} holds {name}: adopt it without --raw; its record stays as it is", device.name),
             ))
         }
-        Ok(finding @ (Finding::Blank | Finding::Raw(_))) if raw => {
-            let zeros = finding == Finding::Blank;
+        Ok(finding @ (Finding::Blank | Finding::Unwritten | Finding::Raw(_))) if raw => {
+            let zeros = !matches!(finding, Finding::Raw(_));
             agent.ask(Question::AdoptRaw { volume, zeros, reason, uid: peer.uid() }).await
         }
         Ok(Finding::Holds { found, marks, .. }) => {
             agent.ask(Question::Adopt { volume, found, marks, reason, uid: peer.uid() }).await
         }
-        Ok(Finding::Blank) => Err(Failure::new(
+        Ok(Finding::Blank | Finding::Unwritten) => Err(Failure::new(
             FailureKind::Refused,
             format!(
                 "{} reads blank: there is nothing to adopt, unless you know of content that is no known format (--raw); its \

@@ -124,7 +124,7 @@ impl Metrics {
     /// A probe came back after so long, or its deadline did.
     pub(super) fn probed(&self, result: &Result<Finding, ProbeError>, took: Duration) {
         let result = match result {
-            Ok(Finding::Blank) => "blank",
+            Ok(Finding::Blank | Finding::Unwritten) => "blank",
             Ok(Finding::Raw(_)) => "raw",
             Ok(Finding::Holds { .. }) => "holds",
             Err(ProbeError::Deadline) => "deadline",

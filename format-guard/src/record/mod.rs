@@ -381,6 +381,8 @@ pub struct Record {
     pub permit_ends: Option<Seconds>,
     /// When a probe looked at it last, by [`Now::boot`]. Not stored.
     pub looked_at: Option<Seconds>,
+    /// Since it was attached nothing is known to have happened to it. Not stored.
+    pub untouched: bool,
     /// The formatter may still run; of what is formatted: and may go on. Not stored: after a restart its end is found out anew.
     pub running: bool,
     /// The formatter's end was seen. Not stored.
@@ -445,6 +447,7 @@ impl Record {
             appeared: None,
             permit_ends: None,
             looked_at: None,
+            untouched: false,
             running: false,
             over: false,
             wrote: Wrote::Nothing,

@@ -1,7 +1,8 @@
 //! The states of a record and every way from one to another: a pure function.
 //!
-//! It must never let a record leave Formatted without an operator's permit, nor make one Blank (armed) without two
-//! clean probes since the volume was attached, nor at once where a format may have gone unseen. What it returns is stored
+//! It must never let a record leave Formatted without an operator's permit, or the word of the file system that a file behind it lies
+//! on that nothing is stored of it any more; nor make one Blank (armed) without two clean probes since the volume was attached, nor
+//! at once where a format may have gone unseen. What it returns is stored
 //! before the kernel's rule changes: armed before allowed.
 
 use format_guard_common::{State, event::Process};
@@ -219,6 +220,19 @@ pub struct Report {
 #[must_use]
 pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
     let mut step = Step { record: record.clone(), effects: Vec::new(), now };
+    match &event {
+        Event::Attached { .. } => step.record.untouched = true,
+        Event::Probed(Ok(Finding::Unwritten)) => {}
+        Event::Probed(_)
+        | Event::Mounted
+        | Event::FormatBegan { .. }
+        | Event::FormatEnded { .. }
+        | Event::Relabelled(_)
+        | Event::LetThrough(_)
+        | Event::OwnerWiped(_)
+        | Event::ToolEnded => step.record.untouched = false,
+        _ => {}
+    }
     if matches!(event, Event::Probed(_)) {
         step.record.looked_at = Some(now.boot);
     }
@@ -237,6 +251,7 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::Detached => step.detached(),
         Event::Doubted => step.record.armed = Some(UNSEEN.to_owned()),
         Event::Probed(Ok(Finding::Blank)) => step.holds_nothing(Ends::Zeros),
+        Event::Probed(Ok(Finding::Unwritten)) => step.is_unwritten(),
         Event::Probed(Ok(Finding::Raw(digest))) => step.holds_nothing(Ends::Bytes(digest)),
         Event::Probed(Ok(Finding::Holds { found, marks, .. })) => step.holds(&found, marks),
         Event::Probed(Err(error)) => step.unreadable(&error),
@@ -595,6 +610,26 @@ impl Step {
             State::Blank => self.record.ends = Some(ends),
             State::Exempt => {}
         }
+    }
+
+    /// Nothing is stored of it, so there is nothing to lose: whoever had what was recorded has cut the file, and it is a new
+    /// volume. Not once somebody may have mounted it: what a file system has in memory comes back to the file.
+    fn is_unwritten(&mut self) {
+        let anew =
+            self.record.state == State::Formatted && self.record.untouched && !is_held_back(&self.record);
+        if anew && !self.reads_blank_again() {
+            return;
+        }
+        if anew {
+            let before = self.record.content.as_ref().map_or("a format", |content| content.name());
+            let text =
+                format!("its file was cut: nothing is stored of it any more, and {before} was there before");
+            self.forget_content();
+            self.record.generation = 0;
+            self.unverified(text.clone());
+            self.report("unwritten", text);
+        }
+        self.holds_nothing(Ends::Zeros);
     }
 
     /// Whether what is found where nobody is known to have written is content: where all of it is, or where it is not what was

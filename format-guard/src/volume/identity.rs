@@ -9,7 +9,7 @@ mod loop_device;
 mod nbd;
 mod technologies;
 
-pub(super) use loop_device::Loops;
+pub(super) use loop_device::{Loops, file_behind};
 
 use super::{
     VolumeId,

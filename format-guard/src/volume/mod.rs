@@ -11,6 +11,7 @@ pub mod present;
 pub mod probe;
 pub mod sysfs;
 pub mod topology;
+mod unwritten;
 mod zoned;
 
 use std::fmt;

@@ -26,6 +26,7 @@ use super::{
     Dev,
     copies::{self, Piece, Wanted, hexadecimal},
     marks::{self, Found, MAX_MARKS, Mark, ReadAt},
+    unwritten::is_unwritten,
     zoned,
 };
 
@@ -52,6 +53,8 @@ const MAX_TEXT: usize = 256;
 pub enum Finding {
     /// Both ends read as zeros.
     Blank,
+    /// The same, and nothing is stored of it: the file system says so that the file lies on which it is.
+    Unwritten,
     /// No format is known there; but bytes that are not zero were read.
     Raw(Digest),
     /// At least one format.
@@ -159,7 +162,9 @@ impl Reader {
             && device.is_zero(&mut self.chunk)?
             && device.is_zero(&mut self.chunk)?;
         if zeros {
-            return Ok(Probed { finding: Finding::Blank, twice: true, pieces: Vec::new() });
+            let unwritten = is_unwritten(&device.file, name, *size);
+            let finding = if unwritten { Finding::Unwritten } else { Finding::Blank };
+            return Ok(Probed { finding, twice: true, pieces: Vec::new() });
         }
         parses();
         let (finding, pieces) = look(device, request, *copied)?;

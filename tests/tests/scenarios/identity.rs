@@ -1,6 +1,10 @@
 //! A volume is known by its own identity, whatever number, name or path it comes back under.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
@@ -337,4 +341,117 @@ fn images_that_qemu_serves_one_after_another_are_volumes_of_their_own() -> Resul
         detach()?;
     }
     Ok(())
+}
+
+/// A file system of the test's own, mounted; gone with the value.
+struct Mounted {
+    point: String,
+    _below: Option<Loop>,
+}
+
+impl Mounted {
+    fn new(name: &str, mkfs: &str, guard: &Guard) -> Result<Self> {
+        let point = format!("/run/fg-files-{name}");
+        fs::create_dir_all(&point)?;
+        if mkfs.is_empty() {
+            must(&format!("mount -t tmpfs files {point}"))?;
+            return Ok(Self { point, _below: None });
+        }
+        let below = Loop::new(384)?;
+        guard.wait_for_state(below.path(), "blank")?;
+        must(&format!("{mkfs} {}", below.path().display()))?;
+        must(&format!("mount {} {point}", below.path().display()))?;
+        Ok(Self { point, _below: Some(below) })
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new(&self.point).join("image")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = wait_for("the file system to be free", || {
+            Ok((run(&format!("umount {}", self.point))?.status == 0).then_some(()))
+        });
+    }
+}
+
+/// An image with an ext4, detached.
+fn formatted_image(guard: &Guard, files: &Mounted) -> Result<PathBuf> {
+    let file = files.file();
+    fs::File::create(&file)?.set_len(64 * MIB)?;
+    let device = Loop::over(&file)?;
+    make_ext4(guard, device.path())?;
+    device.detach()?;
+    Ok(file)
+}
+
+fn cut(file: &Path) -> Result<()> {
+    must(&format!("truncate -s 0 {}", file.display()))?;
+    must(&format!("truncate -s 64M {}", file.display())).map(drop)
+}
+
+#[test]
+fn an_image_file_that_was_cut_to_nothing_is_a_new_medium() -> Result<()> {
+    let guard = Guard::shared()?;
+    for name in ["xfs", "btrfs"] {
+        module(name)?;
+    }
+    for (name, mkfs) in
+        [("ext4", "mkfs.ext4 -F -q"), ("xfs", "mkfs.xfs -q"), ("btrfs", "mkfs.btrfs -q"), ("tmpfs", "")]
+    {
+        let files = Mounted::new(name, mkfs, &guard)?;
+        let file = formatted_image(&guard, &files)?;
+        let before = guard.events("denied")?.len();
+        cut(&file)?;
+        let device = Loop::over(&file)?;
+        guard.wait_for_state(device.path(), "blank").with_context(|| name)?;
+        must(&format!("mkfs.ext4 -q {}", device.path().display()))?;
+        guard.wait_for_state(device.path(), "formatted")?;
+        device.detach()?;
+        ensure!(guard.events("denied")?.len() == before, "{:#?}", guard.events("denied")?);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_file_of_which_nobody_says_that_it_stores_nothing_stays_what_it_was() -> Result<()> {
+    let guard = Guard::shared()?;
+    let stays = |file: &Path| -> Result<()> {
+        let device = Loop::over(file)?;
+        guard.wait_for_volume(device.path(), "read and found gone", |volume| {
+            volume["state"] == "formatted" && volume["discrepancy"].is_string()
+        })?;
+        refused(&guard, &format!("mkfs.ext4 -F -q {}", device.path().display()), "").map(drop)
+    };
+    let zeros = |file: &Path| {
+        must(&format!("dd if=/dev/zero of={} bs=1M count=64 conv=notrunc,fsync", file.display())).map(drop)
+    };
+    // Zeros that are stored are what a lying medium reads as.
+    let files = Mounted::new("written", "mkfs.ext4 -F -q", &guard)?;
+    let file = formatted_image(&guard, &files)?;
+    zeros(&file)?;
+    stays(&file).context("zeros that are stored")?;
+    // Pointers to blocks that are numbers alone; and what asks another file system.
+    let files = Mounted::new("ext3", "mkfs.ext3 -F -q", &guard)?;
+    let file = formatted_image(&guard, &files)?;
+    cut(&file)?;
+    stays(&file).context("ext3")?;
+    let image = Image::new(64)?;
+    let device = Loop::over(image.path())?;
+    make_ext4(&guard, device.path())?;
+    device.detach()?;
+    cut(image.path())?;
+    stays(image.path()).context("overlayfs")?;
+    // While it is attached what a mounted file system has in memory may come back.
+    let files = Mounted::new("attached", "mkfs.ext4 -F -q", &guard)?;
+    let file = formatted_image(&guard, &files)?;
+    let device = Loop::over(&file)?;
+    guard.wait_for_state(device.path(), "formatted")?;
+    cut(&file)?;
+    let name = device.path().file_name().context("a name")?;
+    fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change")?;
+    guard.wait_for_volume(device.path(), "found gone", |volume| volume["discrepancy"].is_string())?;
+    refused(&guard, &format!("mkfs.ext4 -F -q {}", device.path().display()), "").map(drop)
 }

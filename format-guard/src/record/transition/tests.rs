@@ -51,6 +51,10 @@ fn blank() -> Event {
     Event::Probed(Ok(Finding::Blank))
 }
 
+fn unwritten() -> Event {
+    Event::Probed(Ok(Finding::Unwritten))
+}
+
 fn holds(name: &str, uuid: &str) -> Event {
     Event::Probed(Ok(found(name, uuid)))
 }
@@ -686,6 +690,40 @@ fn swap_space_on_a_plain_mapping_is_forgotten_when_it_is_opened_anew() {
 }
 
 #[test]
+fn what_nothing_is_stored_of_any_more_is_a_new_volume_where_nothing_happened_since_it_was_attached() {
+    let recorded = || run(record(), [attached(), holds("ext4", "a"), Event::Closed]).0;
+    let (once, _) = run(recorded(), [attached(), unwritten()]);
+    assert_eq!((once.state, once.discrepancy.is_some()), (State::Formatted, false));
+    let (cut, effects) = run(once.clone(), [unwritten()]);
+    assert_eq!((cut.state, &cut.content, cut.ever_formatted), (State::Unverified, &None, false));
+    assert!(cut.cause.contains("ext4") && cut.marks.is_empty(), "{}", cut.cause);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Report(Report { kind: "unwritten", .. }))));
+    assert_eq!(run(cut.clone(), [blank()]).0.state, State::Blank, "zeros, twice more");
+    assert_eq!(run(cut, [holds("xfs", "b")]).0.state, State::Formatted);
+    // Whatever has happened meanwhile may come back to the file.
+    for between in [
+        Event::Mounted,
+        began(),
+        Event::ToolEnded,
+        blank(),
+        Event::Probed(Err(ProbeError::Deadline)),
+        holds("ext4", "a"),
+    ] {
+        let (kept, _) = run(once.clone(), [between.clone(), unwritten(), unwritten(), unwritten()]);
+        assert_eq!(kept.state, State::Formatted, "{between:?}");
+    }
+    let (late, _) = run(recorded(), [unwritten(), unwritten(), unwritten()]);
+    assert_eq!(late.state, State::Formatted, "it is attached all the while");
+    let (below, _) = run(recorded(), [attached(), overlaid(false), unwritten(), unwritten(), unwritten()]);
+    assert_eq!(below.state, State::Formatted);
+    // Time alone changes nothing.
+    assert_eq!(run(once, [Event::Tick, unwritten(), unwritten()]).0.state, State::Blank);
+    // Where other nodes may have it, too, their word is asked for.
+    let (shared, _) = run(recorded(), [attached_among_others(), unwritten(), unwritten(), unwritten()]);
+    assert_eq!((shared.state, shared.wants_claim()), (State::Unverified, true));
+}
+
+#[test]
 fn a_volume_whose_identity_is_pending_is_never_armed() {
     let pending = Event::Attached {
         boot: "boot-1".into(),
@@ -900,6 +938,10 @@ fn samples() -> Vec<(&'static str, Record)> {
         ),
         ("formatting, by another whose writes are not seen", with(armed(), vec![raw::fills(Wrote::Bytes)])),
         ("formatted", after(vec![attached(), holds("ext4", "a")])),
+        (
+            "formatted, attached anew, and said to have nothing stored once",
+            after(vec![attached(), holds("ext4", "a"), attached(), unwritten()]),
+        ),
         ("formatted, raw content", {
             let filled = vec![raw::fills(Wrote::Raw), raw::raw("a"), ended(Some(0)), raw::raw("b")];
             with(armed(), filled)
@@ -929,6 +971,7 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
     vec![
         ("reads blank", blank(), now),
         ("reads blank after the quarantine", blank(), clock(500)),
+        ("reads blank, and nothing is stored of it", unwritten(), now),
         ("reads as no known format, and not as zeros", raw::raw("c"), now),
         ("reads as ext4", holds("ext4", "a"), now),
         ("reads as another ext4", holds("ext4", "b"), now),
@@ -1222,7 +1265,7 @@ proptest! {
         }
     }
 
-    /// Nothing but a permit leaves Formatted, of what has a name of its own; and nobody but who formatted it, and has it in its hands, changes what is
+    /// Nothing but a permit, or the word that nothing is stored of it, leaves Formatted, of what has a name of its own; and nobody but who formatted it, and has it in its hands, changes what is
     /// recorded.
     #[test]
     fn no_sequence_without_a_permit_leaves_formatted(events in any_history(40), weak: bool) {

@@ -132,15 +132,33 @@ fn ask(look: impl FnOnce() -> Backing + Send + 'static) -> Option<mpsc::Receiver
 }
 
 fn look(path: &Path, name: Option<&str>, live: bool) -> Backing {
-    let told = name.and_then(status);
+    let told = name.and_then(|name| status(&open(name)?));
     // Its size and its file's path are there, and told by a uevent, a moment before it is bound (drivers/block/loop.c,
     // loop_configure): until then it does not tell.
     if live && told.is_none() {
         return Backing::Silent;
     }
-    // In a container the path is most likely one of the host's.
+    places(path).iter().find_map(|path| seen(path, told)).unwrap_or(Backing::Unseen)
+}
+
+/// Where a file may be seen that sysfs says is at `path`: in a container it is most likely one of the host's.
+fn places(path: &Path) -> [PathBuf; 2] {
     let host = path.strip_prefix("/").map(|rest| Path::new("/proc/1/root").join(rest)).unwrap_or_default();
-    [path.to_owned(), host].iter().find_map(|path| seen(path, told)).unwrap_or(Backing::Unseen)
+    [path.to_owned(), host]
+}
+
+/// The file behind an open loop device, which sysfs says is at `path`, and the byte of it at which the device begins; nothing
+/// where what is behind it is no file, or is not to be seen from here.
+pub(in crate::volume) fn file_behind(device: &File, path: &Path) -> Option<(File, u64)> {
+    let told = status(device)?;
+    places(path).iter().find_map(|path| {
+        let is_its = |metadata: &fs::Metadata| metadata.is_file() && told.is(metadata);
+        fs::metadata(path).ok().filter(is_its)?;
+        let file = File::open(path).ok()?;
+        // Another file may have come there meanwhile.
+        file.metadata().ok().filter(is_its)?;
+        Some((file, told.offset))
+    })
 }
 
 fn seen(path: &Path, told: Option<Status>) -> Option<Backing> {
@@ -194,6 +212,8 @@ struct Status {
     inode: u64,
     /// Number of the block device that the file is a node of, in the same encoding; zero else.
     rdevice: u64,
+    /// First byte of the file that is the device's.
+    offset: u64,
 }
 
 impl Status {
@@ -210,19 +230,22 @@ fn encode(dev: Dev) -> u64 {
     u64::from(dev.minor & 0xff | dev.major << 8 | (dev.minor & !0xff) << 12)
 }
 
-fn status(name: &str) -> Option<Status> {
-    /// include/uapi/linux/loop.h
-    const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
-    const WORDS: usize = 29;
-    let device: File = OpenOptions::new()
+fn open(name: &str) -> Option<File> {
+    OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(Path::new("/dev").join(name))
-        .ok()?;
+        .ok()
+}
+
+fn status(device: &File) -> Option<Status> {
+    /// include/uapi/linux/loop.h
+    const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
+    const WORDS: usize = 29;
     let mut info = [0_u64; WORDS];
     // SAFETY: struct loop_info64 is 232 bytes, the array's size; the kernel fills it.
     let done = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
-    (done == 0).then_some(Status { device: info[0], inode: info[1], rdevice: info[2] })
+    (done == 0).then_some(Status { device: info[0], inode: info[1], rdevice: info[2], offset: info[3] })
 }
 
 #[cfg(test)]
