@@ -125,7 +125,10 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     let names = record.content.iter().flat_map(|content| &content.types);
     rule.at_home = names.fold(Header::NONE, |headers, name| headers.with(Header::at_home(name))).0;
     // A blank volume, or one that may be re-formatted, begins anew by any format's magic.
-    let own = if state == State::Formatted { own } else { Vec::new() };
+    let mut own = if state == State::Formatted { own } else { Vec::new() };
+    if state == State::Formatted && has_room_for_table(subject) {
+        own.extend(by_name("gpt"));
+    }
     push_foreign(&mut rule, &own);
     push_ends(&mut rule, &own, subject.size);
     if audit || record.audit {
@@ -170,6 +173,28 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         rule.flags |= flag::STACKED;
     }
     (rule, windows)
+}
+
+/// Whether a volume is known by what lies on it alone, and that lies where no partition table does: what makes partitions first and
+/// the table last (`systemd-repart` formats each through a loop device over the disk) goes on. What begins where the volume begins is
+/// found on the volume itself.
+fn has_room_for_table(subject: &Subject<'_>) -> bool {
+    // The protective MBR, header and table at the start; table and header at the end (UEFI specification 2.10, 5.3.1).
+    const FIRST: u64 = 34 * 512;
+    const LAST: u64 = 33 * 512;
+    let Subject { record, others, size, .. } = subject;
+    let lies_inside = |mark: &Mark| {
+        mark.offset >= FIRST && mark.offset + mark.bytes.len() as u64 <= size.saturating_sub(LAST)
+    };
+    let is_placed = |other: &Other<'_>| other.place != Place::Above || !other.shared.is_empty();
+    record.state == State::Formatted
+        && record.content.is_none()
+        && !record.mounted
+        && record.discrepancy.is_none()
+        && record.looked_at.is_some()
+        && !record.marks.is_empty()
+        && record.marks.iter().all(lies_inside)
+        && others.iter().all(is_placed)
 }
 
 /// Whose tools keep what a volume holds; zero while that is not known.
@@ -356,6 +381,43 @@ mod tests {
         assert_eq!(of(&subject(&carrier, Vec::new()), false).0.tools, 0, "what lies on it alone is known");
         let blank = record("dm:y", State::Blank);
         assert_eq!(of(&subject(&blank, Vec::new()), false).0.tools, 0);
+    }
+
+    #[test]
+    fn what_only_carries_others_takes_a_table_where_they_leave_it_room() {
+        let takes = |change: &dyn Fn(&mut Record)| {
+            let mut disk = record("disk", State::Formatted);
+            disk.content = None;
+            disk.looked_at = Some(1);
+            disk.marks[0].offset = MIB;
+            change(&mut disk);
+            let (rule, _) = of(&subject(&disk, Vec::new()), false);
+            let foreign = |offset: u64| {
+                rule.checks()
+                    .iter()
+                    .any(|check| check.kind == CheckKind::Foreign as u32 && check.offset == offset)
+            };
+            assert!(foreign(1080), "an ext4 is as foreign as before");
+            !foreign(512) && !foreign(510) && !foreign((64 << 20) - 512)
+        };
+        assert!(takes(&|_| {}));
+        let refused: [&dyn Fn(&mut Record); 6] = [
+            &|disk| disk.marks[0].offset = 0,
+            &|disk| disk.marks[0].offset = (64 << 20) - 512,
+            &|disk| disk.marks.clear(),
+            &|disk| disk.looked_at = None,
+            &|disk| disk.mounted = true,
+            &|disk| disk.discrepancy = Some("it cannot be read".into()),
+        ];
+        for change in refused {
+            assert!(!takes(change));
+        }
+        // Where what lies on it writes is not known.
+        let mut disk = record("disk", State::Formatted);
+        (disk.content, disk.looked_at, disk.marks[0].offset) = (None, Some(1), MIB);
+        let upper = record("upper", State::Formatted);
+        let opaque = Other { dev: 8, record: &upper, place: Place::Above, shared: Vec::new() };
+        assert!(!has_room_for_table(&subject(&disk, vec![opaque])));
     }
 
     #[test]

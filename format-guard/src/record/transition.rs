@@ -1115,6 +1115,8 @@ impl Step {
 
     fn carries(&mut self, volume: &str, marks: Vec<Mark>) {
         if matches!(self.record.state, State::Unverified | State::Blank) {
+            // What it holds itself since then is not known.
+            self.record.looked_at = None;
             self.record.content = None;
             self.record.marks = marks;
             self.record.marks.truncate(MAX_MARKS);

@@ -1,11 +1,14 @@
 //! Tools that are known by name write what is theirs, and only where it is theirs.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     attack::{copy, refused},
-    device::{Device, Image, Loop, Mapped, Snapshot, write_at},
+    device::{Device, Image, Linear, Loop, Mapped, Snapshot, write_at},
     guard::Guard,
     tool::{module, must, must_with, run},
     wait_for,
@@ -246,4 +249,78 @@ fn lvm_commits_to_the_end_of_a_device_with_more_segments_than_windows() -> Resul
     let denied = guard.events("denied")?;
     ensure!(denied.is_empty(), "{denied:#?}");
     Ok(())
+}
+
+/// What `systemd-repart` makes of a disk.
+const PARTITIONS: [&str; 3] = [
+    "[Partition]\nType=linux-generic\nFormat=ext4\nSizeMinBytes=32M\nSizeMaxBytes=32M\n",
+    "[Partition]\nType=linux-generic\nFormat=vfat\nSizeMinBytes=32M\nSizeMaxBytes=32M\n",
+    "[Partition]\nType=swap\nFormat=swap\nSizeMinBytes=16M\nSizeMaxBytes=16M\n",
+];
+
+#[test]
+fn repart_formats_partitions_before_it_makes_them() -> Result<()> {
+    if run("systemd-repart --version").is_err() {
+        eprintln!("not tried, there is no systemd-repart");
+        return Ok(());
+    }
+    let guard = Guard::patient()?;
+    let definitions = Path::new("/run/fg-repart");
+    fs::create_dir_all(definitions)?;
+    let disk = Loop::new(192)?;
+    let node = disk.path().display();
+    let repart =
+        format!("systemd-repart --no-pager --dry-run=no --definitions={} {node}", definitions.display());
+    fs::write(definitions.join("10-one.conf"), PARTITIONS[0])?;
+    must(&format!("{repart} --empty=require")).with_context(|| guard.log())?;
+    guard.wait_for_volume(disk.path(), "its table", |volume| volume["content"]["types"][0] == "gpt")?;
+    // One that is there gets more of them.
+    for (number, text) in PARTITIONS.iter().enumerate().skip(1) {
+        fs::write(definitions.join(format!("{number}1-more.conf")), text)?;
+        must(&repart).with_context(|| guard.log())?;
+    }
+    must(&format!("sgdisk -v {node}"))?;
+    must(&format!("partx -u {node}"))?;
+    for (number, kind) in [(1, "ext4"), (2, "vfat"), (3, "swap")] {
+        let partition = PathBuf::from(format!("{node}p{number}"));
+        let known = guard.wait_for_state(&partition, "formatted")?;
+        ensure!(known["content"]["types"][0] == kind, "{known}");
+        refused(&guard, &format!("mkfs.xfs -f -q --unsupported {}", partition.display()), "")?;
+    }
+    must(&format!("e2fsck -fn {node}p1"))?;
+    let early = ["formatter", "not-read-yet"];
+    let denied = guard.events("denied")?;
+    ensure!(
+        denied.iter().all(|event| early.iter().any(|reason| event["refusal"]["reason"] == *reason)),
+        "{denied:#?}"
+    );
+    must(&format!("partx -d {node}")).map(drop)
+}
+
+#[test]
+fn what_only_carries_a_format_takes_a_table_beside_it_and_nothing_else() -> Result<()> {
+    let guard = Guard::patient()?;
+    let disk = Loop::new(128)?;
+    guard.wait_for_state(disk.path(), "blank")?;
+    let node = disk.path().display();
+    let inside = Linear::over("fg-inside", "FGTEST-inside", disk.path(), 8 << 20, 64 << 20)?;
+    make_ext4(&guard, inside.path())?;
+    drop(inside);
+    guard.wait_for_volume(disk.path(), "what lies on it", |volume| {
+        volume["state"] == "formatted" && volume["content"].is_null()
+    })?;
+    for line in [format!("mkfs.ext4 -F -q {node}"), format!("{} -t ext4 -F -q {node}", copy("mkfs.ext4")?)] {
+        refused(&guard, &line, "")?;
+    }
+    must_with(&format!("sfdisk -q --no-reread {node}"), "label: gpt\nstart=16384, size=64MiB\n")?;
+    // Without udevd nobody tells.
+    let name = disk.path().file_name().context("a name")?;
+    fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change")?;
+    guard.wait_for_volume(disk.path(), "its table", |volume| volume["content"]["types"][0] == "gpt")?;
+    must(&format!("partx -a {node}"))?;
+    let partition = PathBuf::from(format!("{node}p1"));
+    let known = guard.wait_for_state(&partition, "formatted")?;
+    ensure!(known["content"]["types"][0] == "ext4", "{known}");
+    must(&format!("e2fsck -fn {}", partition.display()))?;
+    must(&format!("partx -d {node}")).map(drop)
 }
