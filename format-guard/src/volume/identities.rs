@@ -21,7 +21,7 @@ pub(super) enum Tells {
 
 const NO_IDENTITY: &str = "its superblock holds nothing that another's does not";
 const VENDOR: &str =
-    "firmware's own metadata at the end of a disk: nobody writes it from user space but to erase it";
+    "firmware's own metadata at the end of a disk: no tool of this host writes it but to erase it";
 const OBSOLETE: &str = "no kernel of today mounts it";
 
 use Tells::{Fields, Nothing, Own, Table, Uuid};
@@ -35,8 +35,10 @@ pub(super) fn identity_of(name: &str) -> Option<&'static Tells> {
 const TYPES: &[(&str, Tells)] = &[
     // `set_uuid`.
     ("linux_raid_member", Own),
-    ("ddf_raid_member", Nothing(VENDOR)),
-    ("isw_raid_member", Nothing(VENDOR)),
+    // mdadm makes these two, too. The header's GUID (SNIA, Common RAID Disk Data Format 2.0, 4.2.1), and the family that the array
+    // was of when it was made (mdadm 4.2, super-intel.c: `orig_family_num`).
+    ("ddf_raid_member", Fields(&[(8, 16)])),
+    ("isw_raid_member", Fields(&[(64, 4)])),
     ("lsi_mega_raid_member", Nothing(VENDOR)),
     ("via_raid_member", Nothing(VENDOR)),
     ("silicon_medley_raid_member", Nothing(VENDOR)),
@@ -61,10 +63,11 @@ const TYPES: &[(&str, Tells)] = &[
     // Geometry and salt (`struct superblock`, drivers/md/dm-integrity.c); the kernel alone changes the rest.
     ("DM_integrity", Fields(&[(8, 8), (48, 16)])),
     ("crypto_LUKS", Table),
-    ("VMFS_volume_member", Nothing("ESXi writes it, and no tool of this host")),
-    ("VMFS", Nothing("ESXi writes it, and no tool of this host")),
-    ("ubi", Nothing("of raw flash, not of block devices")),
-    ("ubifs", Nothing("of raw flash, not of block devices")),
+    ("VMFS_volume_member", Fields(&[(130, 16)])),
+    ("VMFS", Fields(&[(9, 16)])),
+    // `image_seq` (drivers/mtd/ubi/ubi-media.h).
+    ("ubi", Fields(&[(24, 4)])),
+    ("ubifs", Uuid),
     ("vdo", Uuid),
     ("stratis", Uuid),
     // Where its three copies of metadata lie.
@@ -74,7 +77,8 @@ const TYPES: &[(&str, Tells)] = &[
     ("swsuspend", Table),
     ("swap", Table),
     ("xfs", Table),
-    ("xfs_external_log", Nothing("each record of the log may lie where the first one did")),
+    // The file system's UUID, in the header of each record (fs/xfs/libxfs/xfs_log_format.h, `h_fs_uuid`).
+    ("xfs_external_log", Own),
     ("exfs", Table),
     ("ext4dev", Table),
     ("ext4", Table),
@@ -88,7 +92,8 @@ const TYPES: &[(&str, Tells)] = &[
     ("udf", Own),
     // When it was made, and its size (ECMA-119, 8.4): fields 27 and 9 of the primary volume descriptor.
     ("iso9660", Fields(&[(812, 16), (79, 8)])),
-    ("zfs_member", Nothing("the kernel alone writes its labels, again and again")),
+    // The pool's number, in the list of names and values of the first label.
+    ("zfs_member", Own),
     ("hfsplus", Own),
     ("hfs", Own),
     // `fs_id`: time of creation and a random number.
@@ -145,6 +150,16 @@ mod tests {
         xfs_external_log exfs ext4dev ext4 ext3 ext2 jbd reiserfs reiser4 jfs udf iso9660 zfs_member hfsplus hfs \
         ufs hpfs sysv xenix ntfs ReFS cramfs romfs minix gfs gfs2 ocfs ocfs2 oracleasm vxfs squashfs squashfs3 nss \
         btrfs ubifs bfs VMFS befs nilfs2 exfat f2fs mpool apfs zonefs erofs";
+
+    #[test]
+    fn every_type_of_the_libblkid_that_is_installed_has_a_row() {
+        let listed = std::process::Command::new("blkid").arg("-k").output().expect("blkid, of util-linux");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let names: Vec<&str> = listed.split_whitespace().collect();
+        assert!(names.len() > 50, "{listed}");
+        let without: Vec<&&str> = names.iter().filter(|name| identity_of(name).is_none()).collect();
+        assert!(without.is_empty(), "{without:?}");
+    }
 
     #[test]
     fn every_type_has_a_row_and_what_the_row_says() {

@@ -112,6 +112,8 @@ pub fn derive(found: &[Found], size: u64, device: &dyn ReadAt) -> Vec<Mark> {
             "gpt" => marks.gpt(size),
             "linux_raid_member" => marks.md(format),
             "udf" => marks.udf(),
+            "xfs_external_log" => marks.xfs_log(format),
+            "zfs_member" => marks.zfs(format),
             "hfs" | "hfsplus" => marks.hfs(format),
             _ => {}
         }
@@ -277,6 +279,28 @@ impl Marks<'_> {
                     return self.keep_what_is(at + 73, 16, MarkKind::Uuid);
                 }
             }
+        }
+    }
+
+    /// `h_fs_uuid` of the record of the log that libblkid has found (`struct xlog_rec_header`). `xfs_admin -U` changes it.
+    fn xfs_log(&mut self, found: &Found) {
+        const UUID: u64 = 304;
+        if let Some(magic) = found.magic_offset {
+            self.keep_what_is(magic + UUID, 16, MarkKind::Uuid);
+        }
+    }
+
+    /// The pool's number, which libblkid writes in decimal digits, in the list of names and values of the first label, 16 KiB behind
+    /// the label's start (OpenZFS, `include/sys/vdev_impl.h`: `vdev_label_t`), as XDR writes it: big-endian.
+    fn zfs(&mut self, found: &Found) {
+        const LIST: u64 = 16 << 10;
+        let Some(number) = found.uuid.as_deref().and_then(|uuid| uuid.parse::<u64>().ok()) else { return };
+        let spelling = number.to_be_bytes();
+        let place = self
+            .read(LIST, NEAR)
+            .and_then(|area| area.windows(spelling.len()).position(|there| there == spelling));
+        if let Some(place) = place.filter(|_| number > u64::from(u32::MAX)) {
+            self.push(LIST + place as u64, spelling.to_vec(), MarkKind::Uuid);
         }
     }
 
@@ -473,6 +497,13 @@ mod tests {
             UUIDS,
             &[(600, [b"11111111222233334444555555555555", b"61111111722283339444a55555555555"])],
         );
+        are_told_apart("ubifs", (0, b"\x31\x18\x10\x06"), UUIDS, &[(108, [ONE_BYTES, TWO_BYTES])]);
+        are_told_apart(
+            "zfs_member",
+            ((128 << 10) + 16, b"\x0c\xb1\xba\0"),
+            Some(["1234605616436508552", "2464388554683811993"]),
+            &[(16 << 10 | 400, [b"\x11\x22\x33\x44\x55\x66\x77\x88", b"\x22\x33\x44\x55\x66\x77\x88\x99"])],
+        );
         are_told_apart(
             "drbd",
             ((1 << 20) + 36, b"\x83\x74\x02\x6d"),
@@ -511,6 +542,14 @@ mod tests {
             ("vxfs", 1024, b"\xf5\xfc\x01\xa5", 1032),
             ("oracleasm", 32, b"ORCLDISK", 40),
             ("DM_integrity", 0, b"integrt\0", 48),
+            ("ddf_raid_member", (2 << 20) - 512, b"\xde\x11\xde\x11", (2 << 20) - 512 + 8),
+            ("isw_raid_member", (2 << 20) - 1024, b"Intel Raid ISM C", (2 << 20) - 1024 + 64),
+            ("VMFS_volume_member", 1 << 20, b"\x0d\xd0\x01\xc0", (1 << 20) + 130),
+            ("VMFS", 0x0015_0000, b"\x5e\xf1\xab\x2f", 0x0015_0000 + 9),
+            ("ubi", 0, b"UBI#", 24),
+            ("xfs_external_log", 0, b"\xfe\xed\xba\xbe", 304),
+            ("BitLocker", 3, b"-FVE-FS-", 176),
+            ("befs", 32, b"1SFB", 48),
         ] {
             are_told_apart(
                 name,
