@@ -30,5 +30,7 @@ pub use decide::decide;
 pub use each::{Turn, each};
 pub use opaque::opaque;
 pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
-pub use rule::{Check, CheckKind, MAX_CHECK_BYTES, MAX_CHECKS, MAX_RULES, Rule, RuleError, State, flag};
+pub use rule::{
+    Check, CheckKind, DEVICES, MAX_CHECK_BYTES, MAX_CHECKS, RULES_IN_SEGMENT, Rule, RuleError, State, flag,
+};
 pub use windows::{MAX_WINDOWS, Placement, Window, Windows};

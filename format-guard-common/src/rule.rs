@@ -4,8 +4,10 @@ use core::fmt;
 
 /// Checks that one rule holds at most: the known formats need 36 and the richest volume has 12 marks.
 pub const MAX_CHECKS: usize = 64;
-/// Devices that have a rule at most: slots of the map `RULES`.
-pub const MAX_RULES: u32 = 8192;
+/// Rules in one segment of the map `RULES`.
+pub const RULES_IN_SEGMENT: u32 = 64;
+/// Devices that may have a rule, unless the configuration says otherwise (`max_devices`).
+pub const DEVICES: u32 = 8192;
 /// Bytes that one check compares at most.
 pub const MAX_CHECK_BYTES: usize = 16;
 

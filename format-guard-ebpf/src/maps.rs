@@ -1,12 +1,15 @@
 //! Every map, in one place. The pinned ones outlive the agent: enforcement goes on without it.
+//!
+//! Those that have an entry for each device are made for as many as the configuration says: `DEVICES` is no more than its default.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    macros::map,
+    btf_maps::{self, ArrayOfMaps},
+    macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use format_guard_common::{
-    MAX_RULES, Rule, Windows,
+    DEVICES, RULES_IN_SEGMENT, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
     event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
@@ -18,12 +21,15 @@ use format_guard_common::{
 
 /// Slots in `RULES` by kernel `dev_t`. The agent writes them; a device keeps its slot as long as it is there.
 #[map]
-pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(MAX_RULES, BPF_F_NO_PREALLOC);
-/// Rules, by slot. The agent writes them. Not by `dev_t`: a hash map's element that is replaced is reused at once for
-/// another key (kernel/bpf/memalloc.c), under the hands of a program that reads it, which then judges by another
-/// device's rule. A slot is written in place, and is another device's only after all others have been.
-#[map]
-pub(crate) static RULES: Array<Rule> = Array::pinned(MAX_RULES, 0);
+pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
+/// Some rules.
+type Segment = btf_maps::Array<Rule, { RULES_IN_SEGMENT as usize }>;
+/// Rules, by slot, in segments that the agent makes when it needs them and never takes away. Not by `dev_t`: a hash map's element that
+/// is replaced is reused at once for another key (kernel/bpf/memalloc.c), under the hands of a program that reads it, which then
+/// judges by another device's rule. A slot is written in place, and is another device's only after some others have been.
+#[btf_map]
+pub(crate) static RULES: ArrayOfMaps<Segment, { DEVICES.div_ceil(RULES_IN_SEGMENT) as usize }> =
+    ArrayOfMaps::new();
 /// The rules for devices without one (`layer::of_unknown`). The agent writes them.
 #[map]
 pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(3, 0);
@@ -35,14 +41,14 @@ pub(crate) static LAYERS: LruHashMap<u32, Layer> = LruHashMap::pinned(1024, 0);
 pub(crate) static LEASE: Array<Lease> = Array::pinned(1, 0);
 /// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
 #[map]
-pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(4096, BPF_F_NO_PREALLOC);
+pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// The one process that formats a device, by kernel `dev_t` of the device that leads (`Rule::lead`). Written here,
 /// removed by the agent.
 #[map]
-pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// Start times of the processes in `HOLDERS`, by thread group id, so that their end is told.
 #[map]
-pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC);
+pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set after its entry in
 /// `TAINTS` is there, so that who clears it and looks there afterwards loses none.
 #[map]
@@ -55,7 +61,7 @@ pub(crate) static CLEAR: Array<Clear> = Array::pinned(CLEAR_SLOTS, 0);
 pub(crate) static NAMES: Array<u32> = Array::pinned(NAME_SLOTS, 0);
 /// Processes that were refused, with the device.
 #[map]
-pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(8192, 0);
+pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(4096, 0);
 /// What programs are known as (`program::Class`), by `comm`. The agent writes it once.
 #[map]
 pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
@@ -76,7 +82,7 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTER_SLOTS
 pub(crate) static PROTECTION: Array<Protection> = Array::pinned(1, 0);
 /// The guard's own maps, programs and links, by `protection::Object::key`. The agent writes it.
 #[map]
-pub(crate) static OURS: HashMap<u64, u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
+pub(crate) static OURS: HashMap<u64, u32> = HashMap::pinned(2048, BPF_F_NO_PREALLOC);
 /// How long formatters wait for the agent. The agent writes it.
 #[map]
 pub(crate) static WAIT: Array<Wait> = Array::pinned(1, 0);
@@ -89,7 +95,7 @@ pub(crate) static WAITERS: Array<u64> = Array::pinned(WAITER_SLOTS, 0);
 pub(crate) fn rule<'a>(dev: u32) -> Option<&'a Rule> {
     // SAFETY: copied at once; of a device that goes this moment it may be another's slot, which `dev` tells.
     let slot = unsafe { SLOTS.get(dev) }.copied()?;
-    RULES.get(slot).filter(|rule| rule.dev == dev)
+    RULES.get_value(slot / RULES_IN_SEGMENT, &(slot % RULES_IN_SEGMENT)).filter(|rule| rule.dev == dev)
 }
 
 /// Adds one to a counter of this CPU.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use format_guard_common::{DEVICES, RULES_IN_SEGMENT};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -29,6 +30,8 @@ pub const MAX_WAIT: u64 = 10_000;
 const MAX_QUARANTINE: u64 = 86_400;
 /// Longest time in days: a century.
 const MAX_DAYS: u64 = 36_500;
+/// Most devices that may have a rule.
+const MAX_DEVICES: u32 = 65_536;
 /// Names that [`Config::trusted`] has at most.
 const MAX_TRUSTED: usize = 64;
 
@@ -116,6 +119,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "first_format_wait",
         "How long a known formatter waits, at most, that opens a volume which was not read yet (tier \"lsm\"), in milliseconds (0 to \
          10000): a fresh volume is read in a moment. 0: it is refused at once.",
+    ),
+    (
+        "max_devices",
+        "Devices that may be guarded at the same time (64 to 65536). The kernel keeps 64 bytes for each of so many, and 2 KiB for each \
+         that is there, in steps of 64. Needs a restart.",
     ),
     ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
     (
@@ -250,6 +258,8 @@ pub struct Config {
     pub probe_deadline: u64,
     /// How long a known formatter waits for a volume to be read, in milliseconds.
     pub first_format_wait: u64,
+    /// How many devices may be guarded at the same time.
+    pub max_devices: u32,
     /// How often the world is compared with the records, in seconds.
     pub resync_interval: u64,
     /// How long a volume that may have been formatted unseen must read blank, in seconds.
@@ -404,6 +414,7 @@ impl Default for Config {
             pin_dir: PathBuf::from("/sys/fs/bpf/format-guard"),
             probe_deadline: 10,
             first_format_wait: 250,
+            max_devices: DEVICES,
             resync_interval: 5,
             quarantine: 300,
             raw_content: RawContent::Written,
@@ -520,6 +531,12 @@ impl Config {
                 config.first_format_wait
             ));
         }
+        if !(RULES_IN_SEGMENT..=MAX_DEVICES).contains(&config.max_devices) {
+            return Err(format!(
+                "max_devices is {}: it must be between {RULES_IN_SEGMENT} and {MAX_DEVICES}",
+                config.max_devices
+            ));
+        }
         if config.quarantine > MAX_QUARANTINE {
             return Err(format!(
                 "quarantine is {}: it must be at most {MAX_QUARANTINE} seconds",
@@ -613,6 +630,7 @@ impl Config {
             ("state_dir", self.state_dir != new.state_dir),
             ("run_dir", self.run_dir != new.run_dir),
             ("pin_dir", self.pin_dir != new.pin_dir),
+            ("max_devices", self.max_devices != new.max_devices),
             ("history_lines", self.history_lines != new.history_lines),
             ("quarantine", self.quarantine != new.quarantine),
             ("raw_content", self.raw_content != new.raw_content),

@@ -16,7 +16,9 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf},
+    maps::{
+        Array, ArrayOfMaps, HashMap, Map, MapData, MapError as AyaMapError, MapInfo, PerCpuArray, RingBuf,
+    },
     programs::{
         BtfTracePoint, CgroupDevice, FEntry, Lsm, Program, ProgramError, ProgramInfo,
         links::{FdLink, PinnedLink},
@@ -24,7 +26,7 @@ use aya::{
     },
 };
 use format_guard_common::{
-    MAX_RULES, Rule, State, Windows,
+    RULES_IN_SEGMENT, Rule, State, Windows,
     claim::Lease,
     clear::{self, Choice, Clear},
     event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
@@ -40,7 +42,9 @@ use super::{
     pins::Pins,
     preload::PreloadError,
     protection::{Protected, ProtectionError},
-    rule, since_boot,
+    rule,
+    rules::{Rules, Slots},
+    since_boot,
     tier::Tier,
 };
 use crate::{
@@ -273,10 +277,12 @@ pub struct PartReport {
 pub struct BpfEnforcer {
     ebpf: Ebpf,
     pins: Pins,
-    rules: Array<MapData, Rule>,
+    rules: Rules,
     /// The slot in `rules` of each device that has one, as it is in the kernel.
     slots: HashMap<MapData, u32, u32>,
     taken: Slots,
+    /// Devices that may have a rule.
+    max_devices: u32,
     windows: HashMap<MapData, u32, Windows>,
     clear: Array<MapData, Clear>,
     /// What has no slot in `clear` yet, by device.
@@ -329,14 +335,17 @@ impl BpfEnforcer {
             let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
             (types.offsets()?, functions(&types), u32::from(types.has_function(WAITS_BY)))
         };
-        let pins =
-            Pins::create(pin_root).map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
+        let pins = Pins::create(pin_root, config.max_devices)
+            .map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;
         let refuse_passthrough = u32::from(config.passthrough == Passthrough::Refuse);
-        let mut ebpf = load_object(&pins, &offsets, refuse_passthrough, may_wait, tier)?;
+        let max_devices = config.max_devices;
+        let rules = pins.maps().join("RULES");
+        Rules::make(&rules, max_devices).map_err(|source| LoadError::Pin { path: rules, source })?;
+        let mut ebpf = load_object(&pins, max_devices, &offsets, refuse_passthrough, may_wait, tier)?;
         let build = build_of(&offsets, refuse_passthrough, tier);
-        let rules = take(&mut ebpf, "RULES", Array::try_from)?;
+        let rules = Rules::new(take(&mut ebpf, "RULES", ArrayOfMaps::try_from)?);
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
-        let taken = Slots::new(slots.iter().filter_map(Result::ok));
+        let taken = Slots::new(slots.iter().filter_map(Result::ok), max_devices);
         let windows = take(&mut ebpf, "WINDOWS", HashMap::try_from)?;
         let clear = take(&mut ebpf, "CLEAR", Array::try_from)?;
         let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
@@ -376,6 +385,7 @@ impl BpfEnforcer {
             rules,
             slots,
             taken,
+            max_devices,
             windows,
             clear,
             waiting: BTreeMap::new(),
@@ -578,15 +588,19 @@ impl BpfEnforcer {
         let slot = self.taken.of(rule.dev).ok_or_else(|| MapError {
             what: "put the rule",
             dev: rule.dev,
-            reason: format!("{MAX_RULES} devices have one, and there is no room for more"),
+            reason: format!("{} devices have one, as many as max_devices allows", self.max_devices),
         })?;
+        let segment = self.rules.make_segment(slot).map_err(map_error("make room for rules", rule.dev))?;
+        if let Some(segment) = segment {
+            self.protected.add(segment).map_err(map_error("protect the rule", rule.dev))?;
+        }
         // Who waits for it looks at this flag alone, and must not meet half of the rule.
-        let before = self.rules.get(&slot, 0).ok().filter(|before: &Rule| before.dev == rule.dev);
+        let before = self.rules.get(slot).ok().filter(|before| before.dev == rule.dev);
         if before.is_some_and(|before| before.flags & flag::UNREAD != 0) {
             let unread = Rule { flags: rule.flags | flag::UNREAD, state: State::Unverified as u32, ..*rule };
-            self.rules.set(slot, unread, 0).map_err(map_error("put the rule", rule.dev))?;
+            self.rules.set(slot, &unread).map_err(map_error("put the rule", rule.dev))?;
         }
-        self.rules.set(slot, rule, 0).map_err(map_error("put the rule", rule.dev))?;
+        self.rules.set(slot, rule).map_err(map_error("put the rule", rule.dev))?;
         fault::point(Point::AfterRule);
         // The kernel takes it away by itself with the device (`bdev_free_security`).
         if self.slots.get(&rule.dev, 0).ok() != Some(slot) {
@@ -737,6 +751,7 @@ fn build_of(offsets: &[(&'static str, u32)], refuse_passthrough: u32, tier: Tier
 /// Reads the object with its maps below the pins.
 fn load_object(
     pins: &Pins,
+    max_devices: u32,
     offsets: &[(&'static str, u32)],
     refuse_passthrough: u32,
     may_wait: u32,
@@ -746,6 +761,12 @@ fn load_object(
     // For relocations, which our programs have none of.
     loader.btf(None);
     loader.default_map_pin_directory(pins.maps());
+    // A map that is described by types does not say where it is pinned.
+    loader.map_pin_path("RULES", pins.maps().join("RULES"));
+    loader.map_max_entries("RULES", max_devices.div_ceil(RULES_IN_SEGMENT));
+    for map in ["SLOTS", "WINDOWS", "HOLDERS", "FORMATTERS"] {
+        loader.map_max_entries(map, max_devices);
+    }
     for (global, offset) in offsets {
         loader.override_global(global, offset, true);
     }
@@ -795,43 +816,6 @@ pub(super) fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::
     known
 }
 
-/// Which slot of the map of rules is whose. A kernel program may still read a slot that has just become free, so the
-/// next one taken is always the one that has been free the longest.
-#[derive(Debug, Default)]
-struct Slots {
-    of: BTreeMap<u32, u32>,
-    taken: BTreeSet<u32>,
-    next: u32,
-}
-
-impl Slots {
-    /// Those that an earlier agent has taken, by device.
-    fn new(taken: impl Iterator<Item = (u32, u32)>) -> Self {
-        let of: BTreeMap<u32, u32> = taken.collect();
-        let taken: BTreeSet<u32> = of.values().copied().collect();
-        let next = taken.last().map_or(0, |last| (last + 1) % MAX_RULES);
-        Self { of, taken, next }
-    }
-
-    /// The slot of a device, taken now if it has none; `None` where all are taken.
-    fn of(&mut self, dev: u32) -> Option<u32> {
-        if let Some(slot) = self.of.get(&dev) {
-            return Some(*slot);
-        }
-        let slot = (self.next..MAX_RULES).chain(0..self.next).find(|slot| !self.taken.contains(slot))?;
-        self.next = (slot + 1) % MAX_RULES;
-        self.of.insert(dev, slot);
-        self.taken.insert(slot);
-        Some(slot)
-    }
-
-    fn release(&mut self, dev: u32) {
-        if let Some(slot) = self.of.remove(&dev) {
-            self.taken.remove(&slot);
-        }
-    }
-}
-
 /// A name as the kernel programs load it.
 fn words(comm: [u8; 16]) -> [u64; 2] {
     let [low, high] = [0, 8].map(|at| std::array::from_fn(|i| comm[at + i]));
@@ -878,7 +862,7 @@ fn take<T>(
 fn map_error(what: &'static str, dev: u32) -> impl FnOnce(AyaMapError) -> MapError {
     move |error| {
         let reason = match &error {
-            AyaMapError::SyscallError(call) => call.to_string(),
+            AyaMapError::SyscallError(call) => format!("{}: {}", call.call, call.io_error),
             other => other.to_string(),
         };
         MapError { what, dev, reason }
@@ -911,7 +895,9 @@ impl Enforcer for BpfEnforcer {
                     );
                     self.tier = next;
                     let (passthrough, may_wait) = (self.refuse_passthrough, self.may_wait);
-                    self.ebpf = load_object(&self.pins, &self.offsets, passthrough, may_wait, self.tier)?;
+                    let devices = self.max_devices;
+                    self.ebpf =
+                        load_object(&self.pins, devices, &self.offsets, passthrough, may_wait, self.tier)?;
                     self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
                 }
                 other => return other,
@@ -972,7 +958,7 @@ impl Enforcer for BpfEnforcer {
 
     fn rule(&self, dev: u32) -> Option<Rule> {
         let slot = self.slots.get(&dev, 0).ok()?;
-        self.rules.get(&slot, 0).ok().filter(|rule| rule.dev == dev)
+        self.rules.get(slot).ok().filter(|rule| rule.dev == dev)
     }
 
     fn holder(&self, lead: u32) -> Option<HolderEntry> {
@@ -1023,7 +1009,7 @@ impl Enforcer for BpfEnforcer {
         if self.tier == Tier::Cgroup {
             return if until == 0 { Ok(()) } else { Err(ProtectionError::NoKernel) };
         }
-        self.protected.keep(&self.pins, &self.pins.links(self.build), until)
+        self.protected.keep(&self.pins, &self.pins.links(self.build), &self.rules, until)
     }
 
     fn lease(&self) -> Lease {
@@ -1071,17 +1057,6 @@ impl Enforcer for BpfEnforcer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slot_is_a_devices_own_and_comes_to_another_last_of_all() {
-        let mut slots = Slots::new([(7, 3)].into_iter());
-        assert_eq!((slots.of(7), slots.of(8), slots.of(7)), (Some(3), Some(4), Some(3)));
-        slots.release(7);
-        slots.release(9);
-        let others: Vec<u32> = (100..100 + MAX_RULES - 2).filter_map(|dev| slots.of(dev)).collect();
-        assert!(others.len() == MAX_RULES as usize - 2 && !others.contains(&3) && !others.contains(&4));
-        assert_eq!((slots.of(9), slots.of(10)), (Some(3), None));
-    }
 
     #[test]
     fn trust_adds_to_what_a_program_is() {

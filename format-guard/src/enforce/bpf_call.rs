@@ -1,5 +1,5 @@
-//! bpf(2) by itself, for what aya does not offer: programs that stand at functions of the kernel, and links to control groups
-//! that can be pinned.
+//! bpf(2) by itself, for what aya does not offer: programs that stand at functions of the kernel, links to control groups that
+//! can be pinned, and maps of maps.
 
 use std::{
     ffi::CString,
@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_info};
 
 pub(super) fn empty() -> bpf_attr {
     // SAFETY: integers alone, for which zero is a value.
@@ -53,13 +53,24 @@ pub(super) fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) ->
     made(call(bpf_cmd::BPF_LINK_CREATE, &mut attr))
 }
 
-/// Pins a link.
-pub(super) fn pin(link: &OwnedFd, path: &Path) -> io::Result<()> {
+/// Makes a map of so many maps like this one.
+pub(super) fn array_of(sample: BorrowedFd<'_>, entries: u32) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    // SAFETY: the part of the union that BPF_MAP_CREATE reads.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    (create.key_size, create.value_size, create.max_entries) = (4, 4, entries);
+    create.inner_map_fd = sample.as_raw_fd().cast_unsigned();
+    made(call(bpf_cmd::BPF_MAP_CREATE, &mut attr))
+}
+
+/// Pins a link or a map.
+pub(super) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = empty();
     // SAFETY: the part of the union that BPF_OBJ_PIN reads.
-    let object = unsafe { &mut attr.__bindgen_anon_4 };
-    (object.bpf_fd, object.pathname) = (descriptor(link), path.as_ptr() as u64);
+    let pin = unsafe { &mut attr.__bindgen_anon_4 };
+    (pin.bpf_fd, pin.pathname) = (descriptor(object), path.as_ptr() as u64);
     call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 

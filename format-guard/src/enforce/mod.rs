@@ -12,6 +12,7 @@ pub mod pins;
 pub mod preload;
 pub mod protection;
 pub mod rule;
+mod rules;
 pub mod tier;
 
 use std::{collections::BTreeMap, time::Duration};

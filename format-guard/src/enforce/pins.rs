@@ -1,6 +1,7 @@
 //! Where the kernel objects are pinned, so that enforcement outlives the agent.
 //!
-//! The directory carries the version of the maps' layout: an agent of another layout never reads these maps.
+//! The directory carries the version of the maps' layout, and for how many devices they are made: an agent of another layout, or of
+//! another `max_devices`, never reads these maps.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +19,7 @@ use aya::programs::{
 use crate::fault::{self, Point};
 
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
-const LAYOUT: &str = "v11";
+const LAYOUT: u32 = 12;
 /// The directory of a layout that holds maps; all others hold links.
 const MAPS: &str = "maps";
 /// How long the kernel may take to detach what nobody holds any more. Twenty programs took seconds under emulation.
@@ -33,9 +34,10 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes the directories below `root`, which must be on a bpf file system.
-    pub fn create(root: &Path) -> io::Result<Self> {
-        let layout = root.join(LAYOUT);
+    /// Makes the directories of maps for this many devices below `root`, which must be on a bpf file system.
+    pub fn create(root: &Path, devices: u32) -> io::Result<Self> {
+        // Agents of all versions take what is called by a number for a layout.
+        let layout = root.join(format!("v{LAYOUT}{devices:05}"));
         let pins = Self { root: root.to_owned(), maps: layout.join(MAPS), layout };
         fs::create_dir_all(&pins.maps)?;
         Ok(pins)
@@ -195,8 +197,8 @@ mod tests {
     #[test]
     fn another_layout_is_taken_away_and_nothing_else() {
         let root = tempfile::tempdir().expect("directory");
-        let pins = Pins::create(root.path()).expect("pins");
-        for other in ["v1/links", "v99/maps", "vault", "other"] {
+        let pins = Pins::create(root.path(), 8192).expect("pins");
+        for other in ["v1/links", "v99/maps", "v1209999/maps", "vault", "other"] {
             fs::create_dir_all(root.path().join(other)).expect("directory");
         }
         pins.retire_other_layouts().expect("retired");
@@ -205,13 +207,13 @@ mod tests {
             .map(|entry| entry.expect("entry").file_name())
             .collect();
         left.sort();
-        assert_eq!(left, ["other", LAYOUT, "vault"]);
+        assert_eq!(left, ["other", &format!("v{LAYOUT}08192"), "vault"]);
     }
 
     #[test]
     fn proven_links_take_the_place_of_all_others_and_the_maps_stay() {
         let root = tempfile::tempdir().expect("directory");
-        let pins = Pins::create(root.path()).expect("pins");
+        let pins = Pins::create(root.path(), 8192).expect("pins");
         fs::write(pins.maps().join("RULES"), "").expect("map");
         for build in [1, 2, 2] {
             let unproven = pins.unproven_links().expect("directory");
@@ -221,7 +223,7 @@ mod tests {
         fs::write(pins.unproven_links().expect("directory").join("file_open"), "").expect("link");
         assert_eq!(fs::read_dir(pins.unproven_links().expect("directory")).expect("directory").count(), 0);
         pins.retire_others(2).expect("retired");
-        let mut left: Vec<_> = fs::read_dir(root.path().join(LAYOUT))
+        let mut left: Vec<_> = fs::read_dir(pins.layout())
             .expect("directory")
             .map(|entry| entry.expect("entry").path())
             .collect();

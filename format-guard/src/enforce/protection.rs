@@ -20,7 +20,7 @@ use aya::{
 use format_guard_common::protection::{DIRECTORIES, Object, Protection};
 use rustix::process::{Pid, getppid};
 
-use super::pins::Pins;
+use super::{pins::Pins, rules::Rules};
 use crate::{process::start_of, volume::Dev};
 
 /// Inode number of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
@@ -69,14 +69,28 @@ impl Protected {
     }
 
     /// Puts off the end of the protection to this time, in nanoseconds of `CLOCK_BOOTTIME`; zero ends it now.
-    pub(super) fn keep(&mut self, pins: &Pins, links: &Path, until: u64) -> Result<(), ProtectionError> {
+    pub(super) fn keep(
+        &mut self,
+        pins: &Pins,
+        links: &Path,
+        rules: &Rules,
+        until: u64,
+    ) -> Result<(), ProtectionError> {
         let introduced = match self.introduced {
             Some(introduced) => introduced,
             None if until == 0 => return Ok(()),
-            None => self.introduce(pins, links)?,
+            None => self.introduce(pins, links, rules)?,
         };
         self.introduced = Some(introduced);
         self.put(&Protection { until, ..introduced })
+    }
+
+    /// Protects one more map.
+    pub(super) fn add(&mut self, map: u32) -> Result<(), AyaMapError> {
+        match self.introduced {
+            Some(_) => self.ours.insert(Object::Map.key(map), 1, 0),
+            None => Ok(()),
+        }
     }
 
     fn put(&mut self, protection: &Protection) -> Result<(), ProtectionError> {
@@ -84,13 +98,15 @@ impl Protected {
     }
 
     /// Tells the kernel programs what is to be protected, and has them look at this process.
-    fn introduce(&mut self, pins: &Pins, links: &Path) -> Result<Protection, ProtectionError> {
+    fn introduce(&mut self, pins: &Pins, links: &Path, rules: &Rules) -> Result<Protection, ProtectionError> {
         let map_error = |source| ProtectionError::Map { name: "OURS", source };
         let earlier: Vec<u64> = self.ours.keys().filter_map(Result::ok).collect();
         for key in earlier {
             self.ours.remove(&key).map_err(map_error)?;
         }
-        for key in objects(pins, links)? {
+        let segments = rules.ids().map_err(|source| ProtectionError::Map { name: "RULES", source })?;
+        let segments = segments.into_iter().map(|id| Object::Map.key(id));
+        for key in objects(pins, links)?.into_iter().chain(segments) {
             self.ours.insert(key, 1, 0).map_err(map_error)?;
         }
         let mut directories = [0; DIRECTORIES];

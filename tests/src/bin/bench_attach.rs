@@ -20,8 +20,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
-use format_guard_common::{Rule, State};
+use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, Map, MapData, MapError};
+use format_guard_common::{RULES_IN_SEGMENT, Rule, State};
 use format_guard_tests::{
     device::{Device, Loop},
     guard::{Guard, PINS},
@@ -202,7 +202,7 @@ struct Kernel {
     /// When a device of this name told last that it has changed, as it does once it can be used.
     told: Arc<Mutex<HashMap<String, Instant>>>,
     slots: BpfHashMap<MapData, u32, u32>,
-    rules: Array<MapData, Rule>,
+    rules: ArrayOfMaps<MapData, Array<MapData, Rule>>,
 }
 
 impl Kernel {
@@ -247,8 +247,13 @@ impl Kernel {
         Ok(Self {
             told,
             slots: BpfHashMap::try_from(Map::HashMap(map("SLOTS")?))?,
-            rules: Array::try_from(Map::Array(map("RULES")?))?,
+            rules: ArrayOfMaps::try_from(Map::ArrayOfMaps(map("RULES")?))?,
         })
+    }
+
+    fn rule(&self, number: u32) -> Result<Rule, MapError> {
+        let slot = self.slots.get(&number, 0)?;
+        self.rules.get(&(slot / RULES_IN_SEGMENT), 0)?.get(&(slot % RULES_IN_SEGMENT), 0)
     }
 
     fn told(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
@@ -272,8 +277,7 @@ impl Kernel {
                 if armed.is_some() {
                     continue;
                 }
-                let rule = self.slots.get(number, 0).and_then(|slot| self.rules.get(&slot, 0));
-                let Ok(rule) = rule.map(|rule: Rule| rule.state) else { continue };
+                let Ok(rule) = self.rule(*number).map(|rule| rule.state) else { continue };
                 ruled.get_or_insert_with(Instant::now);
                 if rule == State::Blank as u32 {
                     *armed = Some(Instant::now());
