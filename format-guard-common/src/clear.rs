@@ -1,11 +1,12 @@
 //! Where a device has no check: what is asked first of every write to it.
 
-use crate::{Check, Rule, State, flag};
+use crate::{Check, Rule, State, flag, program::Class};
 
 /// Slots of the map `CLEAR`.
 pub const CLEAR_SLOTS: u32 = 4096;
-/// Stretches that are named at most.
-pub const MAX_GAPS: usize = 4;
+/// Stretches that are named at most: five of an XFS with four allocation groups, whose marks lie in each, and two around a magic that
+/// another format has behind the end of the device.
+pub const MAX_GAPS: usize = 7;
 
 /// Slots of the map `TAINTED`.
 pub const TAINT_SLOTS: u32 = 8192;
@@ -44,21 +45,21 @@ pub struct Clear {
     /// Kernel `dev_t`; zero: of no device. Written before the gaps and read after them: one that is being taken away
     /// passes nothing.
     pub dev: u32,
-    /// Always zero; keeps the layout free of padding.
-    pub zero: u32,
+    /// Bits of a [`Class`] of which a caller must have one; zero: none of them.
+    pub only: u32,
     /// Longest first; where fewer are in use the rest is empty.
     pub gaps: [Gap; MAX_GAPS],
 }
 
 impl Clear {
     /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on the device,
-    /// which have rules of their own, of a strict volume, of a layer over a format, of a blank volume whose first bytes are content,
-    /// and of one that is claimed, whose formatter is cut off with the claim; nor where the rule for `unknown` devices has a check,
-    /// should this rule be out of date.
+    /// which have rules of their own, of a layer over a format, of a blank volume whose first bytes are content, and of one that is
+    /// claimed, whose formatter is cut off with the claim; nor where the rule for `unknown` devices has a check, should this rule be
+    /// out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
         let fills = rule.state == State::Blank as u32 && rule.flags & flag::RAW != 0;
-        if rule.flags & (flag::STACKED | flag::STRICT | flag::LAYER) != 0 || rule.claim != 0 || fills {
+        if rule.flags & (flag::STACKED | flag::LAYER) != 0 || rule.claim != 0 || fills {
             return Self::default();
         }
         let checks = || rule.checks().iter().chain(unknown.checks());
@@ -78,11 +79,16 @@ impl Clear {
             }
         }
         gaps.sort_unstable_by_key(|gap| core::cmp::Reverse(gap.end - gap.start));
-        Self { gaps, dev: rule.dev, zero: 0 }
+        let only = match Class(rule.tools) {
+            _ if rule.flags & flag::STRICT == 0 => Class::UNKNOWN,
+            Class::UNKNOWN => Class::KNOWN,
+            tools => tools.with(Class::TRUSTED),
+        };
+        Self { gaps, dev: rule.dev, only: only.0 }
     }
 
-    /// Whether a write lies in one of them. It passes whatever its bytes are, by any process but a known formatter or
-    /// eraser and one that was refused on the device before.
+    /// Whether a write lies in one of them. It passes whatever its bytes are, by any process that is [taken](Self::takes) and was not
+    /// refused on the device before.
     #[inline(always)]
     #[must_use]
     pub fn passes(&self, dev: u32, offset: u64, length: u64) -> bool {
@@ -97,6 +103,14 @@ impl Clear {
             i += 1;
         }
         false
+    }
+
+    /// Whether writes of a program pass that is known as this by its name, where a caller must have one of these bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn takes(only: u32, class: Class) -> bool {
+        const NEVER: Class = Class::FORMATTER.with(Class::ERASER).with(Class::REBUILDER);
+        !class.is(NEVER) && class.grammar() == 0 && (only == 0 || class.is(Class(only)))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Caller, Check, CheckKind, Content, Holder, Operation, Reason, Request, Rule, State, Verdict, each::each,
-    flag, opaque, program::Class,
+    Caller, Check, CheckKind, Content, Holder, MAX_CHECK_BYTES, MAX_CHECKS, Operation, Reason, Request, Rule,
+    State, Verdict, each::each, flag, opaque, program::Class,
 };
 
 /// Judges one request to a device under its rule.
@@ -320,15 +320,39 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     {
         return Touch(touch);
     }
-    let mut walk = Walk { rule, content, offset: request.offset, end, erase: u64::from(erase), touch };
-    each(rule.count, &mut walk, look::<C>);
+    let first = first_behind(rule, request.offset);
+    let mut walk = Walk { rule, content, first, offset: request.offset, end, erase: u64::from(erase), touch };
+    each(rule.count.wrapping_sub(first as u32), &mut walk, look::<C>);
     Touch(walk.touch)
+}
+
+/// The number of the first check that may end behind this byte, by bisection: six steps for 64. A function of its own, for the
+/// stack of its caller.
+#[inline(never)]
+fn first_behind(rule: &Rule, offset: u64) -> u64 {
+    const LAST: u64 = MAX_CHECKS as u64 - 1;
+    let Some(before) = offset.checked_sub(MAX_CHECK_BYTES as u64) else { return 0 };
+    let mut found = 0;
+    let mut step = MAX_CHECKS as u64 / 2;
+    while step > 0 {
+        let probe = found + step;
+        let check = &rule.checks[((probe - 1) & LAST) as usize];
+        if probe <= u64::from(rule.count) && check.offset <= before {
+            found = probe;
+        }
+        // Else the verifier follows each of them apart.
+        found = opaque(found, rule.diskseq);
+        step /= 2;
+    }
+    found
 }
 
 /// A request on its way along the checks.
 struct Walk<'a, C> {
     rule: &'a Rule,
     content: &'a C,
+    /// The first check that is looked at.
+    first: u64,
     offset: u64,
     end: u64,
     /// One for an erasure, zero for a write.
@@ -340,7 +364,11 @@ struct Walk<'a, C> {
 extern "C" fn look<C: Content>(number: u32, walk: *mut Walk<'_, C>) -> i64 {
     // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
     let walk = unsafe { &mut *walk };
+    let number = walk.first.wrapping_add(u64::from(number));
     let Some(check) = walk.rule.checks.get(number as usize) else { return 1 };
+    if check.offset >= walk.end {
+        return 1;
+    }
     let start = if walk.offset > check.offset { walk.offset } else { check.offset };
     let stop = if walk.end < check.end() { walk.end } else { check.end() };
     if start >= stop {

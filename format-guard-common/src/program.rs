@@ -87,11 +87,14 @@ impl Class {
         self.0 & other.0 != 0
     }
 
+    /// Every bit by which something is known of a program.
+    pub const KNOWN: Self = Self(!(Self::GRAMMAR | Self::ASSEMBLER.0));
+
     /// Neither a name nor arguments say anything of it.
     #[inline(always)]
     #[must_use]
     pub const fn is_unknown(self) -> bool {
-        self.0 & !(Self::GRAMMAR | Self::ASSEMBLER.0) == 0
+        !self.is(Self::KNOWN)
     }
 
     /// The same, but for an operator's word: it may do more, and is no better known by that.

@@ -160,7 +160,7 @@ pub struct Rule {
     pub at_home: u32,
     /// Always zero; keeps the layout free of padding.
     pub zero: u32,
-    /// Own marks first, then foreign magics.
+    /// By their offsets: those that lie under a request are found by bisection.
     pub checks: [Check; MAX_CHECKS],
 }
 
@@ -211,15 +211,18 @@ impl Rule {
         now < self.permit_ends as u64 * 1_000_000_000
     }
 
-    /// Adds a check and widens the envelope.
+    /// Adds a check in its place and widens the envelope.
     ///
     /// # Errors
     /// [`RuleError::TooManyChecks`] when the rule is full; it is unchanged then.
     pub fn push(&mut self, check: Check) -> Result<(), RuleError> {
-        let Some(slot) = self.checks.get_mut(self.count as usize) else {
+        let count = self.count as usize;
+        let Some(used) = self.checks.get(..count).filter(|_| count < MAX_CHECKS) else {
             return Err(RuleError::TooManyChecks);
         };
-        *slot = check;
+        let place = used.partition_point(|before| before.offset <= check.offset);
+        self.checks.copy_within(place..count, place + 1);
+        self.checks[place] = check;
         self.count += 1;
         self.low = self.low.min(check.offset);
         self.high = self.high.max(check.end());

@@ -12,7 +12,7 @@ pub const FILE: &str = "rules";
 /// What it begins with.
 pub const MAGIC: [u8; 8] = *b"fgrules\0";
 /// Goes up when the layout or the meaning of anything in it changes, that of [`Rule`] included.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Where [`Header::superseded`] lies in the file.
 pub const SUPERSEDED: u64 = 12;
 

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{
 use format_guard_common::{
     arguments::{self, ARGUMENTS},
     event::{Counter, Process, Told},
-    program::Class,
+    program::{Class, name_slot},
 };
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field,
         from_user,
     },
-    maps::{PROGRAMS, TOLD, count},
+    maps::{NAMES, PROGRAMS, TOLD, count},
 };
 
 /// Name of the calling thread.
@@ -45,6 +45,9 @@ pub(crate) fn name() -> [u64; 2] {
 /// What the caller's name is known as, and what its arguments said when it opened a device.
 #[inline(always)]
 pub(crate) fn class() -> Class {
+    if NAMES.get(name_slot(name())) == Some(&0) {
+        return Class::UNKNOWN;
+    }
     let class = class_by_name();
     if class.grammar() == 0 { class } else { Class(class.0 | told_before()) }
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
     Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
-    clear::{slots, taint_slot},
+    clear::{Clear, slots, taint_slot},
     decide,
     event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey, wrote},
     flag, opaque,
@@ -55,7 +55,7 @@ pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
 }
 
 /// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
-/// no table names and nobody refused.
+/// nobody refused, and who is no formatter nor shut out of a strict volume.
 #[inline(always)]
 pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
     is_clear(dev, offset, length) != 0
@@ -67,10 +67,14 @@ pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
 extern "C" fn is_clear(dev: u32, offset: u64, length: u64) -> u64 {
     let [first, second] = slots(dev);
     let clear = CLEAR.get(first).filter(|clear| clear.dev == dev).or_else(|| CLEAR.get(second));
-    let clear = clear.is_some_and(|clear| clear.passes(dev, offset, length))
-        && TAINTED.get(taint_slot(caller::tgid())) == Some(&0)
-        && NAMES.get(name_slot(caller::name())) == Some(&0);
-    clear.into()
+    let Some(clear) = clear else { return 0 };
+    // Before the device is looked at: these may be another's a moment later.
+    let only = read(&clear.only);
+    if !clear.passes(dev, offset, length) || TAINTED.get(taint_slot(caller::tgid())) != Some(&0) {
+        return 0;
+    }
+    let named = only != 0 || NAMES.get(name_slot(caller::name())) != Some(&0);
+    u64::from(!named || Clear::takes(only, caller::class_by_name()))
 }
 
 /// The rule for a device that is being opened, of which only the number is known.
@@ -141,6 +145,9 @@ impl Caller for Target<'_> {
 
     #[inline(always)]
     fn tainted(&self) -> bool {
+        if TAINTED.get(taint_slot(caller::tgid())) == Some(&0) {
+            return false;
+        }
         let process = caller::process();
         // SAFETY: a torn entry fails the comparison.
         match unsafe { TAINTS.get(TaintKey { tgid: process.tgid, dev: self.dev }) } {

@@ -516,6 +516,7 @@ proptest! {
     fn what_passes_is_allowed_by_this_rule_and_by_the_one_for_unknown_devices(
         marks in prop::collection::vec((0_u64..200_000, 1_usize..16), 0..10),
         offset in 0_u64..300_000, length in 1_u64..70_000, state in 0_u32..6, flags in 0_u32..256, magic in any::<bool>(),
+        tools in prop_oneof![Just(0), any::<u32>()], class in prop_oneof![Just(0), any::<u32>()],
     ) {
         let unknown = with_state(State::Unverified);
         let mut rule = Rule::new(7, 77, State::Formatted);
@@ -527,11 +528,48 @@ proptest! {
             let _ = rule.push(Check::new(offset, &vec![0xee; length], kind).expect("fits"));
         }
         foreign(&mut rule, "ext4");
-        if Clear::of(&rule, &unknown).passes(7, offset, length) {
+        rule.tools = tools;
+        let clear = Clear::of(&rule, &unknown);
+        if clear.passes(7, offset, length) && Clear::takes(clear.only, Class(class)) {
             for rule in [&rule, &unknown] {
-                let asked = request(Operation::Write, offset, length);
+                let asked = Asked { class: Class(class), ..request(Operation::Write, offset, length) };
                 prop_assert_eq!(decide(rule, &asked, &NoContent), Verdict::Allow);
             }
+        }
+    }
+
+    /// Bisection leaves out nothing that ends behind a byte, and little that does not.
+    #[test]
+    fn checks_that_lie_under_a_request_are_found(
+        checks in prop::collection::vec((0_u64..2000, 1_usize..=16), 0..=MAX_CHECKS), offset in 0_u64..2100,
+    ) {
+        let mut rule = Rule::new(7, 77, State::Formatted);
+        for (offset, length) in checks {
+            rule.push(Check::new(offset, &vec![0xee; length], CheckKind::Magic).expect("fits")).expect("room");
+        }
+        prop_assert!(rule.checks().is_sorted_by_key(|check| check.offset));
+        let first = usize::try_from(first_behind(&rule, offset)).expect("small");
+        prop_assert!(rule.checks()[..first].iter().all(|check| check.end() <= offset));
+        let next = rule.checks().get(first);
+        prop_assert!(first == MAX_CHECKS - 1 || next.is_none_or(|check| check.offset + 16 > offset));
+    }
+}
+
+#[test]
+fn a_strict_volume_passes_writes_of_its_tools_alone() {
+    let (_, mut rule) = formatted();
+    rule.flags = flag::STRICT;
+    for (tools, taken, refused) in [
+        (Class::EXT, Class::EXT, Class::XFS),
+        (Class::EXT, Class::TRUSTED, Class::MAINTAINER),
+        (Class::UNKNOWN, Class::MAINTAINER, Class::ASSEMBLER),
+    ] {
+        rule.tools = tools.0;
+        let clear = Clear::of(&rule, &Rule::new(0, 0, State::Unverified));
+        assert!(clear.passes(rule.dev, 1 << 40, 4096));
+        assert!(Clear::takes(clear.only, taken), "{tools:?}");
+        for class in [Class::UNKNOWN, refused, taken.with(Class::FORMATTER)] {
+            assert!(!Clear::takes(clear.only, class), "{tools:?} {class:?}");
         }
     }
 }
