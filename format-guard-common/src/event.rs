@@ -209,10 +209,12 @@ pub enum Counter {
     LostEvents = 2,
     /// Taints or holders that a full map could not take.
     FullMaps = 3,
+    /// Writes whose place on the device could not be found.
+    Unplaced = 4,
 }
 
 /// Slots in `COUNTERS`.
-pub const COUNTERS: u32 = 4;
+pub const COUNTERS: u32 = 5;
 
 #[cfg(feature = "aya")]
 mod pod {

@@ -2,12 +2,12 @@
 //! `place` finds them.
 
 use aya_ebpf::{EbpfContext, macros::lsm, programs::LsmContext};
-use format_guard_common::{Operation, Request, each, opaque};
+use format_guard_common::{Operation, Request, each, event::Counter, opaque};
 
 use crate::{
     gate::{self, EAGAIN, EPERM},
     kernel::block_device,
-    passthrough,
+    maps, passthrough,
     place::{self, Write, what},
     user_content::{UserContent, total},
 };
@@ -170,7 +170,10 @@ fn judge(target: gate::Target<'_>, write: &Write) -> i32 {
         what::BYTES | what::VECTOR | what::HIDDEN => Operation::Write,
         what::ERASURE => Operation::Erase,
         what::LATER => Operation::Later,
-        _ => Operation::Unplaced,
+        _ => {
+            maps::count(Counter::Unplaced);
+            Operation::Unplaced
+        }
     };
     let request =
         Request { operation, offset: opaque(write.offset, unknown), length: opaque(count, unknown) };

@@ -117,6 +117,9 @@ pub struct Status {
     pub lost_uevents: u64,
     /// Entries that a full kernel map could not take.
     pub full_maps: u64,
+    /// Writes whose place on the device the kernel programs could not find: refused where marks are.
+    #[serde(default)]
+    pub unplaced: u64,
     /// Rules that a resync had to repair.
     pub repaired: u64,
     /// How long the newest kernel event waited until it was taken up, in milliseconds.

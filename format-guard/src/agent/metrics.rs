@@ -181,6 +181,7 @@ impl Metrics {
             ("lost_events", "Events that the kernel's ring buffer could not take", status.lost_events),
             ("lost_uevents", "Times that uevents were lost", status.lost_uevents),
             ("full_maps", "Entries that a full kernel map could not take", status.full_maps),
+            ("unplaced_writes", "Writes whose place on the device could not be found", status.unplaced),
             ("resync_repairs", "Rules and formats that a resync had to repair", status.repaired),
         ] {
             registry.register(name, help, ConstCounter::new(value));
@@ -420,6 +421,7 @@ mod tests {
             lost_events: 3,
             lost_uevents: 0,
             full_maps: 0,
+            unplaced: 2,
             repaired: 4,
             lag: 250,
             probing: 6,
@@ -459,6 +461,7 @@ mod tests {
             "format_guard_records_lost 1",
             "format_guard_requests_judged_total 11",
             "format_guard_lost_events_total 3",
+            "format_guard_unplaced_writes_total 2",
             "format_guard_resync_repairs_total 4",
             "format_guard_event_lag_seconds 0.25",
             "format_guard_degraded 1",

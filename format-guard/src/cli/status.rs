@@ -65,12 +65,13 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     println!("volumes: {}", if volumes.is_empty() { "none".to_owned() } else { volumes.join(", ") });
     let counts = format!(
         "kernel: {} requests judged, {} stale rules met, {} events lost, {} times uevents lost, {} maps full, \
-         {} rules repaired",
+         {} writes without a place, {} rules repaired",
         status.judged,
         status.stale_rules,
         status.lost_events,
         status.lost_uevents,
         status.full_maps,
+        status.unplaced,
         status.repaired
     );
     println!("{}", wrap(&counts, 80, 8));

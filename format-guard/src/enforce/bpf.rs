@@ -1040,6 +1040,7 @@ impl Enforcer for BpfEnforcer {
             stale: sum(Counter::Stale),
             lost_events: sum(Counter::LostEvents),
             full_maps: sum(Counter::FullMaps),
+            unplaced: sum(Counter::Unplaced),
         }
     }
 

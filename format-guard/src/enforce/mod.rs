@@ -48,6 +48,8 @@ pub struct Counts {
     pub lost_events: u64,
     /// Entries that a full map could not take.
     pub full_maps: u64,
+    /// Writes whose place could not be found.
+    pub unplaced: u64,
 }
 
 /// The clock of the kernel's events (`CLOCK_BOOTTIME`).

@@ -14,6 +14,7 @@ use format_guard_tests::{
     device::{Device, Loop},
     guard::Guard,
     road::{AioWrite, in_child, pieces, ring_write, submit, write_by_aio, write_pieces_by_ring},
+    wait_for,
 };
 use io_uring::{IoUring, squeue};
 
@@ -97,6 +98,56 @@ fn a_batch_with_one_write_over_a_mark_passes_if_the_mark_stays() -> Result<()> {
     writes[150] = AioWrite { bytes: &start, piece: 2048, offset: 0 };
     write_by_aio(&file, &writes).with_context(|| format!("{:#?}", guard.events("denied")))?;
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
+
+/// Writes zeros at the file's position by the entry that 32-bit programs take, whose registers mean something else.
+fn write_as_32_bit(file: &File) -> io::Result<()> {
+    const SYS_WRITE: u32 = 4;
+    // SAFETY: a new page, which nobody else has.
+    let page = unsafe {
+        let (access, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        libc::mmap(std::ptr::null_mut(), 4096, access, how | libc::MAP_32BIT, -1, 0)
+    };
+    let mut answer = u64::from(SYS_WRITE);
+    // SAFETY: a system call that reads 4096 bytes of that page; rbx, which is not to be named here, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {file}", "int 0x80", "xchg rbx, {file}",
+            file = inout(reg) u64::from(file.as_raw_fd().cast_unsigned()) => _,
+            inout("rax") answer, in("rcx") page, in("rdx") 4096_u64,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    match answer as i32 {
+        failed @ ..0 => Err(io::Error::from_raw_os_error(-failed)),
+        _ => Ok(()),
+    }
+}
+
+/// Where a write goes is not known of every one, and how often that happens is told.
+#[test]
+fn a_write_without_a_place_is_counted() -> Result<()> {
+    let guard = Guard::shared()?;
+    let device = Loop::new(64)?;
+    make_ext4(&guard, device.path())?;
+    let count = || Ok::<_, anyhow::Error>(guard.json("status")?["unplaced"].as_u64().context("no count")?);
+    let before = count()?;
+    let refused = in_child(|| {
+        let mut file = writer(device.path())?;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(BEYOND))?;
+        write_as_32_bit(&file)
+    })?;
+    let errno = refused.wait()?.err().and_then(|error| error.raw_os_error());
+    ensure!(errno == Some(libc::EPERM), "errno {errno:?}");
+    ensure!(count()? > before, "it is not counted");
+    wait_for("the refusal to be told", || {
+        let denied = guard.events("denied")?;
+        Ok(denied.iter().any(|event| event["refusal"]["reason"] == "unplaced").then_some(()))
+    })
+    .with_context(|| format!("{:#?}", guard.events("denied")))?;
+    let said = guard.say("status")?;
+    ensure!(said.text.contains("writes without a place"), "{said:?}");
     Ok(())
 }
 

@@ -130,6 +130,7 @@ impl<E: Enforcer> Reconciler<E> {
             lost_events: counts.lost_events,
             lost_uevents: self.lost_uevents,
             full_maps: counts.full_maps,
+            unplaced: counts.unplaced,
             repaired: self.repaired,
             lag: u64::try_from(self.lag.as_millis()).unwrap_or(u64::MAX),
             probing: self.prober.under_way(),
