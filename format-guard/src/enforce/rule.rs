@@ -392,13 +392,14 @@ mod tests {
             disk.marks[0].offset = MIB;
             change(&mut disk);
             let (rule, _) = of(&subject(&disk, Vec::new()), false);
-            let foreign = |offset: u64| {
-                rule.checks()
-                    .iter()
-                    .any(|check| check.kind == CheckKind::Foreign as u32 && check.offset == offset)
+            let foreign = |offset: u64, bytes: &[u8]| {
+                let wanted = Check::new(offset, bytes, CheckKind::Foreign).expect("a check");
+                rule.checks().contains(&wanted)
             };
-            assert!(foreign(1080), "an ext4 is as foreign as before");
-            !foreign(512) && !foreign(510) && !foreign((64 << 20) - 512)
+            assert!(foreign(1080, &[0x53, 0xef]), "an ext4 is as foreign as before");
+            let [start, end] = [512, (64 << 20) - 512].map(|offset| foreign(offset, b"EFI PART"));
+            assert_eq!(start, end);
+            !start
         };
         assert!(takes(&|_| {}));
         let refused: [&dyn Fn(&mut Record); 6] = [
