@@ -25,6 +25,7 @@ const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
 const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
+const ALERTS: &str = "docs/alerts.md";
 const DASHBOARD: &str = "deploy/helm/format-guard/dashboard.json";
 
 /// Values, and what each of them must bring into the manifests.
@@ -139,6 +140,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
         }
     }
     findings.extend(unknown_metrics(&rules)?);
+    findings.extend(unexplained_alerts(&rules, &fs::read_to_string(workspace().join(ALERTS))?));
     let promtool = promtool()?;
     for words in [["check", "rules", RULES], ["test", "rules", RULES_TEST]] {
         let said = complaint(command(&promtool.to_string_lossy(), words))?;
@@ -200,6 +202,19 @@ pub(crate) fn manifests() -> Result<String> {
     read(convert)
 }
 
+/// Alerts that lead to no section of the page that explains them, and sections of no alert.
+fn unexplained_alerts(rules: &str, page: &str) -> Vec<String> {
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let leads_there = |alert: &str| rules.contains(&format!("/{ALERTS}#{}\"", alert.to_lowercase()));
+    let unexplained = alerts.iter().filter(|alert| !sections.contains(alert) || !leads_there(alert));
+    let unknown = sections.iter().filter(|section| !alerts.contains(section));
+    unexplained
+        .map(|alert| format!("{ALERTS} does not say what {alert} is, or its runbook_url leads elsewhere"))
+        .chain(unknown.map(|section| format!("{ALERTS} explains {section}, which is no alert")))
+        .collect()
+}
+
 /// Metrics that rules or a dashboard name and the agent does not have.
 fn unknown_metrics(text: &str) -> Result<Vec<String>> {
     let source = fs::read_to_string(workspace().join("format-guard/src/agent/metrics.rs"))?;
@@ -240,6 +255,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alert_that_nobody_explains_is_found() {
+        let rules = "- alert: One\n  runbook_url: \"https://x/docs/alerts.md#one\"\n- alert: Two\n";
+        assert_eq!(unexplained_alerts("- alert: One\n \"x/docs/alerts.md#one\"", "## One\n"), [""; 0]);
+        assert_eq!(unexplained_alerts(rules, "## One\n## Two\n## Three\n").len(), 2);
+        assert_eq!(unexplained_alerts(rules, "").len(), 2);
+    }
 
     #[test]
     fn a_metric_that_is_misspelt_in_a_rule_is_found() {
