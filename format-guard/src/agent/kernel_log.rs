@@ -18,7 +18,7 @@ const LEVEL: &str = "<4>";
 const LONGEST: usize = 900;
 /// Lines at most in [`WHILE`].
 const MOST: usize = 10;
-const WHILE: Duration = Duration::from_secs(60);
+const WHILE: Duration = Duration::from_mins(1);
 
 /// Writes the lines.
 #[derive(Debug, Default)]

@@ -27,7 +27,7 @@ fn new_segment() -> Result<MapData, AyaMapError> {
 impl Rules {
     /// Makes the map for so many devices and pins it, unless it is there. aya would make the sample of a segment with type
     /// information, and before Linux 6.3 no segment without it is like that one (`timer_off` in `bpf_map_meta_equal`,
-    /// kernel/bpf/map_in_map.c).
+    /// `kernel/bpf/map_in_map.c`).
     pub(super) fn make(pin: &Path, devices: u32) -> io::Result<()> {
         if pin.exists() {
             return Ok(());

@@ -291,7 +291,7 @@ impl Marks<'_> {
     }
 
     /// The pool's number, which libblkid writes in decimal digits, in the list of names and values of the first label, 16 KiB behind
-    /// the label's start (OpenZFS, `include/sys/vdev_impl.h`: `vdev_label_t`), as XDR writes it: big-endian.
+    /// the label's start (`OpenZFS`, `include/sys/vdev_impl.h`: `vdev_label_t`), as XDR writes it: big-endian.
     fn zfs(&mut self, found: &Found) {
         const LIST: u64 = 16 << 10;
         let Some(number) = found.uuid.as_deref().and_then(|uuid| uuid.parse::<u64>().ok()) else { return };
@@ -502,7 +502,7 @@ mod tests {
             "zfs_member",
             ((128 << 10) + 16, b"\x0c\xb1\xba\0"),
             Some(["1234605616436508552", "2464388554683811993"]),
-            &[(16 << 10 | 400, [b"\x11\x22\x33\x44\x55\x66\x77\x88", b"\x22\x33\x44\x55\x66\x77\x88\x99"])],
+            &[((16 << 10) + 400, [b"\x11\x22\x33\x44\x55\x66\x77\x88", b"\x22\x33\x44\x55\x66\x77\x88\x99"])],
         );
         are_told_apart(
             "drbd",

@@ -76,7 +76,7 @@ fn main() -> Result<()> {
         must(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
     }
     let devices = [&guarded, &exempt, &strict, &xfs, &colliding];
-    let bench = Bench::new(devices.map(|device| device.path()))?;
+    let bench = Bench::new(devices.map(Device::path))?;
     let bare = bench.measure(&clock, &CASES)?;
     let noop = {
         let _programs = [NoOp::attach("file_open")?, NoOp::attach("file_permission")?];
@@ -325,7 +325,7 @@ impl Bench {
     fn measure(&self, clock: &Clock, cases: &[Case]) -> Result<BTreeMap<&'static str, i64>> {
         let cost = |case: &Case| {
             // Known to the kernel by a name that the configuration trusts, as a thread may call itself.
-            let named = case.name.contains("trusted").then(|| Named::as_trusted()).transpose()?;
+            let named = case.name.contains("trusted").then(Named::as_trusted).transpose()?;
             let cost = clock.instructions(|| (case.call)(self)).with_context(|| case.name.to_owned())?;
             drop(named);
             Ok((case.name, cost))

@@ -131,7 +131,7 @@ fn a_write_without_a_place_is_counted() -> Result<()> {
     let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
-    let count = || Ok::<_, anyhow::Error>(guard.json("status")?["unplaced"].as_u64().context("no count")?);
+    let count = || guard.json("status")?["unplaced"].as_u64().context("no count");
     let before = count()?;
     let refused = in_child(|| {
         let mut file = writer(device.path())?;
