@@ -135,6 +135,7 @@ impl Guard {
     pub fn patient() -> Result<Self> {
         let mut guard = Self::unstarted(None)?;
         guard.start_agent()?;
+        guard.forget_what_was_before()?;
         guard.configure(PATIENT)?;
         Ok(guard)
     }
@@ -232,7 +233,6 @@ impl Guard {
     /// # Errors
     /// When it ends, or its canary has not proven it.
     pub fn start_agent(&mut self) -> Result<()> {
-        let taken_over = self.fresh && tier() != PRELOAD && pins::enforce(Path::new(PINS))?;
         self.spawn_agent()?;
         let status = wait_for("the agent to be in force", || {
             if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
@@ -250,24 +250,28 @@ impl Guard {
         if std::mem::take(&mut self.fresh) && !status["records_lost"].is_null() {
             self.json("loss end --reason a-state-directory-of-its-own")?;
         }
-        if taken_over {
-            self.since = self.end_of_what_was_before()?;
-        }
         Ok(())
     }
 
-    /// The number of the last line of the history that is not about this guard: an agent that takes over what an earlier one left in
-    /// force is told, too, of what was refused while there was none. Behind all that comes what is refused now.
-    fn end_of_what_was_before(&self) -> Result<i64> {
+    /// From now on its events are those of what is refused from now on: an agent that takes over what an earlier one left in force is
+    /// told, too, of what was refused while there was none.
+    ///
+    /// # Errors
+    /// When it is not told in time of what is refused here.
+    pub fn forget_what_was_before(&mut self) -> Result<()> {
+        if tier() == PRELOAD {
+            return Ok(());
+        }
         let node = canary::Node::make()?;
         let _ = attack::open_as_formatter(node.path());
         let device = node.dev().to_string();
-        wait_for("the agent to be told of what was refused before", || {
+        self.since = wait_for("the agent to be told of what was refused before", || {
             let events = self.fetch("/v1/events?limit=10000")?;
             let events = events["events"].as_array().context("no events")?;
             let ours = events.iter().find(|event| event["refusal"]["device"] == device.as_str());
             Ok(ours.and_then(|event| event["id"].as_i64()))
-        })
+        })?;
+        Ok(())
     }
 
     /// The agent of a program.

@@ -55,8 +55,9 @@ use crate::{
 
 /// The kernel function by which a program waits.
 const WAITS_BY: &str = "bpf_copy_from_user_task";
-/// How long the canary waits at most: it ends as soon as it is known what comes of it.
-const CANARY_WAITS: Duration = Duration::from_secs(1);
+/// How long the canary waits at most: it ends as soon as it is known what comes of it, on a host that is busy as it starts after more
+/// than a second.
+const CANARY_WAITS: Duration = Duration::from_secs(5);
 
 /// How a program is attached, and to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -241,6 +241,7 @@ fn nobody_waits_where_the_configuration_says_so() -> Result<()> {
 #[test]
 fn who_asks_for_a_device_to_settle_may_format_it_then() -> Result<()> {
     let mut guard = Guard::start()?;
+    guard.forget_what_was_before()?;
     guard.configure("first_format_wait = 0")?;
     for _ in 0..3 {
         let device = Loop::new(MIB)?;
@@ -271,7 +272,8 @@ fn who_asks_for_a_device_to_settle_may_format_it_then() -> Result<()> {
 #[test]
 fn a_link_that_udev_makes_is_to_a_device_that_may_be_formatted() -> Result<()> {
     const RULES: &str = "/run/udev/rules.d";
-    let guard = Guard::start()?;
+    let mut guard = Guard::start()?;
+    guard.forget_what_was_before()?;
     guard.configure("first_format_wait = 0")?;
     let shipped = include_str!("../../../deploy/systemd/udev.rules");
     let here = shipped

@@ -152,7 +152,7 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     let again = run(&detach)?;
     ensure!(again.status == 0 && again.text.contains("nothing is enforced"), "{again:?}");
     // Longer than the start takes.
-    guard.replace("quarantine", "20")?;
+    guard.replace("quarantine", "45")?;
     guard.start_agent()?;
     let told = guard.events("detached")?;
     ensure!(told.len() == 1 && told[0]["text"] == "enforcement was ended by user 0: maintenance", "{told:?}");
