@@ -18,7 +18,7 @@ fn of(line: &str) -> Option<&'static str> {
         ("volume", Some("untaint" | "forget")) => schema!("done"),
         ("volume", Some("rescue")) => schema!("rescue"),
         ("loss", Some("end")) => schema!("done"),
-        ("mode", Some("enforce" | "audit" | "strict")) => schema!("done"),
+        ("mode", Some("enforce" | "audit" | "strict" | "--clear")) => schema!("done"),
         ("mode", _) => schema!("status"),
         ("events", _) if !line.contains("--follow") => schema!("events"),
         ("ensure-fs", _) => schema!("ensure-fs"),

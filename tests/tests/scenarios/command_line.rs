@@ -417,9 +417,10 @@ fn who_is_refused_finds_it_in_the_kernels_log() -> Result<()> {
     let device = Loop::new(64)?;
     make_ext4(&guard, device.path())?;
     let node = device.path().display();
+    let id = guard.volume(device.path())?["id"].as_str().context("no id")?.to_owned();
     let lines = || -> Result<Vec<String>> {
         let log = must("dmesg")?;
-        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("on {node} "));
+        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("show {id};"));
         Ok(log.lines().filter(ours).map(str::to_owned).collect())
     };
     refused(&guard, &format!("mkfs.ext4 -F -q {node}"), "")?;
