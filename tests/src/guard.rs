@@ -20,7 +20,7 @@ use format_guard::enforce::{canary, pins};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::{attack, device::device_number, schema, tool::Ran, wait_for};
+use crate::{attack, device::device_number, schema, tool::Ran, wait_for, wait_within};
 
 /// The program under test.
 ///
@@ -53,6 +53,10 @@ pub const LSM: &str = "lsm";
 /// Guests are emulated, and what takes a processor milliseconds takes one of theirs a hundred times as long: formatters may wait as
 /// long as the configuration lets them.
 pub const PATIENT: &str = "first_format_wait = 10000";
+
+/// What the unit gives a start (`TimeoutStartSec`): an emulated processor that others share takes minutes to verify the programs and to
+/// patch them into its kernel.
+const START: Duration = Duration::from_mins(5);
 
 /// The tier that judges opens.
 pub const CGROUP: &str = "cgroup";
@@ -234,7 +238,7 @@ impl Guard {
     /// When it ends, or its canary has not proven it.
     pub fn start_agent(&mut self) -> Result<()> {
         self.spawn_agent()?;
-        let status = wait_for("the agent to be in force", || {
+        let status = wait_within(START, "the agent to be in force", || {
             if let Some(ended) = self.agent.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("the agent ended with {ended}:\n{}", self.log());
             }

@@ -27,14 +27,26 @@ pub const DEADLINE: Duration = Duration::from_mins(1);
 ///
 /// # Errors
 /// When the deadline has passed, or `ready` fails.
-pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_within(DEADLINE, what, ready)
+}
+
+/// The same for what takes longer.
+///
+/// # Errors
+/// As of [`wait_for`].
+pub fn wait_within<T>(
+    deadline: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(value) = ready()? {
             return Ok(value);
         }
-        if start.elapsed() > DEADLINE {
-            bail!("waited {} s in vain for {what}", DEADLINE.as_secs());
+        if start.elapsed() > deadline {
+            bail!("waited {} s in vain for {what}", deadline.as_secs());
         }
         thread::sleep(Duration::from_millis(20));
     }

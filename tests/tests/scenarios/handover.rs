@@ -151,8 +151,8 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     must(&mkfs).context("what was said to have ended refuses still")?;
     let again = run(&detach)?;
     ensure!(again.status == 0 && again.text.contains("nothing is enforced"), "{again:?}");
-    // Longer than the start takes.
-    guard.replace("quarantine", "45")?;
+    // Longer than any start takes.
+    guard.replace("quarantine", "3600")?;
     guard.start_agent()?;
     let told = guard.events("detached")?;
     ensure!(told.len() == 1 && told[0]["text"] == "enforcement was ended by user 0: maintenance", "{told:?}");
@@ -160,5 +160,8 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     guard.wait_for_volume(blank.path(), "doubted", |volume| {
         volume["cause"].as_str().is_some_and(|cause| cause.contains("while no agent saw it"))
     })?;
+    guard.stop_agent()?;
+    guard.replace("quarantine", "5")?;
+    guard.start_agent()?;
     guard.wait_for_state(blank.path(), "blank").map(drop)
 }
