@@ -906,7 +906,6 @@ impl Enforcer for BpfEnforcer {
         }
     }
 
-    /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
     fn prove(&mut self) -> Result<(), LoadError> {
         // A rule of its own refuses in audit mode, too.
         let node = canary::Node::make()?;
@@ -917,6 +916,7 @@ impl Enforcer for BpfEnforcer {
         Ok(proof?)
     }
 
+    /// Windows first: a rule that points to none yet judges a write by what is known of the device itself.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         if windows.count > 0 {
             let windows = Windows { dev: rule.dev, ..*windows };
