@@ -260,9 +260,16 @@ impl Permit {
     /// How long it lasts from this moment of the wall clock on: never longer than it was given for, however the clock was set.
     #[must_use]
     pub fn rest(&self, wall: Seconds) -> Seconds {
-        let whole = self.expires.saturating_sub(self.at).max(0);
-        self.expires.saturating_sub(wall).clamp(0, whole)
+        rest(self.at, self.expires, wall)
     }
+}
+
+/// How long lasts what was given at `at` until `ends`, from this moment of the wall clock on: never longer than it was given for, however
+/// the clock was set.
+#[must_use]
+pub fn rest(at: Seconds, ends: Seconds, wall: Seconds) -> Seconds {
+    let whole = ends.saturating_sub(at).max(0);
+    ends.saturating_sub(wall).clamp(0, whole)
 }
 
 /// A volume that another lies over or beside, and whose format the other's own would destroy.

@@ -14,7 +14,7 @@ use crate::{
     api::{self, Failure, FailureKind},
     config::Mode,
     enforce::{Enforcer, rule},
-    record::{Now, Record, Seconds, store::HistoryEvent, transition::Event},
+    record::{self, Now, Record, Seconds, store::HistoryEvent, transition::Event},
     volume::Dev,
 };
 
@@ -34,10 +34,7 @@ pub(super) struct Override {
 impl Override {
     /// It never lasts longer than it was given for, however the wall clock was set since then.
     fn new(word: api::SetMode, now: Now) -> Self {
-        let ends = word.ends.map(|ends| {
-            let whole = ends.saturating_sub(word.at).max(0);
-            now.boot + ends.saturating_sub(now.wall).clamp(0, whole)
-        });
+        let ends = word.ends.map(|ends| now.boot + record::rest(word.at, ends, now.wall));
         Self { word, ends }
     }
 
