@@ -690,8 +690,13 @@ impl Step {
             return;
         }
         self.record.ends = Some(ends);
-        self.to(State::Blank, text);
         self.effects.push(Effect::ReleaseHolder);
+        // Where other nodes may have formatted the new one, too, their word is asked for.
+        if self.record.claim == Claim::Wanted {
+            self.await_claim();
+            return;
+        }
+        self.to(State::Blank, text);
         self.report("blank", "blank: one format may begin");
     }
 
