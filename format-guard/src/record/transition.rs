@@ -949,6 +949,8 @@ impl Step {
     }
 
     fn format_began(&mut self, formatter: Formatter, wrote: Wrote) {
+        // What was read before says nothing of what is there now.
+        self.record.clean_passes = 0;
         // Its magic is there, whatever becomes of who wrote it.
         let magic = wrote == Wrote::Magic && !formatter.is_known();
         self.record.ever_formatted |= magic && self.record.state != State::Exempt;
@@ -968,7 +970,6 @@ impl Step {
                 self.record.ended = None;
                 self.record.over = false;
                 self.record.mounted = false;
-                self.record.clean_passes = 0;
                 self.to(State::Formatting, text.clone());
                 if fills {
                     self.fill();
@@ -982,7 +983,6 @@ impl Step {
                 self.record.over = false;
                 self.record.formatter = Some(formatter);
                 self.record.running = true;
-                self.record.clean_passes = 0;
                 if fills {
                     self.fill();
                 }
