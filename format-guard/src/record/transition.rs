@@ -748,6 +748,7 @@ impl Step {
     }
 
     fn holds(&mut self, found: &[Found], marks: Vec<Mark>) {
+        self.record.clean_passes = 0;
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
