@@ -1,7 +1,7 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Caller, Check, CheckKind, Content, Holder, MAX_CHECK_BYTES, MAX_CHECKS, Operation, Reason, Request, Rule,
+    Caller, Check, CheckKind, Content, Owner, MAX_CHECK_BYTES, MAX_CHECKS, Operation, Reason, Request, Rule,
     State, Verdict, each::each, flag, opaque, program::Class,
 };
 
@@ -61,7 +61,7 @@ fn judge<C: Caller, B: Content>(
         FORMATTED if class.is(Class::REBUILDER) && rule.tools != 0 && !rebuilds(rule, class) => {
             Verdict::Deny(Reason::Formatter)
         }
-        FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.holder(), Holder::Caller) => {
+        FORMATTED if rule.flags & flag::HELD != 0 && matches!(caller.owner(), Owner::Caller) => {
             Verdict::Allow
         }
         FORMATTED if rule.flags & flag::STRICT != 0 && !keeps(rule, class) => Verdict::Deny(Reason::Strict),
@@ -76,14 +76,14 @@ fn judge<C: Caller, B: Content>(
         FORMATTED => keep(operation, touch, class, Class(rule.tools)),
         BLANK | PERMITTED | FORMATTING if rule.claim != 0 && !caller.claim_lasts() => {
             // Another node may format it by now, or hold data on it.
-            if destroyer || matches!(caller.holder(), Holder::Caller) {
+            if destroyer || matches!(caller.owner(), Owner::Caller) {
                 return Verdict::Deny(Reason::Claim);
             }
             unverified(rule, operation, touch, class)
         }
-        BLANK | PERMITTED | FORMATTING => match caller.holder() {
-            Holder::Caller => Verdict::Allow,
-            Holder::None if state != FORMATTING => {
+        BLANK | PERMITTED | FORMATTING => match caller.owner() {
+            Owner::Caller => Verdict::Allow,
+            Owner::None if state != FORMATTING => {
                 if destroyer && class.is(Class::FORMATTER) {
                     Verdict::Begin
                 } else if destroyer && state == PERMITTED && matches!(operation, Operation::Open) {
@@ -97,7 +97,7 @@ fn judge<C: Caller, B: Content>(
                 }
             }
             _ if destroyer => Verdict::Deny(Reason::BeingFormatted),
-            holder => bystander(holder, operation, touch, class),
+            owner => bystander(owner, operation, touch, class),
         },
         // Unverified, and whatever a damaged rule may say.
         _ if destroyer => Verdict::Deny(doubt(rule)),
@@ -229,8 +229,8 @@ fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, co
 /// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after pvcreate,
 /// a partition after a label) goes on, a second format does not.
 #[inline(always)]
-fn bystander(holder: Holder, operation: Operation, touch: Touch, class: Class) -> Verdict {
-    let mounted = matches!(holder, Holder::Another { mounted: true });
+fn bystander(owner: Owner, operation: Operation, touch: Touch, class: Class) -> Verdict {
+    let mounted = matches!(owner, Owner::Another { mounted: true });
     let refused = match operation {
         Operation::Open => false,
         Operation::Map | Operation::Unplaced | Operation::Later | Operation::Give => mounted,

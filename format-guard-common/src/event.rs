@@ -12,11 +12,11 @@ pub struct Process {
     pub zero: u32,
 }
 
-/// The one process that formats a volume: value of the map `HOLDERS`, keyed by the kernel `dev_t` in
-/// [`Rule::lead`](crate::Rule).
+/// The one process that formats a volume: value of the map `FORMAT_OWNERS`, keyed by the kernel `dev_t` in
+/// [`Rule::lock_dev`](crate::Rule).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct HolderEntry {
+pub struct FormatOwner {
     /// Who.
     pub process: Process,
     /// The attachment of the device that leads.
@@ -33,7 +33,7 @@ pub struct HolderEntry {
     pub cgroup: u64,
 }
 
-/// Bits of [`HolderEntry::wrote`], and of the `reason` of an event [`EventKind::FormatBegan`].
+/// Bits of [`FormatOwner::wrote`], and of the `reason` of an event [`EventKind::FormatBegan`].
 pub mod wrote {
     use crate::Operation;
 
@@ -218,10 +218,10 @@ pub const COUNTERS: u32 = 5;
 
 #[cfg(feature = "aya")]
 mod pod {
-    use super::{HolderEntry, Taint, TaintKey};
+    use super::{FormatOwner, Taint, TaintKey};
 
     // SAFETY: repr(C), integers only, no padding.
-    unsafe impl aya::Pod for HolderEntry {}
+    unsafe impl aya::Pod for FormatOwner {}
     // SAFETY: repr(C), integers only, no padding.
     unsafe impl aya::Pod for TaintKey {}
     // SAFETY: repr(C), integers only, no padding.
@@ -229,4 +229,4 @@ mod pod {
 }
 
 const _: () = assert!(size_of::<KernelEvent>() == 16 + 24 + 16 + 16 + 8 + 16);
-const _: () = assert!(size_of::<HolderEntry>() == 16 + 16 + 8 + 16 + 8);
+const _: () = assert!(size_of::<FormatOwner>() == 16 + 16 + 8 + 16 + 8);

@@ -29,7 +29,7 @@ mod windows;
 pub use decide::decide;
 pub use each::{Turn, each};
 pub use opaque::opaque;
-pub use request::{Caller, Content, Holder, NoContent, Operation, Reason, Request, Verdict};
+pub use request::{Caller, Content, Owner, NoContent, Operation, Reason, Request, Verdict};
 pub use rule::{
     Check, CheckKind, DEVICES, MAX_CHECK_BYTES, MAX_CHECKS, RULES_IN_SEGMENT, Rule, RuleError, State, flag,
 };

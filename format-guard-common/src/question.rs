@@ -13,7 +13,7 @@ pub const MAGIC: u32 = 0x3271_6766;
 #[repr(u32)]
 pub enum Ask {
     /// Is there an agent, and is the caller the process that formats `dev`?
-    Holder = 1,
+    Owner = 1,
     /// May the caller begin to format `dev`? From the answer on it is the process that does.
     Begin = 2,
     /// The caller, who formats `dev`, has written to it.
@@ -33,7 +33,7 @@ impl Ask {
     #[must_use]
     pub const fn from_raw(raw: u32) -> Option<Self> {
         Some(match raw {
-            1 => Self::Holder,
+            1 => Self::Owner,
             2 => Self::Begin,
             3 => Self::Wrote,
             4 => Self::Denied,

@@ -70,7 +70,7 @@ impl Operation {
 
 /// Whose format is in progress on a device that may be formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum Owner {
     /// Nobody has begun.
     None,
     /// The process that asks.
@@ -101,7 +101,7 @@ pub trait Caller {
     /// The process was refused on this device before.
     fn tainted(&self) -> bool;
     /// Whose format is in progress.
-    fn holder(&self) -> Holder;
+    fn owner(&self) -> Owner;
     /// The claim that the rule names lasts ([`crate::claim::Lease::covers`]). Asked for only where it names one.
     fn claim_lasts(&self) -> bool;
     /// The permit that the rule is put for lasts ([`crate::Rule::permit_lasts`]). Asked for only where the rule says when it ends.

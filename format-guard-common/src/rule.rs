@@ -141,11 +141,11 @@ pub struct Rule {
     pub dev: u32,
     /// A [`State`].
     pub state: u32,
-    /// `diskseq` of the device `lead`.
-    pub lead_diskseq: u64,
+    /// `diskseq` of the device `lock_dev`.
+    pub lock_diskseq: u64,
     /// Kernel `dev_t` of the one among the devices that share their bytes (paths to one logical unit, a layer and what
     /// it lies on) under which the process that formats them is held: only one of them may be formatted at a time.
-    pub lead: u32,
+    pub lock_dev: u32,
     /// Bits of [`flag`].
     pub flags: u32,
     /// Checks in use.
@@ -191,8 +191,8 @@ impl Rule {
             high: 0,
             dev,
             state: state as u32,
-            lead_diskseq: diskseq,
-            lead: dev,
+            lock_diskseq: diskseq,
+            lock_dev: dev,
             claim: 0,
             flags: 0,
             count: 0,

@@ -5,7 +5,7 @@
 
 use core::{fmt, mem::align_of, slice};
 
-use crate::{Rule, Windows, claim::Lease, event::HolderEntry, program::Class};
+use crate::{Rule, Windows, claim::Lease, event::FormatOwner, program::Class};
 
 /// Name of the file in the agent's run directory.
 pub const FILE: &str = "rules";
@@ -77,7 +77,7 @@ pub struct Entry {
     /// Its rule.
     pub rule: Rule,
     /// Who formats it, or what shares its bytes; of thread group zero: nobody.
-    pub holder: HolderEntry,
+    pub owner: FormatOwner,
     /// Goes up when an operator has the refusals on the device forgotten.
     pub forgotten: u64,
     /// Number of its table of windows, from one; zero: nothing lies on it.
@@ -270,7 +270,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 const _: () = assert!(
     size_of::<Header>() == 8 + 8 + 16 + 16 + size_of::<Lease>()
-        && size_of::<Entry>() == size_of::<Rule>() + size_of::<HolderEntry>() + 16
+        && size_of::<Entry>() == size_of::<Rule>() + size_of::<FormatOwner>() + 16
         && size_of::<Known>() == 24
         && align_of::<Entry>() == 8
 );
@@ -295,7 +295,7 @@ mod tests {
         for dev in [1, 5, 9] {
             let entry = Entry {
                 rule: Rule::new(dev, 3, State::Formatted),
-                holder: HolderEntry::default(),
+                owner: FormatOwner::default(),
                 forgotten: 0,
                 windows: u32::from(dev == 5),
                 zero: 0,

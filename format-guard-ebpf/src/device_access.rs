@@ -8,15 +8,15 @@ use aya_ebpf::{
     programs::DeviceContext,
 };
 use format_guard_common::{
-    Caller, Holder, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
-    event::{Counter, EventKind, HolderEntry, KernelEvent, Process},
+    Caller, Owner, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
+    event::{Counter, EventKind, FormatOwner, KernelEvent, Process},
     program::Class,
 };
 
 use crate::{
     caller,
     gate::{claim_lasts, permit_lasts, send},
-    maps::{HOLDERS, UNKNOWN, count, rule},
+    maps::{FORMAT_OWNERS, UNKNOWN, count, rule},
 };
 
 // include/uapi/linux/bpf.h: BPF_DEVCG_DEV_BLOCK in the lower half of access_type, BPF_DEVCG_ACC_WRITE in the upper one.
@@ -44,17 +44,17 @@ impl Caller for Opener<'_> {
     }
 
     #[inline(always)]
-    fn holder(&self) -> Holder {
+    fn owner(&self) -> Owner {
         // SAFETY: entries are written once and removed by the agent; a torn one reads as another's.
-        match unsafe { HOLDERS.get(self.rule.lead) } {
-            Some(entry) if entry.diskseq == self.rule.lead_diskseq => {
+        match unsafe { FORMAT_OWNERS.get(self.rule.lock_dev) } {
+            Some(entry) if entry.diskseq == self.rule.lock_diskseq => {
                 if entry.process.tgid == caller::tgid() {
-                    Holder::Caller
+                    Owner::Caller
                 } else {
-                    Holder::Another { mounted: entry.mounted != 0 }
+                    Owner::Another { mounted: entry.mounted != 0 }
                 }
             }
-            _ => Holder::None,
+            _ => Owner::None,
         }
     }
 
@@ -125,9 +125,9 @@ fn process() -> Process {
 /// Makes the caller the one process that formats the device; false when another was faster.
 #[inline(always)]
 fn begin(rule: &Rule, dev: u32) -> bool {
-    let entry = HolderEntry {
+    let entry = FormatOwner {
         process: process(),
-        diskseq: rule.lead_diskseq,
+        diskseq: rule.lock_diskseq,
         dev,
         // Nobody looks at what it writes.
         wrote: 1,
@@ -136,11 +136,11 @@ fn begin(rule: &Rule, dev: u32) -> bool {
         cgroup: caller::cgroup(),
     };
     // An entry of an earlier medium under this number says nothing about this one.
-    // SAFETY: as in `Opener::holder`.
-    if let Some(old) = unsafe { HOLDERS.get(rule.lead) }
-        && old.diskseq != rule.lead_diskseq
+    // SAFETY: as in `Opener::owner`.
+    if let Some(old) = unsafe { FORMAT_OWNERS.get(rule.lock_dev) }
+        && old.diskseq != rule.lock_diskseq
     {
-        let _ = HOLDERS.remove(rule.lead);
+        let _ = FORMAT_OWNERS.remove(rule.lock_dev);
     }
-    HOLDERS.insert(rule.lead, entry, u64::from(BPF_NOEXIST)).is_ok()
+    FORMAT_OWNERS.insert(rule.lock_dev, entry, u64::from(BPF_NOEXIST)).is_ok()
 }

@@ -2,10 +2,10 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
-    Caller, Content, Holder, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
+    Caller, Content, Owner, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
     clear::{Clear, slots, taint_slot},
     decide,
-    event::{Counter, EventKind, HolderEntry, KernelEvent, Process, Taint, TaintKey, wrote},
+    event::{Counter, EventKind, FormatOwner, KernelEvent, Process, Taint, TaintKey, wrote},
     flag, opaque,
     program::{Class, name_slot},
 };
@@ -15,7 +15,7 @@ use crate::{
     kernel::diskseq,
     layer,
     maps::{
-        self, CLEAR, EVENTS, FORMATTERS, HOLDERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count,
+        self, CLEAR, EVENTS, FORMATTERS, FORMAT_OWNERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count,
     },
 };
 
@@ -162,17 +162,17 @@ impl Caller for Target<'_> {
     }
 
     #[inline(always)]
-    fn holder(&self) -> Holder {
+    fn owner(&self) -> Owner {
         // SAFETY: entries are written once and removed by the agent; a torn one reads as another's.
-        match unsafe { HOLDERS.get(self.rule.lead) } {
-            Some(entry) if entry.diskseq == self.rule.lead_diskseq => {
+        match unsafe { FORMAT_OWNERS.get(self.rule.lock_dev) } {
+            Some(entry) if entry.diskseq == self.rule.lock_diskseq => {
                 if entry.process == caller::process() {
-                    Holder::Caller
+                    Owner::Caller
                 } else {
-                    Holder::Another { mounted: entry.mounted != 0 }
+                    Owner::Another { mounted: entry.mounted != 0 }
                 }
             }
-            _ => Holder::None,
+            _ => Owner::None,
         }
     }
 
@@ -205,8 +205,8 @@ impl Caller for WithArguments<'_> {
     }
 
     #[inline(always)]
-    fn holder(&self) -> Holder {
-        self.target.holder()
+    fn owner(&self) -> Owner {
+        self.target.owner()
     }
 
     #[inline(always)]
@@ -313,10 +313,10 @@ fn carry_out(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> 
 #[inline(never)]
 fn note_write(target: &Target<'_>) {
     let process = caller::process();
-    if let Some(entry) = HOLDERS.get_ptr_mut(target.rule.lead) {
+    if let Some(entry) = FORMAT_OWNERS.get_ptr_mut(target.rule.lock_dev) {
         // SAFETY: a map value; one aligned store.
         unsafe {
-            if (*entry).process == process && (*entry).diskseq == target.rule.lead_diskseq {
+            if (*entry).process == process && (*entry).diskseq == target.rule.lock_diskseq {
                 (*entry).wrote |= wrote::BYTES;
             }
         }
@@ -343,9 +343,9 @@ fn taint(target: &Target<'_>, process: Process) {
 #[inline(never)]
 fn begin(target: &Target<'_>, wrote: u32) -> bool {
     let process = caller::process();
-    let entry = HolderEntry {
+    let entry = FormatOwner {
         process,
-        diskseq: target.rule.lead_diskseq,
+        diskseq: target.rule.lock_diskseq,
         dev: target.dev,
         wrote,
         mounted: 0,
@@ -353,15 +353,15 @@ fn begin(target: &Target<'_>, wrote: u32) -> bool {
         cgroup: caller::cgroup(),
     };
     // An entry of an earlier medium under this number says nothing about this one.
-    // SAFETY: as in `Target::holder`.
-    if let Some(old) = unsafe { HOLDERS.get(target.rule.lead) }
-        && old.diskseq != target.rule.lead_diskseq
+    // SAFETY: as in `Target::owner`.
+    if let Some(old) = unsafe { FORMAT_OWNERS.get(target.rule.lock_dev) }
+        && old.diskseq != target.rule.lock_diskseq
     {
-        let _ = HOLDERS.remove(target.rule.lead);
+        let _ = FORMAT_OWNERS.remove(target.rule.lock_dev);
     }
-    if HOLDERS.insert(target.rule.lead, entry, u64::from(BPF_NOEXIST)).is_err() {
+    if FORMAT_OWNERS.insert(target.rule.lock_dev, entry, u64::from(BPF_NOEXIST)).is_err() {
         // A second thread of the same process may have been the faster one.
-        return matches!(target.holder(), Holder::Caller);
+        return matches!(target.owner(), Owner::Caller);
     }
     if FORMATTERS.insert(process.tgid, process.started, 0).is_err() {
         count(Counter::FullMaps);

@@ -19,7 +19,7 @@ use crate::{
         BDEV_BD_DEV, DISK_DISKSEQ, DISK_FIRST_MINOR, DISK_MAJOR, FDTABLE_FD, FDTABLE_MAX_FDS, FILES_FDT,
         TASK_FILES, block_device_probed, disk, field, probed,
     },
-    maps::{self, HOLDERS, LAYERS},
+    maps::{self, FORMAT_OWNERS, LAYERS},
 };
 
 // include/uapi/linux/loop.h
@@ -157,8 +157,8 @@ fn is_formatted_by_caller(dev: u32) -> bool {
     let Some(rule) = maps::rule(dev) else { return false };
     // SAFETY: entries are written once and removed by the agent; a torn one is no process's.
     (rule.state != FORMATTED || rule.flags & flag::HELD != 0)
-        && unsafe { HOLDERS.get(rule.lead) }
-            .is_some_and(|entry| entry.diskseq == rule.lead_diskseq && entry.process == caller::process())
+        && unsafe { FORMAT_OWNERS.get(rule.lock_dev) }
+            .is_some_and(|entry| entry.diskseq == rule.lock_diskseq && entry.process == caller::process())
 }
 
 /// Whether a device that holds no format on record is the caller's own. A function of its own, for the stack of its callers.

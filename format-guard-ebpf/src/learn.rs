@@ -14,7 +14,7 @@ use crate::{
         BDEV_BD_DEV, BDEV_BD_DISK, DISK_DISKSEQ, SIGNAL_LIVE, SUPER_S_BDEV, TASK_EXIT_CODE, TASK_SIGNAL,
         TASK_TGID, field, probed,
     },
-    maps::{self, FORMATTERS, HOLDERS, SLOTS},
+    maps::{self, FORMATTERS, FORMAT_OWNERS, SLOTS},
     protect,
 };
 
@@ -31,8 +31,8 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
     if dev == 0 {
         return 0;
     }
-    let lead = maps::rule(dev).map_or(dev, |rule| rule.lead);
-    if let Some(entry) = HOLDERS.get_ptr_mut(lead) {
+    let lock_dev = maps::rule(dev).map_or(dev, |rule| rule.lock_dev);
+    if let Some(entry) = FORMAT_OWNERS.get_ptr_mut(lock_dev) {
         // SAFETY: one aligned store into a map value; the agent only removes entries.
         unsafe { (*entry).mounted = 1 };
     }

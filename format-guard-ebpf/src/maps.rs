@@ -12,7 +12,7 @@ use format_guard_common::{
     DEVICES, RULES_IN_SEGMENT, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, HolderEntry, Layer, Taint, TaintKey, Told},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, FormatOwner, Layer, Taint, TaintKey, Told},
     header::Plan,
     program::NAME_SLOTS,
     protection::Protection,
@@ -42,11 +42,11 @@ pub(crate) static LEASE: Array<Lease> = Array::pinned(1, 0);
 /// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
 #[map]
 pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
-/// The one process that formats a device, by kernel `dev_t` of the device that leads (`Rule::lead`). Written here,
+/// The one process that formats a device, by kernel `dev_t` of the device that leads (`Rule::lock_dev`). Written here,
 /// removed by the agent.
 #[map]
-pub(crate) static HOLDERS: HashMap<u32, HolderEntry> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
-/// Start times of the processes in `HOLDERS`, by thread group id, so that their end is told.
+pub(crate) static FORMAT_OWNERS: HashMap<u32, FormatOwner> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
+/// Start times of the processes in `FORMAT_OWNERS`, by thread group id, so that their end is told.
 #[map]
 pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set after its entry in

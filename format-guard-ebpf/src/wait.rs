@@ -21,7 +21,7 @@ use crate::{
     gate::{read, send},
     kernel::{MM_ARG_START, TASK_MM, field},
     layer,
-    maps::{self, FORMATTERS, HOLDERS, UNKNOWN, WAIT, WAITERS},
+    maps::{self, FORMATTERS, FORMAT_OWNERS, UNKNOWN, WAIT, WAITERS},
 };
 
 /// Not zero: the program may wait, and this kernel has what it waits by. Set before load.
@@ -91,8 +91,8 @@ fn is_awaited(dev: u32) -> bool {
 fn is_over(rule: &Rule) -> bool {
     const FORMATTED: u32 = State::Formatted as u32;
     // SAFETY: entries are written once and removed by the agent; a torn one is no process's.
-    let Some(entry) = (unsafe { HOLDERS.get(rule.lead) }) else { return false };
-    let of_another = entry.diskseq == rule.lead_diskseq && entry.process != caller::process();
+    let Some(entry) = (unsafe { FORMAT_OWNERS.get(rule.lock_dev) }) else { return false };
+    let of_another = entry.diskseq == rule.lock_diskseq && entry.process != caller::process();
     of_another && entry.mounted == 0 && read(&rule.state) != FORMATTED && !runs(&entry.process)
 }
 

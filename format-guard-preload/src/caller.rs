@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use format_guard_common::{
-    Caller, Holder, Operation, Rule,
+    Caller, Owner, Operation, Rule,
     arguments::{self, ARGUMENTS},
     program::{self, Class},
     question::{Ask, Question},
@@ -126,14 +126,14 @@ impl Target<'_> {
     pub(crate) fn begin(&self, operation: Operation, wrote: u32) -> Option<bool> {
         let begun = agent::ask(Question { reason: wrote, ..self.question(Ask::Begin, operation) });
         if begun == Some(true) {
-            FORMATS.put(self.rule.lead, self.rule.lead_diskseq, u64::from(wrote != 0));
+            FORMATS.put(self.rule.lock_dev, self.rule.lock_diskseq, u64::from(wrote != 0));
         }
         begun
     }
 
     /// Tells the agent once that the process that formats it has written.
     pub(crate) fn wrote(&self, operation: Operation) {
-        let format = FORMATS.find(self.rule.lead, self.rule.lead_diskseq);
+        let format = FORMATS.find(self.rule.lock_dev, self.rule.lock_diskseq);
         if let Some(format) = format.filter(|format| format.more.swap(1, SeqCst) == 0)
             && agent::ask(self.question(Ask::Wrote, operation)).is_none()
         {
@@ -154,20 +154,20 @@ impl Caller for Target<'_> {
         REFUSED.find(self.dev, self.diskseq).is_some_and(|place| place.more.load(SeqCst) == forgotten)
     }
 
-    fn holder(&self) -> Holder {
-        let Some(holder) = self.entry.map(|entry| &entry.holder).filter(|holder| holder.process.tgid != 0)
+    fn owner(&self) -> Owner {
+        let Some(owner) = self.entry.map(|entry| &entry.owner).filter(|owner| owner.process.tgid != 0)
         else {
-            return Holder::None;
+            return Owner::None;
         };
         // Known here by id only as another pid namespace has it: the agent knows better.
-        let known = FORMATS.find(self.rule.lead, self.rule.lead_diskseq).is_some();
-        if known || agent::ask(self.question(Ask::Holder, Operation::Open)) == Some(true) {
+        let known = FORMATS.find(self.rule.lock_dev, self.rule.lock_diskseq).is_some();
+        if known || agent::ask(self.question(Ask::Owner, Operation::Open)) == Some(true) {
             if !known {
-                FORMATS.put(self.rule.lead, self.rule.lead_diskseq, u64::from(holder.wrote != 0));
+                FORMATS.put(self.rule.lock_dev, self.rule.lock_diskseq, u64::from(owner.wrote != 0));
             }
-            return Holder::Caller;
+            return Owner::Caller;
         }
-        Holder::Another { mounted: holder.mounted != 0 }
+        Owner::Another { mounted: owner.mounted != 0 }
     }
 
     fn claim_lasts(&self) -> bool {

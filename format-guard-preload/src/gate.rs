@@ -115,7 +115,7 @@ fn judge_target<B: Content>(
         Verdict::Allow | Verdict::Later => {
             // A known formatter goes on by the agent's word alone: without one nobody would learn of it.
             let destroyer = open && target.class().is(Class::FORMATTER.with(Class::ERASER));
-            if destroyer && agent::ask(target.question(Ask::Holder, operation)).is_none() {
+            if destroyer && agent::ask(target.question(Ask::Owner, operation)).is_none() {
                 return refuse(fd, target, &request, Reason::Unverified);
             }
             if !open && matches!(target.rule.state, BLANK | PERMITTED | FORMATTING) {

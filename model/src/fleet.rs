@@ -28,7 +28,7 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Holder, NoContent, Operation, Request, Verdict, claim::Lease, decide, event, program::Class,
+    Caller, Owner, NoContent, Operation, Request, Verdict, claim::Lease, decide, event, program::Class,
 };
 use stateright::{Model, Property};
 
@@ -156,7 +156,7 @@ struct Node {
     record: Kept<Record>,
     /// The map `LEASE`.
     lease: (u64, u8, u32),
-    holder: Option<Held>,
+    owner: Option<Held>,
     process: Process,
     /// What a probe has read, on its way.
     read: Option<Read>,
@@ -235,7 +235,7 @@ pub enum FleetAction {
 
 /// Who asks, for `decide`.
 struct Asking {
-    holder: Holder,
+    owner: Owner,
     claim_lasts: bool,
 }
 
@@ -248,8 +248,8 @@ impl Caller for Asking {
         false
     }
 
-    fn holder(&self) -> Holder {
-        self.holder
+    fn owner(&self) -> Owner {
+        self.owner
     }
 
     fn claim_lasts(&self) -> bool {
@@ -274,7 +274,7 @@ fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
         dev: DEV,
         diskseq: DISKSEQ,
         size: 1 << 20,
-        lead: (DEV, DISKSEQ),
+        lock_dev: (DEV, DISKSEQ),
         record,
         strict: false,
         array_runs: false,
@@ -282,7 +282,7 @@ fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
     };
     let (rule, _) = rule::of(&subject, false);
     let caller =
-        Asking { holder: if *holds { Holder::Caller } else { Holder::None }, claim_lasts: *claim_lasts };
+        Asking { owner: if *holds { Owner::Caller } else { Owner::None }, claim_lasts: *claim_lasts };
     let operation = if *opens { Operation::Open } else { Operation::Write };
     decide(&rule, &Request { operation, offset: 0, length: 4096 }, &caller, &NoContent)
 }
@@ -301,7 +301,7 @@ impl Node {
             static KNOWN: RefCell<HashMap<Question, Verdict>> = RefCell::default();
         }
         let claim_lasts = self.claim_lasts(self.record.claim.number(), now);
-        let key = (self.record.clone(), opens, self.holder.is_some(), claim_lasts);
+        let key = (self.record.clone(), opens, self.owner.is_some(), claim_lasts);
         KNOWN.with_borrow_mut(|known| *known.entry(key).or_insert_with_key(judge))
     }
 
@@ -318,12 +318,12 @@ impl Node {
             transition::next(&self.record, event, Now { wall: now.into(), boot: now.into() });
         self.record = plain(new).into();
         if effects.contains(&Effect::ReleaseHolder) {
-            self.holder = None;
+            self.owner = None;
         }
     }
 
     fn is_untold(&self) -> bool {
-        self.holder.is_some()
+        self.owner.is_some()
             && transition::is_untold(&self.record, event::Process { started: 0, tgid: 1, zero: 0 })
     }
 
@@ -343,7 +343,7 @@ impl Node {
 
     fn attached(&mut self, now: u8) {
         // `Reconciler::claim_needed`.
-        let claim = match self.holder {
+        let claim = match self.owner {
             Some(_) if self.lease.2 != 0 => Claim::Held(self.lease.2),
             _ => Claim::Wanted,
         };
@@ -377,7 +377,7 @@ impl Fleet {
             };
         }
         let gives_up = matches!(wish, Wish::Watch { .. } | Wish::Nothing);
-        if gives_up && node.holder.is_some() {
+        if gives_up && node.owner.is_some() {
             return Wish::Formatting;
         }
         wish
@@ -472,7 +472,7 @@ impl Fleet {
         }
         .into();
         (node.read, node.wanted, node.told, node.last) = (None, None, None, None);
-        if node.holder.is_some() {
+        if node.owner.is_some() {
             node.format_began(now);
         }
         node.attached(now);
@@ -569,13 +569,13 @@ impl Fleet {
         let node = &mut moment.nodes[i];
         let permitted = node.record.state == State::Permitted;
         moment.permits_used += u8::from(permitted);
-        node.holder = Some(Held { wrote: false });
+        node.owner = Some(Held { wrote: false });
         node.process = Process::Open { permitted };
     }
 
     fn format(moment: &mut Moment, i: usize) -> bool {
         let node = &mut moment.nodes[i];
-        let (Process::Open { permitted }, Some(held)) = (node.process, &mut node.holder) else {
+        let (Process::Open { permitted }, Some(held)) = (node.process, &mut node.owner) else {
             return false;
         };
         held.wrote = true;
@@ -623,7 +623,7 @@ impl Fleet {
                 let Process::Ended { failed } = node.process else { return false };
                 let status = told.then_some(u32::from(failed));
                 let wrote =
-                    if node.holder.is_none_or(|held| held.wrote) { Wrote::Bytes } else { Wrote::Nothing };
+                    if node.owner.is_none_or(|held| held.wrote) { Wrote::Bytes } else { Wrote::Nothing };
                 node.apply(Event::FormatEnded { status, wrote, unseen: false }, now);
             }
             FleetAction::Permit => {
@@ -655,7 +655,7 @@ impl Model for Fleet {
         let mut node = Node {
             record: new_record().into(),
             lease: (0, 0, 0),
-            holder: None,
+            owner: None,
             process: Process::New,
             read: None,
             wanted: None,
@@ -716,7 +716,7 @@ impl Model for Fleet {
             }),
             Property::always("no permit is used twice, or in force once it is used", |_, moment: &Moment| {
                 let in_force = moment.nodes.iter().filter(|node| node.record.state == State::Permitted);
-                let in_force = in_force.filter(|node| node.holder.is_none()).count();
+                let in_force = in_force.filter(|node| node.owner.is_none()).count();
                 usize::from(moment.permits_used) + in_force <= usize::from(moment.permits_given)
             }),
             Property::sometimes("a node formats it and another one knows", |_, moment: &Moment| {

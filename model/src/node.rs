@@ -11,7 +11,7 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Check, CheckKind, Content, Holder, Operation, Request, Rule, Verdict, Windows, decide, event,
+    Caller, Check, CheckKind, Content, Owner, Operation, Request, Rule, Verdict, Windows, decide, event,
     flag, program::Class,
 };
 use stateright::{Model, Property};
@@ -120,7 +120,7 @@ struct Held {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Kernel {
     rule: Option<Ruled>,
-    holder: Option<Held>,
+    owner: Option<Held>,
     /// Events on their way to the agent.
     began: Option<usize>,
     mounted: bool,
@@ -348,16 +348,16 @@ impl Caller for Asking<'_> {
         matches!(self.moment.processes[self.process], Process::Open { tainted: true, .. })
     }
 
-    fn holder(&self) -> Holder {
-        match (self.moment.kernel.holder, self.rule) {
+    fn owner(&self) -> Owner {
+        match (self.moment.kernel.owner, self.rule) {
             (Some(held), Some(rule)) if held.diskseq == rule.diskseq => {
                 if held.by == self.process {
-                    Holder::Caller
+                    Owner::Caller
                 } else {
-                    Holder::Another { mounted: held.mounted }
+                    Owner::Another { mounted: held.mounted }
                 }
             }
-            _ => Holder::None,
+            _ => Owner::None,
         }
     }
 }
@@ -427,10 +427,10 @@ impl Moment {
 
     /// Lets the process become the one that formats; false when another was faster.
     fn begin(&mut self, process: usize, rule: Ruled, wrote: Wrote) -> bool {
-        if self.kernel.holder.is_some_and(|held| held.diskseq == rule.diskseq) {
+        if self.kernel.owner.is_some_and(|held| held.diskseq == rule.diskseq) {
             return false;
         }
-        self.kernel.holder = Some(Held { by: process, diskseq: rule.diskseq, wrote, mounted: false });
+        self.kernel.owner = Some(Held { by: process, diskseq: rule.diskseq, wrote, mounted: false });
         self.kernel.began = Some(process);
         if rule.state == State::Permitted {
             self.permits_used |= 1 << process;
@@ -457,7 +457,7 @@ impl Moment {
         if !passes {
             return;
         }
-        if let Some(held) = self.kernel.holder.as_mut().filter(|held| held.by == process) {
+        if let Some(held) = self.kernel.owner.as_mut().filter(|held| held.by == process) {
             held.wrote = held.wrote.max(Wrote::Bytes);
         }
         let own = self.disk.by == process && self.disk.written != Written::Blank;
@@ -487,7 +487,7 @@ impl Moment {
         let Some(agent) = &mut self.agent else { return };
         agent.dirty = None;
         if let Some(process) = agent.release_later.take() {
-            self.kernel.holder = self.kernel.holder.filter(|held| held.by != process);
+            self.kernel.owner = self.kernel.owner.filter(|held| held.by != process);
         }
     }
 }
@@ -587,7 +587,7 @@ impl Node {
         let formatter = Formatter { pid: process as u32, started: 0, comm, exe: None, cgroup: 0, at: 0 };
         // What the kernel tells with the event it keeps with the holder.
         let wrote =
-            moment.kernel.holder.filter(|held| held.by == process).map_or(Wrote::Nothing, |held| held.wrote);
+            moment.kernel.owner.filter(|held| held.by == process).map_or(Wrote::Nothing, |held| held.wrote);
         self.step(moment, transition::Event::FormatBegan { formatter, wrote }, true);
     }
 
@@ -600,7 +600,7 @@ impl Node {
     fn untold(moment: &Moment) -> Option<usize> {
         let agent = moment.agent.as_ref()?;
         let record = agent.record.as_ref()?;
-        let held = moment.kernel.holder.filter(|held| Some(held.diskseq) == agent.device)?;
+        let held = moment.kernel.owner.filter(|held| Some(held.diskseq) == agent.device)?;
         // `Unstored::is_to_be_released`: what it did is told.
         if agent.release_later == Some(held.by) {
             return None;
@@ -645,7 +645,7 @@ impl Node {
                 let device = agent.device;
                 moment.kernel.rule = moment.kernel.rule.filter(|rule| Some(rule.diskseq) != device);
                 self.step(moment, transition::Event::Closed, true);
-                if let Some(held) = moment.kernel.holder.filter(|held| Some(held.diskseq) == device) {
+                if let Some(held) = moment.kernel.owner.filter(|held| Some(held.diskseq) == device) {
                     self.release(moment, held.by);
                 }
             }
@@ -694,7 +694,7 @@ impl Node {
             Some(agent) if agent.dirty.is_some() && self.broken != Some(Break::ReleasesUnstored) => {
                 agent.release_later = Some(process);
             }
-            _ => moment.kernel.holder = None,
+            _ => moment.kernel.owner = None,
         }
     }
 
@@ -713,7 +713,7 @@ impl Node {
             dev: DEV,
             diskseq,
             size: 1 << 20,
-            lead: (DEV, diskseq),
+            lock_dev: (DEV, diskseq),
             record,
             strict: false,
             array_runs: false,
@@ -734,7 +734,7 @@ impl Node {
         let Some(agent) = &moment.agent else { return };
         let told = step.new.formatter.as_ref().map(|formatter| formatter.pid as usize);
         let ours = |held: &Held| Some(held.diskseq) == agent.device && Some(held.by) == told;
-        let held = moment.kernel.holder.filter(ours);
+        let held = moment.kernel.owner.filter(ours);
         if let Some(held) = held.filter(|_| step.release) {
             self.release(moment, held.by);
         }
@@ -747,13 +747,13 @@ impl Node {
 
     fn see_attached(&self, moment: &mut Moment) {
         let attached = moment.attached;
-        let holder = moment.kernel.holder.filter(|held| Some(held.diskseq) == attached);
+        let owner = moment.kernel.owner.filter(|held| Some(held.diskseq) == attached);
         let store = moment.store.clone();
         let Some(agent) = &mut moment.agent else { return };
         agent.device = attached;
         let known = agent.dirty.as_ref().map(kept).or(store);
         agent.record = Some(known.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0)));
-        if let Some(held) = holder.filter(|_| self.broken != Some(Break::DropsAtStart)) {
+        if let Some(held) = owner.filter(|_| self.broken != Some(Break::DropsAtStart)) {
             agent.todo.push(Todo::Began(held.by));
             if held.mounted {
                 agent.todo.push(Todo::Mounted);
@@ -774,7 +774,7 @@ impl Node {
     /// `Reconciler::start`: what was begun unseen on what is not there any more.
     fn start(&self, moment: &mut Moment) {
         moment.agent = Some(Agent::default());
-        let gone = moment.kernel.holder.is_some_and(|held| Some(held.diskseq) != moment.attached);
+        let gone = moment.kernel.owner.is_some_and(|held| Some(held.diskseq) != moment.attached);
         if gone
             && self.broken != Some(Break::DropsAtStart)
             && let Some(record) = &moment.store
@@ -790,7 +790,7 @@ impl Node {
             }
         }
         if gone {
-            moment.kernel.holder = None;
+            moment.kernel.owner = None;
         }
         if moment.attached.is_some() {
             self.see_attached(moment);
@@ -850,7 +850,7 @@ impl Node {
         let process = process.pid as usize;
         let Process::Ended { failed } = moment.processes[process] else { return };
         let held =
-            moment.kernel.holder.filter(|held| held.by == process && Some(held.diskseq) == agent.device);
+            moment.kernel.owner.filter(|held| held.by == process && Some(held.diskseq) == agent.device);
         let wrote = match self.broken {
             Some(Break::ForgetsSuccess) => Wrote::Nothing,
             Some(Break::TakesAllForWriters) => Wrote::Bytes,
@@ -1030,7 +1030,7 @@ impl Model for Node {
                     actions.extend([Action::End(process), Action::Die(process)]);
                     // Beside another's format it may write, too: see the list of what is not checked.
                     let formatting = moment.kernel.rule.is_some_and(|rule| rule.state == State::Formatting);
-                    let beside = moment.kernel.holder.map_or(formatting, |held| held.by != process);
+                    let beside = moment.kernel.owner.map_or(formatting, |held| held.by != process);
                     let alone = self.class(process) == Class::FORMATTER || !beside;
                     if moment.attached == Some(*diskseq) && !tainted && alone {
                         actions.extend([Action::WriteHalf(process), Action::WriteWhole(process)]);
@@ -1180,7 +1180,7 @@ impl Model for Node {
             Action::Mount => {
                 moment.mounted = true;
                 moment.kernel.mounted = true;
-                if let Some(held) = &mut moment.kernel.holder {
+                if let Some(held) = &mut moment.kernel.owner {
                     held.mounted = true;
                 }
             }

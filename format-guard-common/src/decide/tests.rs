@@ -65,7 +65,7 @@ struct Asked {
     request: Request,
     class: Class,
     tainted: bool,
-    holder: Holder,
+    owner: Owner,
     claim_lasts: bool,
     permit_lasts: bool,
 }
@@ -79,8 +79,8 @@ impl Caller for Asked {
         self.tainted
     }
 
-    fn holder(&self) -> Holder {
-        self.holder
+    fn owner(&self) -> Owner {
+        self.owner
     }
 
     fn claim_lasts(&self) -> bool {
@@ -98,7 +98,7 @@ fn request(operation: Operation, offset: u64, length: u64) -> Asked {
         request,
         class: Class::UNKNOWN,
         tainted: false,
-        holder: Holder::None,
+        owner: Owner::None,
         claim_lasts: false,
         permit_lasts: false,
     }
@@ -241,11 +241,11 @@ fn a_blank_volume_lets_one_formatter_begin_and_an_eraser_begins_nothing() {
     assert_eq!(by(Class::ERASER, &blank, Operation::Open), Verdict::Allow);
     let second = Asked {
         class: Class::FORMATTER,
-        holder: Holder::Another { mounted: false },
+        owner: Owner::Another { mounted: false },
         ..request(Operation::Open, 0, 0)
     };
     assert_eq!(decide(&blank, &second, &NoContent), Verdict::Deny(Reason::BeingFormatted));
-    assert_eq!(decide(&blank, &Asked { holder: Holder::Caller, ..second }, &NoContent), Verdict::Allow);
+    assert_eq!(decide(&blank, &Asked { owner: Owner::Caller, ..second }, &NoContent), Verdict::Allow);
 }
 
 #[test]
@@ -306,20 +306,20 @@ fn what_is_written_to_a_blank_volume_unseen_begins_what_may_be_a_format() {
 #[test]
 fn who_formatted_it_goes_on_where_the_rule_says_so_and_nobody_else() {
     let (_, mut rule) = formatted();
-    let asked = |operation, holder| Asked { holder, ..request(operation, 1024, 512) };
+    let asked = |operation, owner| Asked { owner, ..request(operation, 1024, 512) };
     let all = [Operation::Open, Operation::Write, Operation::Erase, Operation::Map, Operation::Unplaced];
     for operation in all {
-        let without = decide(&rule, &asked(operation, Holder::Caller), &Bytes(&[0; 512]));
+        let without = decide(&rule, &asked(operation, Owner::Caller), &Bytes(&[0; 512]));
         rule.flags |= flag::HELD;
-        assert_eq!(decide(&rule, &asked(operation, Holder::Caller), &Bytes(&[0; 512])), Verdict::Allow);
-        for holder in [Holder::None, Holder::Another { mounted: false }] {
-            assert_eq!(decide(&rule, &asked(operation, holder), &Bytes(&[0; 512])), without, "{operation:?}");
+        assert_eq!(decide(&rule, &asked(operation, Owner::Caller), &Bytes(&[0; 512])), Verdict::Allow);
+        for owner in [Owner::None, Owner::Another { mounted: false }] {
+            assert_eq!(decide(&rule, &asked(operation, owner), &Bytes(&[0; 512])), without, "{operation:?}");
         }
         rule.flags = 0;
         assert_eq!(without == Verdict::Allow, operation == Operation::Open, "{operation:?}");
     }
     rule.flags |= flag::HELD;
-    let formatter = Asked { class: Class::FORMATTER, ..asked(Operation::Open, Holder::Caller) };
+    let formatter = Asked { class: Class::FORMATTER, ..asked(Operation::Open, Owner::Caller) };
     assert_eq!(decide(&rule, &formatter, &NoContent), Verdict::Deny(Reason::Formatter));
 }
 
@@ -330,7 +330,7 @@ fn a_permit_lets_an_unknown_program_overwrite_marks_as_the_one_holder() {
     assert_eq!(write(&rule, 1024, &[0; 512]), Verdict::Begin);
     assert_eq!(decide(&rule, &request(Operation::Erase, 0, 4096), &NoContent), Verdict::Begin);
     assert_eq!(write(&rule, 1200, &[0; 100]), Verdict::Allow);
-    let another = Asked { holder: Holder::Another { mounted: false }, ..request(Operation::Erase, 0, 4096) };
+    let another = Asked { owner: Owner::Another { mounted: false }, ..request(Operation::Erase, 0, 4096) };
     assert_eq!(decide(&rule, &another, &NoContent), Verdict::Deny(Reason::BeingFormatted));
 }
 
@@ -341,13 +341,13 @@ fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     assert_eq!(
         decide(
             &blank,
-            &Asked { holder: Holder::Another { mounted: false }, ..request(Operation::Write, 1080, 2) },
+            &Asked { owner: Owner::Another { mounted: false }, ..request(Operation::Write, 1080, 2) },
             &Bytes(&[0; 2])
         ),
         Verdict::Deny(Reason::BeingFormatted)
     );
     let next = |mounted| Asked {
-        holder: Holder::Another { mounted },
+        owner: Owner::Another { mounted },
         ..request(Operation::Write, 512, bytes.len() as u64)
     };
     assert_eq!(decide(&blank, &next(false), &Bytes(bytes)), Verdict::Allow);
@@ -356,7 +356,7 @@ fn after_a_format_the_next_layer_goes_on_until_a_mount_settles_it() {
     assert_eq!(decide(&blank, &fsck, &Bytes(bytes)), Verdict::Allow);
     let erase = |class, offset| {
         let request = request(Operation::Erase, offset, 4096);
-        decide(&blank, &Asked { class, holder: Holder::Another { mounted: false }, ..request }, &NoContent)
+        decide(&blank, &Asked { class, owner: Owner::Another { mounted: false }, ..request }, &NoContent)
     };
     // Over the place of a foreign magic.
     assert_eq!(erase(Class::MAINTAINER, 1024), Verdict::Allow);
@@ -697,24 +697,24 @@ fn a_permit_ends_in_the_kernel_too() {
 fn without_its_claim_nobody_begins_a_format_or_goes_on_with_one() {
     for state in [State::Blank, State::Permitted, State::Formatting] {
         let rule = Rule { claim: 3, ..with_state(state) };
-        let of = |claim_lasts, class, holder, operation, offset| {
+        let of = |claim_lasts, class, owner, operation, offset| {
             decide(
                 &rule,
-                &Asked { class, holder, claim_lasts, ..request(operation, offset, 4096) },
+                &Asked { class, owner, claim_lasts, ..request(operation, offset, 4096) },
                 &NoContent,
             )
         };
         let lost = Verdict::Deny(Reason::Claim);
-        assert_eq!(of(false, Class::FORMATTER, Holder::None, Operation::Open, 0), lost);
+        assert_eq!(of(false, Class::FORMATTER, Owner::None, Operation::Open, 0), lost);
         // Not at the place of a check either: what lies there may be another node's by now.
-        assert_eq!(of(false, Class::UNKNOWN, Holder::Caller, Operation::Write, 1 << 40), lost);
-        assert_eq!(of(false, Class::FORMATTER, Holder::Caller, Operation::Write, 1 << 40), lost);
-        assert_eq!(of(false, Class::UNKNOWN, Holder::None, Operation::Write, 1 << 40), Verdict::Allow);
+        assert_eq!(of(false, Class::UNKNOWN, Owner::Caller, Operation::Write, 1 << 40), lost);
+        assert_eq!(of(false, Class::FORMATTER, Owner::Caller, Operation::Write, 1 << 40), lost);
+        assert_eq!(of(false, Class::UNKNOWN, Owner::None, Operation::Write, 1 << 40), Verdict::Allow);
         assert_eq!(
-            of(false, Class::UNKNOWN, Holder::None, Operation::Erase, 0),
+            of(false, Class::UNKNOWN, Owner::None, Operation::Erase, 0),
             Verdict::Deny(Reason::Unverified)
         );
-        assert_eq!(of(true, Class::UNKNOWN, Holder::Caller, Operation::Write, 0), Verdict::Allow);
+        assert_eq!(of(true, Class::UNKNOWN, Owner::Caller, Operation::Write, 0), Verdict::Allow);
         let clear = Clear::of(&rule, &Rule::new(0, 0, State::Unverified));
         assert!(!clear.passes(rule.dev, 1 << 40, 4096), "no write of it goes unasked");
         assert!(Clear::of(&Rule { claim: 0, ..rule }, &Rule::new(0, 0, State::Unverified)).passes(
@@ -840,8 +840,8 @@ fn a_member_that_its_running_array_has_dropped_is_begun_anew_by_who_adds_it() {
 
 const SNAPSHOT: u64 = Header::SNAPSHOT.0 as u64;
 
-fn given(rule: &Rule, operation: Operation, header: u64, class: Class, holder: Holder) -> Verdict {
-    decide(rule, &Asked { class, holder, ..request(operation, 0, header) }, &NoContent)
+fn given(rule: &Rule, operation: Operation, header: u64, class: Class, owner: Owner) -> Verdict {
+    decide(rule, &Asked { class, owner, ..request(operation, 0, header) }, &NoContent)
 }
 
 fn any_class() -> impl Strategy<Value = Class> {
@@ -862,10 +862,10 @@ proptest! {
         rule.tools = Class::EXT.0;
         let header = 1 << header;
         rule.at_home = at_home & !header;
-        let verdict = given(&rule, operation, header.into(), class, Holder::None);
+        let verdict = given(&rule, operation, header.into(), class, Owner::None);
         prop_assert!(matches!(verdict, Verdict::Deny(_)), "{verdict:?}");
         rule.at_home |= header;
-        let verdict = given(&rule, operation, header.into(), class, Holder::None);
+        let verdict = given(&rule, operation, header.into(), class, Owner::None);
         let destroyer = class.is(Class::FORMATTER.with(Class::ERASER).with(Class::REBUILDER));
         prop_assert_eq!(verdict == Verdict::Allow, !destroyer, "{:?}", verdict);
     }
@@ -875,26 +875,26 @@ proptest! {
     #[test]
     fn a_header_of_the_kernel_is_refused_where_a_format_may_be(class in any_class(), header in 0_u32..12) {
         let rule = with_state(State::Unverified);
-        let verdict = given(&rule, Operation::Header, 1 << header, class, Holder::None);
+        let verdict = given(&rule, Operation::Header, 1 << header, class, Owner::None);
         let looked = class.is(Class::ASSEMBLER) && !class.is(Class::FORMATTER.with(Class::ERASER));
         prop_assert_eq!(verdict, if looked { Verdict::Allow } else { Verdict::Deny(Reason::Unverified) });
         for state in [State::Blank, State::Permitted] {
-            let verdict = given(&with_state(state), Operation::Header, 1 << header, class, Holder::None);
+            let verdict = given(&with_state(state), Operation::Header, 1 << header, class, Owner::None);
             prop_assert_eq!(verdict == Verdict::Begin, !class.is(Class::ERASER), "{:?}", verdict);
         }
         let exempt = with_state(State::Exempt);
-        prop_assert_eq!(given(&exempt, Operation::Header, 1 << header, class, Holder::None), Verdict::Allow);
+        prop_assert_eq!(given(&exempt, Operation::Header, 1 << header, class, Owner::None), Verdict::Allow);
     }
 }
 
 #[test]
 fn what_a_layer_is_given_is_not_asked_for_before_a_format_is_recorded() {
     for state in [State::Unverified, State::Blank, State::Permitted, State::Formatting] {
-        let verdict = given(&with_state(state), Operation::Give, SNAPSHOT, Class::UNKNOWN, Holder::None);
+        let verdict = given(&with_state(state), Operation::Give, SNAPSHOT, Class::UNKNOWN, Owner::None);
         assert_eq!(verdict, Verdict::Allow, "{state:?}");
     }
     let (_, rule) = formatted();
-    let verdict = given(&rule, Operation::Give, SNAPSHOT, Class::UNKNOWN, Holder::None);
+    let verdict = given(&rule, Operation::Give, SNAPSHOT, Class::UNKNOWN, Owner::None);
     assert_eq!(verdict, Verdict::Deny(Reason::KernelFormat));
 }
 
@@ -903,7 +903,7 @@ fn who_has_looked_for_a_header_goes_on_where_only_what_lies_on_it_is_known() {
     let (_, mut rule) = formatted();
     rule.count = 0;
     for operation in [Operation::Header, Operation::Give] {
-        let asked = |rule: &Rule, name| given(rule, operation, SNAPSHOT, class_of(name), Holder::None);
+        let asked = |rule: &Rule, name| given(rule, operation, SNAPSHOT, class_of(name), Owner::None);
         rule.tools = 0;
         assert_eq!(asked(&rule, "lvm"), Verdict::Allow);
         assert_eq!(asked(&rule, "dmsetup"), Verdict::Deny(Reason::KernelFormat));
@@ -916,13 +916,13 @@ fn who_has_looked_for_a_header_goes_on_where_only_what_lies_on_it_is_known() {
 #[test]
 fn who_formats_a_volume_has_the_kernel_write_its_header_and_a_second_one_has_not() {
     let rule = with_state(State::Formatting);
-    let another = Holder::Another { mounted: false };
-    let asked = |class, holder| given(&rule, Operation::Header, SNAPSHOT, class, holder);
-    assert_eq!(asked(Class::UNKNOWN, Holder::Caller), Verdict::Allow);
+    let another = Owner::Another { mounted: false };
+    let asked = |class, owner| given(&rule, Operation::Header, SNAPSHOT, class, owner);
+    assert_eq!(asked(Class::UNKNOWN, Owner::Caller), Verdict::Allow);
     assert_eq!(asked(Class::UNKNOWN, another), Verdict::Deny(Reason::BeingFormatted));
     // cryptsetup open, this moment after luksFormat --integrity.
     assert_eq!(asked(class_of("cryptsetup"), another), Verdict::Allow);
-    let mounted = Holder::Another { mounted: true };
+    let mounted = Owner::Another { mounted: true };
     assert_eq!(asked(class_of("cryptsetup"), mounted), Verdict::Deny(Reason::BeingFormatted));
 }
 
@@ -930,7 +930,7 @@ fn who_formats_a_volume_has_the_kernel_write_its_header_and_a_second_one_has_not
 fn in_audit_a_header_of_the_kernel_is_told_and_goes_on() {
     let (_, mut rule) = formatted();
     rule.flags |= flag::AUDIT;
-    let verdict = given(&rule, Operation::Header, SNAPSHOT, Class::UNKNOWN, Holder::None);
+    let verdict = given(&rule, Operation::Header, SNAPSHOT, Class::UNKNOWN, Owner::None);
     assert_eq!(verdict, Verdict::WouldDeny(Reason::KernelFormat));
 }
 

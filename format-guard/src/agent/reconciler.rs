@@ -32,7 +32,7 @@ use std::{
 use anyhow::Result;
 use format_guard_common::{
     Reason, Rule, State,
-    event::{EventKind, HolderEntry, KernelEvent, Process},
+    event::{EventKind, FormatOwner, KernelEvent, Process},
 };
 use tokio::{
     runtime::Handle,
@@ -449,17 +449,17 @@ impl<E: Enforcer> Reconciler<E> {
         self.take_up_mode()?;
         self.take_up_loss()?;
         self.take_up_names()?;
-        let gone = |(lead, entry): &(u32, HolderEntry)| {
-            let device = self.world.sysfs.by_number(Dev::from_kernel(*lead));
+        let gone = |(lock_dev, entry): &(u32, FormatOwner)| {
+            let device = self.world.sysfs.by_number(Dev::from_kernel(*lock_dev));
             device.is_none_or(|device| device.diskseq != entry.diskseq)
                 || self.world.sysfs.by_number(Dev::from_kernel(entry.dev)).is_none()
         };
-        let unseen: Vec<_> = self.enforcer.holders().into_iter().filter(gone).collect();
+        let unseen: Vec<_> = self.enforcer.owners().into_iter().filter(gone).collect();
         if !unseen.is_empty() {
             self.doubt_what_is_armed()?;
         }
-        for (lead, _) in unseen {
-            self.enforcer.release_holder(lead)?;
+        for (lock_dev, _) in unseen {
+            self.enforcer.release_owner(lock_dev)?;
         }
         self.batch = Some(Batch::default());
         self.compare_with_sysfs()?;
@@ -836,7 +836,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn device_leaves(&mut self, dev: Dev, event: Event) {
         self.overtake_comparison(dev);
         self.take_up_on(dev);
-        let lead = self.lead(dev);
+        let lock_dev = self.lock_dev(dev);
         let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
         self.format_over.remove(&dev);
         let Some(device) = self.devices.remove(dev) else { return };
@@ -847,8 +847,8 @@ impl<E: Enforcer> Reconciler<E> {
         if let Err(error) = self.enforcer.remove_rule(dev.to_kernel()) {
             error!("{error}");
         }
-        let holder = self.enforcer.holder(lead.0).filter(|entry| entry.dev == dev.to_kernel());
-        let held = holder.is_some();
+        let owner = self.enforcer.owner(lock_dev.0).filter(|entry| entry.dev == dev.to_kernel());
+        let held = owner.is_some();
         let id = device.identity.id;
         if self.devices.of(&id).next().is_none() {
             self.step(&id, event);
@@ -859,15 +859,15 @@ impl<E: Enforcer> Reconciler<E> {
                 self.wish_nothing_more(&record, !held);
                 if record.state == State::Formatting && record.running && self.departed.len() < MAX_ENDS {
                     record.wrote =
-                        record.wrote.max(holder.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
+                        record.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
                     self.departed.insert(id.clone(), record);
                 }
             }
         }
-        if let Some(HolderEntry { process, .. }) = holder
-            && !self.unstored.release_later(&id, &[(lead.0, process)])
+        if let Some(FormatOwner { process, .. }) = owner
+            && !self.unstored.release_later(&id, &[(lock_dev.0, process)])
         {
-            self.release_holder(lead.0, process);
+            self.release_owner(lock_dev.0, process);
         }
         for dev in around {
             self.put_rule(dev);
@@ -1095,28 +1095,28 @@ impl<E: Enforcer> Reconciler<E> {
         // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
         // and not let go of.
         let told =
-            |entry: &HolderEntry| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
-        let holders: Vec<(u32, Process)> = self
+            |entry: &FormatOwner| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
+        let owners: Vec<(u32, Process)> = self
             .devices
             .of(id)
             .filter_map(|device| {
-                let (lead, _) = self.lead(device.dev);
-                let entry = self.enforcer.holder(lead)?;
-                (entry.dev == device.dev.to_kernel() && told(&entry)).then_some((lead, entry.process))
+                let (lock_dev, _) = self.lock_dev(device.dev);
+                let entry = self.enforcer.owner(lock_dev)?;
+                (entry.dev == device.dev.to_kernel() && told(&entry)).then_some((lock_dev, entry.process))
             })
             .collect();
-        if self.unstored.release_later(id, &holders) {
+        if self.unstored.release_later(id, &owners) {
             return;
         }
-        for (lead, process) in holders {
-            self.release_holder(lead, process);
+        for (lock_dev, process) in owners {
+            self.release_owner(lock_dev, process);
         }
     }
 
     /// Lets go of who is held there, if it is this process.
-    fn release_holder(&mut self, lead: u32, process: Process) {
-        if self.enforcer.holder(lead).is_some_and(|entry| entry.process == process)
-            && let Err(error) = self.enforcer.release_holder(lead)
+    fn release_owner(&mut self, lock_dev: u32, process: Process) {
+        if self.enforcer.owner(lock_dev).is_some_and(|entry| entry.process == process)
+            && let Err(error) = self.enforcer.release_owner(lock_dev)
         {
             error!("{error}");
         }
@@ -1137,9 +1137,9 @@ impl<E: Enforcer> Reconciler<E> {
             self.put_rule(dev);
         }
         self.remove_rules_of_nobody();
-        for (lead, entry) in self.enforcer.holders() {
-            let lead = self.devices.get(Dev::from_kernel(lead));
-            if lead.is_some_and(|lead| lead.diskseq == entry.diskseq) && self.take_up(&entry) {
+        for (lock_dev, entry) in self.enforcer.owners() {
+            let lock_dev = self.devices.get(Dev::from_kernel(lock_dev));
+            if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.repaired += 1;
             }
@@ -1157,7 +1157,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// Records a format that the kernel let through, if that was not told yet.
-    fn take_up(&mut self, entry: &HolderEntry) -> bool {
+    fn take_up(&mut self, entry: &FormatOwner) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.devices.id(dev).and_then(|id| self.records.get(id));
         let untold = record.is_some_and(|record| transition::is_untold(record, entry.process))
@@ -1198,13 +1198,13 @@ impl<E: Enforcer> Reconciler<E> {
             // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
             Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
                 if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
-            Some(EventKind::FormatBegan) => self.format_began(&HolderEntry {
+            Some(EventKind::FormatBegan) => self.format_began(&FormatOwner {
                 process: event.process,
                 dev: event.dev,
                 wrote: event.reason,
                 comm: event.comm,
                 cgroup: event.cgroup,
-                ..HolderEntry::default()
+                ..FormatOwner::default()
             }),
             Some(EventKind::FormatEnded) => {
                 if self.ends.len() >= MAX_ENDS
@@ -1253,7 +1253,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
     }
 
-    fn format_began(&mut self, entry: &HolderEntry) {
+    fn format_began(&mut self, entry: &FormatOwner) {
         let process = entry.process;
         let formatter = formatter(process, &entry.comm, entry.cgroup);
         let wrote = Wrote::of(entry.wrote);

@@ -29,7 +29,7 @@ use format_guard_common::{
     RULES_IN_SEGMENT, Rule, State, Windows,
     claim::Lease,
     clear::{self, Choice, Clear},
-    event::{Counter, HolderEntry, KernelEvent, Taint, TaintKey},
+    event::{Counter, FormatOwner, KernelEvent, Taint, TaintKey},
     flag, program,
     wait::{WAITERS, Wait},
 };
@@ -292,7 +292,7 @@ pub struct BpfEnforcer {
     taints: HashMap<MapData, TaintKey, Taint>,
     /// By `clear::taint_slot`.
     tainted: Array<MapData, u32>,
-    holders: HashMap<MapData, u32, HolderEntry>,
+    owners: HashMap<MapData, u32, FormatOwner>,
     lease: Array<MapData, Lease>,
     wait: Array<MapData, Wait>,
     /// Until when each of those waits that do.
@@ -352,7 +352,7 @@ impl BpfEnforcer {
         let unknown = take(&mut ebpf, "UNKNOWN", Array::try_from)?;
         let taints = take(&mut ebpf, "TAINTS", HashMap::try_from)?;
         let tainted = take(&mut ebpf, "TAINTED", Array::try_from)?;
-        let holders = take(&mut ebpf, "HOLDERS", HashMap::try_from)?;
+        let owners = take(&mut ebpf, "FORMAT_OWNERS", HashMap::try_from)?;
         let lease = take(&mut ebpf, "LEASE", Array::try_from)?;
         let wait = take(&mut ebpf, "WAIT", Array::try_from)?;
         let waiters = take(&mut ebpf, "WAITERS", Array::try_from)?;
@@ -393,7 +393,7 @@ impl BpfEnforcer {
             unknown,
             taints,
             tainted,
-            holders,
+            owners,
             lease,
             wait,
             waiters,
@@ -765,7 +765,7 @@ fn load_object(
     // A map that is described by types does not say where it is pinned.
     loader.map_pin_path("RULES", pins.maps().join("RULES"));
     loader.map_max_entries("RULES", max_devices.div_ceil(RULES_IN_SEGMENT));
-    for map in ["SLOTS", "WINDOWS", "HOLDERS", "FORMATTERS"] {
+    for map in ["SLOTS", "WINDOWS", "FORMAT_OWNERS", "FORMATTERS"] {
         loader.map_max_entries(map, max_devices);
     }
     for (global, offset) in offsets {
@@ -962,17 +962,17 @@ impl Enforcer for BpfEnforcer {
         self.rules.get(slot).ok().filter(|rule| rule.dev == dev)
     }
 
-    fn holder(&self, lead: u32) -> Option<HolderEntry> {
-        self.holders.get(&lead, 0).ok()
+    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
+        self.owners.get(&lock_dev, 0).ok()
     }
 
-    fn holders(&self) -> Vec<(u32, HolderEntry)> {
-        self.holders.iter().filter_map(Result::ok).collect()
+    fn owners(&self) -> Vec<(u32, FormatOwner)> {
+        self.owners.iter().filter_map(Result::ok).collect()
     }
 
-    fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
         fault::point(Point::BeforeRelease);
-        absent_is_done(self.holders.remove(&lead)).map_err(map_error("release the formatter", lead))?;
+        absent_is_done(self.owners.remove(&lock_dev)).map_err(map_error("release the formatter", lock_dev))?;
         fault::point(Point::AfterRelease);
         Ok(())
     }
@@ -995,12 +995,12 @@ impl Enforcer for BpfEnforcer {
         }
         let Some(process) = process::identity(event.process.tgid) else { return };
         event.process = process;
-        let held: Vec<(u32, HolderEntry)> = self.holders.iter().filter_map(Result::ok).collect();
+        let held: Vec<(u32, FormatOwner)> = self.owners.iter().filter_map(Result::ok).collect();
         let ours = held.into_iter().filter(|(_, entry)| {
             entry.process.started == 0 && entry.process.tgid == process.tgid && entry.dev == event.dev
         });
-        for (lead, entry) in ours {
-            if let Err(error) = self.holders.insert(lead, HolderEntry { process, ..entry }, 0) {
+        for (lock_dev, entry) in ours {
+            if let Err(error) = self.owners.insert(lock_dev, FormatOwner { process, ..entry }, 0) {
                 tracing::warn!("the formatter of a device cannot be completed: {error}");
             }
         }

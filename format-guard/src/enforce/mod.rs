@@ -21,7 +21,7 @@ use bpf::{LoadError, PartReport};
 use format_guard_common::{
     Rule, Windows,
     claim::Lease,
-    event::{HolderEntry, KernelEvent},
+    event::{FormatOwner, KernelEvent},
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -88,16 +88,16 @@ impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
         (**self).rule(dev)
     }
 
-    fn holder(&self, lead: u32) -> Option<HolderEntry> {
-        (**self).holder(lead)
+    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
+        (**self).owner(lock_dev)
     }
 
-    fn holders(&self) -> Vec<(u32, HolderEntry)> {
-        (**self).holders()
+    fn owners(&self) -> Vec<(u32, FormatOwner)> {
+        (**self).owners()
     }
 
-    fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
-        (**self).release_holder(lead)
+    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
+        (**self).release_owner(lock_dev)
     }
 
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
@@ -155,11 +155,11 @@ pub trait Enforcer {
     /// The rule of a device, as it was put last; by an earlier agent, too.
     fn rule(&self, dev: u32) -> Option<Rule>;
     /// Who formats the devices for which this one speaks, as far as not released.
-    fn holder(&self, lead: u32) -> Option<HolderEntry>;
+    fn owner(&self, lock_dev: u32) -> Option<FormatOwner>;
     /// Who formats what, by the device that speaks for it, as far as not released.
-    fn holders(&self) -> Vec<(u32, HolderEntry)>;
+    fn owners(&self) -> Vec<(u32, FormatOwner)>;
     /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow it.
-    fn release_holder(&mut self, lead: u32) -> Result<(), MapError>;
+    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError>;
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
     /// Adds to what the kernel tells what it could not know.

@@ -18,7 +18,7 @@ use std::{
 use format_guard_common::{
     Rule, State, Windows,
     claim::Lease,
-    event::{EventKind, HolderEntry, KernelEvent, Process, wrote},
+    event::{EventKind, FormatOwner, KernelEvent, Process, wrote},
     program,
     question::{Ask, Question},
     snapshot::{self, Entry, FILE, Header, Known, SUPERSEDED},
@@ -100,7 +100,7 @@ struct Published {
     rules: BTreeMap<u32, (Rule, Windows)>,
     unknown: Rule,
     /// By the device that leads.
-    holders: BTreeMap<u32, HolderEntry>,
+    owners: BTreeMap<u32, FormatOwner>,
     refused: BTreeSet<RefusedOn>,
     /// How often the refusals on a device were forgotten.
     forgotten: BTreeMap<u32, u64>,
@@ -117,7 +117,7 @@ impl Published {
             passes: false,
             rules: BTreeMap::new(),
             unknown: rule::unknown(false),
-            holders: BTreeMap::new(),
+            owners: BTreeMap::new(),
             refused: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             programs: BTreeMap::new(),
@@ -135,10 +135,10 @@ impl Published {
                 if of_rule.count > 0 {
                     windows.push(*of_rule);
                 }
-                let holder = self.holders.get(&rule.lead).filter(|entry| entry.diskseq == rule.lead_diskseq);
+                let owner = self.owners.get(&rule.lock_dev).filter(|entry| entry.diskseq == rule.lock_diskseq);
                 Entry {
                     rule: *rule,
-                    holder: holder.copied().unwrap_or_default(),
+                    owner: owner.copied().unwrap_or_default(),
                     forgotten: self.forgotten.get(&rule.dev).copied().unwrap_or(0),
                     windows: if of_rule.count > 0 { windows.len() as u32 } else { 0 },
                     zero: 0,
@@ -184,14 +184,14 @@ impl Published {
         const PERMITTED: u32 = State::Permitted as u32;
 
         let Some((rule, _)) = self.rules.get(&question.dev) else { return false };
-        let (lead, diskseq) = (rule.lead, rule.lead_diskseq);
+        let (lock_dev, diskseq) = (rule.lock_dev, rule.lock_diskseq);
         if rule.diskseq != question.diskseq || !matches!(rule.state, BLANK | PERMITTED) {
             return false;
         }
-        if let Some(entry) = self.holders.get(&lead).filter(|entry| entry.diskseq == diskseq) {
+        if let Some(entry) = self.owners.get(&lock_dev).filter(|entry| entry.diskseq == diskseq) {
             return entry.process == caller.process;
         }
-        let entry = HolderEntry {
+        let entry = FormatOwner {
             process: caller.process,
             diskseq,
             dev: question.dev,
@@ -200,21 +200,21 @@ impl Published {
             comm: caller.comm,
             cgroup: caller.cgroup,
         };
-        self.holders.insert(lead, entry);
+        self.owners.insert(lock_dev, entry);
         // What is not published is not begun: others would begin beside it.
         if let Err(error) = self.publish() {
             tracing::error!("{error}");
-            self.holders.remove(&lead);
+            self.owners.remove(&lock_dev);
             return false;
         }
         true
     }
 
     /// Who formats what this device shares its bytes with, if this process does.
-    fn held_by(&mut self, dev: u32, process: Process) -> Option<&mut HolderEntry> {
+    fn held_by(&mut self, dev: u32, process: Process) -> Option<&mut FormatOwner> {
         let (rule, _) = self.rules.get(&dev)?;
-        let diskseq = rule.lead_diskseq;
-        let entry = self.holders.get_mut(&rule.lead)?;
+        let diskseq = rule.lock_diskseq;
+        let entry = self.owners.get_mut(&rule.lock_dev)?;
         (entry.process == process && entry.diskseq == diskseq).then_some(entry)
     }
 
@@ -253,7 +253,7 @@ impl Questions {
         let mut published = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         published.judged += 1;
         let (answer, kind) = match ask {
-            Ask::Holder => (published.held_by(question.dev, caller.process).is_some(), None),
+            Ask::Owner => (published.held_by(question.dev, caller.process).is_some(), None),
             Ask::Begin => {
                 let held = published.held_by(question.dev, caller.process).is_some();
                 let begun = published.begin(question, caller);
@@ -414,20 +414,20 @@ impl Enforcer for PreloadEnforcer {
         self.published().rules.get(&dev).map(|(rule, _)| *rule)
     }
 
-    fn holder(&self, lead: u32) -> Option<HolderEntry> {
-        self.published().holders.get(&lead).copied()
+    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
+        self.published().owners.get(&lock_dev).copied()
     }
 
-    fn holders(&self) -> Vec<(u32, HolderEntry)> {
-        self.published().holders.iter().map(|(lead, entry)| (*lead, *entry)).collect()
+    fn owners(&self) -> Vec<(u32, FormatOwner)> {
+        self.published().owners.iter().map(|(lock_dev, entry)| (*lock_dev, *entry)).collect()
     }
 
-    fn release_holder(&mut self, lead: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
         let mut published = self.published();
-        if published.holders.remove(&lead).is_none() {
+        if published.owners.remove(&lock_dev).is_none() {
             return Ok(());
         }
-        published.publish_for("release the formatter", lead)
+        published.publish_for("release the formatter", lock_dev)
     }
 
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
@@ -530,15 +530,15 @@ mod tests {
         assert_eq!(ask(Ask::Begin, 7, 1), (true, began));
         assert_eq!(ask(Ask::Begin, 7, 1), (true, None), "the same once more");
         assert_eq!(ask(Ask::Begin, 7, 2), (false, None), "another");
-        assert_eq!((ask(Ask::Holder, 7, 1).0, ask(Ask::Holder, 7, 2).0), (true, false));
+        assert_eq!((ask(Ask::Owner, 7, 1).0, ask(Ask::Owner, 7, 2).0), (true, false));
         assert_eq!(
-            read(directory.path(), |snapshot| snapshot.entry(7).expect("a rule").holder.process.tgid),
+            read(directory.path(), |snapshot| snapshot.entry(7).expect("a rule").owner.process.tgid),
             1
         );
-        assert_eq!(enforcer.holder(7).map(|entry| entry.wrote), Some(0));
+        assert_eq!(enforcer.owner(7).map(|entry| entry.wrote), Some(0));
         assert!(ask(Ask::Wrote, 7, 1).0 && !ask(Ask::Wrote, 7, 2).0);
-        assert_eq!(enforcer.holder(7).map(|entry| entry.wrote), Some(1));
-        enforcer.release_holder(7).expect("released");
+        assert_eq!(enforcer.owner(7).map(|entry| entry.wrote), Some(1));
+        enforcer.release_owner(7).expect("released");
         assert_eq!(ask(Ask::Begin, 7, 2), (true, began), "the first has ended");
     }
 

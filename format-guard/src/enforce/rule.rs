@@ -26,7 +26,7 @@ pub struct Subject<'a> {
     /// Its size in bytes.
     pub size: u64,
     /// Kernel `dev_t` and attachment of the device that speaks for all that share its bytes.
-    pub lead: (u32, u64),
+    pub lock_dev: (u32, u64),
     /// Its volume.
     pub record: &'a Record,
     /// It is strict by the configuration.
@@ -100,7 +100,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         state => state,
     };
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
-    (rule.lead, rule.lead_diskseq) = subject.lead;
+    (rule.lock_dev, rule.lock_diskseq) = subject.lock_dev;
     if matches!(state, State::Blank | State::Permitted | State::Formatting) {
         rule.claim = record.claim.number();
     }
@@ -331,7 +331,7 @@ mod tests {
             dev: 7,
             diskseq: 9,
             size: 64 << 20,
-            lead: (7, 9),
+            lock_dev: (7, 9),
             record,
             strict: false,
             array_runs: false,

@@ -235,7 +235,7 @@ impl Present {
     /// Of all devices with which this one shares bytes the one that speaks for them. What lies on a device that is
     /// `apart` speaks for itself: an array, a volume group or a partition table hands out its bytes separately.
     #[must_use]
-    pub fn lead(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Dev {
+    pub fn lock_dev(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Dev {
         let runs = self.runs(dev, apart);
         runs.iter().min_by_key(|run| (run.start, run.bottom)).map_or(dev, |run| run.bottom)
     }
@@ -468,7 +468,7 @@ mod tests {
     fn a_layer_that_transforms_shares_nothing_but_lies_there() {
         let present = present([device(1, "luks", MIB, &[]), device(2, "crypt", MIB, &[(1, &[])])]);
         assert_eq!(related(&present, 1), [(2, Place::Above, vec![])]);
-        assert_eq!(present.lead(dev(2), &|_| false), dev(2));
+        assert_eq!(present.lock_dev(dev(2), &|_| false), dev(2));
         assert!(present.related(dev(2)).iter().all(|related| related.transformed));
     }
 
@@ -480,15 +480,15 @@ mod tests {
             device(3, "mpath", MIB, &[(1, &[(0, MIB, 0)]), (2, &[(0, MIB, 0)])]),
         ]);
         assert_eq!(related(&present, 2), [(3, Place::Above, vec![(0, 0, MIB)])]);
-        assert!([1, 2, 3].iter().all(|minor| present.lead(dev(*minor), &|_| false) == dev(1)));
+        assert!([1, 2, 3].iter().all(|minor| present.lock_dev(dev(*minor), &|_| false) == dev(1)));
     }
 
     #[test]
     fn what_lies_on_a_device_apart_leads_itself() {
         let present =
             present([device(1, "pv", 100 * MIB, &[]), device(2, "lv", MIB, &[(1, &[(0, MIB, MIB)])])]);
-        assert_eq!(present.lead(dev(2), &|_| false), dev(1));
-        assert_eq!(present.lead(dev(2), &|lower| lower == dev(1)), dev(2));
+        assert_eq!(present.lock_dev(dev(2), &|_| false), dev(1));
+        assert_eq!(present.lock_dev(dev(2), &|lower| lower == dev(1)), dev(2));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use format_guard_common::{State, claim::Lease, event::HolderEntry};
+use format_guard_common::{State, claim::Lease, event::FormatOwner};
 use tracing::error;
 
 use super::Reconciler;
@@ -30,28 +30,28 @@ fn is_of(patterns: &[String], id: &str) -> bool {
 
 impl<E: Enforcer> Reconciler<E> {
     /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
-    pub(super) fn lead(&self, dev: Dev) -> (u32, u64) {
+    pub(super) fn lock_dev(&self, dev: Dev) -> (u32, u64) {
         let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
-        let attachment = |lead: Dev| self.devices.get(lead).map_or(0, |device| device.diskseq);
+        let attachment = |lock_dev: Dev| self.devices.get(lock_dev).map_or(0, |device| device.diskseq);
         // Whoever formats it is held where it began, until it is released.
-        let bottom = self.devices.lead(dev, &|_| false);
+        let bottom = self.devices.lock_dev(dev, &|_| false);
         let began_there = self
             .enforcer
-            .holder(bottom.to_kernel())
+            .owner(bottom.to_kernel())
             .is_some_and(|entry| entry.dev == dev.to_kernel() && entry.diskseq == attachment(bottom));
-        let lead = if began_there { bottom } else { self.devices.lead(dev, &apart) };
-        (lead.to_kernel(), attachment(lead))
+        let lock_dev = if began_there { bottom } else { self.devices.lock_dev(dev, &apart) };
+        (lock_dev.to_kernel(), attachment(lock_dev))
     }
 
     /// Who formats this very device, by the kernel's own word.
-    pub(super) fn formatter_of(&self, dev: Dev) -> Option<HolderEntry> {
+    pub(super) fn formatter_of(&self, dev: Dev) -> Option<FormatOwner> {
         self.formatter_around(dev).filter(|entry| entry.dev == dev.to_kernel())
     }
 
     /// Who formats this device or one that shares its bytes, by the kernel's own word.
-    pub(super) fn formatter_around(&self, dev: Dev) -> Option<HolderEntry> {
-        let (lead, attachment) = self.lead(dev);
-        self.enforcer.holder(lead).filter(|entry| entry.diskseq == attachment)
+    pub(super) fn formatter_around(&self, dev: Dev) -> Option<FormatOwner> {
+        let (lock_dev, attachment) = self.lock_dev(dev);
+        self.enforcer.owner(lock_dev).filter(|entry| entry.diskseq == attachment)
     }
 
     /// Whether a volume that lies on a device, which holds nothing of its own yet, is formatted at this moment.
@@ -83,7 +83,7 @@ impl<E: Enforcer> Reconciler<E> {
             dev: dev.to_kernel(),
             diskseq: device.diskseq,
             size: device.size,
-            lead: self.lead(dev),
+            lock_dev: self.lock_dev(dev),
             record,
             strict: self.is_strict_by_configuration(record),
             array_runs: Self::array_of(record).is_some_and(|array| self.devices.of(&array).next().is_some()),

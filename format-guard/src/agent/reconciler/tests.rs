@@ -18,7 +18,7 @@ use std::{
 use format_guard_common::{
     Rule, Windows,
     claim::Lease,
-    event::{HolderEntry, wrote},
+    event::{FormatOwner, wrote},
     flag,
 };
 
@@ -192,7 +192,7 @@ struct RecordingEnforcer {
     rules: Rc<RefCell<BTreeMap<u32, Rule>>>,
     windows: Rc<RefCell<BTreeMap<u32, Windows>>>,
     unknown: Rc<RefCell<Option<Rule>>>,
-    holders: Rc<RefCell<BTreeMap<u32, HolderEntry>>>,
+    owners: Rc<RefCell<BTreeMap<u32, FormatOwner>>>,
     protected: Rc<Cell<u64>>,
     lease: Rc<Cell<Lease>>,
     /// The canary is not refused.
@@ -235,17 +235,17 @@ impl Enforcer for RecordingEnforcer {
         self.rules.borrow().get(&dev).copied()
     }
 
-    fn holder(&self, dev: u32) -> Option<HolderEntry> {
-        self.holders.borrow().get(&dev).copied()
+    fn owner(&self, dev: u32) -> Option<FormatOwner> {
+        self.owners.borrow().get(&dev).copied()
     }
 
-    fn holders(&self) -> Vec<(u32, HolderEntry)> {
-        self.holders.borrow().iter().map(|(dev, entry)| (*dev, *entry)).collect()
+    fn owners(&self) -> Vec<(u32, FormatOwner)> {
+        self.owners.borrow().iter().map(|(dev, entry)| (*dev, *entry)).collect()
     }
 
-    fn release_holder(&mut self, dev: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, dev: u32) -> Result<(), MapError> {
         self.deeds.add(Deed::Released);
-        self.holders.borrow_mut().remove(&dev);
+        self.owners.borrow_mut().remove(&dev);
         Ok(())
     }
 
@@ -569,7 +569,7 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
     let mut setting = setting();
     setting.probed(5, Finding::Blank);
     setting.probed(5, Finding::Blank);
-    let entry = HolderEntry {
+    let entry = FormatOwner {
         process: Process { started: 1, tgid: u32::MAX, zero: 0 },
         diskseq: 5,
         dev: DEV.to_kernel(),
@@ -578,13 +578,13 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
         comm: *b"mkfs.ext4\0\0\0\0\0\0\0",
         cgroup: 1,
     };
-    setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+    setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
     setting.give(Input::Tick);
     assert_eq!(setting.state(), State::Formatting);
     setting.give(Input::Ended { process: entry.process, status: None, last: true });
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Formatted);
-    assert!(setting.enforcer.holders.borrow().is_empty());
+    assert!(setting.enforcer.owners.borrow().is_empty());
 }
 
 /// What comes while thousands are compared is newer than what was read.
@@ -714,7 +714,7 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
     attach_partition(setting.sysfs.path());
     setting.give(changed("dm-0p1"));
     assert_eq!(setting.rule().state, State::Blank as u32);
-    assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel(), "one of them may be formatted");
+    assert_eq!(setting.rule_of(PART).lock_dev, DEV.to_kernel(), "one of them may be formatted");
     setting.give(answer(PART, 5, Ok(holds())));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
     let windows = setting.enforcer.windows.borrow()[&DEV.to_kernel()];
@@ -845,9 +845,9 @@ fn a_volume_that_is_here_and_holds_a_format_is_not_forgotten() {
     assert!(setting.reconciler.answer(forget()).is_err(), "it is not known any more");
 }
 
-/// A process that formats a device; held where `lead` says.
-fn begin(setting: &mut Setting, dev: Dev, lead: Dev) {
-    begin_by(setting, dev, lead, NOBODY, MKFS, wrote::BYTES);
+/// A process that formats a device; held where `lock_dev` says.
+fn begin(setting: &mut Setting, dev: Dev, lock_dev: Dev) {
+    begin_by(setting, dev, lock_dev, NOBODY, MKFS, wrote::BYTES);
 }
 
 /// A known formatter.
@@ -855,9 +855,9 @@ const MKFS: [u8; 16] = *b"mkfs.ext4\0\0\0\0\0\0\0";
 /// No process has this id.
 const NOBODY: Process = Process { started: 1, tgid: u32::MAX, zero: 0 };
 
-fn begin_by(setting: &mut Setting, dev: Dev, lead: Dev, process: Process, comm: [u8; 16], wrote: u32) {
-    let entry = HolderEntry { process, diskseq: 5, dev: dev.to_kernel(), wrote, mounted: 0, comm, cgroup: 1 };
-    setting.enforcer.holders.borrow_mut().insert(lead.to_kernel(), entry);
+fn begin_by(setting: &mut Setting, dev: Dev, lock_dev: Dev, process: Process, comm: [u8; 16], wrote: u32) {
+    let entry = FormatOwner { process, diskseq: 5, dev: dev.to_kernel(), wrote, mounted: 0, comm, cgroup: 1 };
+    setting.enforcer.owners.borrow_mut().insert(lock_dev.to_kernel(), entry);
     let (kind, reason) = (EventKind::FormatBegan as u32, wrote);
     let event = KernelEvent {
         kind,
@@ -886,10 +886,10 @@ fn what_a_monitor_writes_is_recorded_while_it_lives_and_it_goes_on() {
     setting.probed(5, holds());
     let rule = setting.rule();
     assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, flag::HELD));
-    assert!(!setting.enforcer.holders.borrow().is_empty());
+    assert!(!setting.enforcer.owners.borrow().is_empty());
     setting.give(Input::Ended { process: NOBODY, status: None, last: true });
     assert_eq!(setting.rule().flags & flag::HELD, 0);
-    assert!(setting.enforcer.holders.borrow().is_empty());
+    assert!(setting.enforcer.owners.borrow().is_empty());
     for _ in 0..3 {
         setting.probed(5, Finding::Blank);
     }
@@ -907,7 +907,7 @@ fn what_one_that_is_no_formatter_has_closed_is_not_its_own_though_it_lives() {
     setting.give(Input::Tick);
     let rule = setting.rule();
     assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, 0));
-    assert!(setting.enforcer.holders.borrow().is_empty());
+    assert!(setting.enforcer.owners.borrow().is_empty());
 }
 
 #[test]
@@ -920,7 +920,7 @@ fn an_agent_that_starts_anew_lets_a_monitor_go_on_and_waits_for_its_end() {
     setting.give(Input::Tick);
     assert_eq!(setting.rule().flags & flag::HELD, flag::HELD);
     setting.give(Input::Ended { process: NOBODY, status: None, last: true });
-    assert!(setting.enforcer.holders.borrow().is_empty());
+    assert!(setting.enforcer.owners.borrow().is_empty());
 }
 
 #[test]
@@ -954,7 +954,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     assert_eq!(setting.rule().state, State::Formatted as u32, "nobody formats the disk meanwhile");
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Blank, "half of a format is none");
-    assert_eq!(setting.rule_of(PART).lead, DEV.to_kernel());
+    assert_eq!(setting.rule_of(PART).lock_dev, DEV.to_kernel());
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
     setting.give(Input::Kernel(KernelEvent {
         kind: EventKind::FormatEnded as u32,
@@ -966,7 +966,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     probed_part(&mut setting, holds());
     assert_eq!(setting.rule_of(PART).state, State::Blank as u32, "it failed: it may be tried again");
     assert_eq!(setting.rule().state, State::Blank as u32);
-    assert!(setting.enforcer.holders.borrow().is_empty());
+    assert!(setting.enforcer.owners.borrow().is_empty());
 }
 
 #[test]
@@ -978,7 +978,7 @@ fn a_better_identity_waits_until_the_format_is_over() {
     fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
     setting.give(changed("dm-0"));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
-    assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
+    assert!(!setting.enforcer.owners.borrow().is_empty(), "it is still in its hands");
     setting.give(Input::Ended {
         process: Process { started: 1, tgid: u32::MAX, zero: 0 },
         status: None,
@@ -997,11 +997,11 @@ fn a_probe_that_overtakes_the_event_of_a_format_does_not_take_it_from_its_format
         setting.probed(5, Finding::Blank);
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
         let entry =
-            HolderEntry { process, diskseq: 5, dev: DEV.to_kernel(), comm: MKFS, ..HolderEntry::default() };
-        setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+            FormatOwner { process, diskseq: 5, dev: DEV.to_kernel(), comm: MKFS, ..FormatOwner::default() };
+        setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
         setting.give(answer(DEV, 5, result));
         assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
-        assert!(!setting.enforcer.holders.borrow().is_empty(), "it is still in its hands");
+        assert!(!setting.enforcer.owners.borrow().is_empty(), "it is still in its hands");
     }
 }
 
@@ -1041,8 +1041,8 @@ fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop
         setting.give(answer(PART, 5, Ok(Finding::Blank)));
     }
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
-    let entry = HolderEntry { process, diskseq: 5, dev: PART.to_kernel(), ..HolderEntry::default() };
-    setting.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+    let entry = FormatOwner { process, diskseq: 5, dev: PART.to_kernel(), ..FormatOwner::default() };
+    setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Blank, "half of a format is none");
     assert_eq!(setting.rule_of(PART).state, State::Formatting as u32, "its formatter goes on");

@@ -36,7 +36,7 @@ struct Kept {
     record: Option<Record>,
     told: Vec<HistoryEvent>,
     /// Formatters that are to be forgotten, by the device that speaks for theirs.
-    holders: Vec<(u32, Process)>,
+    owners: Vec<(u32, Process)>,
 }
 
 /// A record that is to be stored.
@@ -80,11 +80,11 @@ impl Unstored {
     }
 
     /// Who formatted the volume is let go of once its record is stored; whether it is not.
-    pub(super) fn release_later(&mut self, id: &VolumeId, holders: &[(u32, Process)]) -> bool {
+    pub(super) fn release_later(&mut self, id: &VolumeId, owners: &[(u32, Process)]) -> bool {
         let Some(kept) = self.records.get_mut(id) else { return false };
-        for holder in holders {
-            if !kept.holders.contains(holder) {
-                kept.holders.push(*holder);
+        for owner in owners {
+            if !kept.owners.contains(owner) {
+                kept.owners.push(*owner);
             }
         }
         true
@@ -92,7 +92,7 @@ impl Unstored {
 
     /// Whether who is held there is let go of as soon as that can be: what it did is told.
     pub(super) fn is_to_be_released(&self, process: Process) -> bool {
-        self.records.values().any(|kept| kept.holders.iter().any(|(_, held)| *held == process))
+        self.records.values().any(|kept| kept.owners.iter().any(|(_, held)| *held == process))
     }
 
     /// Why protection is less than it should be.
@@ -164,8 +164,8 @@ impl<E: Enforcer> Reconciler<E> {
     /// What was kept of these volumes is on disk: who formatted them is let go of.
     fn are_stored(&mut self, ids: &[VolumeId]) {
         for id in ids {
-            for (lead, process) in self.unstored.records.remove(id).unwrap_or_default().holders {
-                self.release_holder(lead, process);
+            for (lock_dev, process) in self.unstored.records.remove(id).unwrap_or_default().owners {
+                self.release_owner(lock_dev, process);
             }
         }
         if self.unstored.records.is_empty()

@@ -5,7 +5,7 @@
 use std::{io::Write, process::Stdio};
 
 use format_guard_common::{
-    Caller, Holder, NoContent, Operation, Reason, Request, Verdict, decide, program::Class,
+    Caller, Owner, NoContent, Operation, Reason, Request, Verdict, decide, program::Class,
 };
 use format_guard_tests_etcd::{Members, Plan};
 use rustix::process::Signal;
@@ -42,7 +42,7 @@ enum Read {
 
 /// A formatter, for `decide`.
 struct Formatter {
-    holder: Holder,
+    owner: Owner,
     claim_lasts: bool,
 }
 
@@ -55,8 +55,8 @@ impl Caller for Formatter {
         false
     }
 
-    fn holder(&self) -> Holder {
-        self.holder
+    fn owner(&self) -> Owner {
+        self.owner
     }
 
     fn claim_lasts(&self) -> bool {
@@ -221,9 +221,9 @@ impl Node {
         let rule = self.enforcer.rules.borrow()[&DEV.to_kernel()];
         let now = u64::try_from(since_boot().as_nanos()).expect("not that old");
         let caller = Formatter {
-            holder: match self.enforcer.holders.borrow().get(&rule.lead) {
-                Some(_) => Holder::Caller,
-                None => Holder::None,
+            owner: match self.enforcer.owners.borrow().get(&rule.lock_dev) {
+                Some(_) => Owner::Caller,
+                None => Owner::None,
             },
             claim_lasts: self.enforcer.lease.get().covers(rule.claim, now),
         };
@@ -238,15 +238,15 @@ impl Node {
             if self.ended.is_some() || self.asks(Operation::Open) != Verdict::Begin {
                 return;
             }
-            let entry = HolderEntry {
+            let entry = FormatOwner {
                 process,
                 diskseq: 1,
                 dev: DEV.to_kernel(),
                 wrote: 1,
                 comm: MKFS,
-                ..HolderEntry::default()
+                ..FormatOwner::default()
             };
-            self.enforcer.holders.borrow_mut().insert(DEV.to_kernel(), entry);
+            self.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
             self.writing = true;
             return;
         }
@@ -534,7 +534,7 @@ fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
     });
     assert_eq!(disk.formats, [("second".to_owned(), 0)]);
     assert_eq!(first.asks(Operation::Write), Verdict::Deny(Reason::Claim), "of the one who began");
-    first.enforcer.holders.borrow_mut().clear();
+    first.enforcer.owners.borrow_mut().clear();
     assert_eq!(first.asks(Operation::Open), Verdict::Deny(Reason::Claim), "of another one");
 }
 
