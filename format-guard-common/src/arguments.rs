@@ -47,7 +47,7 @@ impl Grammar {
 /// Which of this class's arguments say what: nothing where it has no grammar.
 #[inline(always)]
 #[must_use]
-pub fn told(class: Class, arguments: &[u8; ARGUMENTS]) -> Class {
+pub fn class_of(class: Class, arguments: &[u8; ARGUMENTS]) -> Class {
     let grammar = class.grammar();
     let mut reader = Reader {
         arguments,
@@ -377,7 +377,7 @@ mod tests {
         for (to, from) in arguments.iter_mut().zip(bytes) {
             *to = from;
         }
-        told(grammar.class(), &arguments)
+        class_of(grammar.class(), &arguments)
     }
 
     fn all(grammar: Grammar, class: Class, lines: &[&str]) {
@@ -533,7 +533,7 @@ mod tests {
                     Class::FORMATTER.with(Class::ERASER).with(Class::RELABELLER).with(Class::MAINTAINER);
                 let known = known.with(Class::DRY_RUN).with(Class::JOURNAL_USER).with(Class::LUKS);
                 let known = known.with(Class::PARTITIONS).with(Class::JOINS);
-                let class = told(Class(grammar << Class::GRAMMAR_SHIFT), &arguments);
+                let class = class_of(Class(grammar << Class::GRAMMAR_SHIFT), &arguments);
                 prop_assert_eq!(class.0 & !known.0, 0);
                 Ok(())
             });

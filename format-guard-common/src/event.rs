@@ -19,7 +19,7 @@ pub struct Process {
 pub struct FormatOwner {
     /// Who.
     pub process: Process,
-    /// The attachment of the device that leads.
+    /// The attachment of the device [`Rule::lock_dev`](crate::Rule).
     pub diskseq: u64,
     /// Kernel `dev_t` of the device that it formats.
     pub dev: u32,
@@ -185,10 +185,10 @@ pub struct KernelEvent {
     pub comm: [u8; 16],
 }
 
-/// What the arguments of a process said: value of the map `TOLD`, keyed by thread group id.
+/// What the arguments of a process said: value of the map `ARG_CLASSES`, keyed by thread group id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Told {
+pub struct ArgumentClass {
     /// When the process started, as in [`Process`].
     pub started: u64,
     /// A [`Class`](crate::program::Class).
@@ -207,7 +207,7 @@ pub enum Counter {
     Stale = 1,
     /// Events that the full ring buffer could not take.
     LostEvents = 2,
-    /// Taints or holders that a full map could not take.
+    /// Taints or owners of formats that a full map could not take.
     FullMaps = 3,
     /// Writes whose place on the device could not be found.
     Unplaced = 4,

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
 };
 use format_guard_common::{
     arguments::{self, ARGUMENTS},
-    event::{Counter, Process, Told},
+    event::{Counter, Process, ArgumentClass},
     program::{Class, name_slot},
 };
 
@@ -17,7 +17,7 @@ use crate::{
         MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field,
         from_user,
     },
-    maps::{NAMES, PROGRAMS, TOLD, count},
+    maps::{NAMES, PROGRAMS, ARG_CLASSES, count},
 };
 
 /// Name of the calling thread.
@@ -49,7 +49,7 @@ pub(crate) fn class() -> Class {
         return Class::UNKNOWN;
     }
     let class = class_by_name();
-    if class.grammar() == 0 { class } else { Class(class.0 | told_before()) }
+    if class.grammar() == 0 { class } else { Class(class.0 | class_at_open()) }
 }
 
 #[inline(always)]
@@ -60,11 +60,11 @@ pub(crate) fn class_by_name() -> Class {
 
 /// What the arguments of this process said. A function of its own: what a write is looked at by leaves no room on the stack.
 #[inline(never)]
-fn told_before() -> u32 {
+fn class_at_open() -> u32 {
     let process = process();
     // SAFETY: a torn entry fails the comparison.
-    match unsafe { TOLD.get(process.tgid) } {
-        Some(told) if told.started == process.started => told.class,
+    match unsafe { ARG_CLASSES.get(process.tgid) } {
+        Some(entry) if entry.started == process.started => entry.class,
         _ => 0,
     }
 }
@@ -92,10 +92,10 @@ fn ask_arguments(class: u32) -> u32 {
         let length = if length > ARGUMENTS as u64 { ARGUMENTS as u64 } else { length };
         from_user(arguments.as_mut_ptr().cast(), length as u32, start);
     }
-    let class = arguments::told(Class(class), &arguments).0;
+    let class = arguments::class_of(Class(class), &arguments).0;
     let process = process();
-    let told = Told { started: process.started, class, zero: 0 };
-    if TOLD.insert(process.tgid, told, 0).is_err() {
+    let entry = ArgumentClass { started: process.started, class, zero: 0 };
+    if ARG_CLASSES.insert(process.tgid, entry, 0).is_err() {
         count(Counter::FullMaps);
     }
     class

@@ -17,7 +17,7 @@ use crate::{
         URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, from_user,
         probed,
     },
-    layer,
+    stacking,
     passthrough::{self, Memory},
     table,
 };
@@ -65,9 +65,9 @@ impl Memory for Resident {
 
 #[inline(always)]
 fn judge(file: *const u8, dev: u32, range: [u64; 2]) -> i32 {
-    let Some(target) = gate::opened(file, dev) else { return 0 };
+    let Some(target) = gate::target_of_file(file, dev) else { return 0 };
     let request = Request { operation: Operation::Erase, offset: range[0], length: range[1] };
-    let (target, request) = gate::placed(target, request);
+    let (target, request) = gate::resolve_window(target, request);
     gate::judge(&target, request, &NoContent)
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn file_ioctl(ctx: LsmContext) -> i32 {
     if table::by_ioctl(&ctx, &Faulting) {
         return 0;
     }
-    layer::by_ioctl(&ctx);
+    stacking::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Faulting, false);
     };
@@ -91,7 +91,7 @@ pub(crate) fn file_ioctl_compat(ctx: LsmContext) -> i32 {
     if table::by_ioctl(&ctx, &Resident) {
         return 0;
     }
-    layer::by_ioctl(&ctx);
+    stacking::by_ioctl(&ctx);
     let Some((file, dev, argument)) = asked(&ctx) else {
         return passthrough::by_ioctl(&ctx, &Resident, true);
     };

@@ -13,7 +13,7 @@ use format_guard_common::{
 use crate::{
     caller,
     kernel::diskseq,
-    layer,
+    stacking,
     maps::{
         self, CLEAR, EVENTS, FORMATTERS, FORMAT_OWNERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count,
     },
@@ -42,22 +42,22 @@ pub(crate) fn read<T: Copy>(field: &T) -> T {
 
 /// The rule for an opened device: only if it was made for this very medium, else the one for unknown devices.
 #[inline(always)]
-pub(crate) fn opened<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
+pub(crate) fn target_of_file<'a>(file: *const u8, dev: u32) -> Option<Target<'a>> {
     let diskseq = diskseq(file);
     if let Some(rule) = maps::rule(dev) {
         if rule.diskseq == diskseq {
-            let rule = if layer::is_own(dev, rule.state) { UNKNOWN.get(layer::OWN)? } else { rule };
+            let rule = if stacking::is_own(dev, rule.state) { UNKNOWN.get(stacking::OWN)? } else { rule };
             return Some(Target { dev, through: 0, diskseq, rule });
         }
         count(Counter::Stale);
     }
-    Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(layer::of_unknown(file, dev))? })
+    Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(stacking::of_unknown(file, dev))? })
 }
 
 /// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
 /// nobody refused, and who is no formatter nor shut out of a strict volume.
 #[inline(always)]
-pub(crate) fn passes(dev: u32, offset: u64, length: u64) -> bool {
+pub(crate) fn fast_path(dev: u32, offset: u64, length: u64) -> bool {
     is_clear(dev, offset, length) != 0
 }
 
@@ -79,20 +79,20 @@ extern "C" fn is_clear(dev: u32, offset: u64, length: u64) -> u64 {
 
 /// The rule for a device that is being opened, of which only the number is known.
 #[inline(always)]
-pub(crate) fn opening<'a>(dev: u32) -> Option<Target<'a>> {
+pub(crate) fn target_of_dev<'a>(dev: u32) -> Option<Target<'a>> {
     let rule = maps::rule(dev);
-    if layer::is_own(dev, rule.map_or(State::Unverified as u32, |rule| rule.state)) {
-        return Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(layer::OWN)? });
+    if stacking::is_own(dev, rule.map_or(State::Unverified as u32, |rule| rule.state)) {
+        return Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(stacking::OWN)? });
     }
     if let Some(rule) = rule {
         return Some(Target { dev, through: 0, diskseq: rule.diskseq, rule });
     }
-    Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(layer::ALONE)? })
+    Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(stacking::ALONE)? })
 }
 
 /// Where a range of a device lies; `None` where the windows were replaced while they were looked at.
 #[inline(always)]
-fn place(dev: u32, request: &Request) -> Option<Placement> {
+fn window_of(dev: u32, request: &Request) -> Option<Placement> {
     // SAFETY: what was read counts only if it still is this device's afterwards.
     let Some(windows) = (unsafe { WINDOWS.get(dev) }) else { return Some(Placement::Own) };
     let placement = windows.place(request.offset, request.length);
@@ -102,13 +102,13 @@ fn place(dev: u32, request: &Request) -> Option<Placement> {
 /// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's rule. The
 /// request as it is for that volume.
 #[inline(always)]
-pub(crate) fn placed(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
+pub(crate) fn resolve_window(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
     if target.rule.flags & flag::STACKED == 0
         || !matches!(request.operation, Operation::Write | Operation::Erase)
     {
         return (target, request);
     }
-    let placement = place(target.dev, &request).or_else(|| place(target.dev, &request));
+    let placement = window_of(target.dev, &request).or_else(|| window_of(target.dev, &request));
     match placement.unwrap_or(Placement::Across) {
         Placement::Own => {}
         Placement::Across => request.operation = Operation::Across,
@@ -250,7 +250,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
         Verdict::Allow => {
             let open = matches!(request.operation, Operation::Open);
             if !open && matches!(target.rule.state, BLANK | PERMITTED | FORMATTING) {
-                note_write(target);
+                mark_written(target);
             }
             return 0;
         }
@@ -270,13 +270,13 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
     if kind == EventKind::FormatBegan as u32 && !begin(target, reason) {
         (kind, reason) = (EventKind::Denied as u32, Reason::BeingFormatted as u32);
     }
-    carry_out(target, &request, kind, reason)
+    enforce(target, &request, kind, reason)
 }
 
 /// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records that it
 /// fills would not fit into one stack with what a write is looked at by.
 #[inline(never)]
-fn carry_out(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
+fn enforce(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
     if kind == DENIED {
@@ -311,7 +311,7 @@ fn carry_out(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> 
 
 /// Remembers of the one who formats a device that it was changed.
 #[inline(never)]
-fn note_write(target: &Target<'_>) {
+fn mark_written(target: &Target<'_>) {
     let process = caller::process();
     if let Some(entry) = FORMAT_OWNERS.get_ptr_mut(target.rule.lock_dev) {
         // SAFETY: a map value; one aligned store.

@@ -17,9 +17,9 @@ use format_guard_common::{
 
 use crate::{
     device_access::{ALLOWED, BLOCK, REFUSED, WRITE},
-    gate, layer,
+    gate,
     maps::{TABLES, UNKNOWN},
-    place,
+    place, stacking,
     table::DM_TABLE_LOAD,
 };
 
@@ -92,9 +92,9 @@ fn is_found(dev: u32) -> bool {
 /// The device and its rule; a new layer under an earlier one's number is not known yet.
 #[inline(always)]
 fn target<'a>(dev: u32) -> Option<gate::Target<'a>> {
-    let target = gate::opening(dev)?;
-    if target.diskseq != 0 && layer::is_newer(dev, target.diskseq) {
-        return Some(gate::Target { diskseq: 0, rule: UNKNOWN.get(layer::ALONE)?, ..target });
+    let target = gate::target_of_dev(dev)?;
+    if target.diskseq != 0 && stacking::is_newer(dev, target.diskseq) {
+        return Some(gate::Target { diskseq: 0, rule: UNKNOWN.get(stacking::ALONE)?, ..target });
     }
     Some(target)
 }

@@ -6,6 +6,25 @@
 //! is no block device leaves by the first branch. A failure to look something up is never an error to the caller
 //! unless a mark lies under it.
 //!
+//! | Program | What it is asked for, and what it does | File |
+//! |---|---|---|
+//! | `file_open` | an open for writing: refuses formatters, and has an early one wait | `open.rs`, `wait.rs` |
+//! | `file_permission` | a write by any system call or by `io_uring`: refuses changed marks and foreign magics | `write.rs` |
+//! | `file_ioctl`, `file_ioctl_compat`, `uring_cmd` | discards, zero-outs, zone resets, passthrough commands | `erase.rs`, `passthrough.rs` |
+//! | `mmap_file`, `file_mprotect` | a shared writable mapping of a device: refused over marks | `mapping.rs` |
+//! | `kernel_open` | the kernel's own open for writing, before it writes a header | `kernel_open.rs`, `table.rs` |
+//! | `device_access` | tier `cgroup`: an open by a known formatter | `device_access.rs` |
+//! | `bd_link_disk_holder` | a device is made over another: remembers who made it | `stacking.rs` |
+//! | `sb_kern_mount` | a mount proves a format | `lifecycle.rs` |
+//! | `sched_process_exit` | the owner of a format ends, or the agent | `lifecycle.rs` |
+//! | `bdev_free_security` | a device is gone: its rule goes | `lifecycle.rs` |
+//! | `bpf`, `bpf_map`, `bpf_prog` | who opens the guard's own links, maps and programs | `protect.rs` |
+//! | `inode_unlink`, `inode_rmdir`, `inode_rename`, `sb_umount` | who takes the guard's pins away | `protect.rs` |
+//! | `task_kill`, `ptrace_access_check` | who ends, stops or traces the agent | `protect.rs` |
+//!
+//! `gate.rs` carries a request to `decide()`, `caller.rs` knows the calling process, `place.rs` finds the range of a write,
+//! `user_content.rs` reads its bytes, `maps.rs` has every map, `kernel.rs` the fields of the kernel's structures.
+//!
 //! `x86_64` only: system call numbers and `struct pt_regs` are that architecture's.
 #![no_std]
 #![no_main]
@@ -18,8 +37,8 @@ mod erase;
 mod gate;
 mod kernel;
 mod kernel_open;
-mod layer;
-mod learn;
+mod stacking;
+mod lifecycle;
 mod mapping;
 mod maps;
 mod open;

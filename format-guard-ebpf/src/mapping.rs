@@ -21,7 +21,7 @@ fn judge(file: *const u8) -> i32 {
     if dev == 0 {
         return 0;
     }
-    let Some(target) = gate::opened(file, dev) else { return 0 };
+    let Some(target) = gate::target_of_file(file, dev) else { return 0 };
     gate::judge_map(&target)
 }
 

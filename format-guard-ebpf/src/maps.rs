@@ -12,7 +12,7 @@ use format_guard_common::{
     DEVICES, RULES_IN_SEGMENT, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, FormatOwner, Layer, Taint, TaintKey, Told},
+    event::{COUNTERS as COUNTER_SLOTS, Counter, FormatOwner, Layer, Taint, TaintKey, ArgumentClass},
     header::Plan,
     program::NAME_SLOTS,
     protection::Protection,
@@ -30,7 +30,7 @@ type Segment = btf_maps::Array<Rule, { RULES_IN_SEGMENT as usize }>;
 #[btf_map]
 pub(crate) static RULES: ArrayOfMaps<Segment, { DEVICES.div_ceil(RULES_IN_SEGMENT) as usize }> =
     ArrayOfMaps::new();
-/// The rules for devices without one (`layer::of_unknown`). The agent writes them.
+/// The rules for devices without one (`stacking::of_unknown`). The agent writes them.
 #[map]
 pub(crate) static UNKNOWN: Array<Rule> = Array::pinned(3, 0);
 /// Devices that were made over others, by kernel `dev_t`.
@@ -42,11 +42,11 @@ pub(crate) static LEASE: Array<Lease> = Array::pinned(1, 0);
 /// The volumes that lie on a device, by kernel `dev_t`. The agent writes them.
 #[map]
 pub(crate) static WINDOWS: HashMap<u32, Windows> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
-/// The one process that formats a device, by kernel `dev_t` of the device that leads (`Rule::lock_dev`). Written here,
+/// The one process that formats a device, by the kernel `dev_t` in `Rule::lock_dev`. Written here,
 /// removed by the agent.
 #[map]
 pub(crate) static FORMAT_OWNERS: HashMap<u32, FormatOwner> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
-/// Start times of the processes in `FORMAT_OWNERS`, by thread group id, so that their end is told.
+/// Start times of the processes in `FORMAT_OWNERS`, by thread group id, so that their end is reported.
 #[map]
 pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set after its entry in
@@ -67,7 +67,7 @@ pub(crate) static TAINTS: LruHashMap<TaintKey, Taint> = LruHashMap::pinned(4096,
 pub(crate) static PROGRAMS: HashMap<[u8; 16], u32> = HashMap::pinned(256, BPF_F_NO_PREALLOC);
 /// What the arguments of a process said when it opened a device, by thread group id.
 #[map]
-pub(crate) static TOLD: LruHashMap<u32, Told> = LruHashMap::pinned(1024, 0);
+pub(crate) static ARG_CLASSES: LruHashMap<u32, ArgumentClass> = LruHashMap::pinned(1024, 0);
 /// What the kernel is about to make of the devices of a table, by thread.
 #[map]
 pub(crate) static TABLES: LruHashMap<u64, Plan> = LruHashMap::pinned(1024, 0);

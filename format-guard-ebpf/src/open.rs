@@ -24,6 +24,6 @@ pub(crate) fn file_open(ctx: LsmContext) -> i32 {
     }
     let arguments = caller::class_by_arguments();
     wait::until_read(dev, arguments);
-    let Some(target) = gate::opening(dev) else { return 0 };
+    let Some(target) = gate::target_of_dev(dev) else { return 0 };
     gate::judge_open(&target, arguments)
 }

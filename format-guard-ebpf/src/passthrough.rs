@@ -163,7 +163,7 @@ fn to_generic(ctx: *mut core::ffi::c_void) -> i32 {
 #[inline(always)]
 fn judge(file: *const u8, command: &Command) -> i32 {
     let dev = block_device_probed(file);
-    let target = if dev != 0 { gate::opened(file, dev) } else { gate::opening(0) };
+    let target = if dev != 0 { gate::target_of_file(file, dev) } else { gate::target_of_dev(0) };
     let Some(target) = target else { return 0 };
     let offset = u64::from(character_device(file));
     let request = Request { operation: Operation::Passthrough, offset, length: command.code() };

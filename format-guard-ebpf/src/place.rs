@@ -19,7 +19,7 @@ use crate::{
         RING_QUEUE_ENTRIES, RING_QUEUE_HEAD, RING_QUEUE_INDEX, RING_QUEUE_SQES, RING_RINGS, TASK_FLAGS,
         TASK_IO_URING, TASK_MM, TASK_THREAD_STATUS, TASK_WORKER_PRIVATE, field, probed,
     },
-    layer,
+    stacking,
 };
 
 // include/linux/sched.h
@@ -268,7 +268,7 @@ impl Iocb {
     /// Whether it writes, and not to another file than this one.
     #[inline(always)]
     pub(crate) fn is_of(&self, file: u64) -> bool {
-        self.writes() && layer::opened((self.0[0] >> 32) as u32) as u64 == file
+        self.writes() && stacking::file_of_descriptor((self.0[0] >> 32) as u32) as u64 == file
     }
 
     #[inline(always)]

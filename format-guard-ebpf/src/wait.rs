@@ -20,7 +20,7 @@ use crate::{
     caller,
     gate::{read, send},
     kernel::{MM_ARG_START, TASK_MM, field},
-    layer,
+    stacking,
     maps::{self, FORMATTERS, FORMAT_OWNERS, UNKNOWN, WAIT, WAITERS},
 };
 
@@ -40,14 +40,14 @@ struct Waiting {
 #[inline(always)]
 pub(crate) fn until_read(dev: u32, arguments: Class) {
     if MAY_WAIT.load() != 0 {
-        hold(dev, arguments.0);
+        wait_until_read(dev, arguments.0);
     }
 }
 
 /// Exported, so that the verifier follows it by itself and once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
+extern "C" fn wait_until_read(dev: u32, arguments: u32) -> u64 {
     if MAY_WAIT.load() == 0 || !is_awaited(dev) {
         return 0;
     }
@@ -55,7 +55,7 @@ extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
     if !class.is(Class::FORMATTER.with(Class::ERASER)) || class.is(Class::DRY_RUN) {
         return 0;
     }
-    if layer::is_own(dev, State::Unverified as u32) {
+    if stacking::is_own(dev, State::Unverified as u32) {
         return 0;
     }
     // SAFETY: no arguments.
@@ -69,7 +69,7 @@ extern "C" fn hold(dev: u32, arguments: u32) -> u64 {
         }
         slot.write_volatile(until);
     }
-    tell(dev, now);
+    announce(dev, now);
     let mut waiting = Waiting { dev: u64::from(dev), until };
     each(MAX_TURNS, &mut waiting, turn);
     // SAFETY: as above.
@@ -83,22 +83,22 @@ fn is_awaited(dev: u32) -> bool {
     let Some(rule) = maps::rule(dev).or_else(|| UNKNOWN.get(0)) else { return false };
     // The agent takes the flag off once all else of the rule is there.
     let flags = read(&rule.flags);
-    flags & flag::AUDIT == 0 && (flags & flag::UNREAD != 0 || is_over(rule))
+    flags & flag::AUDIT == 0 && (flags & flag::UNREAD != 0 || format_ended(rule))
 }
 
 /// Whether a format has ended of which the agent does not know yet what it left.
 #[inline(always)]
-fn is_over(rule: &Rule) -> bool {
+fn format_ended(rule: &Rule) -> bool {
     const FORMATTED: u32 = State::Formatted as u32;
     // SAFETY: entries are written once and removed by the agent; a torn one is no process's.
     let Some(entry) = (unsafe { FORMAT_OWNERS.get(rule.lock_dev) }) else { return false };
     let of_another = entry.diskseq == rule.lock_diskseq && entry.process != caller::process();
-    of_another && entry.mounted == 0 && read(&rule.state) != FORMATTED && !runs(&entry.process)
+    of_another && entry.mounted == 0 && read(&rule.state) != FORMATTED && !is_running(&entry.process)
 }
 
 /// Whether a process that formats has not ended yet: the program at its exit forgets it.
 #[inline(always)]
-fn runs(process: &Process) -> bool {
+fn is_running(process: &Process) -> bool {
     // SAFETY: one word.
     unsafe { FORMATTERS.get(process.tgid) }.is_some_and(|started| *started == process.started)
 }
@@ -121,7 +121,7 @@ extern "C" fn turn(_number: u32, waiting: *mut Waiting) -> i64 {
 
 /// Tells the agent that somebody waits. A function of its own, for the stack of its caller.
 #[inline(never)]
-fn tell(dev: u32, now: u64) {
+fn announce(dev: u32, now: u64) {
     send(|| KernelEvent {
         kind: EventKind::Waits as u32,
         operation: Operation::Open as u32,

@@ -41,8 +41,8 @@ fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
     let write = &asked.write;
     let passes = match write.what {
         what::KERNEL => true,
-        what::BYTES => gate::passes(dev, write.offset, write.count),
-        what::VECTOR => gate::passes(dev, write.offset, total(write.address, write.count)),
+        what::BYTES => gate::fast_path(dev, write.offset, write.count),
+        what::VECTOR => gate::fast_path(dev, write.offset, total(write.address, write.count)),
         what::BATCH => all_pass(file as u64, dev, write),
         _ => false,
     };
@@ -95,7 +95,7 @@ extern "C" fn look(number: u32, batch: *mut Batch) -> i64 {
     };
     let write = iocb.write();
     if !iocb.writes()
-        || write.what == what::BYTES && gate::passes(batch.dev, write.offset, write.count)
+        || write.what == what::BYTES && gate::fast_path(batch.dev, write.offset, write.count)
         || !iocb.is_of(batch.file)
     {
         return 0;
@@ -147,7 +147,7 @@ extern "C" fn ask(number: u32, asked: *mut Asked) -> i64 {
 extern "C" fn judge_write(asked: *const Asked) -> u64 {
     // SAFETY: null or what the caller has on its stack, which the verifier has proven.
     let Some(asked) = (unsafe { asked.as_ref() }) else { return REFUSE };
-    let Some(target) = gate::opened(asked.file as *const u8, asked.dev as u32) else { return PASS };
+    let Some(target) = gate::target_of_file(asked.file as *const u8, asked.dev as u32) else { return PASS };
     judge(target, &asked.write).unsigned_abs().into()
 }
 
@@ -158,7 +158,7 @@ fn judge(target: gate::Target<'_>, write: &Write) -> i32 {
     if write.what == what::VECTOR {
         count = total(write.address, write.count);
         (iovecs, address) = (write.count, write.address);
-        if gate::passes(target.dev, write.offset, count) {
+        if gate::fast_path(target.dev, write.offset, count) {
             return 0;
         }
     } else if write.what == what::BYTES {
@@ -177,6 +177,6 @@ fn judge(target: gate::Target<'_>, write: &Write) -> i32 {
     };
     let request =
         Request { operation, offset: opaque(write.offset, unknown), length: opaque(count, unknown) };
-    let (target, request) = gate::placed(target, request);
+    let (target, request) = gate::resolve_window(target, request);
     gate::judge(&target, request, &content)
 }

@@ -19,7 +19,7 @@ use aya::programs::{
 use crate::fault::{self, Point};
 
 /// Version of the layout of every pinned map. Raise it with any change to a structure that a map holds.
-const LAYOUT: u32 = 12;
+const LAYOUT: u32 = 13;
 /// The directory of a layout that holds maps; all others hold links.
 const MAPS: &str = "maps";
 /// How long the kernel may take to detach what nobody holds any more. Twenty programs took seconds under emulation.

@@ -93,7 +93,7 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
         return;
     }
     // What the kernel refuses in a moment must not make a device the caller's own that lies over something else.
-    if holds_format(block_device_probed(opened(descriptor))) {
+    if holds_format(block_device_probed(file_of_descriptor(descriptor))) {
         let _ = LAYERS.insert(above, Layer { maker: Layer::OVER_A_FORMAT, ..Layer::default() }, 0);
     } else {
         let _ = LAYERS.remove(above);
@@ -102,7 +102,7 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
 
 /// The open file of a descriptor of the caller's; null where there is none.
 #[inline(always)]
-pub(crate) fn opened(descriptor: u32) -> *const u8 {
+pub(crate) fn file_of_descriptor(descriptor: u32) -> *const u8 {
     // SAFETY: a BTF pointer to the running task.
     let files: *const u8 = unsafe { field(bpf_get_current_task_btf() as *const u8, &TASK_FILES) };
     let table = probed::<u64>(files, FILES_FDT.load()) as *const u8;
