@@ -12,7 +12,7 @@ use crate::{
     api::{AdoptRequest, EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
     config::Config,
     enforce::offsets::KernelTypes,
-    record::shared::{self, Format, Me, Seen, Shared, Wish},
+    record::shared::{self, Format, NodeLease, Observed, Shared, Desired},
     volume::probe,
 };
 
@@ -109,24 +109,24 @@ pub fn shared_record(bytes: &[u8]) {
     let Ok(shared) = Shared::read(bytes) else { return };
     let lease = shared.armed.as_ref().map_or(1, |armed| armed.lease);
     let format = Format { generation: 2, content: None, marks: Vec::new(), node: "b".to_owned(), at: 0 };
-    let wishes = [
-        Wish::Nothing,
-        Wish::Watch { doubted: false },
-        Wish::Claim { doubted: false },
-        Wish::Permitted,
-        Wish::Formatting,
-        Wish::Formatted(format.clone()),
-        Wish::Gone { clean: true, format: None },
-        Wish::Gone { clean: false, format: Some(format) },
+    let desired_claims = [
+        Desired::Nothing,
+        Desired::Watch { doubted: false },
+        Desired::Claim { doubted: false },
+        Desired::Permitted,
+        Desired::Formatting,
+        Desired::Formatted(format.clone()),
+        Desired::Gone { clean: true, format: None },
+        Desired::Gone { clean: false, format: Some(format) },
     ];
     let known = shared.format.as_ref().map_or(0, |format| format.generation);
     for claim in [None, Some(shared::Claim { lease, node: "a".to_owned(), revision: 1 })] {
-        let seen = Seen { shared: Some(shared.clone()), revision: 1, claim };
-        for wish in &wishes {
-            let me = Me { node: "a", lease: Some(lease) };
-            let (Some(write), _) = shared::step(&seen, wish, me, 0) else { continue };
+        let observed = Observed { shared: Some(shared.clone()), revision: 1, claim };
+        for desired in &desired_claims {
+            let me = NodeLease { node: "a", lease: Some(lease) };
+            let (Some(write), _) = shared::plan(&observed, desired, me, 0) else { continue };
             let after = write.shared.as_ref().and_then(|shared| shared.format.as_ref());
-            assert!(after.map_or(0, |format| format.generation) >= known, "{wish:?} lowers {shared:?}");
+            assert!(after.map_or(0, |format| format.generation) >= known, "{desired:?} lowers {shared:?}");
         }
     }
 }

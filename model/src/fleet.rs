@@ -1,8 +1,8 @@
 //! Some nodes that share one volume, each with the product's own record of it: what [`crate::Node`] checks of one node and
 //! [`crate::Cluster`] of the claim, together.
 //!
-//! What decides is the product's: `transition::next` for each node's record, `shared::wish` and `shared::step` for what it asks of
-//! the store, `rule::of` and `decide` for verdicts. What carries between them (the reconciler, the claimant) is modelled here.
+//! What decides is the product's: `transition::next` for each node's record, `shared::desired` and `shared::plan` for what it asks of
+//! the store, `rule::of` and `decide` for verdicts. What carries between them (the reconciler, the claim worker) is modelled here.
 //! A record is stored and ruled in one step, a lease renewed in one: [`crate::Node`] and [`crate::Cluster`] take those apart.
 
 use std::{
@@ -18,7 +18,7 @@ use format_guard::{
     enforce::rule::{self, Subject},
     record::{
         Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote,
-        shared::{self, ClaimChange, Me, Seen, Shared, Standing, Wish},
+        shared::{self, ClaimChange, NodeLease, Observed, Shared, ClaimStatus, Desired},
         transition::{self, Effect, Event},
     },
     volume::{
@@ -46,7 +46,7 @@ const QUARANTINE: Seconds = 1;
 /// A guard of the protocol that is broken on purpose, to see the checker find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FleetBreak {
-    /// What the store tells by an earlier wish is acted upon.
+    /// What the store tells by an earlier desired state is acted upon.
     ActsOnLateWords,
     /// A claim that is taken over from a node that is gone is taken for one that nobody had.
     TakesOverWithoutDoubt,
@@ -143,11 +143,11 @@ struct Held {
     wrote: bool,
 }
 
-/// What was told by the store, on its way to the reconciler.
+/// What the store has reported, on its way to the reconciler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Told {
-    standing: Standing,
-    wish: Wish,
+struct Update {
+    status: ClaimStatus,
+    desired: Desired,
     lease: u64,
 }
 
@@ -160,11 +160,11 @@ struct Node {
     process: Process,
     /// What a probe has read, on its way.
     read: Option<Read>,
-    /// What the claimant was told to want, and what has come of that.
-    wanted: Option<Kept<(Wish, Wish)>>,
-    told: Option<Kept<Told>>,
-    /// What was told last by this wish: it is not told again.
-    last: Option<Kept<Standing>>,
+    /// What the claim worker is to reach, and what that has become.
+    wanted: Option<Kept<(Desired, Desired)>>,
+    told: Option<Kept<Update>>,
+    /// What was reported last for this desired state: it is not reported again.
+    last: Option<Kept<ClaimStatus>>,
 }
 
 /// A state of everything.
@@ -200,7 +200,7 @@ pub enum FleetAction {
     Expire(usize),
     /// The agent sees that its lease is over.
     SeeLeaseEnded(usize),
-    /// The claimant takes up what the reconciler wants.
+    /// The claim worker takes up what the reconciler wants.
     TakeUp(usize),
     /// It looks at the store, and writes what follows from that, or tells where the node stands. A write is made only if the store
     /// still is as it was seen: that the look may be old matters to what is told alone, which may come late.
@@ -365,41 +365,41 @@ impl Fleet {
         self.broken == Some(broken)
     }
 
-    /// `Reconciler::wanted`.
-    fn wish(self, moment: &Moment, i: usize) -> Wish {
+    /// `Reconciler::desired`.
+    fn desired(self, moment: &Moment, i: usize) -> Desired {
         let node = &moment.nodes[i];
-        let mut wish = shared::wish(&node.record, &name(i));
+        let mut desired = shared::desired(&node.record, &name(i));
         if self.is(FleetBreak::TakesTheClaimForItsOwn) {
-            wish = match wish {
-                Wish::Watch { .. } => Wish::Watch { doubted: false },
-                Wish::Claim { .. } => Wish::Claim { doubted: false },
+            desired = match desired {
+                Desired::Watch { .. } => Desired::Watch { doubted: false },
+                Desired::Claim { .. } => Desired::Claim { doubted: false },
                 other => other,
             };
         }
-        let gives_up = matches!(wish, Wish::Watch { .. } | Wish::Nothing);
+        let gives_up = matches!(desired, Desired::Watch { .. } | Desired::Nothing);
         if gives_up && node.owner.is_some() {
-            return Wish::Formatting;
+            return Desired::Formatting;
         }
-        wish
+        desired
     }
 
-    /// `carry_on`: one write, or where the node stands.
+    /// `converge`: one write, or where the node stands.
     fn advance(self, moment: &mut Moment, i: usize) -> bool {
         let Some(wanted) = moment.nodes[i].wanted.clone() else { return false };
-        let (wanted, wish) = (*wanted).clone();
+        let (wanted, desired) = (*wanted).clone();
         let id = moment.nodes[i].lease.0;
         let claim = |lease| shared::Claim { lease, node: name(lease as usize / 100), revision: 0 };
-        let seen = Seen { shared: (*moment.shared).clone(), revision: 0, claim: moment.claim.map(claim) };
-        let (write, standing) = shared::step(&seen, &wish, Me { node: &name(i), lease: Some(id) }, 0);
+        let seen = Observed { shared: (*moment.shared).clone(), revision: 0, claim: moment.claim.map(claim) };
+        let (write, status) = shared::plan(&seen, &desired, NodeLease { node: &name(i), lease: Some(id) }, 0);
         let Some(write) = write else {
-            let given_up = self.is(FleetBreak::GivesUpAtOnce) && matches!(standing, Standing::Formatted(_));
+            let given_up = self.is(FleetBreak::GivesUpAtOnce) && matches!(status, ClaimStatus::Formatted(_));
             moment.claim = moment.claim.filter(|claim| !given_up || *claim != id);
-            let last = Some(standing.clone().into());
+            let last = Some(status.clone().into());
             if moment.nodes[i].last == last {
                 return false;
             }
             moment.nodes[i].last = last;
-            moment.nodes[i].told = Some(Told { standing, wish: wanted, lease: id }.into());
+            moment.nodes[i].told = Some(Update { status, desired: wanted, lease: id }.into());
             return true;
         };
         match write.claim {
@@ -409,32 +409,32 @@ impl Fleet {
             ClaimChange::Take(lease) if moment.leases[i].is_none_or(|(id, _)| id != lease) => return false,
             ClaimChange::Take(lease) => moment.claim = Some(lease),
         }
-        moment.nodes[i].wanted = Some((wanted, wish.after(&write)).into());
+        moment.nodes[i].wanted = Some((wanted, desired.after(&write)).into());
         moment.shared = write.shared.into();
         true
     }
 
-    /// `Reconciler::told_by_store`.
+    /// `Reconciler::store_updated`.
     fn deliver(self, moment: &mut Moment, i: usize) -> bool {
-        let current = self.wish(moment, i);
+        let current = self.desired(moment, i);
         let (now, node) = (moment.now, &mut moment.nodes[i]);
         let Some(told) = node.told.take() else { return false };
-        let Told { standing, wish, lease } = (*told).clone();
-        if wish != current && !self.is(FleetBreak::ActsOnLateWords) {
+        let Update { status, desired, lease } = (*told).clone();
+        if desired != current && !self.is(FleetBreak::ActsOnLateWords) {
             return true;
         }
         let (id, _, number) = node.lease;
         let lasts = id == lease && number != 0;
         let claimed = |doubted, permit| Event::Claimed { lease: number, doubted, permit };
-        match standing {
-            Standing::Claimed { doubted } if lasts => {
+        match status {
+            ClaimStatus::Claimed { doubted } if lasts => {
                 node.apply(claimed(doubted && !self.is(FleetBreak::TakesOverWithoutDoubt), None), now);
             }
-            Standing::Permitted(permit) if lasts => node.apply(claimed(false, Some(permit)), now),
+            ClaimStatus::Permitted(permit) if lasts => node.apply(claimed(false, Some(permit)), now),
             // It is to be told again.
-            Standing::Claimed { .. } | Standing::Permitted(_) => node.last = None,
-            Standing::PermitEnded => node.apply(Event::PermitLost, now),
-            Standing::Formatted(format) => node.apply(Event::Shared(format), now),
+            ClaimStatus::Claimed { .. } | ClaimStatus::Permitted(_) => node.last = None,
+            ClaimStatus::PermitEnded => node.apply(Event::PermitLost, now),
+            ClaimStatus::Formatted(format) => node.apply(Event::Shared(format), now),
             _ => {}
         }
         true
@@ -496,7 +496,7 @@ impl Fleet {
             if node.wanted.is_some() {
                 actions.push(FleetAction::Advance(i));
             }
-            if node.wanted.as_ref().map(|wanted| &wanted.0) != Some(&self.wish(moment, i)) {
+            if node.wanted.as_ref().map(|wanted| &wanted.0) != Some(&self.desired(moment, i)) {
                 actions.push(FleetAction::TakeUp(i));
             }
         }
@@ -602,8 +602,8 @@ impl Fleet {
             }
             FleetAction::SeeLeaseEnded(i) => moment.nodes[i].lose_claim(now),
             FleetAction::TakeUp(i) => {
-                let wish = self.wish(moment, i);
-                moment.nodes[i].wanted = Some((wish.clone(), wish).into());
+                let desired = self.desired(moment, i);
+                moment.nodes[i].wanted = Some((desired.clone(), desired).into());
                 moment.nodes[i].last = None;
             }
             FleetAction::Advance(i) => return self.advance(moment, i),

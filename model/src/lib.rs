@@ -31,7 +31,7 @@
 //! answers that come late, clocks that are late by the margin, and the death of an agent.
 //!
 //! [`Fleet`] is both together: two nodes, each with the product's own record, and what it asks of the store decided by the
-//! product's own `shared::wish` and `shared::step`. Probes lie, words of the store come late, leases end, agents are killed and lose
+//! product's own `shared::desired` and `shared::plan`. Probes lie, words of the store come late, leases end, agents are killed and lose
 //! their records, a permit is given.
 //!
 //! Not checked: a clock that stands still with its machine (a paused virtual machine whose clock does not count the pause); probes

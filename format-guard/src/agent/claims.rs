@@ -1,7 +1,7 @@
 //! This node's part in the store that nodes share: it claims blank volumes, tells of formats and is told of them.
 //!
 //! It decides nothing: what is to be written follows from what was seen and what the reconciler wants
-//! ([`crate::record::shared::step`]). Nothing waits for it: while the store is away the reconciler goes on with what it knows.
+//! ([`crate::record::shared::plan`]). Nothing waits for it: while the store is away the reconciler goes on with what it knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,28 +27,28 @@ use crate::{
     record::{
         Permit,
         shared::{
-            ClaimChange, Format, MOVED, Me, Seen, Shared, Standing, Wish, Write, step,
-            store::{Connect, Granted, Session, SharedError, Stands, TRIES, carry_on},
+            ClaimChange, Format, MOVED, NodeLease, Observed, Shared, ClaimStatus, Desired, Write, plan,
+            store::{Connect, Granted, Session, SharedError, Progress, TRIES, converge},
         },
     },
     volume::VolumeId,
 };
 
 /// Volumes that are looked at by one question.
-const AT_ONCE: usize = 32;
+const BATCH: usize = 32;
 /// When a connection that failed is made again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// When a volume is looked at again that others were faster at, or whose value is not understood.
-const LATER: Duration = Duration::from_secs(10);
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Operators' commands that wait at most.
 const COMMANDS: usize = 16;
 
-/// What the reconciler is told.
-pub enum Told {
+/// What the claim worker reports to the reconciler.
+pub enum StoreUpdate {
     /// The store answers.
-    Near,
+    Connected,
     /// It does not.
-    Away(String),
+    Disconnected(String),
     /// The lease lasts until then, in nanoseconds of `CLOCK_BOOTTIME`. Of another id than before: what was claimed is claimed no
     /// more.
     Lease {
@@ -58,24 +58,24 @@ pub enum Told {
         until: u64,
     },
     /// Where this node stands with a volume.
-    Standing {
+    ClaimStatus {
         /// The volume.
         id: VolumeId,
         /// Where.
-        standing: Standing,
-        /// By this wish: of another one since it says nothing.
-        wish: Box<Wish>,
+        status: ClaimStatus,
+        /// Valid only if the desired state is still this one.
+        desired: Box<Desired>,
         /// Under which lease.
         lease: u64,
-        /// To be acknowledged ([`Wishes::acknowledge`]) once the wish is as it follows from this.
+        /// To be acknowledged ([`DesiredClaims::acknowledge`]) once the desired state takes this into account.
         number: u64,
     },
-    /// It wants to know which formats are on record after this volume.
-    Known {
+    /// The store may lack formats that are on record here: which are there after this volume?
+    KnownFormats {
         /// After which; none: from the first one on.
         after: Option<VolumeId>,
         /// The answer.
-        reply: oneshot::Sender<Known>,
+        reply: oneshot::Sender<KnownFormats>,
     },
     /// The store has what an operator wanted; this node's own part is to follow, and then the answer.
     Done(Command),
@@ -125,7 +125,7 @@ impl Command {
 
 /// What the reconciler wants of each volume, as it is now: only the last word counts.
 #[derive(Clone)]
-pub struct Wishes(Arc<Link>);
+pub struct DesiredClaims(Arc<Link>);
 
 struct Link {
     state: Mutex<State>,
@@ -136,18 +136,18 @@ struct Link {
 
 #[derive(Default)]
 struct State {
-    wishes: HashMap<VolumeId, Wish>,
-    /// Wishes that are new, or to be looked at again.
+    desired: HashMap<VolumeId, Desired>,
+    /// Volumes whose desired state is new, or to be looked at again.
     changed: BTreeSet<VolumeId>,
     /// Volumes that went and came again before that was carried out, and that may have been formatted by then.
     touched: BTreeSet<VolumeId>,
-    /// The last of what was told that these follow from.
+    /// The number of the last report that these follow from.
     acknowledged: u64,
     /// Other names of volumes, under which nodes of an earlier version keep what they know of them.
     names: HashMap<VolumeId, Vec<VolumeId>>,
 }
 
-impl Wishes {
+impl DesiredClaims {
     /// This node's name.
     #[must_use]
     pub fn node(&self) -> &str {
@@ -158,14 +158,14 @@ impl Wishes {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wants this of a volume from now on. `again`: what was told of it before is to be told again.
-    pub fn set(&self, id: &VolumeId, wish: Wish, again: bool) {
+    /// Sets the desired state of a volume. `again`: its status is to be reported again, even if it is the same.
+    pub fn set(&self, id: &VolumeId, desired: Desired, again: bool) {
         let mut state = self.state();
-        if state.wishes.get(id) == Some(&wish) && !again {
+        if state.desired.get(id) == Some(&desired) && !again {
             return;
         }
-        let before = state.wishes.insert(id.clone(), wish);
-        if !state.changed.insert(id.clone()) && matches!(before, Some(Wish::Gone { clean: false, .. })) {
+        let before = state.desired.insert(id.clone(), desired);
+        if !state.changed.insert(id.clone()) && matches!(before, Some(Desired::Gone { clean: false, .. })) {
             state.touched.insert(id.clone());
         }
         drop(state);
@@ -191,18 +191,18 @@ impl Wishes {
     /// Whether nothing of this volume is wanted any more.
     #[must_use]
     pub fn is_gone(&self, id: &VolumeId) -> bool {
-        matches!(self.state().wishes.get(id), None | Some(Wish::Gone { .. }))
+        matches!(self.state().desired.get(id), None | Some(Desired::Gone { .. }))
     }
 
     /// Waits until what is not wanted any more is given up, or so long.
-    pub async fn given_up(&self, patience: Duration) {
-        let given_up = async {
-            while self.state().wishes.values().any(|wish| matches!(wish, Wish::Gone { .. })) {
+    pub async fn released(&self, patience: Duration) {
+        let released = async {
+            while self.state().desired.values().any(|desired| matches!(desired, Desired::Gone { .. })) {
                 sleep(Duration::from_millis(20)).await;
             }
         };
         // What is left ends with the lease.
-        let _ = timeout(patience, given_up).await;
+        let _ = timeout(patience, released).await;
     }
 
     /// Asks for what an operator wants; where that is not possible, whoever asked is told why.
@@ -216,19 +216,19 @@ impl Wishes {
 /// What is known here of one volume's way.
 struct Volume {
     /// What the reconciler wants.
-    wanted: Wish,
-    /// What that has come to by what was written since.
-    wish: Wish,
-    /// What was told last, and its number.
-    told: Option<(Standing, u64)>,
-    /// What the store had of it last, as far as this node was told.
-    seen: Option<Seen>,
+    requested: Desired,
+    /// What that has become by what was written since.
+    desired: Desired,
+    /// The status that was reported last, and the number of the report.
+    reported: Option<(ClaimStatus, u64)>,
+    /// What the store had of the volume last, as far as this node knows.
+    observed: Option<Observed>,
     /// It is to be looked at.
     due: bool,
 }
 
 /// What stands in the way of a claim, under another name of the volume.
-enum Older {
+enum OldName {
     /// This node has claimed it.
     Claimed(String),
     /// One that is gone had.
@@ -236,9 +236,9 @@ enum Older {
 }
 
 /// The task.
-pub struct Claimant<C> {
+pub struct ClaimWorker<C> {
     connect: C,
-    wishes: Wishes,
+    desired_claims: DesiredClaims,
     commands: mpsc::Receiver<Command>,
     inputs: mpsc::Sender<Input>,
     /// How long a lease is asked for, in seconds.
@@ -248,7 +248,8 @@ pub struct Claimant<C> {
     volumes: BTreeMap<VolumeId, Volume>,
     /// To be looked at again.
     later: BTreeMap<Instant, BTreeSet<VolumeId>>,
-    told: u64,
+    /// Reports so far.
+    reports: u64,
 }
 
 /// Why a session is over.
@@ -282,7 +283,7 @@ fn end_of(asked: Duration, granted: Granted) -> u64 {
     u64::try_from((asked + lasts).as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl<C: Connect> Claimant<C> {
+impl<C: Connect> ClaimWorker<C> {
     /// One that goes on with this lease, if there is one, and asks for leases of so many seconds.
     pub fn new(
         connect: C,
@@ -290,22 +291,22 @@ impl<C: Connect> Claimant<C> {
         seconds: u64,
         lease: Option<u64>,
         inputs: mpsc::Sender<Input>,
-    ) -> (Self, Wishes) {
+    ) -> (Self, DesiredClaims) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let link = Link { state: Mutex::default(), changed: Notify::new(), commands: sender, node };
-        let wishes = Wishes(Arc::new(link));
-        let claimant = Self {
+        let desired_claims = DesiredClaims(Arc::new(link));
+        let claim_worker = Self {
             connect,
-            wishes: wishes.clone(),
+            desired_claims: desired_claims.clone(),
             commands,
             inputs,
             seconds,
             lease,
             volumes: BTreeMap::new(),
             later: BTreeMap::new(),
-            told: 0,
+            reports: 0,
         };
-        (claimant, wishes)
+        (claim_worker, desired_claims)
     }
 
     /// Works until the reconciler is gone. A store that is away is no error of the agent.
@@ -321,8 +322,8 @@ impl<C: Connect> Claimant<C> {
                 self.lease = None;
                 continue;
             }
-            self.tell(Told::Away(reason.clone())).await?;
-            let again = Instant::now() + AGAIN;
+            self.report(StoreUpdate::Disconnected(reason.clone())).await?;
+            let again = Instant::now() + RECONNECT_AFTER;
             loop {
                 tokio::select! {
                     () = sleep_until(again) => break,
@@ -332,8 +333,8 @@ impl<C: Connect> Claimant<C> {
         }
     }
 
-    async fn tell(&self, told: Told) -> Result<()> {
-        tell(&self.inputs, told).await
+    async fn report(&self, update: StoreUpdate) -> Result<()> {
+        report(&self.inputs, update).await
     }
 
     /// One connection, until it fails.
@@ -356,48 +357,48 @@ impl<C: Connect> Claimant<C> {
             None => session.grant(self.seconds).await?,
         };
         self.lease = Some(granted.id);
-        self.tell(Told::Lease { id: granted.id, until: end_of(asked, granted) }).await?;
-        self.tell(Told::Near).await?;
+        self.report(StoreUpdate::Lease { id: granted.id, until: end_of(asked, granted) }).await?;
+        self.report(StoreUpdate::Connected).await?;
         info!("the cluster's store answers");
         jobs.spawn(keep_lease(session.clone(), granted, self.inputs.clone()));
-        let wanted = watch::Sender::new(BTreeSet::new());
-        let (teller, mut told) = mpsc::channel(1024);
-        jobs.spawn(watched(session.clone(), wanted.subscribe(), teller));
-        // What was told under an earlier connection may be so no more.
+        let watched_ids = watch::Sender::new(BTreeSet::new());
+        let (sender, mut changed) = mpsc::channel(1024);
+        jobs.spawn(watched(session.clone(), watched_ids.subscribe(), sender));
+        // What was observed through an earlier connection may have changed since.
         for volume in self.volumes.values_mut() {
-            (volume.due, volume.seen) = (true, None);
+            (volume.due, volume.observed) = (true, None);
         }
         let mut known = Some(None);
         let mut unwatched = true;
         loop {
-            unwatched |= self.take_up_wishes();
+            unwatched |= self.take_desired();
             if std::mem::take(&mut unwatched) {
-                let ids = self.volumes.iter().filter(|(_, volume)| !matches!(volume.wish, Wish::Gone { .. }));
-                wanted.send_replace(ids.map(|(id, _)| id.clone()).collect());
+                let ids = self.volumes.iter().filter(|(_, volume)| !matches!(volume.desired, Desired::Gone { .. }));
+                watched_ids.send_replace(ids.map(|(id, _)| id.clone()).collect());
             }
             let due = self.due();
             if !due.is_empty() {
                 self.advance(&session, due).await?;
             } else if let Some(after) = known.take() {
-                known = self.tell_what_is_known(&session, after).await?;
+                known = self.backfill(&session, after).await?;
             } else {
                 let later = self.later.keys().next().copied();
-                let wishes = self.wishes.clone();
+                let desired_claims = self.desired_claims.clone();
                 tokio::select! {
                     biased;
                     Some(ended) = jobs.join_next() => return Err(ended.unwrap_or_else(|error| End::Agent(error.into()))),
                     command = self.commands.recv() => {
                         let command = command.context("nobody wants anything any more")?;
-                        self.carry_out(&session, command).await?;
+                        self.execute(&session, command).await?;
                     }
-                    Some(id) = told.recv() => self.mark(&id),
-                    () = wishes.0.changed.notified() => {}
-                    () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => self.take_up_later(),
+                    Some(id) = changed.recv() => self.mark_due(&id),
+                    () = desired_claims.0.changed.notified() => {}
+                    () = sleep_until(later.unwrap_or_else(Instant::now)), if later.is_some() => self.retry_due(),
                 }
                 continue;
             }
-            while let Ok(id) = told.try_recv() {
-                self.mark(&id);
+            while let Ok(id) = changed.try_recv() {
+                self.mark_due(&id);
             }
             if let Some(ended) = jobs.try_join_next() {
                 return Err(ended.unwrap_or_else(|error| End::Agent(error.into())));
@@ -405,31 +406,31 @@ impl<C: Connect> Claimant<C> {
         }
     }
 
-    fn mark(&mut self, id: &VolumeId) {
+    fn mark_due(&mut self, id: &VolumeId) {
         if let Some(volume) = self.volumes.get_mut(id) {
-            (volume.due, volume.seen) = (true, None);
+            (volume.due, volume.observed) = (true, None);
         }
     }
 
-    fn take_up_later(&mut self) {
+    fn retry_due(&mut self) {
         let rest = self.later.split_off(&Instant::now());
         for id in std::mem::replace(&mut self.later, rest).into_values().flatten() {
-            self.mark(&id);
+            self.mark_due(&id);
         }
     }
 
     /// Takes up what the reconciler wants now; whether that is of other volumes than before. What does not yet follow from what
-    /// it was told last stays where it is.
-    fn take_up_wishes(&mut self) -> bool {
-        let mut state = self.wishes.state();
+    /// it was reported last stays where it is.
+    fn take_desired(&mut self) -> bool {
+        let mut state = self.desired_claims.state();
         let acknowledged = state.acknowledged;
         let awaited =
-            |volume: &Volume| volume.told.as_ref().is_some_and(|(_, number)| *number > acknowledged);
+            |volume: &Volume| volume.reported.as_ref().is_some_and(|(_, number)| *number > acknowledged);
         let (mut kept, mut others) = (BTreeSet::new(), false);
         for id in std::mem::take(&mut state.changed) {
-            let Some(mut wish) = state.wishes.get(&id).cloned() else { continue };
+            let Some(mut desired) = state.desired.get(&id).cloned() else { continue };
             if !self.volumes.get(&id).is_some_and(awaited) && state.touched.remove(&id) {
-                wish = Wish::Gone { clean: false, format: None };
+                desired = Desired::Gone { clean: false, format: None };
                 kept.insert(id.clone());
             }
             match self.volumes.get_mut(&id) {
@@ -437,14 +438,14 @@ impl<C: Connect> Claimant<C> {
                     kept.insert(id);
                 }
                 Some(volume) => {
-                    others |= matches!(wish, Wish::Gone { .. }) != matches!(volume.wish, Wish::Gone { .. });
-                    (volume.wanted, volume.wish) = (wish.clone(), wish);
-                    (volume.told, volume.due) = (None, true);
+                    others |= matches!(desired, Desired::Gone { .. }) != matches!(volume.desired, Desired::Gone { .. });
+                    (volume.requested, volume.desired) = (desired.clone(), desired);
+                    (volume.reported, volume.due) = (None, true);
                 }
                 None => {
                     others = true;
                     self.volumes
-                        .insert(id, Volume { wanted: wish.clone(), wish, told: None, seen: None, due: true });
+                        .insert(id, Volume { requested: desired.clone(), desired, reported: None, observed: None, due: true });
                 }
             }
         }
@@ -454,68 +455,68 @@ impl<C: Connect> Claimant<C> {
 
     /// Those that are to be looked at now.
     fn due(&self) -> Vec<VolumeId> {
-        let acknowledged = self.wishes.state().acknowledged;
+        let acknowledged = self.desired_claims.state().acknowledged;
         let due = self.volumes.iter().filter(|(_, volume)| {
-            volume.due && volume.told.as_ref().is_none_or(|(_, number)| *number <= acknowledged)
+            volume.due && volume.reported.as_ref().is_none_or(|(_, number)| *number <= acknowledged)
         });
-        due.take(AT_ONCE).map(|(id, _)| id.clone()).collect()
+        due.take(BATCH).map(|(id, _)| id.clone()).collect()
     }
 
     /// Looks at these, and does what is to be done about each.
     async fn advance(&mut self, session: &Arc<C::Session>, ids: Vec<VolumeId>) -> Result<(), End> {
-        let (node, lease) = (self.wishes.node().to_owned(), self.lease);
+        let (node, lease) = (self.desired_claims.node().to_owned(), self.lease);
         let mut jobs: JoinSet<Result<_, SharedError>> = JoinSet::new();
-        let mut begin = |id: VolumeId, wish: Wish, seen: Seen| {
+        let mut begin = |id: VolumeId, desired: Desired, observed: Observed| {
             let (session, node) = (session.clone(), node.clone());
             jobs.spawn(async move {
-                let me = Me { node: &node, lease };
-                Ok((id.clone(), carry_on(&*session, &id, wish, seen, me, now()).await?))
+                let me = NodeLease { node: &node, lease };
+                Ok((id.clone(), converge(&*session, &id, desired, observed, me, now()).await?))
             });
         };
-        let named: BTreeSet<VolumeId> = self.wishes.state().names.keys().cloned().collect();
+        let named: BTreeSet<VolumeId> = self.desired_claims.state().names.keys().cloned().collect();
         let (mut unseen, mut unreadable, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             volume.due = false;
             // What was seen before will do for a write, which is made only if it still is so.
             let named = named.contains(&id);
-            let writes = |seen: &Seen| {
-                !named && step(seen, &volume.wish, Me { node: &node, lease }, now()).0.is_some()
+            let writes = |observed: &Observed| {
+                !named && plan(observed, &volume.desired, NodeLease { node: &node, lease }, now()).0.is_some()
             };
-            match volume.seen.take().filter(writes) {
-                Some(seen) => begin(id, volume.wish.clone(), seen),
+            match volume.observed.take().filter(writes) {
+                Some(observed) => begin(id, volume.desired.clone(), observed),
                 None => unseen.push(id),
             }
         }
         if !unseen.is_empty() {
             let taken_over = self.take_over(session, &unseen).await?;
-            let seen = session.look(&unseen).await?;
-            for (id, seen) in unseen.into_iter().zip(seen) {
+            let observed = session.look(&unseen).await?;
+            for (id, observed) in unseen.into_iter().zip(observed) {
                 let Some(volume) = self.volumes.get(&id) else { continue };
-                match (seen, taken_over.get(&id)) {
-                    (Ok(seen), Some(Older::Claimed(by))) if matches!(volume.wish, Wish::Claim { .. }) => {
-                        waiting.push((id, volume.wish.clone(), by.clone(), seen));
+                match (observed, taken_over.get(&id)) {
+                    (Ok(observed), Some(OldName::Claimed(by))) if matches!(volume.desired, Desired::Claim { .. }) => {
+                        waiting.push((id, volume.desired.clone(), by.clone(), observed));
                     }
-                    (Ok(seen), Some(Older::Armed)) if matches!(volume.wish, Wish::Claim { .. }) => {
-                        begin(id, Wish::Claim { doubted: true }, seen);
+                    (Ok(observed), Some(OldName::Armed)) if matches!(volume.desired, Desired::Claim { .. }) => {
+                        begin(id, Desired::Claim { doubted: true }, observed);
                     }
-                    (seen, _) => match seen {
-                        Ok(seen) => begin(id, volume.wish.clone(), seen),
-                        Err(error) => unreadable.push((id, volume.wish.clone(), error)),
+                    (observed, _) => match observed {
+                        Ok(observed) => begin(id, volume.desired.clone(), observed),
+                        Err(error) => unreadable.push((id, volume.desired.clone(), error)),
                     },
                 }
             }
         }
-        for (id, wish, node, seen) in waiting {
-            self.stands(id, Stands { wish, standing: Some(Standing::Waiting { node }), seen }).await?;
+        for (id, desired, node, observed) in waiting {
+            self.record_progress(id, Progress { desired, status: Some(ClaimStatus::Waiting { node }), observed }).await?;
         }
-        for (id, wish, error) in unreadable {
-            let standing = Some(Standing::Unreadable(error.to_string()));
-            self.stands(id, Stands { wish, standing, seen: Seen::default() }).await?;
+        for (id, desired, error) in unreadable {
+            let status = Some(ClaimStatus::Unreadable(error.to_string()));
+            self.record_progress(id, Progress { desired, status, observed: Observed::default() }).await?;
         }
         while let Some(done) = jobs.join_next().await {
-            let (id, stands) = done.map_err(|error| End::Agent(error.into()))??;
-            self.stands(id, stands).await?;
+            let (id, progress) = done.map_err(|error| End::Agent(error.into()))??;
+            self.record_progress(id, progress).await?;
         }
         Ok(())
     }
@@ -526,9 +527,9 @@ impl<C: Connect> Claimant<C> {
         &self,
         session: &Arc<C::Session>,
         ids: &[VolumeId],
-    ) -> Result<HashMap<VolumeId, Older>, SharedError> {
+    ) -> Result<HashMap<VolumeId, OldName>, SharedError> {
         let names: Vec<(VolumeId, VolumeId)> = {
-            let state = self.wishes.state();
+            let state = self.desired_claims.state();
             let of = |id: &VolumeId| state.names.get(id).cloned().unwrap_or_default();
             ids.iter().flat_map(|id| of(id).into_iter().map(|name| (id.clone(), name))).collect()
         };
@@ -537,88 +538,88 @@ impl<C: Connect> Claimant<C> {
             return Ok(found);
         }
         let all: Vec<VolumeId> = names.iter().map(|(_, name)| name.clone()).collect();
-        let node = self.wishes.node();
-        for ((id, name), seen) in names.into_iter().zip(session.look(&all).await?) {
+        let node = self.desired_claims.node();
+        for ((id, name), observed) in names.into_iter().zip(session.look(&all).await?) {
             // Of a newer version, or taken over already.
-            let Ok(seen) = seen else { continue };
-            if let Some(claim) = &seen.claim {
-                found.insert(id, Older::Claimed(claim.node.clone()));
+            let Ok(observed) = observed else { continue };
+            if let Some(claim) = &observed.claim {
+                found.insert(id, OldName::Claimed(claim.node.clone()));
                 continue;
             }
-            let Some(shared) = seen.shared.clone() else { continue };
+            let Some(shared) = observed.shared.clone() else { continue };
             if shared.armed.is_some() {
-                found.entry(id.clone()).or_insert(Older::Armed);
+                found.entry(id.clone()).or_insert(OldName::Armed);
             }
             if let Some(format) = shared.format.clone() {
                 let Some(Ok(own)) = session.look(std::slice::from_ref(&id)).await?.pop() else { continue };
-                let wish = Wish::Gone { clean: true, format: Some(format) };
-                carry_on(&**session, &id, wish, own, Me { node, lease: None }, now()).await?;
+                let desired = Desired::Gone { clean: true, format: Some(format) };
+                converge(&**session, &id, desired, own, NodeLease { node, lease: None }, now()).await?;
             }
             info!(volume = %id, "what the nodes know of it as {name} is taken over");
             let write = Write { shared: Some(Shared { version: MOVED, ..shared }), claim: ClaimChange::Keep };
-            session.write(&name, &seen, &write, node).await?;
+            session.write(&name, &observed, &write, node).await?;
         }
         Ok(found)
     }
 
-    async fn stands(&mut self, id: VolumeId, Stands { wish, standing, seen }: Stands) -> Result<(), End> {
-        let Some(standing) = standing else {
-            self.look_later(id);
+    async fn record_progress(&mut self, id: VolumeId, Progress { desired, status, observed }: Progress) -> Result<(), End> {
+        let Some(status) = status else {
+            self.retry_later(id);
             return Ok(());
         };
-        if standing == Standing::Gone {
-            let mut state = self.wishes.state();
+        if status == ClaimStatus::Gone {
+            let mut state = self.desired_claims.state();
             // It may have come back meanwhile.
-            if matches!(state.wishes.get(&id), None | Some(Wish::Gone { .. })) {
-                state.wishes.remove(&id);
+            if matches!(state.desired.get(&id), None | Some(Desired::Gone { .. })) {
+                state.desired.remove(&id);
                 self.volumes.remove(&id);
             }
             return Ok(());
         }
         // A word of the store may be lost.
-        if matches!(standing, Standing::Unreadable(_) | Standing::Waiting { .. }) {
-            self.look_later(id.clone());
+        if matches!(status, ClaimStatus::Unreadable(_) | ClaimStatus::Waiting { .. }) {
+            self.retry_later(id.clone());
         }
         let Some(volume) = self.volumes.get_mut(&id) else { return Ok(()) };
-        volume.wish = wish;
-        volume.seen = (!matches!(standing, Standing::Unreadable(_))).then_some(seen);
-        if volume.told.as_ref().is_some_and(|(told, _)| *told == standing) {
+        volume.desired = desired;
+        volume.observed = (!matches!(status, ClaimStatus::Unreadable(_))).then_some(observed);
+        if volume.reported.as_ref().is_some_and(|(reported, _)| *reported == status) {
             return Ok(());
         }
-        self.told += 1;
-        volume.told = Some((standing.clone(), self.told));
-        let (lease, number, wish) =
-            (self.lease.unwrap_or_default(), self.told, Box::new(volume.wanted.clone()));
-        self.tell(Told::Standing { id, standing, wish, lease, number }).await?;
+        self.reports += 1;
+        volume.reported = Some((status.clone(), self.reports));
+        let (lease, number, desired) =
+            (self.lease.unwrap_or_default(), self.reports, Box::new(volume.requested.clone()));
+        self.report(StoreUpdate::ClaimStatus { id, status, desired, lease, number }).await?;
         Ok(())
     }
 
-    fn look_later(&mut self, id: VolumeId) {
-        self.later.entry(Instant::now() + LATER).or_default().insert(id);
+    fn retry_later(&mut self, id: VolumeId) {
+        self.later.entry(Instant::now() + RETRY_AFTER).or_default().insert(id);
     }
 
     /// A store that was restored from an older state, or is new, learns what is known here.
-    async fn tell_what_is_known(
+    async fn backfill(
         &mut self,
         session: &Arc<C::Session>,
         after: Option<VolumeId>,
     ) -> Result<Option<Option<VolumeId>>, End> {
         let (reply, answer) = oneshot::channel();
-        self.tell(Told::Known { after, reply }).await?;
-        let Known { formats, more_after } = answer.await.context("the reconciler is gone")?;
-        for batch in formats.chunks(AT_ONCE) {
+        self.report(StoreUpdate::KnownFormats { after, reply }).await?;
+        let KnownFormats { formats, more_after } = answer.await.context("the reconciler is gone")?;
+        for batch in formats.chunks(BATCH) {
             let ids: Vec<VolumeId> = batch.iter().map(|(id, _)| id.clone()).collect();
-            let seen = session.look(&ids).await?;
-            for ((id, format), seen) in batch.iter().zip(seen) {
-                let wish = Wish::Gone { clean: true, format: Some(format.clone()) };
-                match seen {
-                    Ok(seen) => {
-                        carry_on(
+            let observed = session.look(&ids).await?;
+            for ((id, format), observed) in batch.iter().zip(observed) {
+                let desired = Desired::Gone { clean: true, format: Some(format.clone()) };
+                match observed {
+                    Ok(observed) => {
+                        converge(
                             &**session,
                             id,
-                            wish,
-                            seen,
-                            Me { node: self.wishes.node(), lease: None },
+                            desired,
+                            observed,
+                            NodeLease { node: self.desired_claims.node(), lease: None },
                             now(),
                         )
                         .await?;
@@ -630,10 +631,10 @@ impl<C: Connect> Claimant<C> {
         Ok(more_after.map(Some))
     }
 
-    async fn carry_out(&mut self, session: &Arc<C::Session>, command: Command) -> Result<(), End> {
+    async fn execute(&mut self, session: &Arc<C::Session>, command: Command) -> Result<(), End> {
         let (Command::Permit { id, .. } | Command::Forget { id, .. }) = &command;
         let id = id.clone();
-        let done = change(&**session, &id, self.wishes.node(), |shared, claimed| match &command {
+        let done = change(&**session, &id, self.desired_claims.node(), |shared, claimed| match &command {
             Command::Permit { permit, .. } => {
                 shared.permit = Some(permit.clone());
                 Ok(())
@@ -662,15 +663,15 @@ impl<C: Connect> Claimant<C> {
                 if matches!(command, Command::Permit { .. }) && self.volumes.contains_key(&id) {
                     self.advance(session, vec![id]).await?;
                 }
-                self.tell(Told::Done(command)).await?;
+                self.report(StoreUpdate::Done(command)).await?;
             }
         }
         Ok(())
     }
 }
 
-async fn tell(inputs: &mpsc::Sender<Input>, told: Told) -> Result<()> {
-    inputs.send(Input::Told(told)).await.context("the reconciler is gone")
+async fn report(inputs: &mpsc::Sender<Input>, update: StoreUpdate) -> Result<()> {
+    inputs.send(Input::Store(update)).await.context("the reconciler is gone")
 }
 
 /// Keeps the lease, and tells until when it lasts for sure.
@@ -682,7 +683,7 @@ async fn keep_lease<S: Session>(session: Arc<S>, granted: Granted, inputs: mpsc:
             Ok(kept) => kept,
             Err(error) => return End::Store(error),
         };
-        if let Err(error) = tell(&inputs, Told::Lease { id: kept.id, until: end_of(asked, kept) }).await {
+        if let Err(error) = report(&inputs, StoreUpdate::Lease { id: kept.id, until: end_of(asked, kept) }).await {
             return End::Agent(error);
         }
     }
@@ -704,21 +705,21 @@ async fn change<S: Session>(
     how: impl Fn(&mut Shared, bool) -> Result<(), String>,
 ) -> Result<Result<(), String>, SharedError> {
     for _ in 0..TRIES {
-        let seen = match session.look(std::slice::from_ref(id)).await?.pop() {
-            Some(Ok(seen)) => seen,
+        let observed = match session.look(std::slice::from_ref(id)).await?.pop() {
+            Some(Ok(observed)) => observed,
             Some(Err(error)) => return Ok(Err(error.to_string())),
             None => return Ok(Err("the store has no answer for it".to_owned())),
         };
-        let mut shared = seen.shared.clone().unwrap_or_default();
-        if let Err(reason) = how(&mut shared, seen.claim.is_some()) {
+        let mut shared = observed.shared.clone().unwrap_or_default();
+        if let Err(reason) = how(&mut shared, observed.claim.is_some()) {
             return Ok(Err(reason));
         }
         let shared = (shared != Shared::default()).then_some(shared);
-        if shared == seen.shared {
+        if shared == observed.shared {
             return Ok(Ok(()));
         }
         let write = Write { shared, claim: ClaimChange::Keep };
-        if session.write(id, &seen, &write, node).await?.is_some() {
+        if session.write(id, &observed, &write, node).await?.is_some() {
             return Ok(Ok(()));
         }
     }

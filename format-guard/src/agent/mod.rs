@@ -57,7 +57,7 @@ use crate::{
     record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
     volume::sysfs::Sysfs,
 };
-use claims::Wishes;
+use claims::DesiredClaims;
 use kernel_log::KernelLog;
 use metrics::{Metrics, Scraped};
 use reconciler::{Input, Reconciler, World};
@@ -152,7 +152,7 @@ pub async fn run(start: Start) -> Result<()> {
     };
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
-    let wishes = share(&config, &mut reconciler, &senders.urgent, &mut tasks);
+    let desired_claims = share(&config, &mut reconciler, &senders.urgent, &mut tasks);
     let told = reconciler.told();
     let reconciler = blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
@@ -199,8 +199,8 @@ pub async fn run(start: Start) -> Result<()> {
             Some(Err(error)) => Err(anyhow::Error::new(error).context("a task of the agent broke; enforcement stays")),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended without an error; enforcement stays"),
         },
-        _ = terminate.recv() => stop(&senders.urgent, wishes).await,
-        _ = interrupt.recv() => stop(&senders.urgent, wishes).await,
+        _ = terminate.recv() => stop(&senders.urgent, desired_claims).await,
+        _ = interrupt.recv() => stop(&senders.urgent, desired_claims).await,
     }
 }
 
@@ -227,15 +227,15 @@ fn share(
     reconciler: &mut Guarded,
     inputs: &mpsc::Sender<Input>,
     tasks: &mut JoinSet<Result<()>>,
-) -> Option<Wishes> {
+) -> Option<DesiredClaims> {
     #[cfg(feature = "etcd")]
     if !config.store.endpoints.is_empty() {
         let etcd = crate::record::shared::etcd::Etcd::new(config.store.clone());
         let (lease, seconds) = (reconciler.lease(), config.store.lease);
-        let (claimant, wishes) = claims::Claimant::new(etcd, node_name(), seconds, lease, inputs.clone());
-        reconciler.share(wishes.clone(), config.store.required);
-        tasks.spawn(claimant.run());
-        return Some(wishes);
+        let (claim_worker, desired_claims) = claims::ClaimWorker::new(etcd, node_name(), seconds, lease, inputs.clone());
+        reconciler.share(desired_claims.clone(), config.store.required);
+        tasks.spawn(claim_worker.run());
+        return Some(desired_claims);
     }
     None
 }
@@ -392,7 +392,7 @@ impl Ways {
 }
 
 /// Lets nobody begin what no agent would record. Enforcement stays.
-async fn stop(inputs: &mpsc::Sender<Input>, wishes: Option<Wishes>) -> Result<()> {
+async fn stop(inputs: &mpsc::Sender<Input>, desired_claims: Option<DesiredClaims>) -> Result<()> {
     let closed = async {
         let (done, closed) = oneshot::channel();
         inputs.send(Input::Stop(done)).await.context("the reconciler is gone")?;
@@ -401,8 +401,8 @@ async fn stop(inputs: &mpsc::Sender<Input>, wishes: Option<Wishes>) -> Result<()
     time::timeout(STOPPING, closed)
         .await
         .context("the records could not be closed in time; enforcement stays")??;
-    if let Some(wishes) = wishes {
-        wishes.given_up(GIVING_UP).await;
+    if let Some(desired_claims) = desired_claims {
+        desired_claims.released(GIVING_UP).await;
     }
     Ok(())
 }

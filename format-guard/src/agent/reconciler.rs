@@ -52,7 +52,7 @@ use unstored::{Change, Unstored};
 use vacated::Vacated;
 
 use super::{
-    claims::{Told, Wishes},
+    claims::{StoreUpdate, DesiredClaims},
     clocks,
     closing::Closing,
     formatter_end::Watcher,
@@ -139,7 +139,7 @@ pub enum Input {
     /// The kernel could not tell of all devices that appeared, changed or went.
     UeventsLost,
     /// The store that nodes share, or the way to it, tells something.
-    Told(Told),
+    Store(StoreUpdate),
     /// The configuration was read again and is sound.
     Reloaded(Box<Config>),
     /// The agent stops, and is waited for.
@@ -434,8 +434,8 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// Shares its records with other nodes from now on, by this way to their store. `required`: the host is not ready without.
-    pub fn share(&mut self, wishes: Wishes, required: bool) {
-        self.sharing = Some(Sharing::new(wishes, required));
+    pub fn share(&mut self, desired_claims: DesiredClaims, required: bool) {
+        self.sharing = Some(Sharing::new(desired_claims, required));
     }
 
     /// Under which lease of that store an earlier agent has claimed volumes.
@@ -512,7 +512,7 @@ impl<E: Enforcer> Reconciler<E> {
         for id in ids {
             if let Some((old, new)) = self.disarm(&id) {
                 // Untouched: another node, or the next agent, need not wonder.
-                self.wish_nothing_more(&new, true);
+                self.desire_nothing_more(&new, true);
                 self.store_all(vec![Change { old, new, told: Vec::new() }]);
             }
         }
@@ -639,7 +639,7 @@ impl<E: Enforcer> Reconciler<E> {
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, status, last } => self.ended(process, status, last),
             Input::Tick => {
-                self.look_at_lease();
+                self.check_lease();
                 self.end_mode_in_time();
                 self.prove_again();
                 self.store_unstored();
@@ -655,7 +655,7 @@ impl<E: Enforcer> Reconciler<E> {
                 self.lost_uevents += 1;
                 self.begin_resync()?;
             }
-            Input::Told(told) => self.told_by_store(told),
+            Input::Store(update) => self.store_updated(update),
             Input::Reloaded(config) => self.reloaded(&config)?,
             // The last input of all: see `run`.
             Input::Stop(_) => {}
@@ -777,7 +777,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.device_gone(*upper);
         }
         info!(device = device.name, volume = %id, "attached");
-        self.tell_names(&device);
+        self.share_names(&device);
         let (boot, strength, diskseq) = (self.world.boot.clone(), device.identity.strength, device.diskseq);
         self.occupy(None, Some(&id));
         self.devices.insert(device);
@@ -856,7 +856,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.copies.remove(&id);
             self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
-                self.wish_nothing_more(&record, !held);
+                self.desire_nothing_more(&record, !held);
                 if record.state == State::Formatting && record.running && self.departed.len() < MAX_ENDS {
                     record.wrote =
                         record.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
@@ -1050,8 +1050,8 @@ impl<E: Enforcer> Reconciler<E> {
         }
         self.put_rules(id);
         match &mut self.batch {
-            Some(batch) => batch.wish_later(id),
-            None => self.wish(id, false),
+            Some(batch) => batch.update_desired_later(id),
+            None => self.update_desired(id, false),
         }
         for effect in effects {
             match effect {

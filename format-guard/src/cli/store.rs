@@ -18,9 +18,9 @@ use crate::{
     record::{
         Record,
         shared::{
-            self, Format, MAX_VALUE, Me, Shared, Standing, ValueError, Wish,
+            self, Format, MAX_VALUE, NodeLease, Shared, ClaimStatus, ValueError, Desired,
             etcd::{Etcd, Member},
-            store::{Connect, Session, SharedError, carry_on},
+            store::{Connect, Session, SharedError, converge},
         },
         sqlite::SqliteStore,
         store::{HistoryEvent, Store},
@@ -200,7 +200,7 @@ fn read(file: &Path) -> Result<Vec<(VolumeId, Format)>> {
 /// Adds formats to the store that nodes share; what came of it.
 async fn add(member: &Member, formats: &[(VolumeId, Format)]) -> Result<String> {
     let node = node_name();
-    let me = Me { node: &node, lease: None };
+    let me = NodeLease { node: &node, lease: None };
     let shared: Vec<_> = formats.iter().filter(|(id, _)| shared::is_shared(id)).collect();
     let (mut told, mut known) = (0, 0);
     for batch in shared.chunks(AT_ONCE) {
@@ -212,9 +212,9 @@ async fn add(member: &Member, formats: &[(VolumeId, Format)]) -> Result<String> 
                 known += 1;
                 continue;
             }
-            let wish = Wish::Gone { clean: true, format: Some(format.clone()) };
-            match carry_on(member, id, wish, seen, me, now()).await?.standing {
-                Some(Standing::Gone) => told += 1,
+            let desired = Desired::Gone { clean: true, format: Some(format.clone()) };
+            match converge(member, id, desired, seen, me, now()).await?.status {
+                Some(ClaimStatus::Gone) => told += 1,
                 _ => return Err(anyhow!("{id}: other nodes change it all the time: try again")),
             }
         }

@@ -205,7 +205,7 @@ pub struct Claim {
 
 /// What the store has of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observed {
     /// The record; none has been written.
     pub shared: Option<Shared>,
     /// The store's revision of it; zero where there is none.
@@ -214,7 +214,7 @@ pub struct Seen {
     pub claim: Option<Claim>,
 }
 
-impl Seen {
+impl Observed {
     /// What the store has after a write of this node, of this revision.
     #[must_use]
     pub fn after(self, write: Write, revision: i64, node: &str) -> Self {
@@ -249,7 +249,7 @@ pub struct Write {
 
 /// What this node wants of a volume, by its own record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Wish {
+pub enum Desired {
     /// To have no part in it: it is exempt here.
     Nothing,
     /// To be told, and to claim a permit.
@@ -260,7 +260,7 @@ pub enum Wish {
     },
     /// To format it once: it reads blank here.
     Claim {
-        /// As of [`Wish::Watch`].
+        /// As of [`Desired::Watch`].
         doubted: bool,
     },
     /// To use the permit, which it has claimed.
@@ -278,7 +278,7 @@ pub enum Wish {
     },
 }
 
-impl Wish {
+impl Desired {
     /// What is wanted once this was written: the permit that was claimed, or the claim that is this agent's own from now on.
     #[must_use]
     pub fn after(self, write: &Write) -> Self {
@@ -293,22 +293,22 @@ impl Wish {
 
 /// What this node wants, by its record of a volume.
 #[must_use]
-pub fn wish(record: &Record, node: &str) -> Wish {
+pub fn desired(record: &Record, node: &str) -> Desired {
     let doubted = record.new || record.doubted_since.is_some();
     match record.state {
-        State::Blank => Wish::Claim { doubted },
-        State::Unverified if record.wants_claim() => Wish::Claim { doubted },
-        State::Unverified => Wish::Watch { doubted },
-        State::Exempt => Wish::Nothing,
-        State::Formatting => Wish::Formatting,
-        State::Permitted => Wish::Permitted,
-        State::Formatted => Wish::Formatted(Format::of(record, node)),
+        State::Blank => Desired::Claim { doubted },
+        State::Unverified if record.wants_claim() => Desired::Claim { doubted },
+        State::Unverified => Desired::Watch { doubted },
+        State::Exempt => Desired::Nothing,
+        State::Formatting => Desired::Formatting,
+        State::Permitted => Desired::Permitted,
+        State::Formatted => Desired::Formatted(Format::of(record, node)),
     }
 }
 
 /// Where this node stands with a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum ClaimStatus {
     /// Nothing is to be done.
     Watching,
     /// It has the claim.
@@ -335,7 +335,7 @@ pub enum Standing {
 
 /// A node as it claims.
 #[derive(Clone, Copy, Debug)]
-pub struct Me<'a> {
+pub struct NodeLease<'a> {
     /// Its name.
     pub node: &'a str,
     /// Its lease, while it lasts for sure.
@@ -344,28 +344,28 @@ pub struct Me<'a> {
 
 /// What is to be written next, if anything, and where the node stands if that is nothing.
 #[must_use]
-pub fn step(seen: &Seen, wish: &Wish, me: Me<'_>, now: Seconds) -> (Option<Write>, Standing) {
-    let old = seen.shared.clone().unwrap_or_default();
-    let mut step = Step {
+pub fn plan(observed: &Observed, desired: &Desired, me: NodeLease<'_>, now: Seconds) -> (Option<Write>, ClaimStatus) {
+    let old = observed.shared.clone().unwrap_or_default();
+    let mut plan = Planner {
         claim: ClaimChange::Keep,
-        holds: me.lease.is_some() && seen.claim.as_ref().map(|claim| claim.lease) == me.lease,
+        holds: me.lease.is_some() && observed.claim.as_ref().map(|claim| claim.lease) == me.lease,
         armed: me.lease.is_some() && old.armed.as_ref().map(|armed| armed.lease) == me.lease,
         by_permit: old.armed.as_ref().is_some_and(|armed| armed.by_permit),
         new: old.clone(),
-        seen,
+        observed,
         me,
         now,
     };
-    step.clear_away(wish);
-    let standing = step.take(wish);
-    if step.new == old && step.claim == ClaimChange::Keep {
-        return (None, standing);
+    plan.clear_away(desired);
+    let status = plan.take(desired);
+    if plan.new == old && plan.claim == ClaimChange::Keep {
+        return (None, status);
     }
-    let shared = (!step.new.is_empty()).then_some(step.new);
-    (Some(Write { shared, claim: step.claim }), standing)
+    let shared = (!plan.new.is_empty()).then_some(plan.new);
+    (Some(Write { shared, claim: plan.claim }), status)
 }
 
-struct Step<'a> {
+struct Planner<'a> {
     new: Shared,
     claim: ClaimChange,
     /// This node has the claim.
@@ -374,24 +374,24 @@ struct Step<'a> {
     armed: bool,
     /// Whoever is armed is so by the permit.
     by_permit: bool,
-    seen: &'a Seen,
-    me: Me<'a>,
+    observed: &'a Observed,
+    me: NodeLease<'a>,
     now: Seconds,
 }
 
-impl Step<'_> {
+impl Planner<'_> {
     /// What was claimed by a node that is gone, or has ended here, may have been used; what has expired cannot be.
-    fn clear_away(&mut self, wish: &Wish) {
+    fn clear_away(&mut self, desired: &Desired) {
         let ours = self.holds && self.armed;
         let lasts = self.new.armed.as_ref().map(|armed| armed.lease)
-            == self.seen.claim.as_ref().map(|claim| claim.lease);
-        let goes_on = match wish {
-            Wish::Permitted => true,
+            == self.observed.claim.as_ref().map(|claim| claim.lease);
+        let goes_on = match desired {
+            Desired::Permitted => true,
             // The one that is gone from here unused is as it was.
-            Wish::Gone { clean, .. } => *clean,
+            Desired::Gone { clean, .. } => *clean,
             _ => false,
         };
-        let doubted_here = matches!(wish, Wish::Watch { doubted: true } | Wish::Claim { doubted: true });
+        let doubted_here = matches!(desired, Desired::Watch { doubted: true } | Desired::Claim { doubted: true });
         let ended = self.by_permit && (!lasts || ours && !goes_on);
         let expired = self.new.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if ended || expired && !ours {
@@ -408,40 +408,40 @@ impl Step<'_> {
         }
     }
 
-    fn take(&mut self, wish: &Wish) -> Standing {
+    fn take(&mut self, desired: &Desired) -> ClaimStatus {
         let ours = self.holds && self.armed;
-        match wish {
-            Wish::Watch { .. } | Wish::Claim { .. } | Wish::Formatted(_)
-                if self.seen.claim.is_none() && self.new.permit.is_some() && self.me.lease.is_some() =>
+        match desired {
+            Desired::Watch { .. } | Desired::Claim { .. } | Desired::Formatted(_)
+                if self.observed.claim.is_none() && self.new.permit.is_some() && self.me.lease.is_some() =>
             {
-                if let Wish::Formatted(own) = wish {
+                if let Desired::Formatted(own) = desired {
                     self.raise(own, false);
                 }
                 self.arm(true);
-                Standing::Watching
+                ClaimStatus::Watching
             }
-            Wish::Watch { .. } | Wish::Nothing => {
+            Desired::Watch { .. } | Desired::Nothing => {
                 self.give_up(false);
                 match &self.new.format {
-                    Some(format) => Standing::Formatted(format.clone()),
-                    None => Standing::Watching,
+                    Some(format) => ClaimStatus::Formatted(format.clone()),
+                    None => ClaimStatus::Watching,
                 }
             }
-            Wish::Permitted => match &self.new.permit {
-                Some(permit) if ours && self.by_permit => Standing::Permitted(permit.clone()),
+            Desired::Permitted => match &self.new.permit {
+                Some(permit) if ours && self.by_permit => ClaimStatus::Permitted(permit.clone()),
                 _ => {
                     self.give_up(true);
-                    Standing::PermitEnded
+                    ClaimStatus::PermitEnded
                 }
             },
-            Wish::Claim { .. } => self.take_claim(),
-            Wish::Formatting if ours => Standing::Claimed { doubted: false },
-            Wish::Formatting => Standing::Watching,
-            Wish::Formatted(own) => {
+            Desired::Claim { .. } => self.take_claim(),
+            Desired::Formatting if ours => ClaimStatus::Claimed { doubted: false },
+            Desired::Formatting => ClaimStatus::Watching,
+            Desired::Formatted(own) => {
                 self.give_up(false);
-                self.raise(own, ours).map_or(Standing::Watching, Standing::Formatted)
+                self.raise(own, ours).map_or(ClaimStatus::Watching, ClaimStatus::Formatted)
             }
-            Wish::Gone { clean, format } => {
+            Desired::Gone { clean, format } => {
                 if self.holds {
                     self.claim = ClaimChange::Drop;
                 }
@@ -451,24 +451,24 @@ impl Step<'_> {
                 if let Some(own) = format {
                     self.raise(own, ours);
                 }
-                Standing::Gone
+                ClaimStatus::Gone
             }
         }
     }
 
-    fn take_claim(&mut self) -> Standing {
+    fn take_claim(&mut self) -> ClaimStatus {
         // A claim is kept until the node wants none: its kernel may let a formatter through as long as it is not told.
         if let Some(format) = self.new.format.clone() {
-            return Standing::Formatted(format);
+            return ClaimStatus::Formatted(format);
         }
-        match &self.seen.claim {
+        match &self.observed.claim {
             Some(_) if self.holds && self.armed && !self.by_permit => {
-                Standing::Claimed { doubted: self.new.armed.as_ref().is_some_and(|armed| armed.doubted) }
+                ClaimStatus::Claimed { doubted: self.new.armed.as_ref().is_some_and(|armed| armed.doubted) }
             }
-            Some(claim) if !self.holds => Standing::Waiting { node: claim.node.clone() },
+            Some(claim) if !self.holds => ClaimStatus::Waiting { node: claim.node.clone() },
             Some(_) | None => {
                 self.arm(false);
-                Standing::Watching
+                ClaimStatus::Watching
             }
         }
     }
@@ -515,7 +515,7 @@ impl Step<'_> {
             Some(known) if known.generation == own.generation => {}
             _ => self.new.format = Some(own.clone()),
         }
-        if self.seen.claim.is_none() && self.claim == ClaimChange::Keep {
+        if self.observed.claim.is_none() && self.claim == ClaimChange::Keep {
             self.new.armed = None;
         }
         None

@@ -12,16 +12,16 @@ use anyhow::{Context, Result, ensure};
 use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp};
 use format_guard::{
     agent::{
-        claims::{Claimant, Known, Told, Wishes},
+        claims::{ClaimWorker, KnownFormats, StoreUpdate, DesiredClaims},
         reconciler::Input,
     },
     config,
     record::{
         Claim, Now, Record,
         shared::{
-            Armed, Format, Me, Seen, Shared, Standing, Wish,
+            Armed, Format, NodeLease, Observed, Shared, ClaimStatus, Desired,
             etcd::Etcd,
-            store::{Connect, Session, carry_on},
+            store::{Connect, Session, converge},
         },
         sqlite::SqliteStore,
         store::Store,
@@ -119,10 +119,10 @@ async fn claims() -> Result<()> {
             let member = Arc::clone(&member);
             async move {
                 let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
-                let me = Me { node: "node", lease: Some(lease) };
+                let me = NodeLease { node: "node", lease: Some(lease) };
                 let stands =
-                    carry_on(&*member, &id, Wish::Claim { doubted: false }, Seen::default(), me, 0).await?;
-                ensure!(stands.standing == Some(Standing::Claimed { doubted: false }), "{stands:?}");
+                    converge(&*member, &id, Desired::Claim { doubted: false }, Observed::default(), me, 0).await?;
+                ensure!(stands.status == Some(ClaimStatus::Claimed { doubted: false }), "{stands:?}");
                 Ok(())
             }
         })
@@ -185,21 +185,21 @@ fn transitions() -> Result<()> {
 
 /// A node as far as its part in the store.
 struct Node {
-    wishes: Wishes,
+    desired_claims: DesiredClaims,
     inputs: mpsc::Receiver<Input>,
 }
 
 impl Node {
     /// Waits until this is told.
-    async fn until(&mut self, mut told: impl FnMut(&Told) -> bool) -> Result<()> {
+    async fn until(&mut self, mut told: impl FnMut(&StoreUpdate) -> bool) -> Result<()> {
         let waited = async {
             while let Some(input) = self.inputs.recv().await {
-                let Input::Told(word) = input else { continue };
+                let Input::Store(word) = input else { continue };
                 let done = told(&word);
                 match word {
                     // Who asked may have gone.
-                    Told::Known { reply, .. } => drop(reply.send(Known::default())),
-                    Told::Standing { number, .. } => self.wishes.acknowledge(number),
+                    StoreUpdate::KnownFormats { reply, .. } => drop(reply.send(KnownFormats::default())),
+                    StoreUpdate::ClaimStatus { number, .. } => self.desired_claims.acknowledge(number),
                     _ => {}
                 }
                 if done {
@@ -228,21 +228,21 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
     let mut tasks = JoinSet::new();
     for node in 0..nodes {
         let (sender, inputs) = mpsc::channel(1024);
-        let (claimant, wishes) =
-            Claimant::new(Etcd::new(settings(&etcd)), format!("node-{node}"), 600, None, sender);
+        let (claim_worker, desired_claims) =
+            ClaimWorker::new(Etcd::new(settings(&etcd)), format!("node-{node}"), 600, None, sender);
         for number in 0..volumes {
-            wishes.set(&id_of(node, nodes, number), Wish::Watch { doubted: false }, false);
+            desired_claims.set(&id_of(node, nodes, number), Desired::Watch { doubted: false }, false);
         }
-        tasks.spawn(claimant.run());
-        all.push(Node { wishes, inputs });
+        tasks.spawn(claim_worker.run());
+        all.push(Node { desired_claims, inputs });
     }
     for node in &mut all {
-        let (mut standing, mut asked) = (0, false);
+        let (mut status, mut asked) = (0, false);
         node.until(|told| {
-            standing += usize::from(matches!(told, Told::Standing { .. }));
+            status += usize::from(matches!(told, StoreUpdate::ClaimStatus { .. }));
             // What it knows besides; it waits for the answer.
-            asked |= matches!(told, Told::Known { .. });
-            standing == volumes && asked
+            asked |= matches!(told, StoreUpdate::KnownFormats { .. });
+            status == volumes && asked
         })
         .await?;
     }
@@ -259,11 +259,11 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
         let format =
             Format { generation: 1, content: None, marks: Vec::new(), node: format!("node-{node}"), at: 0 };
         let start = Instant::now();
-        all[node].wishes.set(&id, Wish::Formatted(format), false);
+        all[node].desired_claims.set(&id, Desired::Formatted(format), false);
         // Its neighbour below has it, too.
         let other = (node + nodes - 1) % nodes;
         all[other]
-            .until(|told| matches!(told, Told::Standing { id: of, standing: Standing::Formatted(_), .. } if *of == id))
+            .until(|told| matches!(told, StoreUpdate::ClaimStatus { id: of, status: ClaimStatus::Formatted(_), .. } if *of == id))
             .await?;
         took.push(start.elapsed());
     }

@@ -11,7 +11,7 @@ use crate::record::shared::{Claim, VERSION, ValueError};
 /// A store in memory, whose leases end when the test says so.
 #[derive(Default)]
 struct Memory {
-    volumes: Mutex<HashMap<VolumeId, Seen>>,
+    volumes: Mutex<HashMap<VolumeId, Observed>>,
     leases: Mutex<HashSet<u64>>,
     revision: AtomicI64,
     granted: AtomicU64,
@@ -27,15 +27,15 @@ impl Memory {
         Ok(())
     }
 
-    fn seen(&self, id: &str) -> Seen {
+    fn observed(&self, id: &str) -> Observed {
         self.volumes.lock().expect("no panic").get(&id.into()).cloned().unwrap_or_default()
     }
 
     fn end(&self, lease: u64) {
         self.leases.lock().expect("no panic").remove(&lease);
-        for seen in self.volumes.lock().expect("no panic").values_mut() {
-            if seen.claim.as_ref().is_some_and(|claim| claim.lease == lease) {
-                seen.claim = None;
+        for observed in self.volumes.lock().expect("no panic").values_mut() {
+            if observed.claim.as_ref().is_some_and(|claim| claim.lease == lease) {
+                observed.claim = None;
             }
         }
         self.changed.notify_waiters();
@@ -67,13 +67,13 @@ impl Session for Connected {
         if lasts { Ok(Granted { id: lease, seconds: 60 }) } else { Err(SharedError::LeaseEnded) }
     }
 
-    async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {
+    async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Observed, ValueError>>, SharedError> {
         self.0.is_here()?;
-        let read = |id: &VolumeId| match self.0.seen(id.as_str()) {
-            seen if seen.shared.as_ref().is_some_and(|shared| shared.version != VERSION) => {
+        let read = |id: &VolumeId| match self.0.observed(id.as_str()) {
+            observed if observed.shared.as_ref().is_some_and(|shared| shared.version != VERSION) => {
                 Err(ValueError::Moved)
             }
-            seen => Ok(seen),
+            observed => Ok(observed),
         };
         Ok(ids.iter().map(read).collect())
     }
@@ -81,14 +81,14 @@ impl Session for Connected {
     async fn write(
         &self,
         id: &VolumeId,
-        seen: &Seen,
+        observed: &Observed,
         write: &Write,
         node: &str,
     ) -> Result<Option<i64>, SharedError> {
         self.0.is_here()?;
         let mut volumes = self.0.volumes.lock().expect("no panic");
         let known = volumes.entry(id.clone()).or_default();
-        if known != seen {
+        if known != observed {
             return Ok(None);
         }
         let revision = 1 + self.0.revision.fetch_add(1, Ordering::SeqCst);
@@ -125,9 +125,9 @@ impl Session for Connected {
     }
 }
 
-/// A claimant, and the test in the reconciler's place.
+/// A claim worker, and the test in the reconciler's place.
 struct Node {
-    wishes: Wishes,
+    desired_claims: DesiredClaims,
     inputs: mpsc::Receiver<Input>,
     known: Vec<(VolumeId, Format)>,
 }
@@ -135,42 +135,42 @@ struct Node {
 impl Node {
     fn start(memory: &Arc<Memory>, name: &str, lease: Option<u64>) -> Self {
         let (sender, inputs) = mpsc::channel(64);
-        let (claimant, wishes) = Claimant::new(Connected(memory.clone()), name.to_owned(), 60, lease, sender);
-        tokio::spawn(claimant.run());
-        Self { wishes, inputs, known: Vec::new() }
+        let (claim_worker, desired_claims) = ClaimWorker::new(Connected(memory.clone()), name.to_owned(), 60, lease, sender);
+        tokio::spawn(claim_worker.run());
+        Self { desired_claims, inputs, known: Vec::new() }
     }
 
     /// What is told next, of what the test looks at.
-    async fn next(&mut self) -> Told {
+    async fn next(&mut self) -> StoreUpdate {
         loop {
             let input = timeout(Duration::from_mins(1), self.inputs.recv()).await.expect("told in time");
             match input {
-                Some(Input::Told(Told::Known { reply, .. })) => {
+                Some(Input::Store(StoreUpdate::KnownFormats { reply, .. })) => {
                     let formats = std::mem::take(&mut self.known);
-                    let _ = reply.send(Known { formats, more_after: None });
+                    let _ = reply.send(KnownFormats { formats, more_after: None });
                 }
-                Some(Input::Told(told)) => return told,
+                Some(Input::Store(told)) => return told,
                 _ => panic!("nothing else is told"),
             }
         }
     }
 
     /// Where it stands next with a volume; acknowledged with what it wants then.
-    async fn stands(&mut self, then: Option<Wish>) -> Standing {
+    async fn progress(&mut self, then: Option<Desired>) -> ClaimStatus {
         for _ in 0..1000 {
-            if let Told::Standing { id, standing, number, .. } = self.next().await {
-                if standing == Standing::Watching {
-                    self.wishes.acknowledge(number);
+            if let StoreUpdate::ClaimStatus { id, status, number, .. } = self.next().await {
+                if status == ClaimStatus::Watching {
+                    self.desired_claims.acknowledge(number);
                     continue;
                 }
-                if let Some(wish) = then {
-                    self.wishes.set(&id, wish, false);
+                if let Some(desired) = then {
+                    self.desired_claims.set(&id, desired, false);
                 }
-                self.wishes.acknowledge(number);
-                return standing;
+                self.desired_claims.acknowledge(number);
+                return status;
             }
         }
-        panic!("nothing is told of where {} stands", self.wishes.node());
+        panic!("nothing is told of where {} stands", self.desired_claims.node());
     }
 }
 
@@ -184,39 +184,39 @@ fn format(generation: u64, node: &str) -> Format {
 async fn one_of_two_nodes_claims_and_the_other_is_told_of_the_format() {
     let memory = Arc::new(Memory::default());
     let mut a = Node::start(&memory, "a", None);
-    a.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
-    assert_eq!(a.stands(None).await, Standing::Claimed { doubted: false });
+    a.desired_claims.set(&ID.into(), Desired::Claim { doubted: false }, false);
+    assert_eq!(a.progress(None).await, ClaimStatus::Claimed { doubted: false });
     let mut b = Node::start(&memory, "b", None);
-    b.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
-    assert_eq!(b.stands(None).await, Standing::Waiting { node: "a".to_owned() });
-    a.wishes.set(&ID.into(), Wish::Formatting, false);
-    a.stands(Some(Wish::Formatted(format(1, "a")))).await;
-    assert_eq!(b.stands(Some(Wish::Formatted(format(1, "a")))).await, Standing::Formatted(format(1, "a")));
-    assert_eq!(memory.seen(ID).claim, None);
+    b.desired_claims.set(&ID.into(), Desired::Claim { doubted: false }, false);
+    assert_eq!(b.progress(None).await, ClaimStatus::Waiting { node: "a".to_owned() });
+    a.desired_claims.set(&ID.into(), Desired::Formatting, false);
+    a.progress(Some(Desired::Formatted(format(1, "a")))).await;
+    assert_eq!(b.progress(Some(Desired::Formatted(format(1, "a")))).await, ClaimStatus::Formatted(format(1, "a")));
+    assert_eq!(memory.observed(ID).claim, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_goes_on_with_the_next_agent_and_one_that_has_ended_is_told() {
     let memory = Arc::new(Memory::default());
     let mut first = Node::start(&memory, "a", None);
-    first.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
-    assert!(matches!(first.next().await, Told::Lease { id: 100, .. }));
-    assert_eq!(first.stands(None).await, Standing::Claimed { doubted: false });
+    first.desired_claims.set(&ID.into(), Desired::Claim { doubted: false }, false);
+    assert!(matches!(first.next().await, StoreUpdate::Lease { id: 100, .. }));
+    assert_eq!(first.progress(None).await, ClaimStatus::Claimed { doubted: false });
     drop(first);
     let mut second = Node::start(&memory, "a", Some(100));
-    second.wishes.set(&ID.into(), Wish::Claim { doubted: false }, false);
-    assert!(matches!(second.next().await, Told::Lease { id: 100, .. }));
-    assert_eq!(second.stands(None).await, Standing::Claimed { doubted: false });
+    second.desired_claims.set(&ID.into(), Desired::Claim { doubted: false }, false);
+    assert!(matches!(second.next().await, StoreUpdate::Lease { id: 100, .. }));
+    assert_eq!(second.progress(None).await, ClaimStatus::Claimed { doubted: false });
     memory.end(100);
     loop {
-        if let Told::Lease { id, .. } = second.next().await
+        if let StoreUpdate::Lease { id, .. } = second.next().await
             && id != 100
         {
             break;
         }
     }
-    second.wishes.set(&ID.into(), Wish::Claim { doubted: false }, true);
-    assert_eq!(second.stands(None).await, Standing::Claimed { doubted: true });
+    second.desired_claims.set(&ID.into(), Desired::Claim { doubted: false }, true);
+    assert_eq!(second.progress(None).await, ClaimStatus::Claimed { doubted: true });
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,32 +224,32 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
     let memory = Arc::new(Memory::default());
     memory.away.store(true, Ordering::SeqCst);
     let mut node = Node::start(&memory, "a", None);
-    assert!(matches!(node.next().await, Told::Away(_)));
+    assert!(matches!(node.next().await, StoreUpdate::Disconnected(_)));
     let (reply, answer) = oneshot::channel();
     let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
-    node.wishes.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
+    node.desired_claims.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
     assert!(
         answer.await.expect("an answer").is_err_and(|failure| failure.error.contains("nothing was done"))
     );
     node.known = vec![(ID.into(), format(7, "a"))];
     memory.away.store(false, Ordering::SeqCst);
-    while !matches!(node.next().await, Told::Near) {}
+    while !matches!(node.next().await, StoreUpdate::Connected) {}
     // The question after them is answered once they are written.
     let (reply, _) = oneshot::channel();
-    node.wishes.command(Command::Permit { id: ID.into(), permit, reply });
-    while !matches!(node.next().await, Told::Done(Command::Permit { .. })) {}
-    assert_eq!(memory.seen(ID).shared.and_then(|shared| shared.format), Some(format(7, "a")));
+    node.desired_claims.command(Command::Permit { id: ID.into(), permit, reply });
+    while !matches!(node.next().await, StoreUpdate::Done(Command::Permit { .. })) {}
+    assert_eq!(memory.observed(ID).shared.and_then(|shared| shared.format), Some(format(7, "a")));
     // A store that was put back to an older state.
     memory.volumes.lock().expect("no panic").clear();
     memory.away.store(true, Ordering::SeqCst);
-    while !matches!(node.next().await, Told::Away(_)) {}
+    while !matches!(node.next().await, StoreUpdate::Disconnected(_)) {}
     node.known = vec![(ID.into(), format(7, "a"))];
     memory.away.store(false, Ordering::SeqCst);
-    while memory.seen(ID).shared.is_none() {
-        if let Ok(Some(Input::Told(Told::Known { reply, .. }))) =
+    while memory.observed(ID).shared.is_none() {
+        if let Ok(Some(Input::Store(StoreUpdate::KnownFormats { reply, .. }))) =
             timeout(Duration::from_millis(100), node.inputs.recv()).await
         {
-            let _ = reply.send(Known { formats: std::mem::take(&mut node.known), more_after: None });
+            let _ = reply.send(KnownFormats { formats: std::mem::take(&mut node.known), more_after: None });
         }
     }
 }
@@ -261,56 +261,56 @@ async fn what_is_known_by_an_older_name_holds_and_is_taken_over_once() {
     const OWN: &str = "scsi:naa.6001405f";
     let memory = Arc::new(Memory::default());
     let mut old = Node::start(&memory, "old", None);
-    old.wishes.set(&OLDER.into(), Wish::Claim { doubted: false }, false);
-    assert_eq!(old.stands(None).await, Standing::Claimed { doubted: false });
+    old.desired_claims.set(&OLDER.into(), Desired::Claim { doubted: false }, false);
+    assert_eq!(old.progress(None).await, ClaimStatus::Claimed { doubted: false });
     let mut new = Node::start(&memory, "new", None);
-    new.wishes.name(&OWN.into(), vec![OLDER.into()]);
-    new.wishes.set(&OWN.into(), Wish::Claim { doubted: false }, false);
-    assert_eq!(new.stands(None).await, Standing::Waiting { node: "old".to_owned() });
+    new.desired_claims.name(&OWN.into(), vec![OLDER.into()]);
+    new.desired_claims.set(&OWN.into(), Desired::Claim { doubted: false }, false);
+    assert_eq!(new.progress(None).await, ClaimStatus::Waiting { node: "old".to_owned() });
     // It formats it, and gives the claim up by that.
-    old.wishes.set(&OLDER.into(), Wish::Formatting, false);
-    old.stands(Some(Wish::Formatted(format(1, "old")))).await;
-    assert_eq!(new.stands(None).await, Standing::Formatted(format(1, "old")));
-    assert_eq!(memory.seen(OWN).shared.and_then(|shared| shared.format), Some(format(1, "old")));
-    assert_eq!(memory.seen(OLDER).shared.map(|shared| shared.version), Some(MOVED));
+    old.desired_claims.set(&OLDER.into(), Desired::Formatting, false);
+    old.progress(Some(Desired::Formatted(format(1, "old")))).await;
+    assert_eq!(new.progress(None).await, ClaimStatus::Formatted(format(1, "old")));
+    assert_eq!(memory.observed(OWN).shared.and_then(|shared| shared.format), Some(format(1, "old")));
+    assert_eq!(memory.observed(OLDER).shared.map(|shared| shared.version), Some(MOVED));
     // The next volume that is that unit is another one.
     let mut third = Node::start(&memory, "third", None);
-    third.wishes.name(&"scsi:naa.6001405a".into(), vec![OLDER.into()]);
-    third.wishes.set(&"scsi:naa.6001405a".into(), Wish::Claim { doubted: false }, false);
-    assert_eq!(third.stands(None).await, Standing::Claimed { doubted: false });
+    third.desired_claims.name(&"scsi:naa.6001405a".into(), vec![OLDER.into()]);
+    third.desired_claims.set(&"scsi:naa.6001405a".into(), Desired::Claim { doubted: false }, false);
+    assert_eq!(third.progress(None).await, ClaimStatus::Claimed { doubted: false });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_is_claimed_where_the_volume_is_and_by_one_node() {
     let memory = Arc::new(Memory::default());
-    let wish = Wish::Formatted(format(1, "a"));
+    let desired = Desired::Formatted(format(1, "a"));
     let (mut a, mut b) = (Node::start(&memory, "a", None), Node::start(&memory, "b", None));
     for node in [&a, &b] {
-        node.wishes.set(&ID.into(), wish.clone(), false);
+        node.desired_claims.set(&ID.into(), desired.clone(), false);
     }
-    while !matches!(a.next().await, Told::Near) {}
+    while !matches!(a.next().await, StoreUpdate::Connected) {}
     let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
     let (reply, _) = oneshot::channel();
-    a.wishes.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
+    a.desired_claims.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
     let first = tokio::select! {
-        standing = a.stands(Some(Wish::Permitted)) => standing,
-        standing = b.stands(Some(Wish::Permitted)) => standing,
+        status = a.progress(Some(Desired::Permitted)) => status,
+        status = b.progress(Some(Desired::Permitted)) => status,
     };
-    assert_eq!(first, Standing::Permitted(permit));
-    let claim = memory.seen(ID).claim.expect("claimed");
+    assert_eq!(first, ClaimStatus::Permitted(permit));
+    let claim = memory.observed(ID).claim.expect("claimed");
     let node = if claim.node == "a" { &mut a } else { &mut b };
-    node.wishes.set(&ID.into(), Wish::Formatting, false);
-    node.stands(None).await;
-    assert_eq!(memory.seen(ID).shared.and_then(|shared| shared.permit), None, "used by its beginning");
-    node.wishes.set(&ID.into(), Wish::Formatted(format(2, &claim.node)), false);
+    node.desired_claims.set(&ID.into(), Desired::Formatting, false);
+    node.progress(None).await;
+    assert_eq!(memory.observed(ID).shared.and_then(|shared| shared.permit), None, "used by its beginning");
+    node.desired_claims.set(&ID.into(), Desired::Formatted(format(2, &claim.node)), false);
     let given_up = async {
-        while memory.seen(ID).claim.is_some() {
+        while memory.observed(ID).claim.is_some() {
             sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(Duration::from_mins(1), given_up).await.expect("in time");
     assert_eq!(
-        memory.seen(ID).shared.and_then(|shared| shared.format).map(|format| format.generation),
+        memory.observed(ID).shared.and_then(|shared| shared.format).map(|format| format.generation),
         Some(2)
     );
 }

@@ -281,7 +281,7 @@ impl<E: Enforcer> Reconciler<E> {
             return Some((question, reply));
         };
         let id = self.select(volume).ok();
-        let Some(wishes) = id.and_then(|id| self.wishes_for(&id)) else { return Some((question, reply)) };
+        let Some(desired_claims) = id.and_then(|id| self.desired_claims_for(&id)) else { return Some((question, reply)) };
         let command = match question {
             Question::Permit { request, uid } => {
                 self.permit_for(&request, uid).map(|(id, permit)| (id, Ok(permit)))
@@ -292,8 +292,8 @@ impl<E: Enforcer> Reconciler<E> {
             other => return Some((other, reply)),
         };
         match command {
-            Ok((id, Ok(permit))) => wishes.command(Command::Permit { id, permit, reply }),
-            Ok((id, Err((reason, uid)))) => wishes.command(Command::Forget { id, reason, uid, reply }),
+            Ok((id, Ok(permit))) => desired_claims.command(Command::Permit { id, permit, reply }),
+            Ok((id, Err((reason, uid)))) => desired_claims.command(Command::Forget { id, reason, uid, reply }),
             // The client may have gone.
             Err(failure) => drop(reply.send(Err(failure))),
         }

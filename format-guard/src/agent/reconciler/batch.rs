@@ -61,7 +61,7 @@ impl Batch {
         self.unreleased.insert(id.clone());
     }
 
-    pub(super) fn wish_later(&mut self, id: &VolumeId) {
+    pub(super) fn update_desired_later(&mut self, id: &VolumeId) {
         self.unwished.insert(id.clone());
     }
 
@@ -94,7 +94,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         // What no rule arms any more is given to other nodes.
         for id in batch.unwished {
-            self.wish(&id, false);
+            self.update_desired(&id, false);
         }
         for id in batch.unreleased {
             self.release(&id);

@@ -9,14 +9,14 @@ use tracing::error;
 use super::{Reconciler, Reply};
 use crate::{
     agent::{
-        claims::{Command, Known, Told, Wishes},
+        claims::{Command, KnownFormats, StoreUpdate, DesiredClaims},
         now,
     },
     api::StoreStatus,
     enforce::{Enforcer, since_boot},
     record::{
         Claim, Record, Seconds,
-        shared::{self, Format, Standing, Wish},
+        shared::{self, Format, ClaimStatus, Desired},
         transition::Event,
     },
     volume::{
@@ -27,11 +27,11 @@ use crate::{
 };
 
 /// Records that are read at once for the store.
-const AT_ONCE: usize = 200;
+const BATCH: usize = 200;
 
 /// This node's part in the store that nodes share.
 pub(super) struct Sharing {
-    wishes: Wishes,
+    desired_claims: DesiredClaims,
     /// The host is not ready while the store is away.
     required: bool,
     /// Since when the store answers, or does not.
@@ -41,8 +41,8 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    pub(super) fn new(wishes: Wishes, required: bool) -> Self {
-        Self { wishes, required, since: now(), away: Some("it was not asked yet".to_owned()) }
+    pub(super) fn new(desired_claims: DesiredClaims, required: bool) -> Self {
+        Self { desired_claims, required, since: now(), away: Some("it was not asked yet".to_owned()) }
     }
 
     fn answers(&mut self, away: Option<String>) -> bool {
@@ -72,41 +72,41 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// The way to the store, if that is where what is known of a volume is kept.
-    pub(super) fn wishes_for(&self, id: &VolumeId) -> Option<Wishes> {
-        let wishes = &self.sharing.as_ref()?.wishes;
+    pub(super) fn desired_claims_for(&self, id: &VolumeId) -> Option<DesiredClaims> {
+        let desired_claims = &self.sharing.as_ref()?.desired_claims;
         let shared = match self.records.get(id) {
             Some(record) => record.claim != Claim::Unneeded,
             None => shared::is_shared(id),
         };
-        shared.then(|| wishes.clone())
+        shared.then(|| desired_claims.clone())
     }
 
-    /// Tells what is wanted of a volume now. `again`: and wants to be told again where it stands.
-    pub(super) fn wish(&self, id: &VolumeId, again: bool) {
-        if let (Some(sharing), Some(wish)) = (&self.sharing, self.wanted(id)) {
-            sharing.wishes.set(id, wish, again);
+    /// Passes the desired state of a volume on. `again`: its status is to be reported again, even if it is the same.
+    pub(super) fn update_desired(&self, id: &VolumeId, again: bool) {
+        if let (Some(sharing), Some(desired)) = (&self.sharing, self.desired(id)) {
+            sharing.desired_claims.set(id, desired, again);
         }
     }
 
-    /// What is wanted of a volume that others may reach.
-    fn wanted(&self, id: &VolumeId) -> Option<Wish> {
+    /// The desired state of a volume that other nodes may reach.
+    fn desired(&self, id: &VolumeId) -> Option<Desired> {
         let sharing = self.sharing.as_ref()?;
         let record = self.records.get(id).filter(|record| record.claim != Claim::Unneeded)?;
-        let wish = shared::wish(record, sharing.wishes.node());
+        let desired = shared::desired(record, sharing.desired_claims.node());
         // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
-        if matches!(wish, Wish::Watch { .. } | Wish::Nothing) && self.is_held(id) {
-            return Some(Wish::Formatting);
+        if matches!(desired, Desired::Watch { .. } | Desired::Nothing) && self.is_held(id) {
+            return Some(Desired::Formatting);
         }
-        Some(wish)
+        Some(desired)
     }
 
     /// Under which other names nodes of an earlier version may keep what they know of a device's volume.
-    pub(super) fn tell_names(&self, device: &Device) {
+    pub(super) fn share_names(&self, device: &Device) {
         let Some(sharing) = &self.sharing else { return };
         let id = &device.identity.id;
         let others = device.identity.names.iter().filter(|name| name.kind != Kind::Place && name.id != *id);
         let others = others.map(|name| &name.id).filter(|name| shared::is_shared(name)).cloned();
-        sharing.wishes.name(id, others.collect());
+        sharing.desired_claims.name(id, others.collect());
     }
 
     fn is_held(&self, id: &VolumeId) -> bool {
@@ -114,43 +114,43 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// Its last device is gone, and no rule is left. `untouched`: the kernel let nobody through.
-    pub(super) fn wish_nothing_more(&self, record: &Record, untouched: bool) {
+    pub(super) fn desire_nothing_more(&self, record: &Record, untouched: bool) {
         let Some(sharing) = &self.sharing else { return };
         if record.claim == Claim::Unneeded {
             return;
         }
-        let node = sharing.wishes.node();
+        let node = sharing.desired_claims.node();
         let unused = matches!(record.state, State::Unverified | State::Blank | State::Permitted);
         let clean = untouched && unused && !record.new;
         let format = (record.state == State::Formatted).then(|| Format::of(record, node));
-        sharing.wishes.set(&record.id, Wish::Gone { clean, format }, true);
+        sharing.desired_claims.set(&record.id, Desired::Gone { clean, format }, true);
     }
 
-    pub(super) fn told_by_store(&mut self, told: Told) {
-        match told {
-            Told::Near => self.store_answers(None),
-            Told::Away(reason) => self.store_answers(Some(reason)),
-            Told::Lease { id, until } => self.leased(id, until),
-            Told::Standing { id, standing, wish, lease, number } => {
+    pub(super) fn store_updated(&mut self, update: StoreUpdate) {
+        match update {
+            StoreUpdate::Connected => self.store_answers(None),
+            StoreUpdate::Disconnected(reason) => self.store_answers(Some(reason)),
+            StoreUpdate::Lease { id, until } => self.leased(id, until),
+            StoreUpdate::ClaimStatus { id, status, desired, lease, number } => {
                 // What was wanted before may have been done since: a permit, used. It is looked at again.
-                if self.wanted(&id) == Some(*wish) {
-                    self.stands(&id, standing, lease);
+                if self.desired(&id) == Some(*desired) {
+                    self.apply_claim_status(&id, status, lease);
                 }
-                self.wish(&id, false);
+                self.update_desired(&id, false);
                 if let Some(sharing) = &self.sharing {
-                    sharing.wishes.acknowledge(number);
+                    sharing.desired_claims.acknowledge(number);
                 }
             }
             // Who asked may have gone; so with every other reply.
-            Told::Known { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
-            Told::Done(Command::Permit { id, permit, reply }) => {
+            StoreUpdate::KnownFormats { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
+            StoreUpdate::Done(Command::Permit { id, permit, reply }) => {
                 let answer = self.volume(&id).map(|mut volume| {
                     volume.permit.get_or_insert(permit);
                     Reply::Volume(Box::new(volume))
                 });
                 let _ = reply.send(answer);
             }
-            Told::Done(Command::Forget { id, reason, uid, reply }) => {
+            StoreUpdate::Done(Command::Forget { id, reason, uid, reply }) => {
                 let _ = reply.send(self.delete_record(&id, &reason, uid).map(Reply::Done));
             }
         }
@@ -191,55 +191,55 @@ impl<E: Enforcer> Reconciler<E> {
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             self.apply(&id, Event::ClaimLost);
-            self.wish(&id, true);
+            self.update_desired(&id, true);
         }
     }
 
     /// The kernel has ended what the lease no longer covers; the records follow.
-    pub(super) fn look_at_lease(&mut self) {
+    pub(super) fn check_lease(&mut self) {
         let lease = self.enforcer.lease();
         if self.sharing.is_some() && since_boot() >= Duration::from_nanos(lease.until) {
             self.lose_claims();
         }
     }
 
-    fn stands(&mut self, id: &VolumeId, standing: Standing, under: u64) {
+    fn apply_claim_status(&mut self, id: &VolumeId, status: ClaimStatus, under: u64) {
         let lease = self.enforcer.lease();
         let lasts = lease.id == under && lease.number != 0;
         let claimed = |doubted, permit| Event::Claimed { lease: lease.number, doubted, permit };
-        match standing {
-            Standing::Claimed { doubted } if lasts => self.apply(id, claimed(doubted, None)),
-            Standing::Permitted(permit) if lasts => self.apply(id, claimed(false, Some(permit))),
+        match status {
+            ClaimStatus::Claimed { doubted } if lasts => self.apply(id, claimed(doubted, None)),
+            ClaimStatus::Permitted(permit) if lasts => self.apply(id, claimed(false, Some(permit))),
             // Of a lease that has ended since.
-            Standing::Claimed { .. } | Standing::Permitted(_) => self.wish(id, true),
-            Standing::PermitEnded => self.apply(id, Event::PermitLost),
-            Standing::Formatted(format) => self.apply(id, Event::Shared(format)),
-            Standing::Unreadable(reason) => {
+            ClaimStatus::Claimed { .. } | ClaimStatus::Permitted(_) => self.update_desired(id, true),
+            ClaimStatus::PermitEnded => self.apply(id, Event::PermitLost),
+            ClaimStatus::Formatted(format) => self.apply(id, Event::Shared(format)),
+            ClaimStatus::Unreadable(reason) => {
                 error!(volume = %id, "{reason}");
                 self.apply(id, Event::ClaimLost);
             }
-            Standing::Watching | Standing::Waiting { .. } | Standing::Gone => {}
+            ClaimStatus::Watching | ClaimStatus::Waiting { .. } | ClaimStatus::Gone => {}
         }
     }
 
     /// The next formats on record here; what is attached tells of itself.
-    fn known_formats(&self, after: Option<&VolumeId>) -> Known {
-        let Some(sharing) = &self.sharing else { return Known::default() };
-        let records = match self.store.formatted_after(after, AT_ONCE) {
+    fn known_formats(&self, after: Option<&VolumeId>) -> KnownFormats {
+        let Some(sharing) = &self.sharing else { return KnownFormats::default() };
+        let records = match self.store.formatted_after(after, BATCH) {
             Ok(records) => records,
             Err(error) => {
                 error!("the store that nodes share is not told what is on record here: {error}");
-                return Known::default();
+                return KnownFormats::default();
             }
         };
         let more_after =
-            (records.len() == AT_ONCE).then(|| records.last().map(|record| record.id.clone())).flatten();
-        let told = records.into_iter().filter(|record| {
-            !record.weak && shared::is_shared(&record.id) && sharing.wishes.is_gone(&record.id)
+            (records.len() == BATCH).then(|| records.last().map(|record| record.id.clone())).flatten();
+        let formats = records.into_iter().filter(|record| {
+            !record.weak && shared::is_shared(&record.id) && sharing.desired_claims.is_gone(&record.id)
         });
-        let node = sharing.wishes.node();
-        Known {
-            formats: told.map(|record| (record.id.clone(), Format::of(&record, node))).collect(),
+        let node = sharing.desired_claims.node();
+        KnownFormats {
+            formats: formats.map(|record| (record.id.clone(), Format::of(&record, node))).collect(),
             more_after,
         }
     }

@@ -211,7 +211,7 @@ impl<E: Enforcer> Reconciler<E> {
         for id in ids {
             if let Some((old, new)) = self.disarm(&id) {
                 self.store_all(vec![Change { old, new, told: Vec::new() }]);
-                self.wish(&id, false);
+                self.update_desired(&id, false);
             }
         }
     }

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Claim, ClaimChange, Seen, Shared, VERSION, ValueError, Write,
+    Claim, ClaimChange, Observed, Shared, VERSION, ValueError, Write,
     store::{Connect, Granted, Session, SharedError, TRIES},
 };
 use crate::{config::Store as Settings, volume::VolumeId};
@@ -206,7 +206,7 @@ impl Member {
         Ok((granted, answer.header().map(ResponseHeader::raft_term)))
     }
 
-    async fn look_at_some(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {
+    async fn look_at_some(&self, ids: &[VolumeId]) -> Result<Vec<Result<Observed, ValueError>>, SharedError> {
         let gets =
             ids.iter().flat_map(|id| ["record", "claim"].map(|what| TxnOp::get(self.key(id, what), None)));
         let transaction = Txn::new().and_then(gets.collect::<Vec<_>>());
@@ -223,8 +223,8 @@ impl Member {
             return Err(self.failed(format!("{} answers to {} questions", answers.len(), 2 * ids.len())));
         }
         let pairs = answers.chunks(2).map(|pair| match pair {
-            [record, claim] => seen(record, claim),
-            _ => Ok(Seen::default()),
+            [record, claim] => observed(record, claim),
+            _ => Ok(Observed::default()),
         });
         Ok(pairs.collect())
     }
@@ -256,11 +256,11 @@ impl Member {
     }
 }
 
-fn seen(record: &GetResponse, claim: &GetResponse) -> Result<Seen, ValueError> {
-    let mut seen = Seen::default();
+fn observed(record: &GetResponse, claim: &GetResponse) -> Result<Observed, ValueError> {
+    let mut observed = Observed::default();
     if let Some(pair) = record.kvs().first() {
-        seen.revision = pair.mod_revision();
-        seen.shared = Some(Shared::read(pair.value())?);
+        observed.revision = pair.mod_revision();
+        observed.shared = Some(Shared::read(pair.value())?);
     }
     if let Some(pair) = claim.kvs().first() {
         let value: ClaimValue =
@@ -269,9 +269,9 @@ fn seen(record: &GetResponse, claim: &GetResponse) -> Result<Seen, ValueError> {
             return Err(ValueError::Version(value.version));
         }
         let node = value.node.chars().filter(|c| !c.is_control()).take(256).collect();
-        seen.claim = Some(Claim { lease: pair.lease().cast_unsigned(), node, revision: pair.mod_revision() });
+        observed.claim = Some(Claim { lease: pair.lease().cast_unsigned(), node, revision: pair.mod_revision() });
     }
-    Ok(seen)
+    Ok(observed)
 }
 
 impl Session for Member {
@@ -297,7 +297,7 @@ impl Session for Member {
         Err(self.failed("its leader changes all the time"))
     }
 
-    async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Seen, ValueError>>, SharedError> {
+    async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Observed, ValueError>>, SharedError> {
         let mut all = Vec::with_capacity(ids.len());
         for some in ids.chunks(AT_ONCE) {
             all.extend(self.look_at_some(some).await?);
@@ -308,14 +308,14 @@ impl Session for Member {
     async fn write(
         &self,
         id: &VolumeId,
-        seen: &Seen,
+        observed: &Observed,
         write: &Write,
         node: &str,
     ) -> Result<Option<i64>, SharedError> {
         let (record, claim) = (self.key(id, "record"), self.key(id, "claim"));
-        let claimed = seen.claim.as_ref().map_or(0, |claim| claim.revision);
+        let claimed = observed.claim.as_ref().map_or(0, |claim| claim.revision);
         let compares = [
-            Compare::mod_revision(record.clone(), CompareOp::Equal, seen.revision),
+            Compare::mod_revision(record.clone(), CompareOp::Equal, observed.revision),
             Compare::mod_revision(claim.clone(), CompareOp::Equal, claimed),
         ];
         let mut operations = vec![match &write.shared {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Me, Seen, Standing, ValueError, Wish, Write, step};
+use super::{NodeLease, Observed, ClaimStatus, ValueError, Desired, Write, plan};
 use crate::{record::Seconds, volume::VolumeId};
 
 /// Why the store that nodes share failed.
@@ -60,12 +60,12 @@ pub trait Session: Send + Sync + Sized + 'static {
     fn look(
         &self,
         ids: &[VolumeId],
-    ) -> impl Future<Output = Result<Vec<Result<Seen, ValueError>>, SharedError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Observed, ValueError>>, SharedError>> + Send;
     /// One transaction: the store's revision of it; none where the record or the claim is not as it was seen any more.
     fn write(
         &self,
         id: &VolumeId,
-        seen: &Seen,
+        observed: &Observed,
         write: &Write,
         node: &str,
     ) -> impl Future<Output = Result<Option<i64>, SharedError>> + Send;
@@ -91,41 +91,41 @@ pub const TRIES: u32 = 8;
 
 /// Where a volume's way has led.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stands {
+pub struct Progress {
     /// What is wanted then.
-    pub wish: Wish,
+    pub desired: Desired,
     /// Where the node stands; nothing where others were faster each time.
-    pub standing: Option<Standing>,
+    pub status: Option<ClaimStatus>,
     /// What the store had last.
-    pub seen: Seen,
+    pub observed: Observed,
 }
 
 /// Writes what follows from what was seen until nothing more does. What was seen may be old: a write that it leads to is made
 /// only if it still is so; where it leads to none, the caller must know that it is new.
-pub async fn carry_on<S: Session>(
+pub async fn converge<S: Session>(
     session: &S,
     id: &VolumeId,
-    mut wish: Wish,
-    mut seen: Seen,
-    me: Me<'_>,
+    mut desired: Desired,
+    mut observed: Observed,
+    me: NodeLease<'_>,
     now: Seconds,
-) -> Result<Stands, SharedError> {
+) -> Result<Progress, SharedError> {
     for _ in 0..TRIES {
-        let (write, standing) = step(&seen, &wish, me, now);
-        let Some(write) = write else { return Ok(Stands { wish, standing: Some(standing), seen }) };
-        if let Some(revision) = session.write(id, &seen, &write, me.node).await? {
-            wish = wish.after(&write);
+        let (write, status) = plan(&observed, &desired, me, now);
+        let Some(write) = write else { return Ok(Progress { desired, status: Some(status), observed }) };
+        if let Some(revision) = session.write(id, &observed, &write, me.node).await? {
+            desired = desired.after(&write);
             // What was written is what is there.
-            seen = seen.after(write, revision, me.node);
+            observed = observed.after(write, revision, me.node);
             continue;
         }
         match session.look(std::slice::from_ref(id)).await?.pop() {
-            Some(Ok(newer)) => seen = newer,
+            Some(Ok(newer)) => observed = newer,
             Some(Err(error)) => {
-                return Ok(Stands { wish, standing: Some(Standing::Unreadable(error.to_string())), seen });
+                return Ok(Progress { desired, status: Some(ClaimStatus::Unreadable(error.to_string())), observed });
             }
             None => break,
         }
     }
-    Ok(Stands { wish, standing: None, seen })
+    Ok(Progress { desired, status: None, observed })
 }

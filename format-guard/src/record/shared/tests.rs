@@ -15,47 +15,47 @@ fn permit(expires: Seconds) -> Permit {
 /// A store of one volume.
 #[derive(Default)]
 struct Store {
-    seen: Seen,
+    observed: Observed,
     writes: i64,
 }
 
 impl Store {
     /// One transaction, by a node that saw this.
-    fn write(&mut self, seen: &Seen, write: &Write, node: &str) -> bool {
-        if (seen.revision, seen.claim.as_ref().map(|claim| claim.revision))
-            != (self.seen.revision, self.seen.claim.as_ref().map(|claim| claim.revision))
+    fn write(&mut self, observed: &Observed, write: &Write, node: &str) -> bool {
+        if (observed.revision, observed.claim.as_ref().map(|claim| claim.revision))
+            != (self.observed.revision, self.observed.claim.as_ref().map(|claim| claim.revision))
         {
             return false;
         }
         self.writes += 1;
-        self.seen.revision = if write.shared.is_some() { self.writes } else { 0 };
-        self.seen.shared.clone_from(&write.shared);
+        self.observed.revision = if write.shared.is_some() { self.writes } else { 0 };
+        self.observed.shared.clone_from(&write.shared);
         match write.claim {
             ClaimChange::Keep => {}
-            ClaimChange::Drop => self.seen.claim = None,
+            ClaimChange::Drop => self.observed.claim = None,
             ClaimChange::Take(lease) => {
-                self.seen.claim = Some(Claim { lease, node: node.to_owned(), revision: self.writes });
+                self.observed.claim = Some(Claim { lease, node: node.to_owned(), revision: self.writes });
             }
         }
         true
     }
 
     /// Steps until nothing is to be written.
-    fn settle(&mut self, wish: &Wish, node: &str, lease: u64) -> Standing {
+    fn settle(&mut self, desired: &Desired, node: &str, lease: u64) -> ClaimStatus {
         for _ in 0..8 {
-            let seen = self.seen.clone();
-            let (write, standing) = step(&seen, wish, Me { node, lease: Some(lease) }, 100);
+            let observed = self.observed.clone();
+            let (write, status) = plan(&observed, desired, NodeLease { node, lease: Some(lease) }, 100);
             match write {
-                None => return standing,
-                Some(write) => assert!(self.write(&seen, &write, node)),
+                None => return status,
+                Some(write) => assert!(self.write(&observed, &write, node)),
             }
         }
-        panic!("{wish:?} never settles: {:?}", self.seen);
+        panic!("{desired:?} never settles: {:?}", self.observed);
     }
 
     fn end_lease(&mut self, lease: u64) {
-        if self.seen.claim.as_ref().is_some_and(|claim| claim.lease == lease) {
-            self.seen.claim = None;
+        if self.observed.claim.as_ref().is_some_and(|claim| claim.lease == lease) {
+            self.observed.claim = None;
         }
     }
 }
@@ -90,103 +90,103 @@ fn ids_that_are_the_same_everywhere_are_shared_and_no_others() {
 #[test]
 fn a_blank_volume_is_claimed_by_one_node() {
     let mut store = Store::default();
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 1), Standing::Claimed { doubted: false });
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 1), ClaimStatus::Claimed { doubted: false });
     assert_eq!(
-        store.settle(&Wish::Claim { doubted: false }, "b", 2),
-        Standing::Waiting { node: "a".to_owned() }
+        store.settle(&Desired::Claim { doubted: false }, "b", 2),
+        ClaimStatus::Waiting { node: "a".to_owned() }
     );
     // It let nobody through, and goes.
-    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
-    assert_eq!(store.seen.shared, None, "nothing is left to be remembered");
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Claimed { doubted: false });
+    store.settle(&Desired::Gone { clean: true, format: None }, "a", 1);
+    assert_eq!(store.observed.shared, None, "nothing is left to be remembered");
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Claimed { doubted: false });
     // It is gone without a word.
     store.end_lease(2);
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 3), ClaimStatus::Claimed { doubted: true });
     // Of one whose agent has lost its records one wonders, too: it may have formatted it.
     let mut lost = Store::default();
-    lost.settle(&Wish::Claim { doubted: false }, "a", 1);
-    assert_eq!(lost.settle(&Wish::Watch { doubted: true }, "a", 1), Standing::Watching);
-    assert_eq!(lost.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Claimed { doubted: true });
+    lost.settle(&Desired::Claim { doubted: false }, "a", 1);
+    assert_eq!(lost.settle(&Desired::Watch { doubted: true }, "a", 1), ClaimStatus::Watching);
+    assert_eq!(lost.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Claimed { doubted: true });
     // So is one that a node gives up which does not know what became of it.
     let unseen = Record::new("iscsi:t,lun=1".into(), String::new(), false, 0);
     let unseen = Record { doubted_since: Some(1), ..unseen };
-    assert_eq!(wish(&unseen, "a"), Wish::Watch { doubted: true });
+    assert_eq!(desired(&unseen, "a"), Desired::Watch { doubted: true });
     // And that is not forgotten by one more who asks.
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 3), Standing::Claimed { doubted: true });
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 3), ClaimStatus::Claimed { doubted: true });
 }
 
 #[test]
 fn what_holds_a_format_is_claimed_by_nobody_and_the_newest_is_told() {
     let mut store = Store::default();
-    store.settle(&Wish::Claim { doubted: false }, "a", 1);
-    assert_eq!(store.settle(&Wish::Formatting, "a", 1), Standing::Claimed { doubted: false });
-    assert_eq!(store.settle(&Wish::Formatted(format(1, "a")), "a", 1), Standing::Watching);
-    assert_eq!(store.seen.claim, None);
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "b", 2), Standing::Formatted(format(1, "a")));
-    assert_eq!(store.settle(&Wish::Formatted(format(3, "b")), "b", 2), Standing::Watching);
-    assert_eq!(store.settle(&Wish::Formatted(format(2, "a")), "a", 1), Standing::Formatted(format(3, "b")));
+    store.settle(&Desired::Claim { doubted: false }, "a", 1);
+    assert_eq!(store.settle(&Desired::Formatting, "a", 1), ClaimStatus::Claimed { doubted: false });
+    assert_eq!(store.settle(&Desired::Formatted(format(1, "a")), "a", 1), ClaimStatus::Watching);
+    assert_eq!(store.observed.claim, None);
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Formatted(format(1, "a")));
+    assert_eq!(store.settle(&Desired::Formatted(format(3, "b")), "b", 2), ClaimStatus::Watching);
+    assert_eq!(store.settle(&Desired::Formatted(format(2, "a")), "a", 1), ClaimStatus::Formatted(format(3, "b")));
     // One that was armed when another told of a format.
     let mut store = Store::default();
-    store.settle(&Wish::Claim { doubted: false }, "a", 1);
-    store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
-    assert_eq!(store.settle(&Wish::Claim { doubted: false }, "a", 1), Standing::Formatted(format(1, "b")));
-    assert!(store.seen.claim.is_some(), "its kernel is not told yet");
-    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "a", 1), Standing::Watching);
-    assert_eq!(store.seen.claim, None, "its claim does not stand in the way of a permit");
+    store.settle(&Desired::Claim { doubted: false }, "a", 1);
+    store.settle(&Desired::Formatted(format(1, "b")), "b", 2);
+    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 1), ClaimStatus::Formatted(format(1, "b")));
+    assert!(store.observed.claim.is_some(), "its kernel is not told yet");
+    assert_eq!(store.settle(&Desired::Formatted(format(1, "b")), "a", 1), ClaimStatus::Watching);
+    assert_eq!(store.observed.claim, None, "its claim does not stand in the way of a permit");
 }
 
 #[test]
 fn a_permit_is_one_format_on_one_node() {
     let given = || {
         let mut store = Store::default();
-        store.settle(&Wish::Formatted(format(1, "a")), "a", 1);
-        store.seen.shared.as_mut().expect("a record").permit = Some(permit(1000));
-        let seen = store.seen.clone();
-        let (write, _) = step(&seen, &Wish::Formatted(format(1, "a")), Me { node: "a", lease: Some(1) }, 100);
-        assert!(store.write(&seen, &write.expect("it claims"), "a"));
-        assert_eq!(store.settle(&Wish::Permitted, "a", 1), Standing::Permitted(permit(1000)));
+        store.settle(&Desired::Formatted(format(1, "a")), "a", 1);
+        store.observed.shared.as_mut().expect("a record").permit = Some(permit(1000));
+        let observed = store.observed.clone();
+        let (write, _) = plan(&observed, &Desired::Formatted(format(1, "a")), NodeLease { node: "a", lease: Some(1) }, 100);
+        assert!(store.write(&observed, &write.expect("it claims"), "a"));
+        assert_eq!(store.settle(&Desired::Permitted, "a", 1), ClaimStatus::Permitted(permit(1000)));
         store
     };
-    let is_spent = |store: &Store| store.seen.shared.as_ref().is_some_and(|shared| shared.permit.is_none());
+    let is_spent = |store: &Store| store.observed.shared.as_ref().is_some_and(|shared| shared.permit.is_none());
     // Used.
     let mut store = given();
-    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "b", 2), Standing::Watching);
-    store.settle(&Wish::Formatting, "a", 1);
+    assert_eq!(store.settle(&Desired::Formatted(format(1, "b")), "b", 2), ClaimStatus::Watching);
+    store.settle(&Desired::Formatting, "a", 1);
     assert!(is_spent(&store));
-    store.settle(&Wish::Formatted(format(2, "a")), "a", 1);
-    assert_eq!(store.seen.claim, None);
+    store.settle(&Desired::Formatted(format(2, "a")), "a", 1);
+    assert_eq!(store.observed.claim, None);
     // Used by a node that has lost its records since: what it made is the newest all the same.
     let mut store = given();
-    store.settle(&Wish::Formatting, "a", 1);
+    store.settle(&Desired::Formatting, "a", 1);
     let marks = vec![Mark { offset: 0, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }];
     let made = Format { marks, ..format(1, "a") };
     let known = Format { generation: 2, ..made.clone() };
-    assert_eq!(store.settle(&Wish::Formatted(made), "a", 1), Standing::Formatted(known.clone()));
-    assert_eq!(store.seen.shared.as_ref().and_then(|shared| shared.format.clone()), Some(known));
+    assert_eq!(store.settle(&Desired::Formatted(made), "a", 1), ClaimStatus::Formatted(known.clone()));
+    assert_eq!(store.observed.shared.as_ref().and_then(|shared| shared.format.clone()), Some(known));
     // Its node is gone, used or not.
     let mut store = given();
     store.end_lease(1);
-    assert_eq!(store.settle(&Wish::Formatted(format(1, "b")), "b", 2), Standing::Watching);
-    assert!(is_spent(&store) && store.seen.claim.is_none());
-    assert_eq!(store.settle(&Wish::Permitted, "a", 1), Standing::PermitEnded);
+    assert_eq!(store.settle(&Desired::Formatted(format(1, "b")), "b", 2), ClaimStatus::Watching);
+    assert!(is_spent(&store) && store.observed.claim.is_none());
+    assert_eq!(store.settle(&Desired::Permitted, "a", 1), ClaimStatus::PermitEnded);
     // Its node gave the volume away unused: another one gets it.
     let mut store = given();
-    store.settle(&Wish::Gone { clean: true, format: Some(format(1, "a")) }, "a", 1);
-    assert!(!is_spent(&store) && store.seen.claim.is_none());
+    store.settle(&Desired::Gone { clean: true, format: Some(format(1, "a")) }, "a", 1);
+    assert!(!is_spent(&store) && store.observed.claim.is_none());
     let mut store = given();
-    store.settle(&Wish::Gone { clean: false, format: Some(format(1, "a")) }, "a", 1);
+    store.settle(&Desired::Gone { clean: false, format: Some(format(1, "a")) }, "a", 1);
     assert!(is_spent(&store));
     // Nobody has part in it where the volume is exempt.
     let mut store = given();
-    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
-    store.settle(&Wish::Nothing, "c", 3);
-    assert_eq!(store.seen.claim, None);
+    store.settle(&Desired::Gone { clean: true, format: None }, "a", 1);
+    store.settle(&Desired::Nothing, "c", 3);
+    assert_eq!(store.observed.claim, None);
     // Expired before anybody could use it.
     let mut store = given();
-    store.settle(&Wish::Gone { clean: true, format: None }, "a", 1);
-    store.seen.shared.as_mut().expect("a record").permit = Some(permit(100));
-    store.settle(&Wish::Formatted(format(1, "b")), "b", 2);
-    assert!(is_spent(&store) && store.seen.claim.is_none());
+    store.settle(&Desired::Gone { clean: true, format: None }, "a", 1);
+    store.observed.shared.as_mut().expect("a record").permit = Some(permit(100));
+    store.settle(&Desired::Formatted(format(1, "b")), "b", 2);
+    assert!(is_spent(&store) && store.observed.claim.is_none());
 }
 
 #[test]
@@ -252,10 +252,10 @@ fn deeds() -> impl Strategy<Value = (usize, Deed)> {
 /// A node: what it wants, what it saw, and its lease.
 #[derive(Clone)]
 struct Node {
-    wish: Wish,
+    desired: Desired,
     lease: u64,
     armed: bool,
-    seen: Seen,
+    observed: Observed,
 }
 
 proptest! {
@@ -268,44 +268,44 @@ proptest! {
         let mut lease = || { leases += 1; leases };
         let mut nodes: Vec<Node> = NODES
             .iter()
-            .map(|_| Node { wish: Wish::Claim { doubted: false }, lease: lease(), armed: false, seen: Seen::default() })
+            .map(|_| Node { desired: Desired::Claim { doubted: false }, lease: lease(), armed: false, observed: Observed::default() })
             .collect();
         for (number, deed) in deeds {
-            let before = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+            let before = store.observed.shared.as_ref().and_then(|shared| shared.format.clone());
             let name = NODES[number];
             let node = &mut nodes[number];
             match deed {
                 Deed::Step { stale } => {
                     if !stale {
-                        node.seen = store.seen.clone();
+                        node.observed = store.observed.clone();
                     }
-                    let me = Me { node: name, lease: Some(node.lease) };
-                    let (write, standing) = step(&node.seen, &node.wish, me, 1);
+                    let me = NodeLease { node: name, lease: Some(node.lease) };
+                    let (write, status) = plan(&node.observed, &node.desired, me, 1);
                     match write {
-                        Some(write) if store.write(&node.seen, &write, name) => {
-                            node.wish = node.wish.clone().after(&write);
+                        Some(write) if store.write(&node.observed, &write, name) => {
+                            node.desired = node.desired.clone().after(&write);
                         }
                         Some(_) => {}
                         // What is seen is as it is, or the kernel's rule would have ended.
-                        None if node.seen == store.seen => match standing {
+                        None if node.observed == store.observed => match status {
                             // Who wonders looks for long enough; and who need not wonder would not.
-                            Standing::Claimed { doubted: true } if formats > 0 => {
-                                node.wish = Wish::Formatted(format(1, name));
+                            ClaimStatus::Claimed { doubted: true } if formats > 0 => {
+                                node.desired = Desired::Formatted(format(1, name));
                             }
-                            Standing::Claimed { .. } | Standing::Permitted(_) => node.armed = true,
-                            Standing::Formatted(known) => {
-                                (node.armed, node.wish) = (false, Wish::Formatted(known));
+                            ClaimStatus::Claimed { .. } | ClaimStatus::Permitted(_) => node.armed = true,
+                            ClaimStatus::Formatted(known) => {
+                                (node.armed, node.desired) = (false, Desired::Formatted(known));
                             }
-                            Standing::PermitEnded => {
+                            ClaimStatus::PermitEnded => {
                                 node.armed = false;
-                                let known = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
-                                node.wish = known.map_or(Wish::Claim { doubted: false }, Wish::Formatted);
+                                let known = store.observed.shared.as_ref().and_then(|shared| shared.format.clone());
+                                node.desired = known.map_or(Desired::Claim { doubted: false }, Desired::Formatted);
                             }
-                            Standing::Watching if node.wish == (Wish::Watch { doubted: true }) => {
-                                node.wish = Wish::Claim { doubted: true };
+                            ClaimStatus::Watching if node.desired == (Desired::Watch { doubted: true }) => {
+                                node.desired = Desired::Claim { doubted: true };
                             }
-                            Standing::Gone => {
-                                (node.armed, node.wish) = (false, Wish::Claim { doubted: false });
+                            ClaimStatus::Gone => {
+                                (node.armed, node.desired) = (false, Desired::Claim { doubted: false });
                             }
                             _ => {}
                         },
@@ -313,51 +313,51 @@ proptest! {
                     }
                 }
                 Deed::Format if node.armed => {
-                    let had = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+                    let had = store.observed.shared.as_ref().and_then(|shared| shared.format.clone());
                     formats += 1;
                     prop_assert!(formats <= 1 + permits, "{formats} formats by {permits} permits");
                     let generation = had.map_or(1, |had| had.generation + 1);
-                    (node.armed, node.wish) = (false, Wish::Formatted(format(generation, name)));
+                    (node.armed, node.desired) = (false, Desired::Formatted(format(generation, name)));
                 }
                 Deed::Format => {}
                 Deed::Die => {
                     // The kernel's rule has ended before the lease does; what was formatted is on the node's disk.
                     store.end_lease(node.lease);
                     (node.armed, node.lease) = (false, lease());
-                    if !matches!(node.wish, Wish::Formatted(_)) {
-                        node.wish = Wish::Claim { doubted: false };
+                    if !matches!(node.desired, Desired::Formatted(_)) {
+                        node.desired = Desired::Claim { doubted: false };
                     }
                     // A probe finds what is there.
-                    if formats > 0 && !matches!(node.wish, Wish::Formatted(_)) {
-                        node.wish = Wish::Formatted(format(1, name));
+                    if formats > 0 && !matches!(node.desired, Desired::Formatted(_)) {
+                        node.desired = Desired::Formatted(format(1, name));
                     }
                 }
                 // Its kernel's rule is put anew, and every read may lie.
-                Deed::Lose => (node.armed, node.wish) = (false, Wish::Watch { doubted: true }),
-                Deed::Leave if matches!(node.wish, Wish::Gone { .. }) => {}
+                Deed::Lose => (node.armed, node.desired) = (false, Desired::Watch { doubted: true }),
+                Deed::Leave if matches!(node.desired, Desired::Gone { .. }) => {}
                 Deed::Leave => {
-                    let format = match &node.wish {
-                        Wish::Formatted(format) => Some(format.clone()),
+                    let format = match &node.desired {
+                        Desired::Formatted(format) => Some(format.clone()),
                         _ => None,
                     };
-                    let new = matches!(node.wish, Wish::Watch { doubted: true } | Wish::Claim { doubted: true });
+                    let new = matches!(node.desired, Desired::Watch { doubted: true } | Desired::Claim { doubted: true });
                     let clean = format.is_none() && !new;
-                    (node.wish, node.armed) = (Wish::Gone { clean, format }, false);
+                    (node.desired, node.armed) = (Desired::Gone { clean, format }, false);
                 }
                 Deed::Permit => {
-                    if let Some(shared) = &mut store.seen.shared
+                    if let Some(shared) = &mut store.observed.shared
                         && shared.format.is_some()
                         && shared.permit.is_none()
-                        && store.seen.claim.is_none()
+                        && store.observed.claim.is_none()
                     {
                         shared.permit = Some(permit(1000));
                         permits += 1;
                         store.writes += 1;
-                        store.seen.revision = store.writes;
+                        store.observed.revision = store.writes;
                     }
                 }
             }
-            let after = store.seen.shared.as_ref().and_then(|shared| shared.format.clone());
+            let after = store.observed.shared.as_ref().and_then(|shared| shared.format.clone());
             if let Some(before) = before {
                 prop_assert!(after.is_some_and(|after| after.generation >= before.generation), "lowered");
             }

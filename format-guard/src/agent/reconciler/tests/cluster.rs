@@ -1,4 +1,4 @@
-//! Nodes that share one volume through a real etcd of three members: real reconcilers and claimants, over a kernel that records
+//! Nodes that share one volume through a real etcd of three members: real reconcilers and claim workers, over a kernel that records
 //! and a disk in memory. Members are killed, stopped, cut off, filled up, compacted and brought back, nodes stop, are cut off and
 //! go on, reads lie or fail; what is checked is whom the kernels let through, and what became of the disk and of the record.
 
@@ -12,9 +12,9 @@ use rustix::process::Signal;
 
 use super::*;
 use crate::{
-    agent::claims::Claimant,
+    agent::claims::ClaimWorker,
     config,
-    record::shared::{self, Shared, Standing, Wish, etcd::Etcd},
+    record::shared::{self, Shared, ClaimStatus, Desired, etcd::Etcd},
 };
 
 const ID: &str = "dm:LVM-shared";
@@ -75,7 +75,7 @@ struct Node {
     enforcer: RecordingEnforcer,
     reconciler: Reconciler<RecordingEnforcer>,
     inputs: tokio::sync::mpsc::Receiver<Input>,
-    claimant: tokio::task::JoinHandle<Result<()>>,
+    claim_worker: tokio::task::JoinHandle<Result<()>>,
     /// Until when it does nothing.
     stopped: Option<Instant>,
     /// A formatter that was let through and has not written yet.
@@ -91,7 +91,7 @@ impl Node {
         let sysfs = tempfile::tempdir().expect("directory");
         attach_at(sysfs.path(), 0, "LVM-shared", 1);
         let enforcer = RecordingEnforcer::default();
-        let (reconciler, inputs, claimant) =
+        let (reconciler, inputs, claim_worker) =
             Self::agent(&name, &endpoints, sysfs.path(), &enforcer, BTreeMap::new());
         Self {
             name,
@@ -100,7 +100,7 @@ impl Node {
             enforcer,
             reconciler,
             inputs,
-            claimant,
+            claim_worker,
             stopped: None,
             writing: false,
             ended: None,
@@ -154,17 +154,17 @@ impl Node {
         let settings =
             config::Store { endpoints: endpoints.to_vec(), timeout: 1, lease: 5, ..config::Store::default() };
         let (sender, inputs) = tokio::sync::mpsc::channel(1024);
-        let (claimant, wishes) =
-            Claimant::new(Etcd::new(settings), name.to_owned(), 5, reconciler.lease(), sender);
-        reconciler.share(wishes, false);
+        let (claim_worker, desired_claims) =
+            ClaimWorker::new(Etcd::new(settings), name.to_owned(), 5, reconciler.lease(), sender);
+        reconciler.share(desired_claims, false);
         reconciler.compare_with_sysfs().expect("sysfs");
-        (reconciler, inputs, tokio::spawn(claimant.run()))
+        (reconciler, inputs, tokio::spawn(claim_worker.run()))
     }
 
     /// The agent is killed and comes back, with what the kernel has and what is on its disk, or has lost that.
     fn restart(&mut self, keeps_records: bool, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
-        self.claimant.abort();
+        self.claim_worker.abort();
         let stored = |record: &Record| {
             // What is not stored is found out anew.
             let fresh = Record::new(record.id.clone(), record.origin.clone(), record.weak, record.first_seen);
@@ -174,7 +174,7 @@ impl Node {
             (record.id.clone(), Record { doubted_since: None, tool_at_work: None, ..stored })
         };
         let records = self.reconciler.records.values().filter(|_| keeps_records).map(stored).collect();
-        (self.reconciler, self.inputs, self.claimant) =
+        (self.reconciler, self.inputs, self.claim_worker) =
             Self::agent(&self.name, &self.endpoints, self.sysfs.path(), &self.enforcer, records);
     }
 
@@ -526,7 +526,7 @@ fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
     first.format(&mut disk, &runtime);
     assert!(first.writing);
     first.stopped = Some(Instant::now() + PATIENCE);
-    first.claimant.abort();
+    first.claim_worker.abort();
     until("the second one to format it", || {
         second.work(&disk, Read::Truth, &runtime);
         second.format(&mut disk, &runtime);
@@ -543,24 +543,24 @@ fn a_permit_that_was_used_meanwhile_is_not_taken_for_another_one() {
     let runtime = runtime();
     let mut node = Node::new("node".to_owned(), vec!["http://127.0.0.1:1".to_owned()], &runtime);
     let _entered = runtime.enter();
-    let wanted = |node: &Node| shared::wish(node.record(), "node");
-    let give = |node: &mut Node, told| node.reconciler.handle(Input::Told(told)).expect("handled");
+    let wanted = |node: &Node| shared::desired(node.record(), "node");
+    let give = |node: &mut Node, told| node.reconciler.handle(Input::Store(told)).expect("handled");
     let until = u64::try_from(since_boot().as_nanos()).expect("not that old") + 3_600_000_000_000;
-    give(&mut node, Told::Lease { id: 7, until });
+    give(&mut node, StoreUpdate::Lease { id: 7, until });
     node.reconciler.handle(answer(DEV, 1, Ok(holds_of("old", 1)))).expect("handled");
     let permit = Permit { reason: "test".to_owned(), uid: 0, at: 0, expires: now() + 1000, used: false };
-    let permitted = |wish, number| Told::Standing {
+    let permitted = |desired, number| StoreUpdate::ClaimStatus {
         id: ID.into(),
-        standing: Standing::Permitted(permit.clone()),
-        wish: Box::new(wish),
+        status: ClaimStatus::Permitted(permit.clone()),
+        desired: Box::new(desired),
         lease: 7,
         number,
     };
     let before = wanted(&node);
     give(&mut node, permitted(before, 1));
-    assert_eq!((node.record().state, wanted(&node)), (State::Permitted, Wish::Permitted));
-    // Told once more by what was wanted then, and under way while a formatter uses it.
-    let late = permitted(Wish::Permitted, 2);
+    assert_eq!((node.record().state, wanted(&node)), (State::Permitted, Desired::Permitted));
+    // StoreUpdate once more by what was wanted then, and under way while a formatter uses it.
+    let late = permitted(Desired::Permitted, 2);
     let mut disk = Disk { permits: 1, ..Disk::default() };
     node.format(&mut disk, &runtime);
     node.format(&mut disk, &runtime);

@@ -32,18 +32,18 @@ fn run(program: &str, words: &str, directory: &Path) {
 }
 
 /// Asks one question, as an agent does.
-async fn ask(settings: &Settings) -> Result<Seen, SharedError> {
+async fn ask(settings: &Settings) -> Result<Observed, SharedError> {
     let member = Etcd::new(settings.clone()).connect().await?;
-    let mut seen = member.look(&["iscsi:t,lun=1".into()]).await?;
-    Ok(seen.pop().expect("one answer").expect("understood"))
+    let mut observed = member.look(&["iscsi:t,lun=1".into()]).await?;
+    Ok(observed.pop().expect("one answer").expect("understood"))
 }
 
 /// Asks until the member is up.
-async fn answers(settings: &Settings) -> Seen {
+async fn answers(settings: &Settings) -> Observed {
     let start = Instant::now();
     loop {
         match ask(settings).await {
-            Ok(seen) => return seen,
+            Ok(observed) => return observed,
             Err(error) if start.elapsed() > Duration::from_secs(30) => panic!("it never answers: {error}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
@@ -85,7 +85,7 @@ async fn members_are_known_by_their_certificates_and_know_this_node_by_its_own()
         key_file: file("node.key"),
         ..settings(&server)
     };
-    assert_eq!(answers(&settings).await, Seen::default());
+    assert_eq!(answers(&settings).await, Observed::default());
     for (wrong, word) in [
         (Settings { ca_file: file("other.pem"), ..settings.clone() }, "certificate"),
         (Settings { cert_file: "".into(), key_file: "".into(), ..settings.clone() }, ""),
@@ -106,7 +106,7 @@ async fn a_user_is_known_by_the_password_in_a_file() {
     let password = files.path().join("password");
     fs::write(&password, "secret\n").expect("written");
     let settings = Settings { user: "root".to_owned(), password_file: password.clone(), ..open.clone() };
-    assert_eq!(answers(&settings).await, Seen::default());
+    assert_eq!(answers(&settings).await, Observed::default());
     assert!(refusal(&open).await.contains("user name is empty"));
     fs::write(&password, "other").expect("written");
     let said = refusal(&settings).await;
@@ -127,7 +127,7 @@ async fn a_lease_that_has_ended_is_known_as_one() {
         assert!(matches!(said, Err(SharedError::LeaseEnded)), "{said:?}");
     }
     let claim = Write { shared: Some(Shared::default()), claim: ClaimChange::Take(granted.id) };
-    let said = member.write(&"iscsi:t,lun=1".into(), &Seen::default(), &claim, "node").await;
+    let said = member.write(&"iscsi:t,lun=1".into(), &Observed::default(), &claim, "node").await;
     assert!(matches!(said, Err(SharedError::LeaseEnded)), "{said:?}");
 }
 
