@@ -5,8 +5,8 @@ use format_guard_common::State;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::Mode,
-    enforce::bpf::PartReport,
+    mode::Mode,
+    enforce::error::ProgramStatus,
     record::{
         Content, Formatter, Permit, Record,
         store::{HistoryEvent, Loss},
@@ -98,7 +98,7 @@ pub struct Status {
     /// Why protection is less than it should be; empty when it is not.
     pub degraded: Vec<String>,
     /// Every kernel program, and what is left open without it.
-    pub programs: Vec<PartReport>,
+    pub programs: Vec<ProgramStatus>,
     /// Block devices present.
     pub devices: u64,
     /// Volumes present that do not read as they are recorded.

@@ -12,8 +12,8 @@ use format_guard_common::{DEVICES, RULES_IN_SEGMENT};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    enforce::tier::{Choice, Tier},
-    record::sqlite::HISTORY_LINES,
+    mode::Mode,
+    tier::{Choice, Tier},
     volume::copies::{MAX_BYTES, Wanted},
 };
 
@@ -21,6 +21,8 @@ use crate::{
 pub const DEFAULT_FILE: &str = "/etc/format-guard/config.toml";
 /// Where the agent's socket is unless configured otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/format-guard/control.sock";
+/// Lines of the history that are kept unless configured otherwise.
+pub const HISTORY_LINES: u32 = 20_000;
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -37,32 +39,6 @@ const MAX_TRUSTED: usize = 64;
 
 /// Patterns that [`Config::strict`] has at most.
 const MAX_PATTERNS: usize = 64;
-
-/// What the guard does with a verdict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Refusals are carried out.
-    #[default]
-    Enforce,
-    /// Nothing is refused, every would-be refusal is told.
-    Audit,
-    /// Of a volume: while it holds a format nobody but known programs may write to it.
-    Strict,
-}
-
-impl Mode {
-    /// The word for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Enforce => "enforce",
-            Self::Audit => "audit",
-            Self::Strict => "strict",
-        }
-    }
-}
 
 /// What becomes of commands that may write past the block layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -11,7 +11,7 @@ use crate::{
     agent::{kernel_events, uevents},
     api::{AdoptRequest, EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
     config::Config,
-    enforce::offsets::KernelTypes,
+    enforce::bpf::offsets::KernelTypes,
     record::shared::{self, Format, NodeLease, Observed, Shared, Desired},
     volume::probe,
 };

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use format_guard::enforce::{canary, pins};
+use format_guard::enforce::{bpf::pins, canary};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 

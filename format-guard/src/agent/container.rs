@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use crate::enforce::cgroup;
+use crate::cgroup;
 
 /// Hexadecimal digits of a container's id, as Docker, containerd, CRI-O and Podman make them.
 const ID: usize = 64;

@@ -11,7 +11,7 @@ use format_guard_common::State;
 use super::now;
 use crate::{
     config::Config,
-    enforce::pins,
+    enforce::bpf::pins,
     record::{
         sqlite::SqliteStore,
         store::{HistoryEvent, Store},

@@ -392,7 +392,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{Condition, StateCount},
-        config::Mode,
+        mode::Mode,
         record::store::Loss,
     };
 

@@ -44,17 +44,18 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Mode},
+    config::Config,
     enforce::{
         Enforcer,
-        bpf::{BpfEnforcer, LoadError},
-        pins,
+        bpf::{BpfEnforcer, pins},
+        error::LoadError,
         preload::{self, PreloadEnforcer},
         since_boot,
-        tier::{self, Tier},
     },
+    mode::Mode,
     process::OURSELVES,
     record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
+    tier::{self, Tier},
     volume::sysfs::Sysfs,
 };
 use claims::DesiredClaims;

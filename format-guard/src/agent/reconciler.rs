@@ -66,8 +66,9 @@ use super::{
 };
 use crate::{
     api::{self, Failure},
-    config::{Config, MAX_WAIT, Mode, RawContent},
-    enforce::{Enforcer, bpf::PartReport, rule, since_boot},
+    config::{Config, MAX_WAIT, RawContent},
+    enforce::{Enforcer, error::ProgramStatus, rule, since_boot},
+    mode::Mode,
     record::{
         Claim, Formatter, Record, Seconds, Wrote,
         store::{HistoryEvent, Loss, Store},
@@ -349,7 +350,7 @@ pub struct Reconciler<E> {
     pruned: Option<Instant>,
     /// Partitions that were dropped and not deleted.
     vacated: Vec<Vacated>,
-    parts: Vec<PartReport>,
+    parts: Vec<ProgramStatus>,
     /// When the canary proved them.
     proof: Proof,
     repaired: u64,
@@ -547,7 +548,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// What is attached, once the canary has proven it.
-    pub fn proven(&mut self, parts: Vec<PartReport>) {
+    pub fn proven(&mut self, parts: Vec<ProgramStatus>) {
         self.parts = parts;
         self.proof = Proof::of(clocks());
         self.keep_protected();

@@ -13,7 +13,7 @@ use crate::{
     agent::{self, Start},
     api,
     config::Config,
-    enforce::bpf::LoadError,
+    enforce::error::LoadError,
 };
 
 #[derive(Debug, clap::Args)]

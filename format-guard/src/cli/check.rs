@@ -5,11 +5,13 @@ use std::{fs, path::Path};
 use serde::Serialize;
 
 use super::{CommandError, format::wrap, print_json};
-use crate::config::Config;
-use crate::enforce::{
-    Enforcer,
-    bpf::{BpfEnforcer, PartReport},
-    offsets::KERNEL_BTF,
+use crate::{
+    config::Config,
+    enforce::{
+        Enforcer,
+        bpf::{BpfEnforcer, offsets::KERNEL_BTF},
+        error::ProgramStatus,
+    },
     tier::{self, Tier},
 };
 
@@ -60,7 +62,7 @@ pub(super) struct Report {
     /// Each requirement.
     requirements: Vec<Requirement>,
     /// Each kernel program, where they could be tried.
-    programs: Vec<PartReport>,
+    programs: Vec<ProgramStatus>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
@@ -241,7 +243,7 @@ fn is_bpf_fs(path: &Path) -> bool {
 /// What came of a trial.
 struct Tried {
     tier: Tier,
-    parts: Vec<PartReport>,
+    parts: Vec<ProgramStatus>,
     /// Why no better tier.
     better: Option<String>,
 }

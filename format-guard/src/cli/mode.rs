@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api::{Done, ModeRequest, Status, Volume},
-    config::Mode,
+    mode::Mode,
 };
 
 #[derive(Debug, clap::Args)]

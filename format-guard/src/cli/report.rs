@@ -12,7 +12,7 @@ use super::{
 use crate::{
     agent::now,
     api::{Events, MAX_LINES, Status},
-    config::Mode,
+    mode::Mode,
     record::store::{HistoryEvent, Refusal},
 };
 

@@ -3,21 +3,14 @@
 //! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from `decide()`.
 
 pub mod bpf;
-mod bpf_call;
 pub mod canary;
-pub mod cgroup;
-mod modify_return;
-pub mod offsets;
-pub mod pins;
+pub mod error;
 pub mod preload;
-pub mod protection;
+mod programs;
 pub mod rule;
-mod rules;
-pub mod tier;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use bpf::{LoadError, PartReport};
 use format_guard_common::{
     Rule, Windows,
     claim::Lease,
@@ -25,17 +18,8 @@ use format_guard_common::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-/// An error of a kernel map.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} for device {}:{}: {reason}", dev >> 20, dev & 0xf_ffff)]
-pub struct MapError {
-    /// What was tried.
-    pub what: &'static str,
-    /// Kernel `dev_t`.
-    pub dev: u32,
-    /// What the kernel says.
-    pub reason: String,
-}
+use crate::tier::Tier;
+use error::{LoadError, MapError, ProgramStatus, ProtectionError};
 
 /// What the guard itself has counted since its maps were made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,89 +43,11 @@ pub fn since_boot() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
-impl<E: Enforcer + ?Sized> Enforcer for Box<E> {
-    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
-        (**self).attach()
-    }
-
-    fn prove(&mut self) -> Result<(), LoadError> {
-        (**self).prove()
-    }
-
-    fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
-        (**self).put_rule(rule, windows)
-    }
-
-    fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
-        (**self).put_unknown(rule)
-    }
-
-    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
-        (**self).remove_rule(dev)
-    }
-
-    fn ruled(&self) -> Vec<u32> {
-        (**self).ruled()
-    }
-
-    fn rule(&self, dev: u32) -> Option<Rule> {
-        (**self).rule(dev)
-    }
-
-    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
-        (**self).owner(lock_dev)
-    }
-
-    fn owners(&self) -> Vec<(u32, FormatOwner)> {
-        (**self).owners()
-    }
-
-    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
-        (**self).release_owner(lock_dev)
-    }
-
-    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
-        (**self).untaint(dev, diskseq)
-    }
-
-    fn complete(&mut self, event: &mut KernelEvent) {
-        (**self).complete(event);
-    }
-
-    fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError> {
-        (**self).protect(until)
-    }
-
-    fn lease(&self) -> Lease {
-        (**self).lease()
-    }
-
-    fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError> {
-        (**self).put_lease(lease)
-    }
-
-    fn let_wait(&mut self, limit: Duration, until: u64) -> Result<(), MapError> {
-        (**self).let_wait(limit, until)
-    }
-
-    fn tier(&self) -> tier::Tier {
-        (**self).tier()
-    }
-
-    fn counts(&self) -> Counts {
-        (**self).counts()
-    }
-
-    fn skipped(&self) -> BTreeMap<String, u64> {
-        (**self).skipped()
-    }
-}
-
-/// Rules and holders, where they are in force. One implementation loads BPF programs, one publishes for the `LD_PRELOAD`
+/// Rules and owners of formats, where they are in force. One implementation loads BPF programs, one publishes for the `LD_PRELOAD`
 /// library; the reconciler's tests record.
 pub trait Enforcer {
     /// Puts in force what was put so far, and proves it by the canary. What an earlier agent left stays until then.
-    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError>;
+    fn attach(&mut self) -> Result<Vec<ProgramStatus>, LoadError>;
     /// Proves by the canary that what is in force refuses what it must and nothing else, under a rule that no device has.
     fn prove(&mut self) -> Result<(), LoadError>;
     /// Puts or replaces the rule for a device, and the windows to the volumes that lie on it.
@@ -165,7 +71,7 @@ pub trait Enforcer {
     /// Adds to what the kernel tells what it could not know.
     fn complete(&mut self, _event: &mut KernelEvent) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
-    fn protect(&mut self, until: u64) -> Result<(), protection::ProtectionError>;
+    fn protect(&mut self, until: u64) -> Result<(), ProtectionError>;
     /// Under which volumes are claimed, as it was put last; by an earlier agent, too.
     fn lease(&self) -> Lease;
     /// Puts it, or lets it last longer. One of another number is put with its end in the past first: nobody may read the new
@@ -177,7 +83,7 @@ pub trait Enforcer {
         Ok(())
     }
     /// The way in which it makes the kernel refuse.
-    fn tier(&self) -> tier::Tier;
+    fn tier(&self) -> Tier;
     /// What the guard has counted.
     fn counts(&self) -> Counts;
     /// How often the kernel did not run a program, as another task's run of it stood on that CPU.

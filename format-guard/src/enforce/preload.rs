@@ -25,13 +25,13 @@ use format_guard_common::{
 };
 
 use super::{
-    Counts, Enforcer, MapError,
-    bpf::{LoadError, PartReport, known_programs},
+    Counts, Enforcer,
     canary::{self, CanaryError, Node},
-    protection::ProtectionError,
+    error::{LoadError, MapError, PreloadError, ProgramStatus, ProtectionError},
+    programs::known_programs,
     rule,
-    tier::Tier,
 };
+use crate::tier::Tier;
 
 /// The library's file name.
 pub const LIBRARY: &str = "libformat_guard_preload.so";
@@ -40,40 +40,17 @@ const INSTALLED: [&str; 2] = ["/usr/lib/format-guard", "/usr/local/lib/format-gu
 /// Refusals that are remembered at most, to be counted when they are forgotten.
 const MAX_REFUSED: usize = 4096;
 
-/// Why the library cannot guard.
-#[derive(Debug, thiserror::Error)]
-pub enum PreloadError {
-    /// It is nowhere.
-    #[error("there is no {LIBRARY} beside this program ({beside}) or in {}", INSTALLED.join(" or "))]
-    NoLibrary {
-        /// The program's directory.
-        beside: PathBuf,
-    },
-    /// The rules cannot be published.
-    #[error("cannot publish the rules at {path}: {source}")]
-    Publish {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: io::Error,
-    },
-    /// The canary could not be run under it.
-    #[error("cannot run the canary under {library}: {reason}")]
-    Canary {
-        /// The library.
-        library: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
 /// Where the library is: beside this program, or where packages put it.
 pub fn library() -> Result<PathBuf, PreloadError> {
     let program = env::current_exe().and_then(fs::canonicalize).unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new("/")).to_owned();
     let places = [beside.clone()].into_iter().chain(INSTALLED.map(PathBuf::from));
     let mut libraries = places.map(|place| place.join(LIBRARY));
-    libraries.find(|path| path.is_file()).ok_or(PreloadError::NoLibrary { beside })
+    libraries.find(|path| path.is_file()).ok_or_else(|| PreloadError::NoLibrary {
+        name: LIBRARY,
+        installed: INSTALLED.join(" or "),
+        beside,
+    })
 }
 
 /// Has the library let everything pass: the kernel refuses on this host, whoever asks.
@@ -348,11 +325,11 @@ impl PreloadEnforcer {
 }
 
 impl Enforcer for PreloadEnforcer {
-    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+    fn attach(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
         // Published with the canary's rule, and once more without it.
         self.published().in_force = true;
         self.prove()?;
-        Ok(vec![PartReport { program: LIBRARY.to_owned(), attached: true, open: String::new(), skipped: 0 }])
+        Ok(vec![ProgramStatus { program: LIBRARY.to_owned(), attached: true, open: String::new(), skipped: 0 }])
     }
 
     fn prove(&mut self) -> Result<(), LoadError> {

@@ -23,6 +23,7 @@ use super::{
     store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
+    config::HISTORY_LINES,
     fault::{self, Point},
     volume::{
         VolumeId,
@@ -32,8 +33,6 @@ use crate::{
 
 /// File below the state directory.
 const FILE: &str = "volumes.sqlite3";
-/// Lines of history that are kept beside operators' doings, if nothing else is said.
-pub const HISTORY_LINES: u32 = 20_000;
 /// For how long refusals of one kind are one line of the history, in seconds: a day.
 const ONE_LINE: Seconds = 24 * 3600;
 

@@ -11,7 +11,8 @@ use super::{
     Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Record, Seconds, Wrote, shared::Format,
 };
 use crate::{
-    config::{Mode, RawContent},
+    config::RawContent,
+    mode::Mode,
     volume::{
         identity::Strength,
         marks::{Found, MAX_MARKS, Mark},

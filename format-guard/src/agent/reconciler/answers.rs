@@ -9,7 +9,10 @@ use crate::{
     agent::{claims::Command, kernel_log::KernelLog, now},
     api::{self, Condition, Failure, FailureKind},
     config::Config,
-    enforce::{Enforcer, MapError, bpf::PartReport},
+    enforce::{
+        Enforcer,
+        error::{MapError, ProgramStatus},
+    },
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -153,9 +156,9 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// What became of each program, and how often the kernel has skipped it.
-    fn programs(&self) -> Vec<PartReport> {
+    fn programs(&self) -> Vec<ProgramStatus> {
         let skipped = self.enforcer.skipped();
-        let parts = self.parts.iter().map(|part| PartReport {
+        let parts = self.parts.iter().map(|part| ProgramStatus {
             skipped: skipped.get(&part.program).copied().unwrap_or_default(),
             ..part.clone()
         });

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     agent::{clocks, now},
     api::{self, Failure, FailureKind},
-    config::Mode,
+    mode::Mode,
     enforce::{Enforcer, rule},
     record::{self, Now, Record, Seconds, store::HistoryEvent, transition::Event},
     volume::Dev,

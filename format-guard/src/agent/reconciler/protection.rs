@@ -10,7 +10,7 @@ use super::{Reconciler, exe_of, text_of};
 use crate::{
     agent::now,
     api,
-    config::Mode,
+    mode::Mode,
     enforce::{Enforcer, since_boot},
     record::store::HistoryEvent,
 };

@@ -26,12 +26,15 @@ use super::*;
 use crate::{
     api::Condition,
     enforce::{
-        Counts, MapError, bpf::LoadError, canary::CanaryError, protection::ProtectionError, tier::Tier,
+        Counts,
+        canary::CanaryError,
+        error::{LoadError, MapError, ProtectionError},
     },
     record::{
         Now, Permit,
         store::{StoreError, StoredCopy, Wanted},
     },
+    tier::Tier,
     volume::{
         copies,
         marks::MarkKind,
@@ -200,7 +203,7 @@ struct RecordingEnforcer {
 }
 
 impl Enforcer for RecordingEnforcer {
-    fn attach(&mut self) -> Result<Vec<PartReport>, LoadError> {
+    fn attach(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
         Ok(Vec::new())
     }
 

@@ -14,6 +14,8 @@ use std::{
 use btf_rs::{Backend, Btf, Struct, Type};
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use crate::enforce::error::OffsetError;
+
 /// A structure field whose offset a kernel program needs.
 struct Field {
     /// The global of format-guard-ebpf/src/kernel.rs.
@@ -103,27 +105,6 @@ const EMBEDDED: &[(&str, [(&str, &str); 2])] = &[
 
 /// The kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
-
-/// Why offsets cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum OffsetError {
-    /// No readable BTF: the kernel was built without it, or /sys is not mounted.
-    #[error("cannot read the kernel's type information at {path}: {reason}")]
-    Unreadable {
-        /// The file.
-        path: String,
-        /// What btf-rs says.
-        reason: String,
-    },
-    /// The kernel has no such field.
-    #[error("this kernel has no field {structure}.{field}")]
-    NoField {
-        /// The structure.
-        structure: &'static str,
-        /// Its field.
-        field: &'static str,
-    },
-}
 
 /// The running kernel's types.
 pub struct KernelTypes {

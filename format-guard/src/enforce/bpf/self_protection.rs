@@ -13,48 +13,18 @@ use std::{
 use aya::{
     maps::{Array, HashMap, MapData, MapError as AyaMapError, MapInfo},
     programs::{
-        links::{FdLink, LinkError, PinnedLink},
+        links::{FdLink, PinnedLink},
         loaded_links,
     },
 };
 use format_guard_common::protection::{DIRECTORIES, Object, Protection};
 use rustix::process::{Pid, getppid};
 
-use super::{pins::Pins, rules::Rules};
-use crate::{process::start_of, volume::Dev};
+use super::{pins::Pins, slots::Rules};
+use crate::{enforce::error::ProtectionError, process::start_of, volume::Dev};
 
 /// Inode number of the initial pid namespace (`PROC_PID_INIT_INO`, `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
-/// Why the guard itself is not protected.
-#[derive(Debug, thiserror::Error)]
-pub enum ProtectionError {
-    /// A map says no.
-    #[error("map {name}: {source}")]
-    Map {
-        /// The map.
-        name: &'static str,
-        /// What is wrong.
-        source: AyaMapError,
-    },
-    /// Something in /proc or below the pins cannot be looked at.
-    #[error("cannot look at {path}: {source}")]
-    Unreadable {
-        /// What.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A pinned link cannot be looked at.
-    #[error("cannot look at a link: {0}")]
-    Link(#[from] LinkError),
-    /// Nothing stands where it could be.
-    #[error("no kernel program is in force that could keep them from it")]
-    NoKernel,
-    /// The kernel programs did not see the introduction.
-    #[error("the kernel programs did not see this agent")]
-    Unseen,
-}
 
 /// The maps, and what they hold.
 pub(super) struct Protected {

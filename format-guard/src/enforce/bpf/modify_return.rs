@@ -19,8 +19,8 @@ use aya_obj::{
 };
 
 use super::{
-    bpf::end_of,
-    bpf_call::{call, descriptor, empty, made},
+    syscall::{call, descriptor, empty, made},
+    verifier_log::end_of,
 };
 
 /// Room for the verifier's log, in bytes.

@@ -12,7 +12,7 @@ use aya::maps::{Array, ArrayOfMaps, Map, MapData, MapError as AyaMapError};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY;
 use format_guard_common::{RULES_IN_SEGMENT, Rule};
 
-use super::bpf_call;
+use super::syscall;
 
 /// The map of rules.
 pub(super) struct Rules(ArrayOfMaps<MapData>);
@@ -33,8 +33,8 @@ impl Rules {
             return Ok(());
         }
         let sample = new_segment().map_err(io::Error::other)?;
-        let map = bpf_call::array_of(sample.fd().as_fd(), devices.div_ceil(RULES_IN_SEGMENT))?;
-        bpf_call::pin(&map, pin)
+        let map = syscall::array_of(sample.fd().as_fd(), devices.div_ceil(RULES_IN_SEGMENT))?;
+        syscall::pin(&map, pin)
     }
 
     pub(super) const fn new(segments: ArrayOfMaps<MapData>) -> Self {
