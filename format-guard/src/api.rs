@@ -11,7 +11,7 @@ use crate::{
         Content, Formatter, Permit, Record,
         store::{HistoryEvent, Loss},
     },
-    volume::{copies::Piece, marks::Mark, sysfs::Device},
+    volume::{copies::Piece, marks::Mark, device::Device},
 };
 
 /// Most lines of the history in one answer.

@@ -41,7 +41,7 @@ use crate::{
         AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
         ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled,
     },
-    volume::{probe::Finding, sysfs::Device},
+    volume::{probe::Finding, device::Device},
 };
 
 /// For root alone.

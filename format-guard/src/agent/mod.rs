@@ -56,7 +56,7 @@ use crate::{
     process::OURSELVES,
     record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
     tier::{self, Tier},
-    volume::sysfs::Sysfs,
+    volume::device::Devices,
 };
 use claims::DesiredClaims;
 use kernel_log::KernelLog;
@@ -133,7 +133,7 @@ pub async fn run(start: Start) -> Result<()> {
     let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();
     let world = World {
-        sysfs: Sysfs::host(config.longhorn_dir()),
+        devices: Devices::host(config.longhorn_dir()),
         boot: boot_id()?,
         mode: config.mode,
         forced_audit: start.audit,

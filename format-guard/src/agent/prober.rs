@@ -34,7 +34,7 @@ use crate::volume::{
     Dev,
     copies::{Wanted, hexadecimal},
     probe::{Answered, Finding, ProbeError, Request},
-    sysfs::Device,
+    device::Device,
 };
 
 /// Probes that run at a time, those that take long not counted.

@@ -79,9 +79,9 @@ use crate::{
         copies::Wanted,
         identity::{self, Strength},
         marks::{Found, Mark},
-        present::{MAX_DEPTH, Present},
+        graph::{DeviceGraph, MAX_DEPTH},
         probe::{Finding, ProbeError},
-        sysfs::{Device, Sysfs},
+        device::{Device, Devices},
     },
 };
 
@@ -272,7 +272,7 @@ pub enum Reply {
 /// What the reconciler needs to know of where it runs.
 pub struct World {
     /// The block devices.
-    pub sysfs: Sysfs,
+    pub devices: Devices,
     /// This boot.
     pub boot: String,
     /// Enforce or audit, by the configuration.
@@ -316,7 +316,7 @@ pub struct Reconciler<E> {
     watcher: Watcher,
     metrics: Metrics,
     node: kubernetes::Node,
-    devices: Present,
+    graph: DeviceGraph,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<mode::Override>,
     /// Records were lost: nothing is armed but by a permit.
@@ -399,7 +399,7 @@ impl<E: Enforcer> Reconciler<E> {
             prober,
             watcher,
             metrics,
-            devices: Present::default(),
+            graph: DeviceGraph::default(),
             set_mode: None,
             loss: None,
             pinned: HashMap::new(),
@@ -451,9 +451,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.take_up_loss()?;
         self.take_up_names()?;
         let gone = |(lock_dev, entry): &(u32, FormatOwner)| {
-            let device = self.world.sysfs.by_number(Dev::from_kernel(*lock_dev));
+            let device = self.world.devices.by_number(Dev::from_kernel(*lock_dev));
             device.is_none_or(|device| device.diskseq != entry.diskseq)
-                || self.world.sysfs.by_number(Dev::from_kernel(entry.dev)).is_none()
+                || self.world.devices.by_number(Dev::from_kernel(entry.dev)).is_none()
         };
         let unseen: Vec<_> = self.enforcer.owners().into_iter().filter(gone).collect();
         if !unseen.is_empty() {
@@ -475,7 +475,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// A mount proves a format, also one whose event was lost.
     fn repair_mounts(&mut self) {
         for dev in mounted_devices() {
-            let record = self.devices.id(dev).and_then(|id| self.records.get(id));
+            let record = self.graph.id(dev).and_then(|id| self.records.get(id));
             if record.is_some_and(transition::is_mount_untold) {
                 if self.enforcer.tier().tells_of_mounts() {
                     warn!("device {dev}: the event of a mount was lost");
@@ -535,7 +535,7 @@ impl<E: Enforcer> Reconciler<E> {
     pub fn replace_enforcer(&mut self, enforcer: E) -> Result<()> {
         self.enforcer = enforcer;
         self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
-        let devices: Vec<Dev> = self.devices.iter().map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.iter().map(|device| device.dev).collect();
         for dev in devices {
             self.put_rule(dev);
         }
@@ -556,7 +556,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
         // Once new ones are judged: none is missed between.
         for mapping in mappings::present() {
-            let Some(device) = self.devices.get(mapping.dev) else { continue };
+            let Some(device) = self.graph.get(mapping.dev) else { continue };
             let text = format!(
                 "{} (pid {}) has a shared writable mapping of /dev/{} that is older than this agent: what it stores there \
                  is not judged; end it, or restart it under the guard",
@@ -612,22 +612,22 @@ impl<E: Enforcer> Reconciler<E> {
     fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Changed { name, told } => {
-                if let Some(device) = self.world.sysfs.device(&name) {
+                if let Some(device) = self.world.devices.device(&name) {
                     let (dev, diskseq) = (device.dev, device.diskseq);
                     let attached =
-                        |devices: &Present| devices.get(dev).is_some_and(|one| one.diskseq == diskseq);
-                    let known = attached(&self.devices);
+                        |devices: &DeviceGraph| devices.get(dev).is_some_and(|one| one.diskseq == diskseq);
+                    let known = attached(&self.graph);
                     self.device_changed(device);
-                    if !known && attached(&self.devices) {
+                    if !known && attached(&self.graph) {
                         self.metrics.ruled(told.elapsed());
                     }
                 }
             }
             Input::Removed { name } => {
-                let gone = self.devices.iter().find(|device| device.name == name).map(|device| device.dev);
+                let gone = self.graph.iter().find(|device| device.name == name).map(|device| device.dev);
                 // The number may be another device's already.
                 if let Some(dev) = gone
-                    && self.world.sysfs.by_number(dev).is_none_or(|device| device.name != name)
+                    && self.world.devices.by_number(dev).is_none_or(|device| device.name != name)
                 {
                     self.device_gone(dev);
                 }
@@ -680,14 +680,14 @@ impl<E: Enforcer> Reconciler<E> {
         match device.identity.strength {
             Strength::Pending if device.name.starts_with("md") => {
                 let uuid = device.below.iter().find_map(|member| {
-                    let content = self.records.get(self.devices.id(member.dev)?)?.content.as_ref()?;
+                    let content = self.records.get(self.graph.id(member.dev)?)?.content.as_ref()?;
                     content.is_md_member().then(|| content.uuid.clone())?
                 });
                 if let Some(uuid) = uuid {
                     device.identity = identity::md_of_uuid(&uuid, "a member's superblock");
                 }
             }
-            Strength::Weak if self.world.sysfs.names_devices() => {
+            Strength::Weak if self.world.devices.names_devices() => {
                 let at = clocks().boot;
                 let seen = self.nameless.entry(device.dev).or_insert((device.diskseq, at));
                 if seen.0 != device.diskseq {
@@ -708,7 +708,7 @@ impl<E: Enforcer> Reconciler<E> {
         let dev = device.dev;
         self.overtake_comparison(dev);
         let id = device.identity.id.clone();
-        let known = self.devices.get(dev).cloned();
+        let known = self.graph.get(dev).cloned();
         if !may_hold(&device) {
             if known.is_some() {
                 self.device_gone(dev);
@@ -741,9 +741,9 @@ impl<E: Enforcer> Reconciler<E> {
             let moved = known.is_some_and(|old| old.below != device.below || old.size != device.size);
             let mut around: Vec<Dev> = vec![dev];
             if moved {
-                around.extend(self.devices.related(dev).into_iter().map(|related| related.dev));
+                around.extend(self.graph.related(dev).into_iter().map(|related| related.dev));
             }
-            self.devices.insert(device);
+            self.graph.insert(device);
             if moved {
                 self.put_rules_around(dev);
                 for dev in around {
@@ -773,7 +773,7 @@ impl<E: Enforcer> Reconciler<E> {
             }
         }
         // Of another medium they are other volumes: a partition is known by its disk.
-        let above = self.devices.above(dev);
+        let above = self.graph.above(dev);
         for upper in &above {
             self.device_gone(*upper);
         }
@@ -781,7 +781,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.share_names(&device);
         let (boot, strength, diskseq) = (self.world.boot.clone(), device.identity.strength, device.diskseq);
         self.occupy(None, Some(&id));
-        self.devices.insert(device);
+        self.graph.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
             self.format_began(&entry);
@@ -790,7 +790,7 @@ impl<E: Enforcer> Reconciler<E> {
             }
         }
         let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
-        let claim = self.devices.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
+        let claim = self.graph.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
         let raw_content = self.world.raw_content;
         let event = Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq };
         self.step(&id, event);
@@ -803,7 +803,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.put_rules_of_members(&id);
         self.settle(dev);
         for upper in above {
-            if let Some(device) = self.world.sysfs.by_number(upper) {
+            if let Some(device) = self.world.devices.by_number(upper) {
                 self.device_changed(device);
             }
         }
@@ -838,9 +838,9 @@ impl<E: Enforcer> Reconciler<E> {
         self.overtake_comparison(dev);
         self.take_up_on(dev);
         let lock_dev = self.lock_dev(dev);
-        let around: Vec<Dev> = self.devices.related(dev).into_iter().map(|related| related.dev).collect();
+        let around: Vec<Dev> = self.graph.related(dev).into_iter().map(|related| related.dev).collect();
         self.format_over.remove(&dev);
-        let Some(device) = self.devices.remove(dev) else { return };
+        let Some(device) = self.graph.remove(dev) else { return };
         self.world.closing.watch(dev, None);
         self.occupy(Some(dev), None);
         self.vacate(&device);
@@ -851,7 +851,7 @@ impl<E: Enforcer> Reconciler<E> {
         let owner = self.enforcer.owner(lock_dev.0).filter(|entry| entry.dev == dev.to_kernel());
         let held = owner.is_some();
         let id = device.identity.id;
-        if self.devices.of(&id).next().is_none() {
+        if self.graph.of(&id).next().is_none() {
             self.step(&id, event);
             self.paths.remove(&id);
             self.copies.remove(&id);
@@ -880,7 +880,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What may be formatted is read again when somebody may have written to it: by a road that nobody sees, or as one whose
     /// writes mean nothing by themselves.
     fn closed_by_writer(&self, dev: Dev) {
-        let Some(id) = self.devices.id(dev) else { return };
+        let Some(id) = self.graph.id(dev) else { return };
         let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
         if armed && let Some(device) = self.path(id) {
             self.prober.ask_changed(device, self.wanted_copy(id));
@@ -889,12 +889,12 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Somebody waits for what a device holds, whose uevent may still wait behind those of thousands.
     fn hurry(&mut self, dev: Dev) {
-        if let Some(device) = self.world.sysfs.by_number(dev)
-            && self.devices.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
+        if let Some(device) = self.world.devices.by_number(dev)
+            && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
         {
             self.device_changed(device);
         }
-        let Some(id) = self.devices.id(dev).cloned() else { return };
+        let Some(id) = self.graph.id(dev).cloned() else { return };
         self.awaited.retain(|_, told| told.elapsed() < AWAITED);
         self.awaited.insert(dev, Instant::now());
         // It may be left alone for a moment, for whoever has just formatted it.
@@ -908,13 +908,13 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn is_awaited(&self, id: &VolumeId) -> bool {
         let told = |device: &Device| self.awaited.get(&device.dev);
-        self.devices.of(id).filter_map(told).any(|told| told.elapsed() < AWAITED)
+        self.graph.of(id).filter_map(told).any(|told| told.elapsed() < AWAITED)
     }
 
     fn probe(&self, id: &VolumeId) {
         let Some(device) = self.path(id) else { return };
         let unread = self.records.get(id).is_some_and(|record| record.looked_at.is_none());
-        if unread && self.world.sysfs.is_part_of_lvm(device.dev) {
+        if unread && self.world.devices.is_part_of_lvm(device.dev) {
             self.prober.ask_later(device, self.wanted_copy(id));
         } else {
             self.prober.ask(device, self.wanted_copy(id));
@@ -923,7 +923,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     fn probed(&mut self, answer: Answer) {
         // Of an attachment that is no more it says nothing.
-        let Some(device) = self.devices.get(answer.dev).filter(|device| device.diskseq == answer.diskseq)
+        let Some(device) = self.graph.get(answer.dev).filter(|device| device.diskseq == answer.diskseq)
         else {
             return;
         };
@@ -993,7 +993,7 @@ impl<E: Enforcer> Reconciler<E> {
     // Records
 
     fn apply_to_device(&mut self, dev: Dev, event: &Event) {
-        if let Some(id) = self.devices.id(dev) {
+        if let Some(id) = self.graph.id(dev) {
             let id = id.clone();
             self.apply(&id, event.clone());
         }
@@ -1002,7 +1002,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// One step of one record: stored, then ruled, then the rest; then what shares bytes with it.
     fn apply(&mut self, id: &VolumeId, event: Event) {
         if self.step(id, event) {
-            let first = self.devices.of(id).next().map(|device| device.dev);
+            let first = self.graph.of(id).next().map(|device| device.dev);
             if let Some(dev) = first {
                 self.put_rules_around(dev);
                 self.settle(dev);
@@ -1085,7 +1085,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn put_rules(&mut self, id: &VolumeId) {
-        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         for dev in devices {
             self.put_rule(dev);
         }
@@ -1098,7 +1098,7 @@ impl<E: Enforcer> Reconciler<E> {
         let told =
             |entry: &FormatOwner| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
         let owners: Vec<(u32, Process)> = self
-            .devices
+            .graph
             .of(id)
             .filter_map(|device| {
                 let (lock_dev, _) = self.lock_dev(device.dev);
@@ -1127,7 +1127,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn repair(&mut self) {
         let ruled: HashSet<u32> = self.enforcer.ruled().into_iter().collect();
         let missing: Vec<Dev> = self
-            .devices
+            .graph
             .iter()
             .map(|device| device.dev)
             .filter(|dev| !ruled.contains(&dev.to_kernel()))
@@ -1139,7 +1139,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         self.remove_rules_of_nobody();
         for (lock_dev, entry) in self.enforcer.owners() {
-            let lock_dev = self.devices.get(Dev::from_kernel(lock_dev));
+            let lock_dev = self.graph.get(Dev::from_kernel(lock_dev));
             if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.repaired += 1;
@@ -1150,7 +1150,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Of devices that are gone: what comes under such a number next would be judged by it.
     fn remove_rules_of_nobody(&mut self) {
         let ruled = self.enforcer.ruled();
-        for dev in ruled.into_iter().filter(|dev| self.devices.get(Dev::from_kernel(*dev)).is_none()) {
+        for dev in ruled.into_iter().filter(|dev| self.graph.get(Dev::from_kernel(*dev)).is_none()) {
             if let Err(error) = self.enforcer.remove_rule(dev) {
                 error!("{error}");
             }
@@ -1160,7 +1160,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Records a format that the kernel let through, if that was not told yet.
     fn take_up(&mut self, entry: &FormatOwner) -> bool {
         let dev = Dev::from_kernel(entry.dev);
-        let record = self.devices.id(dev).and_then(|id| self.records.get(id));
+        let record = self.graph.id(dev).and_then(|id| self.records.get(id));
         let untold = record.is_some_and(|record| transition::is_untold(record, entry.process))
             && !self.unstored.is_to_be_released(entry.process);
         if untold {
@@ -1191,14 +1191,14 @@ impl<E: Enforcer> Reconciler<E> {
             Some(EventKind::Waits) => self.hurry(dev),
             Some(EventKind::WouldDeny) => {
                 self.refused(event, "would-deny");
-                if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
                     let process = formatter(event.process, &event.comm, event.cgroup);
                     self.tool_at_work(dev, event.process, &Event::LetThrough(process));
                 }
             }
             // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
             Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
-                if self.devices.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
+                if self.graph.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
             Some(EventKind::FormatBegan) => self.format_began(&FormatOwner {
                 process: event.process,
                 dev: event.dev,
@@ -1217,12 +1217,12 @@ impl<E: Enforcer> Reconciler<E> {
                 self.ends.insert(event.process, (event.status, Instant::now()));
             }
             Some(EventKind::Mounted) => {
-                if let Some(device) = self.world.sysfs.by_number(dev)
-                    && self.devices.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
+                if let Some(device) = self.world.devices.by_number(dev)
+                    && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
                 {
                     self.device_changed(device);
                 }
-                if self.devices.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
                     // What was mounted is what was formatted, also where the event of that was lost.
                     self.take_up_on(dev);
                     self.apply_to_device(dev, &Event::Mounted);
@@ -1235,7 +1235,7 @@ impl<E: Enforcer> Reconciler<E> {
                 self.tool_at_work(dev, event.process, &Event::OwnerWiped(event.process));
             }
             Some(EventKind::Gone) => {
-                if self.world.sysfs.by_number(dev).is_none() {
+                if self.world.devices.by_number(dev).is_none() {
                     self.device_gone(dev);
                 }
             }
@@ -1246,7 +1246,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// A tool that was let through: when it has ended, the volume is probed.
     fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
-        let record = self.devices.id(dev).and_then(|id| self.records.get(id));
+        let record = self.graph.id(dev).and_then(|id| self.records.get(id));
         // It tells of each of its writes.
         if record.is_some_and(|record| record.tool_at_work != Some(process)) {
             self.apply_to_device(dev, event);
@@ -1267,9 +1267,9 @@ impl<E: Enforcer> Reconciler<E> {
     fn see_whether_held(&mut self, id: &VolumeId) {
         let Some(record) = self.records.get(id).filter(|record| transition::is_held(record)) else { return };
         let Some(process) = record.formatter.as_ref().map(Formatter::process) else { return };
-        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         // It may have opened the disk of a partition.
-        let around = devices.iter().flat_map(|dev| self.devices.related(*dev)).map(|related| related.dev);
+        let around = devices.iter().flat_map(|dev| self.graph.related(*dev)).map(|related| related.dev);
         let all: Vec<Dev> = around.chain(devices.iter().copied()).collect();
         if holding::has_open(process, &all) == Some(false) {
             self.format_ended(id, process, None);
@@ -1335,9 +1335,9 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// What was read of the volume until now is what was there before, or half of it.
     fn format_ended(&mut self, id: &VolumeId, process: Process, status: Option<u32>) {
-        let devices: Vec<Dev> = self.devices.of(id).map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         for dev in &devices {
-            let around = self.devices.related(*dev).into_iter().map(|related| related.dev);
+            let around = self.graph.related(*dev).into_iter().map(|related| related.dev);
             let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
             self.format_over.extend(over);
         }

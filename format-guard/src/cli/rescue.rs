@@ -23,7 +23,7 @@ use crate::{
         copies::Piece,
         marks::ReadAt,
         probe::{Direct, node_path},
-        sysfs::Sysfs,
+        device::Devices,
     },
 };
 
@@ -82,7 +82,7 @@ struct Target {
 impl Target {
     fn of(copy: &Copy) -> anyhow::Result<Option<Self>> {
         let Some(name) = copy.volume.devices.first() else { return Ok(None) };
-        let device = Sysfs::host(None).device(name).with_context(|| format!("{name} is gone"))?;
+        let device = Devices::host(None).device(name).with_context(|| format!("{name} is gone"))?;
         ensure!(
             device.size == copy.size,
             "{name} has {} bytes, and had {} when the copy was taken: what lies at its end lies elsewhere now; use --to FILE",

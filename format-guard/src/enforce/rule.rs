@@ -13,7 +13,7 @@ use crate::{
     record::{Content, Overlap, Record, transition},
     volume::{
         marks::{MAX_MARKS, Mark},
-        present::{Place, Shared},
+        graph::{Relation, Shared},
     },
 };
 
@@ -44,7 +44,7 @@ pub struct Other<'a> {
     /// Its volume.
     pub record: &'a Record,
     /// Where it lies.
-    pub place: Place,
+    pub relation: Relation,
     /// The bytes that both have, unchanged.
     pub shared: Vec<Shared>,
 }
@@ -89,7 +89,7 @@ pub fn shifted<'a>(marks: &'a [Mark], shared: &'a [Shared]) -> impl Iterator<Ite
 pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     let record = subject.record;
     let carries =
-        subject.others.iter().any(|other| other.place == Place::Above && holds_format(other.record));
+        subject.others.iter().any(|other| other.relation == Relation::Above && holds_format(other.record));
     let state = match record.state {
         State::Unverified | State::Blank if carries => State::Formatted,
         // Nobody formats it any more, and what is there is not known: nobody goes on with it.
@@ -186,7 +186,7 @@ fn has_room_for_table(subject: &Subject<'_>) -> bool {
     let lies_inside = |mark: &Mark| {
         mark.offset >= FIRST && mark.offset + mark.bytes.len() as u64 <= size.saturating_sub(LAST)
     };
-    let is_placed = |other: &Other<'_>| other.place != Place::Above || !other.shared.is_empty();
+    let is_placed = |other: &Other<'_>| other.relation != Relation::Above || !other.shared.is_empty();
     record.state == State::Formatted
         && record.content.is_none()
         && !record.mounted
@@ -213,7 +213,7 @@ fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
     }
     if matches!(state, State::Unverified | State::Formatted) {
         let others =
-            subject.others.iter().filter(|other| other.place != Place::Above && holds_format(other.record));
+            subject.others.iter().filter(|other| other.relation != Relation::Above && holds_format(other.record));
         for mark in others.flat_map(|other| shifted(&other.record.marks, &other.shared)) {
             let end = mark.offset + mark.bytes.len() as u64;
             let overlaps = marks
@@ -233,7 +233,7 @@ fn windows(others: &[Other<'_>]) -> Windows {
     let mut all: Vec<Window> = Vec::new();
     // What is not verified because the format below leaves it no room (a partition that outlived its table) is none.
     let guarded = others.iter().filter(|other| {
-        other.place == Place::Above
+        other.relation == Relation::Above
             && other.record.state != State::Exempt
             && (other.record.state != State::Unverified || other.record.overlaid.is_none())
     });
@@ -340,7 +340,7 @@ mod tests {
     }
 
     fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {
-        Other { dev, record, place: Place::Above, shared: vec![Shared { ours, theirs: 0, length }] }
+        Other { dev, record, relation: Relation::Above, shared: vec![Shared { ours, theirs: 0, length }] }
     }
 
     #[test]
@@ -417,7 +417,7 @@ mod tests {
         let mut disk = record("disk", State::Formatted);
         (disk.content, disk.looked_at, disk.marks[0].offset) = (None, Some(1), MIB);
         let upper = record("upper", State::Formatted);
-        let opaque = Other { dev: 8, record: &upper, place: Place::Above, shared: Vec::new() };
+        let opaque = Other { dev: 8, record: &upper, relation: Relation::Above, shared: Vec::new() };
         assert!(!has_room_for_table(&subject(&disk, vec![opaque])));
     }
 
@@ -493,7 +493,7 @@ mod tests {
         let below = |ours, theirs| Other {
             dev: 8,
             record: &disk,
-            place: Place::Below,
+            relation: Relation::Below,
             shared: vec![Shared { ours, theirs, length: MIB }],
         };
         let (rule, _) = of(&subject(&upper, vec![below(4096, 0)]), false);

@@ -9,6 +9,8 @@ mod loop_device;
 mod nbd;
 mod technologies;
 
+use std::path::Path;
+
 pub(super) use loop_device::{Loops, file_behind};
 
 use super::{
@@ -148,15 +150,25 @@ fn clean(value: &str) -> String {
     value.chars().filter(|c| !c.is_control()).take(MAX_VALUE).collect()
 }
 
-pub(super) fn of(sysfs: &Sysfs, node: &Node) -> Identity {
-    of_layer(sysfs, node, MAX_DEPTH)
+/// Where a device's names are looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub(super) sysfs: &'a Sysfs,
+    /// What lies behind loop devices, as far as it was asked for.
+    pub(super) loops: &'a Loops,
+    /// Nodes here name devices that offer no name of their own.
+    pub(super) longhorn: Option<&'a Path>,
 }
 
-fn of_layer(sysfs: &Sysfs, node: &Node, depth: usize) -> Identity {
+pub(super) fn of(sources: Sources<'_>, node: &Node) -> Identity {
+    of_layer(sources, node, MAX_DEPTH)
+}
+
+fn of_layer(sources: Sources<'_>, node: &Node, depth: usize) -> Identity {
     if depth == 0 {
         return by_place(node);
     }
-    let device = technologies::Shown { sysfs, node, depth };
+    let device = technologies::Shown { sources, node, depth };
     let own = technologies::identity(&device).unwrap_or_else(|| by_place(node));
     if own.strength == Strength::Weak { technologies::longhorn(&device).unwrap_or(own) } else { own }
 }

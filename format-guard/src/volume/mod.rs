@@ -3,13 +3,14 @@
 //! Everything here only reads; what a device offers is hostile and bounded.
 
 pub mod copies;
+pub mod device;
+pub mod graph;
 mod identities;
 pub mod identity;
 pub mod lvm;
 pub mod marks;
-pub mod present;
 pub mod probe;
-pub mod sysfs;
+mod sysfs;
 pub mod topology;
 mod unwritten;
 mod zoned;

@@ -183,7 +183,7 @@ fn look(
     let head = device.read(0, HEAD.min(size))?;
     let tail = device.read(tail_start, size - tail_start)?;
     // libblkid cannot ask a copy for its zones.
-    let zoned = zoned::btrfs(&device.file, &device)?;
+    let zoned = zoned::btrfs(&device.file, &device).map_err(ProbeError::Read)?;
     drop(device);
     // Not open any more: whoever takes it away meanwhile is not told that it is busy.
     let read = Read { head, tail_start, tail, between: &Again { name: name.as_str(), dev, size } };

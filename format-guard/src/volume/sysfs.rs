@@ -1,86 +1,42 @@
-//! The block devices that are present, from sysfs alone: no udevd, so that it works in a container.
+//! What sysfs says of block devices, attribute by attribute. No udevd is asked, so that it works in a container.
+//!
+//! The ground of this folder: it knows nothing of identities, layers or formats.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use super::{
-    Dev,
-    identity::{self, Identity, Loops},
-    lvm,
-    topology::{self, Below},
-};
+use super::Dev;
 
 /// Longest sysfs attribute that is read, in bytes; the kernel's own bound is one page.
 const MAX_ATTRIBUTE: usize = 4096;
 
-/// A block device that is present now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// The kernel's name, as below `/sys/class/block`.
-    pub name: String,
-    /// Its number.
-    pub dev: Dev,
-    /// Sequence number of the medium, zero where the kernel has none.
-    pub diskseq: u64,
-    /// Size in bytes; zero means no medium, or a device mapper device without a table.
-    pub size: u64,
-    /// Which volume it holds.
-    pub identity: Identity,
-    /// The devices that it lies on.
-    pub below: Vec<Below>,
-}
-
 /// A sysfs tree: the host's, or a recorded one.
 #[derive(Clone, Debug)]
-pub struct Sysfs {
+pub(super) struct Sysfs {
     root: PathBuf,
     /// Device nodes, ioctls and files beside the tree belong to it.
     live: bool,
-    longhorn: Option<PathBuf>,
-    loops: Loops,
 }
 
 impl Sysfs {
-    /// The host's. Nodes below `longhorn` name volumes that have no identity of their own.
-    #[must_use]
-    pub fn host(longhorn: Option<PathBuf>) -> Self {
-        Self { root: PathBuf::from("/sys"), live: true, longhorn, loops: Loops::default() }
+    /// The host's.
+    pub(super) fn host() -> Self {
+        Self { root: PathBuf::from("/sys"), live: true }
     }
 
     /// A recorded tree below `root`.
-    #[must_use]
-    pub fn recorded(root: &Path) -> Self {
-        Self { root: root.to_owned(), live: false, longhorn: None, loops: Loops::default() }
-    }
-
-    /// The same, where nodes below `longhorn` name volumes that have no identity of their own.
-    #[must_use]
-    pub fn naming(self, longhorn: Option<PathBuf>) -> Self {
-        Self { longhorn, ..self }
+    pub(super) fn recorded(root: &Path) -> Self {
+        Self { root: root.to_owned(), live: false }
     }
 
     pub(super) fn is_live(&self) -> bool {
         self.live
     }
 
-    pub(super) fn loops(&self) -> &Loops {
-        &self.loops
-    }
-
-    pub(super) fn longhorn(&self) -> Option<&Path> {
-        self.longhorn.as_deref()
-    }
-
-    /// Whether a node may yet come to name a device that has no identity of its own.
-    #[must_use]
-    pub fn names_devices(&self) -> bool {
-        self.longhorn.as_deref().is_some_and(Path::is_dir)
-    }
-
     /// Kernel names of all block devices, in order.
-    pub fn names(&self) -> io::Result<Vec<String>> {
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let mut names: Vec<String> = fs::read_dir(self.root.join("class/block"))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect();
@@ -88,32 +44,9 @@ impl Sysfs {
         Ok(names)
     }
 
-    /// The device of this kernel name; `None` when it is gone.
-    #[must_use]
-    pub fn device(&self, name: &str) -> Option<Device> {
-        let node = Node::open(self, name)?;
-        Some(Device {
-            name: name.to_owned(),
-            dev: node.dev()?,
-            diskseq: node.diskseq(),
-            size: node.number("size")?.checked_mul(topology::SECTOR)?,
-            identity: identity::of(self, &node),
-            below: topology::below(self, &node),
-        })
-    }
-
-    /// The device of this number; `None` when it is gone.
-    #[must_use]
-    pub fn by_number(&self, dev: Dev) -> Option<Device> {
-        self.device(self.node_by_number(dev)?.name()?)
-    }
-
-    /// Whether LVM has made a device for itself alone, as a part of a volume.
-    #[must_use]
-    pub fn is_part_of_lvm(&self, dev: Dev) -> bool {
-        let Some(node) = self.node_by_number(dev) else { return false };
-        let (uuid, name) = (node.attribute("dm/uuid"), node.attribute("dm/name"));
-        uuid.zip(name).is_some_and(|(uuid, name)| lvm::is_part(&uuid, &name))
+    /// The directory of the device of this kernel name; `None` when it is gone.
+    pub(super) fn node(&self, name: &str) -> Option<Node> {
+        Node::open(self, name)
     }
 
     /// The number of the device of this kernel name.
@@ -132,8 +65,7 @@ impl Sysfs {
     }
 
     /// An attribute at a path below the root, trimmed.
-    #[must_use]
-    pub fn attribute(&self, path: &str) -> Option<String> {
+    pub(super) fn attribute(&self, path: &str) -> Option<String> {
         read_attribute(&self.root.join(path))
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write, fs::File, os::fd::AsRawFd};
 
 use super::{
     marks::{Found, Mark, MarkKind, ReadAt},
-    probe::ProbeError,
+
 };
 
 // include/uapi/linux/blkzoned.h: _IOR(0x12, 132, __u32) and _IOWR(0x12, 130, struct blk_zone_report).
@@ -72,8 +72,8 @@ pub(super) fn is_zoned(device: &File) -> bool {
 /// The first zones of a device; none where it has no zones.
 ///
 /// # Errors
-/// [`ProbeError::Read`] where it has, and does not tell of them.
-fn zones(device: &File) -> Result<Vec<Zone>, ProbeError> {
+/// A sentence where it has zones, and does not tell of them.
+fn zones(device: &File) -> Result<Vec<Zone>, String> {
     if !is_zoned(device) {
         return Ok(Vec::new());
     }
@@ -81,7 +81,7 @@ fn zones(device: &File) -> Result<Vec<Zone>, ProbeError> {
     // SAFETY: the kernel writes the head and as many zones as `count` says.
     if unsafe { libc::ioctl(device.as_raw_fd(), BLKREPORTZONE, &raw mut report) } != 0 {
         let error = std::io::Error::last_os_error();
-        return Err(ProbeError::Read(format!("it does not tell of its zones: {error}")));
+        return Err(format!("it does not tell of its zones: {error}"));
     }
     let mut zones = report.zones.to_vec();
     zones.truncate(report.count as usize);
@@ -97,15 +97,15 @@ fn zones(device: &File) -> Result<Vec<Zone>, ProbeError> {
 /// found there by all others.
 ///
 /// # Errors
-/// [`ProbeError::Read`] where the device does not tell of its zones, or a written superblock cannot be read.
-pub(super) fn btrfs(device: &File, read: &dyn ReadAt) -> Result<Option<(Found, Vec<Mark>)>, ProbeError> {
+/// A sentence where the device does not tell of its zones, or a written superblock cannot be read.
+pub(super) fn btrfs(device: &File, read: &dyn ReadAt) -> Result<Option<(Found, Vec<Mark>)>, String> {
     in_zones(&zones(device)?, read)
 }
 
-fn in_zones(zones: &[Zone], read: &dyn ReadAt) -> Result<Option<(Found, Vec<Mark>)>, ProbeError> {
+fn in_zones(zones: &[Zone], read: &dyn ReadAt) -> Result<Option<(Found, Vec<Mark>)>, String> {
     let superblock = |at: u64| {
         read.read_at(at, SUPERBLOCK as usize)
-            .ok_or_else(|| ProbeError::Read(format!("the zone's superblock at {at} cannot be read")))
+            .ok_or_else(|| format!("the zone's superblock at {at} cannot be read"))
     };
     let mut newest: Option<(u64, Vec<u8>, u64)> = None;
     let mut marks = Vec::new();

@@ -18,7 +18,7 @@ use crate::{
         store::{HistoryEvent, Wanted},
         transition::Event,
     },
-    volume::{Dev, VolumeId, sysfs::Device},
+    volume::{Dev, VolumeId, device::Device},
 };
 
 /// Longest permit that is given, in seconds: a week.
@@ -122,7 +122,7 @@ impl<E: Enforcer> Reconciler<E> {
             unstored: self.unstored.count() as u64,
             records_lost: self.loss.clone(),
             programs: self.programs(),
-            devices: self.devices.count() as u64,
+            devices: self.graph.count() as u64,
             discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
             volumes: by_state
                 .into_iter()
@@ -205,7 +205,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn shown(&self, record: &Record) -> api::Volume {
-        let devices: Vec<&Device> = self.devices.of(&record.id).collect();
+        let devices: Vec<&Device> = self.graph.of(&record.id).collect();
         let told = api::Volume::of(record, &devices);
         api::Volume { strict: told.strict || self.is_strict_by_configuration(record), ..told }
     }
@@ -219,7 +219,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// The volume that a selector means.
     pub(super) fn select(&self, selector: &str) -> Result<VolumeId, Failure> {
         if let Some(dev) = selector.strip_prefix("dev=").and_then(Dev::parse) {
-            return self.devices.id(dev).cloned().ok_or_else(|| {
+            return self.graph.id(dev).cloned().ok_or_else(|| {
                 Failure::new(
                     FailureKind::NotFound,
                     format!("device {dev} holds no volume that is known: see format-guard volume list"),
@@ -313,7 +313,7 @@ impl<E: Enforcer> Reconciler<E> {
             )));
         }
         let id = self.select_whole(&request.volume)?;
-        let devices: Vec<Dev> = self.devices.of(&id).map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.of(&id).map(|device| device.dev).collect();
         for dev in devices {
             self.take_up_on(dev);
         }
@@ -377,7 +377,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn to_be_forgotten(&self, request: &api::ReasonRequest) -> Result<(VolumeId, String), Failure> {
         let reason = reason_of(&request.reason, "to forget a volume")?;
         let id = self.select_whole(&request.volume)?;
-        let device = self.devices.of(&id).next().cloned();
+        let device = self.graph.of(&id).next().cloned();
         let record = self.records.get(&id);
         if let (Some(device), Some(record)) = (&device, record)
             && matches!(record.state, State::Formatted | State::Formatting | State::Permitted)
@@ -413,7 +413,7 @@ impl<E: Enforcer> Reconciler<E> {
         self.unstored.forget(id);
         self.names.forget(id);
         self.told.send_modify(|count| *count += 1);
-        let paths: Vec<Device> = self.devices.of(id).cloned().collect();
+        let paths: Vec<Device> = self.graph.of(id).cloned().collect();
         for device in &paths {
             self.device_gone(device.dev);
         }
@@ -436,7 +436,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Lets whoever was refused on its devices write there again; how many that are.
     pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
         let devices: Vec<(u32, u64)> =
-            self.devices.of(id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
+            self.graph.of(id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
         let mut count = 0;
         for (dev, diskseq) in devices {
             count += self.enforcer.untaint(dev, diskseq)?;
@@ -458,7 +458,7 @@ impl<E: Enforcer> Reconciler<E> {
         }
         self.keep_protected();
         self.keep_waited_for(self.world.first_format_wait);
-        self.world.sysfs = self.world.sysfs.clone().naming(config.longhorn_dir());
+        self.world.devices = self.world.devices.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;
         self.compare_with_sysfs()?;

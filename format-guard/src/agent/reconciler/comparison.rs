@@ -10,7 +10,7 @@ use crate::{
     agent::clocks,
     enforce::Enforcer,
     record::transition::{self, Event},
-    volume::{Dev, VolumeId, sysfs::Device},
+    volume::{Dev, VolumeId, device::Device},
 };
 
 /// Devices that are read between two inputs: some milliseconds.
@@ -35,7 +35,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn begin_comparison(&mut self) -> Result<()> {
-        let names = self.world.sysfs.names().context("cannot list the block devices in sysfs")?;
+        let names = self.world.devices.names().context("cannot list the block devices in sysfs")?;
         self.comparison = Some(Comparison { names, ..Comparison::default() });
         Ok(())
     }
@@ -78,7 +78,7 @@ impl<E: Enforcer> Reconciler<E> {
     fn compare(&mut self, number: usize) -> bool {
         let Some(comparison) = &mut self.comparison else { return false };
         let now = number.min(comparison.names.len());
-        let read = comparison.names.drain(..now).filter_map(|name| self.world.sysfs.device(&name));
+        let read = comparison.names.drain(..now).filter_map(|name| self.world.devices.device(&name));
         comparison.read.extend(read);
         if !comparison.names.is_empty() {
             return false;
@@ -87,7 +87,7 @@ impl<E: Enforcer> Reconciler<E> {
         let numbers: HashSet<Dev> =
             read.iter().map(|device| device.dev).chain(overtaken.iter().copied()).collect();
         let gone: Vec<Dev> =
-            self.devices.iter().map(|device| device.dev).filter(|dev| !numbers.contains(dev)).collect();
+            self.graph.iter().map(|device| device.dev).filter(|dev| !numbers.contains(dev)).collect();
         for dev in gone {
             self.device_gone(dev);
         }
@@ -95,7 +95,7 @@ impl<E: Enforcer> Reconciler<E> {
         let present = read.into_iter().filter(|device| !overtaken.contains(&device.dev)).collect();
         for mut device in lower_first(present) {
             self.identify(&mut device);
-            let known = self.devices.get(device.dev);
+            let known = self.graph.get(device.dev);
             if known != Some(&device) && (known.is_some() || may_hold(&device)) {
                 self.device_changed(device);
             }

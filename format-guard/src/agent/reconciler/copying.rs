@@ -64,7 +64,7 @@ impl<E: Enforcer> Reconciler<E> {
     pub(super) fn keep_copies(&mut self, taken: Vec<Taken>) {
         let mut copies = Vec::new();
         for Taken { id, marks, packed } in taken {
-            let (Some(record), Some(device)) = (self.records.get(&id), self.devices.of(&id).next()) else {
+            let (Some(record), Some(device)) = (self.records.get(&id), self.graph.of(&id).next()) else {
                 continue;
             };
             let is_its = record.state == State::Formatted

@@ -55,7 +55,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What the rule of an earlier agent says of a volume of which nothing is on record.
     pub(super) fn take_over_rule(&mut self, dev: Dev) {
         let Some(rule) = self.pinned.remove(&dev.to_kernel()) else { return };
-        let Some(device) = self.devices.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
+        let Some(device) = self.graph.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
             return;
         };
         let id = device.identity.id.clone();
@@ -79,7 +79,7 @@ impl<E: Enforcer> Reconciler<E> {
             self.records.values().filter(|record| record.state == State::Unverified && record.held.is_some());
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
-            let Some(device) = self.devices.of(&id).next() else { continue };
+            let Some(device) = self.graph.of(&id).next() else { continue };
             let event = Event::Attached {
                 boot: self.world.boot.clone(),
                 strength: device.identity.strength,

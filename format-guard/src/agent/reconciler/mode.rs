@@ -175,7 +175,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     pub(super) fn put_every_rule(&mut self) -> Result<()> {
         self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
-        let devices: Vec<Dev> = self.devices.iter().map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.iter().map(|device| device.dev).collect();
         for dev in devices {
             self.put_rule(dev);
         }

@@ -20,7 +20,7 @@ use crate::{
     volume::{
         Dev, VolumeId,
         identity::{Kind, Strength},
-        sysfs::Device,
+        device::Device,
     },
 };
 
@@ -125,13 +125,13 @@ impl<E: Enforcer> Reconciler<E> {
     /// two loop devices may show as much as they are told to, or as there was when they were made.
     fn contradicts(&self, device: &Device, id: &VolumeId) -> Option<String> {
         let is_there = self
-            .devices
+            .graph
             .get(device.dev)
             .is_some_and(|known| known.identity.id == *id && known.diskseq == device.diskseq);
         if is_there || device.size == 0 || id.as_str().contains("loop:") {
             return None;
         }
-        let others = || self.devices.of(id).filter(|other| other.dev != device.dev);
+        let others = || self.graph.of(id).filter(|other| other.dev != device.dev);
         let contradicts = others().all(|other| other.size != device.size);
         others().next().filter(|_| contradicts).map(|other| other.name.clone())
     }
@@ -144,7 +144,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// A device shows the name of a volume that it is not: from now on it goes by none of its own.
     pub(super) fn set_apart(&mut self, dev: Dev, why: &str) {
-        let Some(device) = self.devices.get(dev).cloned() else { return };
+        let Some(device) = self.graph.get(dev).cloned() else { return };
         let id = device.identity.id.clone();
         let text = format!(
             "{} shows the name of {id} and {why}: both stay protected, and it goes by no name of its own",
@@ -152,16 +152,16 @@ impl<E: Enforcer> Reconciler<E> {
         );
         self.tell_apart(dev, device.diskseq, &id, text);
         self.device_gone(dev);
-        if let Some(device) = self.world.sysfs.by_number(dev) {
+        if let Some(device) = self.world.devices.by_number(dev) {
             self.device_changed(device);
         }
     }
 
     /// A path that is new need not lead where the others do: it is read once itself. Where a map has the paths, it knows.
     pub(super) fn probe_new_path(&self, id: &VolumeId, dev: Dev) {
-        let is_one_of_several = self.devices.of(id).nth(1).is_some();
+        let is_one_of_several = self.graph.of(id).nth(1).is_some();
         if let Some(device) =
-            self.devices.get(dev).filter(|_| is_one_of_several && self.map_over(id).is_none())
+            self.graph.get(dev).filter(|_| is_one_of_several && self.map_over(id).is_none())
         {
             self.prober.ask(device, None);
         }

@@ -6,7 +6,7 @@ use format_guard_common::State;
 use super::Reconciler;
 use crate::{
     enforce::Enforcer,
-    volume::{Dev, VolumeId, probe::Finding, sysfs::Device},
+    volume::{Dev, VolumeId, probe::Finding, device::Device},
 };
 
 /// By which devices a volume can be read.
@@ -27,18 +27,18 @@ impl<E: Enforcer> Reconciler<E> {
         let paths = self.paths.get(id);
         let is_good = |device: &&Device| paths.is_some_and(|paths| paths.good == Some(device.dev));
         let has_failed = |device: &Device| paths.is_some_and(|paths| paths.failed.contains(&device.dev));
-        let untried = || self.devices.of(id).find(|device| !has_failed(device));
-        self.devices.of(id).find(is_good).or_else(untried).or_else(|| self.devices.of(id).next())
+        let untried = || self.graph.of(id).find(|device| !has_failed(device));
+        self.graph.of(id).find(is_good).or_else(untried).or_else(|| self.graph.of(id).next())
     }
 
     /// The multipath map that has the paths to a volume: a path that lies on others, or one by a wwid that names nothing.
     pub(super) fn map_over(&self, id: &VolumeId) -> Option<&Device> {
         let lies_on_a_path =
-            |device: &&Device| device.below.iter().any(|below| self.devices.id(below.dev) == Some(id));
-        let above = || self.devices.of(id).flat_map(|path| self.devices.above(path.dev));
-        self.devices.of(id).find(lies_on_a_path).or_else(|| {
+            |device: &&Device| device.below.iter().any(|below| self.graph.id(below.dev) == Some(id));
+        let above = || self.graph.of(id).flat_map(|path| self.graph.above(path.dev));
+        self.graph.of(id).find(lies_on_a_path).or_else(|| {
             above()
-                .filter_map(|dev| self.devices.get(dev))
+                .filter_map(|dev| self.graph.get(dev))
                 .find(|upper| upper.identity.id.as_str().starts_with("path:dm/mpath-"))
         })
     }
@@ -66,11 +66,11 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// The other volumes that are read by this device: those to whose paths it is the map.
     pub(super) fn read_by_map(&self, dev: Dev) -> Vec<VolumeId> {
-        let below = self.devices.get(dev).map_or(&[][..], |device| &device.below);
-        let own = self.devices.id(dev);
+        let below = self.graph.get(dev).map_or(&[][..], |device| &device.below);
+        let own = self.graph.id(dev);
         let mut ids: Vec<VolumeId> = below
             .iter()
-            .filter_map(|path| self.devices.id(path.dev))
+            .filter_map(|path| self.graph.id(path.dev))
             .filter(|id| Some(*id) != own)
             .filter(|id| self.map_over(id).is_some_and(|map| map.dev == dev))
             .cloned()
@@ -82,7 +82,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Whether a probe by this device came to nothing, and another device is probed in its place.
     pub(super) fn is_read_by_another_path(&mut self, id: &VolumeId, dev: Dev, answered: bool) -> bool {
-        if self.devices.of(id).count() < 2 {
+        if self.graph.of(id).count() < 2 {
             self.paths.remove(id);
             return false;
         }
@@ -96,7 +96,7 @@ impl<E: Enforcer> Reconciler<E> {
             paths.failed.push(dev);
         }
         let failed = paths.failed.clone();
-        if self.devices.of(id).all(|device| failed.contains(&device.dev)) {
+        if self.graph.of(id).all(|device| failed.contains(&device.dev)) {
             // From the beginning, the next time.
             self.paths.remove(id);
             return false;

@@ -79,7 +79,7 @@ impl<E: Enforcer> Reconciler<E> {
         let partitions = self.records.values().filter(|record| which(record));
         partitions
             .map(|record| &record.id)
-            .filter(|id| identity::disk_of(id).as_ref() == Some(disk) && self.devices.of(id).next().is_some())
+            .filter(|id| identity::disk_of(id).as_ref() == Some(disk) && self.graph.of(id).next().is_some())
             .cloned()
             .collect()
     }

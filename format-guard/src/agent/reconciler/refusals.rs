@@ -20,14 +20,14 @@ impl<E: Enforcer> Reconciler<E> {
     /// Tells of a refusal (`denied`), or of one that would have been (`would-deny`).
     pub(super) fn refused(&mut self, event: &KernelEvent, kind: &str) {
         let dev = Dev::from_kernel(event.dev);
-        let device = self.devices.get(dev);
+        let device = self.graph.get(dev);
         let comm = text_of(&event.comm);
         // Its refusal is the proof that it was made for.
         if comm == canary::NAME && device.is_none() {
             return;
         }
         let name_of =
-            |dev: Dev| self.devices.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
+            |dev: Dev| self.graph.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
         let (reason, operation) = (Reason::from_raw(event.reason), Operation::from_raw(event.operation));
         let passthrough = operation == Some(Operation::Passthrough);
         // One that goes to a character device: which volume that is was not asked.

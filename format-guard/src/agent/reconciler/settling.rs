@@ -45,8 +45,8 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// What is known of a device that is read, or is not going to be; `None` while that is waited for.
     fn settled(&self, dev: Dev) -> Option<Settled> {
-        let Some(record) = self.devices.id(dev).and_then(|id| self.records.get(id)) else {
-            let device = self.world.sysfs.by_number(dev).filter(may_hold);
+        let Some(record) = self.graph.id(dev).and_then(|id| self.records.get(id)) else {
+            let device = self.world.devices.by_number(dev).filter(may_hold);
             return device.is_none().then_some(Settled { settled: true, state: None });
         };
         // What a node may come to name takes as long as that.

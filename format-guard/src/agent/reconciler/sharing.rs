@@ -22,7 +22,7 @@ use crate::{
     volume::{
         VolumeId,
         identity::{Kind, Strength},
-        sysfs::Device,
+        device::Device,
     },
 };
 
@@ -110,7 +110,7 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     fn is_held(&self, id: &VolumeId) -> bool {
-        self.devices.of(id).any(|device| self.formatter_of(device.dev).is_some())
+        self.graph.of(id).any(|device| self.formatter_of(device.dev).is_some())
     }
 
     /// Its last device is gone, and no rule is left. `untouched`: the kernel let nobody through.

@@ -15,7 +15,7 @@ use crate::{
     volume::{
         Dev, VolumeId, identity,
         marks::Mark,
-        present::{Place, Related},
+        graph::{Related, Relation},
         probe,
     },
 };
@@ -32,14 +32,14 @@ impl<E: Enforcer> Reconciler<E> {
     /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
     pub(super) fn lock_dev(&self, dev: Dev) -> (u32, u64) {
         let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
-        let attachment = |lock_dev: Dev| self.devices.get(lock_dev).map_or(0, |device| device.diskseq);
+        let attachment = |lock_dev: Dev| self.graph.get(lock_dev).map_or(0, |device| device.diskseq);
         // Whoever formats it is held where it began, until it is released.
-        let bottom = self.devices.lock_dev(dev, &|_| false);
+        let bottom = self.graph.lock_dev(dev, &|_| false);
         let began_there = self
             .enforcer
             .owner(bottom.to_kernel())
             .is_some_and(|entry| entry.dev == dev.to_kernel() && entry.diskseq == attachment(bottom));
-        let lock_dev = if began_there { bottom } else { self.devices.lock_dev(dev, &apart) };
+        let lock_dev = if began_there { bottom } else { self.graph.lock_dev(dev, &apart) };
         (lock_dev.to_kernel(), attachment(lock_dev))
     }
 
@@ -57,14 +57,14 @@ impl<E: Enforcer> Reconciler<E> {
     /// Whether a volume that lies on a device, which holds nothing of its own yet, is formatted at this moment.
     pub(super) fn is_being_formatted_from_above(&self, dev: Dev) -> bool {
         self.record_at(dev).is_some_and(|record| matches!(record.state, State::Blank | State::Unverified))
-            && self.devices.related(dev).iter().any(|related| {
-                related.place == Place::Above
+            && self.graph.related(dev).iter().any(|related| {
+                related.relation == Relation::Above
                     && self.record_at(related.dev).is_some_and(|upper| upper.state == State::Formatting)
             })
     }
 
     fn record_at(&self, dev: Dev) -> Option<&Record> {
-        self.records.get(self.devices.id(dev)?)
+        self.records.get(self.graph.id(dev)?)
     }
 
     /// Puts the rule for one device.
@@ -73,10 +73,10 @@ impl<E: Enforcer> Reconciler<E> {
             batch.rule_later(dev);
             return;
         }
-        let (Some(device), Some(record)) = (self.devices.get(dev), self.record_at(dev)) else { return };
-        let others = self.devices.related(dev).into_iter().filter_map(|related| {
+        let (Some(device), Some(record)) = (self.graph.get(dev), self.record_at(dev)) else { return };
+        let others = self.graph.related(dev).into_iter().filter_map(|related| {
             let record = self.record_at(related.dev)?;
-            Some(Other { dev: related.dev.to_kernel(), record, place: related.place, shared: related.shared })
+            Some(Other { dev: related.dev.to_kernel(), record, relation: related.relation, shared: related.shared })
         });
         let others = others.chain(self.vacated_on(dev)).collect();
         let subject = Subject {
@@ -86,7 +86,7 @@ impl<E: Enforcer> Reconciler<E> {
             lock_dev: self.lock_dev(dev),
             record,
             strict: self.is_strict_by_configuration(record),
-            array_runs: Self::array_of(record).is_some_and(|array| self.devices.of(&array).next().is_some()),
+            array_runs: Self::array_of(record).is_some_and(|array| self.graph.of(&array).next().is_some()),
             others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
@@ -134,7 +134,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// Puts the rules of every device that shares bytes with this one.
     pub(super) fn put_rules_around(&mut self, dev: Dev) {
-        for related in self.devices.related(dev) {
+        for related in self.graph.related(dev) {
             self.put_rule(related.dev);
         }
     }
@@ -142,7 +142,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
     /// ever adds protection or takes back what it added, so there is an end to it.
     pub(super) fn settle(&mut self, dev: Dev) {
-        let around = self.devices.related(dev);
+        let around = self.graph.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
         if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
             return;
@@ -157,8 +157,8 @@ impl<E: Enforcer> Reconciler<E> {
     /// The same for some, with all that share their bytes.
     pub(super) fn settle_all(&mut self, mut open: BTreeSet<Dev>) {
         while let Some(dev) = open.pop_first() {
-            let Some(id) = self.devices.id(dev).cloned() else { continue };
-            let related = self.devices.related(dev);
+            let Some(id) = self.graph.id(dev).cloned() else { continue };
+            let related = self.graph.related(dev);
             let carried = self.carried(&related);
             let overlaid = self.overlaid(&related).or_else(|| self.over_vacated(dev));
             let mut changed = false;
@@ -183,7 +183,7 @@ impl<E: Enforcer> Reconciler<E> {
 
     /// The volume that lies on a device and holds a format, with its marks as they lie on the device.
     fn carried(&self, related: &[Related]) -> Option<(VolumeId, Vec<Mark>)> {
-        related.iter().filter(|related| related.place == Place::Above).find_map(|related| {
+        related.iter().filter(|related| related.relation == Relation::Above).find_map(|related| {
             let record = self.record_at(related.dev).filter(|record| record.state == State::Formatted)?;
             Some((record.id.clone(), shifted(&record.marks, &related.shared).collect()))
         })
@@ -192,7 +192,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// What a device reads as is the format of a volume that lies on it: the rest of the device is not its.
     fn is_explained(&self, dev: Dev, record: &Record) -> bool {
         let Some(content) = &record.content else { return false };
-        self.devices.related(dev).iter().filter(|related| related.place == Place::Above).any(|related| {
+        self.graph.related(dev).iter().filter(|related| related.relation == Relation::Above).any(|related| {
             self.record_at(related.dev).is_some_and(|upper| {
                 upper.state == State::Formatted
                     && upper
@@ -206,7 +206,7 @@ impl<E: Enforcer> Reconciler<E> {
     /// The volume below or beside a device whose format the device's own would destroy.
     fn overlaid(&self, related: &[Related]) -> Option<Overlay> {
         related.iter().find_map(|related| {
-            if related.place == Place::Above || related.shared.is_empty() && !related.transformed {
+            if related.relation == Relation::Above || related.shared.is_empty() && !related.transformed {
                 return None;
             }
             let record = self.record_at(related.dev).filter(|record| holds_format(record))?;
@@ -224,7 +224,7 @@ impl<E: Enforcer> Reconciler<E> {
                 None if !record.mounted => return None,
                 None => "is mounted".to_owned(),
             };
-            if related.place == Place::Below && !formatting && self.is_explained(related.dev, record) {
+            if related.relation == Relation::Below && !formatting && self.is_explained(related.dev, record) {
                 return None;
             }
             // Copies of a superblock lie all over a file system: only its first mark is where it begins.

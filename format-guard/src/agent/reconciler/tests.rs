@@ -310,7 +310,7 @@ fn setting() -> Setting {
         names: BTreeMap::new(),
     };
     let world = World {
-        sysfs: Sysfs::recorded(sysfs.path()),
+        devices: Devices::recorded(sysfs.path()),
         boot: "boot-1".into(),
         mode: Mode::Enforce,
         forced_audit: false,
@@ -481,7 +481,7 @@ fn what_cannot_be_stored_is_protected_all_the_same() {
 
 /// The same world, seen for the first time by an agent that starts.
 fn start_again(setting: &mut Setting) {
-    setting.reconciler.devices = Present::default();
+    setting.reconciler.graph = DeviceGraph::default();
     setting.reconciler.records.clear();
     setting.reconciler.unstored = Unstored::default();
     setting.deeds.take();
@@ -613,8 +613,8 @@ fn a_comparison_undoes_nothing_that_was_told_meanwhile() {
     while reconciler.comparison.is_some() {
         reconciler.go_on_with_resync();
     }
-    assert_eq!(reconciler.devices.get(DEV).map(|device| device.diskseq), Some(6));
-    assert_eq!(reconciler.devices.get(other).map(|device| device.diskseq), Some(7));
+    assert_eq!(reconciler.graph.get(DEV).map(|device| device.diskseq), Some(6));
+    assert_eq!(reconciler.graph.get(other).map(|device| device.diskseq), Some(7));
     assert!(setting.enforcer.ruled().contains(&other.to_kernel()));
 }
 
@@ -735,7 +735,7 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
     attach_partition(setting.sysfs.path());
     setting.give(changed("dm-0p1"));
     let overlaid = |setting: &Setting| {
-        let id = setting.reconciler.devices.id(PART).expect("attached");
+        let id = setting.reconciler.graph.id(PART).expect("attached");
         setting.reconciler.records[id].overlaid.is_some()
     };
     assert!(!overlaid(&setting));
@@ -758,7 +758,7 @@ fn a_partition_of_another_medium_is_another_volume() {
     attach(setting.sysfs.path(), 6);
     fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
     setting.give(changed("dm-0"));
-    assert_eq!(setting.reconciler.devices.id(PART), Some(&"part:dm:UUID-2#8".into()));
+    assert_eq!(setting.reconciler.graph.id(PART), Some(&"part:dm:UUID-2#8".into()));
     assert_eq!(setting.rule_of(PART).state, State::Unverified as u32);
     assert_eq!(setting.rule_of(DEV).state, State::Unverified as u32, "nothing recorded lies on it");
 }
@@ -989,7 +989,7 @@ fn a_better_identity_waits_until_the_format_is_over() {
     });
     setting.probed(5, holds());
     setting.give(Input::Tick);
-    assert_eq!(setting.reconciler.devices.id(DEV), Some(&"dm:UUID-2".into()));
+    assert_eq!(setting.reconciler.graph.id(DEV), Some(&"dm:UUID-2".into()));
 }
 
 #[test]
@@ -1058,7 +1058,7 @@ fn what_a_node_may_come_to_name_is_not_armed_meanwhile() {
     let nodes = setting.sysfs.path().join("nodes");
     fs::create_dir(&nodes).expect("directory");
     fs::remove_file(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid")).expect("no uuid");
-    setting.reconciler.world.sysfs = Sysfs::recorded(setting.sysfs.path()).naming(Some(nodes));
+    setting.reconciler.world.devices = Devices::recorded(setting.sysfs.path()).naming(Some(nodes));
     setting.give(changed("dm-0"));
     let state = |setting: &Setting| setting.reconciler.records[&VolumeId::from("path:dm/x")].state;
     for _ in 0..3 {

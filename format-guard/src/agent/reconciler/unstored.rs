@@ -222,7 +222,7 @@ impl<E: Enforcer> Reconciler<E> {
         let (new, _) = transition::next(&old, Event::Closed, clocks());
         self.records.insert(id.clone(), new.clone());
         self.put_rules(id);
-        let device = self.devices.of(id).next().map(|device| device.dev);
+        let device = self.graph.of(id).next().map(|device| device.dev);
         // One may have begun until now.
         let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) else { return Some((old, new)) };
         self.records.insert(id.clone(), old);

@@ -13,9 +13,9 @@ use crate::{
     record::{Overlap, Overlay, Record},
     volume::{
         Dev, VolumeId,
-        present::Place,
+        graph::Relation,
         probe::Finding,
-        sysfs::Device,
+        device::Device,
         topology::{Extent, SECTOR},
     },
 };
@@ -44,7 +44,7 @@ impl<E: Enforcer> Reconciler<E> {
         let is_partition = device.identity.id.as_str().starts_with("part:");
         if is_partition
             && holds_format(record)
-            && let Some(disk) = self.devices.get(below.dev)
+            && let Some(disk) = self.graph.get(below.dev)
         {
             self.prober.ask(disk, None);
             self.vacated.push(Vacated { disk: below.dev, region: *region, record: record.clone() });
@@ -64,7 +64,7 @@ impl<E: Enforcer> Reconciler<E> {
         if self.vacated.len() < before {
             info!("disk {disk}: its table does not name a partition any more that was dropped");
             self.put_rule(disk);
-            for dev in self.devices.above(disk) {
+            for dev in self.graph.above(disk) {
                 self.put_rule(dev);
                 self.settle(dev);
             }
@@ -75,9 +75,9 @@ impl<E: Enforcer> Reconciler<E> {
     pub(super) fn vacated_on(&self, dev: Dev) -> Vec<Other<'_>> {
         let mut others = Vec::new();
         for Vacated { disk, region, record } in &self.vacated {
-            let shared = self.devices.shared_with(dev, *disk, region);
+            let shared = self.graph.shared_with(dev, *disk, region);
             if !shared.is_empty() {
-                others.push(Other { dev: dev.to_kernel(), record, place: Place::Beside, shared });
+                others.push(Other { dev: dev.to_kernel(), record, place: Relation::Beside, shared });
             }
         }
         others

@@ -6,17 +6,14 @@
 use std::{fs, os::unix::fs::FileTypeExt, path::Path};
 
 use super::{
-    Identity, Kind, Strength, VolumeId, by_place, lies::lie, loop_device, md_of_uuid, name, nbd, of_layer,
+    Identity, Kind, Sources, Strength, VolumeId, by_place, lies::lie, loop_device, md_of_uuid, name, nbd, of_layer,
     place,
 };
-use crate::volume::{
-    Dev,
-    sysfs::{Node, Sysfs},
-};
+use crate::volume::{Dev, sysfs::Node};
 
 /// A device that is asked for its names.
 pub(super) struct Shown<'a> {
-    pub(super) sysfs: &'a Sysfs,
+    pub(super) sources: Sources<'a>,
     pub(super) node: &'a Node,
     /// Layers that may still be followed down.
     pub(super) depth: usize,
@@ -25,12 +22,12 @@ pub(super) struct Shown<'a> {
 impl Shown<'_> {
     /// The identity of a device that it lies on.
     fn below(&self, dev: Dev) -> Option<Identity> {
-        Some(of_layer(self.sysfs, &self.sysfs.node_by_number(dev)?, self.depth - 1))
+        Some(of_layer(self.sources, &self.sources.sysfs.node_by_number(dev)?, self.depth - 1))
     }
 
     fn slaves(&self) -> Vec<Identity> {
         let names = self.node.entries("slaves");
-        names.iter().filter_map(|name| self.below(self.sysfs.device_number(name)?)).collect()
+        names.iter().filter_map(|name| self.below(self.sources.sysfs.device_number(name)?)).collect()
     }
 }
 
@@ -184,7 +181,7 @@ pub(super) const TECHNOLOGIES: &[Technology] = &[
 /// By start, not by PARTUUID: sysfs names the latter on new kernels only, and an upgrade must not lose a record.
 fn partition(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
-    let parent = of_layer(device.sysfs, &node.parent()?, device.depth - 1);
+    let parent = of_layer(device.sources, &node.parent()?, device.depth - 1);
     let start = node.number("start")?;
     Some(parent.of_upper(
         |disk| format!("part:{disk}#{start}"),
@@ -255,7 +252,7 @@ fn device_mapper(device: &Shown<'_>) -> Option<Identity> {
     let from = node.file("dm/uuid");
     if uuid.starts_with("CRYPT-INTEGRITY-")
         && let [below] = &node.entries("slaves")[..]
-        && let Some(below) = device.sysfs.device_number(below).and_then(|dev| device.below(dev))
+        && let Some(below) = device.sources.sysfs.device_number(below).and_then(|dev| device.below(dev))
     {
         // What it holds is its device's alone, without a key.
         return Some(below.of_upper(
@@ -324,12 +321,12 @@ fn words_swapped(uuid: &str) -> String {
 }
 
 fn loop_over(device: &Shown<'_>) -> Option<Identity> {
-    let (sysfs, node) = (device.sysfs, device.node);
+    let (sysfs, node) = (device.sources.sysfs, device.node);
     let file = node.attribute("loop/backing_file")?;
     let offset = node.number("loop/offset").filter(|offset| *offset != 0);
     let suffix = offset.map_or_else(String::new, |offset| format!("+{offset}"));
     let backing = if sysfs.is_live() {
-        sysfs.loops().backing(node, Path::new(&file))
+        device.sources.loops.backing(node, Path::new(&file))
     } else {
         loop_device::recorded(Path::new(&file))
     };
@@ -375,7 +372,7 @@ fn loop_over(device: &Shown<'_>) -> Option<Identity> {
 /// `/sys/devices/platform/host0/session1/target0:0:0/0:0:0:1/block/sda`: the session names the target, the last
 /// part of the SCSI address is the unit.
 fn iscsi(device: &Shown<'_>) -> Option<Identity> {
-    let (sysfs, node) = (device.sysfs, device.node);
+    let (sysfs, node) = (device.sources.sysfs, device.node);
     let parts: Vec<&str> = node.path.iter().filter_map(|part| part.to_str()).collect();
     let session = parts.iter().find(|part| {
         part.strip_prefix("session").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -506,7 +503,7 @@ fn virtio(device: &Shown<'_>) -> Option<Identity> {
 fn nbd_device(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     node.name()?.strip_prefix("nbd")?;
-    let number = node.number("pid").filter(|_| device.sysfs.is_live());
+    let number = node.number("pid").filter(|_| device.sources.sysfs.is_live());
     let process = number.map(|number| Path::new("/proc").join(number.to_string()));
     if let Some(backend) = node.attribute("backend") {
         let from = node.file("backend");
@@ -587,7 +584,7 @@ fn virtual_disk(node: &Node) -> Option<Identity> {
 pub(super) fn longhorn(device: &Shown<'_>) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
 
-    let (directory, dev) = (device.sysfs.longhorn()?, device.node.dev()?);
+    let (directory, dev) = (device.sources.longhorn?, device.node.dev()?);
     let mut names = fs::read_dir(directory).ok()?.flatten().filter_map(|entry| {
         let metadata = entry.metadata().ok()?;
         (metadata.file_type().is_block_device() && Dev::from_user(metadata.rdev()) == dev)

@@ -5,7 +5,10 @@ use std::{
 };
 
 use super::*;
-use crate::volume::Dev;
+use crate::volume::{
+    Dev,
+    device::{Device, Devices},
+};
 
 /// A sysfs tree of one disk at `device`, with these attributes (paths below the device).
 fn tree(device: &str, attributes: &[(&str, &str)]) -> tempfile::TempDir {
@@ -23,7 +26,7 @@ fn tree(device: &str, attributes: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn identity(root: &Path, name: &str) -> Identity {
-    Sysfs::recorded(root).device(name).expect("device").identity
+    Devices::recorded(root).device(name).expect("device").identity
 }
 
 /// The identity of one disk with these attributes.
@@ -193,7 +196,7 @@ fn a_partition_is_where_it_starts_on_its_disk() {
         fs::write(part.join(name), value).expect("attribute");
     }
     symlink(&part, root.path().join("class/block/dm-3p1")).expect("link");
-    let device = Sysfs::recorded(root.path()).device("dm-3p1").expect("device");
+    let device = Devices::recorded(root.path()).device("dm-3p1").expect("device");
     assert_eq!(device.identity.id.as_str(), format!("part:scsi:{LIO}#2048"));
     assert_eq!((device.diskseq, device.size), (5, 51200));
     assert_eq!(device.below.len(), 1);
@@ -472,10 +475,10 @@ fn every_device_of_a_guest_is_known_by_its_own() {
         include_str!("../recorded/7.txt"),
     ] {
         let root = replayed(recorded);
-        let sysfs = Sysfs::recorded(root.path());
-        let names = sysfs.names().expect("devices");
-        let devices: Vec<super::super::sysfs::Device> =
-            names.iter().filter_map(|name| sysfs.device(name)).collect();
+        let present = Devices::recorded(root.path());
+        let names = present.names().expect("devices");
+        let devices: Vec<Device> =
+            names.iter().filter_map(|name| present.device(name)).collect();
         let of = |name: &str| devices.iter().find(|device| device.name == name).expect(name);
         let id = |name: &str| of(name).identity.id.to_string();
         let strength = |name: &str| of(name).identity.strength;

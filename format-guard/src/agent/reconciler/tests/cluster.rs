@@ -129,7 +129,7 @@ impl Node {
             names: BTreeMap::new(),
         };
         let world = World {
-            sysfs: Sysfs::recorded(sysfs),
+            devices: Devices::recorded(sysfs),
             boot: "boot-1".into(),
             mode: Mode::Enforce,
             forced_audit: false,

@@ -68,7 +68,7 @@ impl Setting {
     }
 
     fn record_of(&self, unit: &Unit<'_>) -> &Record {
-        &self.reconciler.records[self.reconciler.devices.id(unit.dev()).expect("present")]
+        &self.reconciler.records[self.reconciler.graph.id(unit.dev()).expect("present")]
     }
 
     fn rule_at(&self, unit: &Unit<'_>) -> Rule {
@@ -191,7 +191,7 @@ fn are_merged(batched: bool) {
     setting.reconciler.carry_out_batch();
     drop(entered);
     let id = VolumeId::from(&*format!("scsi:{A}"));
-    assert_eq!(setting.reconciler.devices.of(&id).count(), 3, "two paths and their map");
+    assert_eq!(setting.reconciler.graph.of(&id).count(), 3, "two paths and their map");
     let stored = setting.reconciler.store.get(&id).expect("read").expect("a record");
     assert!(stored.strict && stored.mounted && stored.state == State::Formatted, "{stored:?}");
     let record = &setting.reconciler.records[&id];

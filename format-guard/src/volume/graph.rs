@@ -1,11 +1,11 @@
 //! The devices that are present now, and how they lie on one another.
 //!
-//! Two devices share bytes where both come down to the same bytes of the same device at the bottom. Devices with one
-//! volume id are paths to the same volume, and count as one bottom.
+//! Two devices share bytes where both come down to the same bytes of the same device at the base. Devices with one
+//! volume id are paths to the same volume, and count as one base.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{Dev, VolumeId, sysfs::Device, topology::Extent};
+use super::{Dev, VolumeId, device::Device, topology::Extent};
 
 /// Layers that are followed at most: a loop in what sysfs says must not be one here.
 pub const MAX_DEPTH: usize = 16;
@@ -23,7 +23,7 @@ pub struct Shared {
 
 /// How another device lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Relation {
     /// The device that is looked at lies on it.
     Below,
     /// It lies on the device that is looked at.
@@ -38,7 +38,7 @@ pub struct Related {
     /// Which.
     pub dev: Dev,
     /// Where.
-    pub place: Place,
+    pub relation: Relation,
     /// How many layers lie below it.
     pub layer: usize,
     /// The bytes that they share unchanged; none where a layer between transforms or scatters them.
@@ -47,10 +47,10 @@ pub struct Related {
     pub transformed: bool,
 }
 
-/// A run of bytes of a device, as bytes of the device at the bottom.
+/// A run of bytes of a device, as bytes of the device at the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    bottom: Dev,
+struct BaseExtent {
+    base: Dev,
     start: u64,
     length: u64,
     below: u64,
@@ -61,7 +61,7 @@ const FIRST: Dev = Dev { major: 0, minor: 0 };
 
 /// What lies on a device, with no other between.
 #[derive(Debug, Default)]
-struct Uppers {
+struct Stacked {
     devices: BTreeSet<Dev>,
     /// Each extent of theirs by its first byte on the device that they lie on, and the place of what says so.
     extents: BTreeSet<(u64, Dev, usize, usize)>,
@@ -69,7 +69,7 @@ struct Uppers {
     longest: u64,
 }
 
-impl Uppers {
+impl Stacked {
     fn add(&mut self, upper: &Device, of: Dev) {
         self.devices.insert(upper.dev);
         for (key, extent) in places(upper, of) {
@@ -103,13 +103,13 @@ fn places(upper: &Device, of: Dev) -> impl Iterator<Item = ((u64, Dev, usize, us
 
 /// The devices.
 #[derive(Debug, Default)]
-pub struct Present {
+pub struct DeviceGraph {
     devices: BTreeMap<Dev, Device>,
     paths: HashMap<VolumeId, BTreeSet<Dev>>,
-    above: HashMap<Dev, Uppers>,
+    above: HashMap<Dev, Stacked>,
 }
 
-impl Present {
+impl DeviceGraph {
     /// Adds a device, or replaces what is known of it.
     pub fn insert(&mut self, device: Device) {
         self.remove(device.dev);
@@ -175,31 +175,31 @@ impl Present {
     pub fn related(&self, dev: Dev) -> Vec<Related> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
         let paths = self.paths.get(&device.identity.id);
-        let ours = self.runs(dev, &|_| false);
+        let ours = self.extents_on_base(dev, &|_| false);
         let below = reach(dev, &|dev| self.below(dev));
         let written = reach(dev, &|dev| self.written_through(dev));
         let above = reach(dev, &|dev| self.above(dev));
         // Thousands may lie on one disk: none is looked at that has no byte of these.
         let mut others: BTreeSet<Dev> = below.union(&above).copied().collect();
         for run in &ours {
-            self.collect_on(run.bottom, run.below, run.length, MAX_DEPTH, &mut others);
+            self.collect_on(run.base, run.below, run.length, MAX_DEPTH, &mut others);
         }
         let mut related: Vec<Related> = others
             .into_iter()
             .filter(|other| !paths.is_some_and(|paths| paths.contains(other)))
             .filter_map(|other| {
-                let shared = shared(&ours, &self.runs(other, &|_| false));
-                let place = if below.contains(&other) {
-                    Place::Below
+                let shared = shared(&ours, &self.extents_on_base(other, &|_| false));
+                let relation = if below.contains(&other) {
+                    Relation::Below
                 } else if above.contains(&other) {
-                    Place::Above
+                    Relation::Above
                 } else if shared.is_empty() {
                     return None;
                 } else {
-                    Place::Beside
+                    Relation::Beside
                 };
                 let transformed = shared.is_empty() && written.contains(&other);
-                Some(Related { dev: other, place, layer: self.layer(other, MAX_DEPTH), shared, transformed })
+                Some(Related { dev: other, relation, layer: self.layer(other, MAX_DEPTH), shared, transformed })
             })
             .collect();
         related.sort_by_key(|related| (related.layer, related.dev));
@@ -212,17 +212,17 @@ impl Present {
         if dev != below && !reach(dev, &|dev| self.below(dev)).contains(&below) {
             return Vec::new();
         }
-        let inside = self.runs(below, &|_| false).into_iter().filter_map(|run| {
+        let inside = self.extents_on_base(below, &|_| false).into_iter().filter_map(|run| {
             let start = region.below.max(run.start);
             let end = region.below.saturating_add(region.length).min(run.start + run.length);
-            (start < end).then(|| Run {
-                bottom: run.bottom,
+            (start < end).then(|| BaseExtent {
+                base: run.base,
                 start: start - region.below,
                 length: end - start,
                 below: run.below + (start - run.start),
             })
         });
-        shared(&self.runs(dev, &|_| false), &inside.collect::<Vec<_>>())
+        shared(&self.extents_on_base(dev, &|_| false), &inside.collect::<Vec<_>>())
     }
 
     fn layer(&self, dev: Dev, depth: usize) -> usize {
@@ -236,8 +236,8 @@ impl Present {
     /// `apart` speaks for itself: an array, a volume group or a partition table hands out its bytes separately.
     #[must_use]
     pub fn lock_dev(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Dev {
-        let runs = self.runs(dev, apart);
-        runs.iter().min_by_key(|run| (run.start, run.bottom)).map_or(dev, |run| run.bottom)
+        let runs = self.extents_on_base(dev, apart);
+        runs.iter().min_by_key(|run| (run.start, run.base)).map_or(dev, |run| run.base)
     }
 
     /// A device, its other paths, and all that hands out bytes of this region of them.
@@ -279,28 +279,28 @@ impl Present {
         self.above.get(&dev).into_iter().flat_map(|uppers| &uppers.devices).copied().collect()
     }
 
-    fn bottom(&self, dev: Dev) -> Dev {
+    fn base(&self, dev: Dev) -> Dev {
         let paths = self.id(dev).and_then(|id| self.paths.get(id));
         paths.and_then(|paths| paths.first().copied()).unwrap_or(dev)
     }
 
-    fn runs(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Vec<Run> {
-        self.runs_to(dev, apart, MAX_DEPTH)
+    fn extents_on_base(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Vec<BaseExtent> {
+        self.extents_on_base_to(dev, apart, MAX_DEPTH)
     }
 
-    fn runs_to(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<Run> {
+    fn extents_on_base_to(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<BaseExtent> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
         let mut runs = Vec::new();
         for below in device.below.iter().filter(|below| depth > 0 && !apart(below.dev)) {
-            let lower = self.runs_to(below.dev, apart, depth - 1);
+            let lower = self.extents_on_base_to(below.dev, apart, depth - 1);
             for extent in &below.extents {
                 for run in &lower {
                     let start = extent.below.max(run.start);
                     let end =
                         extent.below.saturating_add(extent.length).min(run.start.saturating_add(run.length));
                     if start < end {
-                        runs.push(Run {
-                            bottom: run.bottom,
+                        runs.push(BaseExtent {
+                            base: run.base,
                             start: extent.start + (start - extent.below),
                             length: end - start,
                             below: run.below + (start - run.start),
@@ -310,7 +310,7 @@ impl Present {
             }
         }
         if runs.is_empty() {
-            runs.push(Run { bottom: self.bottom(dev), start: 0, length: device.size, below: 0 });
+            runs.push(BaseExtent { base: self.base(dev), start: 0, length: device.size, below: 0 });
         }
         runs
     }
@@ -328,10 +328,10 @@ fn reach(dev: Dev, next: &dyn Fn(Dev) -> Vec<Dev>) -> BTreeSet<Dev> {
     found
 }
 
-fn shared(ours: &[Run], theirs: &[Run]) -> Vec<Shared> {
+fn shared(ours: &[BaseExtent], theirs: &[BaseExtent]) -> Vec<Shared> {
     let mut all = Vec::new();
     for our in ours {
-        for their in theirs.iter().filter(|their| their.bottom == our.bottom) {
+        for their in theirs.iter().filter(|their| their.base == our.base) {
             let start = our.below.max(their.below);
             let end = (our.below + our.length).min(their.below + their.length);
             if start < end {
@@ -395,19 +395,19 @@ mod tests {
         }
     }
 
-    fn present(devices: impl IntoIterator<Item = Device>) -> Present {
-        let mut present = Present::default();
+    fn present(devices: impl IntoIterator<Item = Device>) -> DeviceGraph {
+        let mut present = DeviceGraph::default();
         devices.into_iter().for_each(|device| present.insert(device));
         present
     }
 
-    fn related(present: &Present, of: u32) -> Vec<(u32, Place, Vec<Bytes>)> {
+    fn related(present: &DeviceGraph, of: u32) -> Vec<(u32, Relation, Vec<Bytes>)> {
         present
             .related(dev(of))
             .into_iter()
             .map(|related| {
                 let shared = related.shared.iter().map(|s| (s.ours, s.theirs, s.length)).collect();
-                (related.dev.minor, related.place, shared)
+                (related.dev.minor, related.relation, shared)
             })
             .collect()
     }
@@ -421,9 +421,9 @@ mod tests {
         ]);
         assert_eq!(
             related(&present, 1),
-            [(2, Place::Above, vec![(MIB, 0, 10 * MIB)]), (3, Place::Above, vec![(11 * MIB, 0, 10 * MIB)])]
+            [(2, Relation::Above, vec![(MIB, 0, 10 * MIB)]), (3, Relation::Above, vec![(11 * MIB, 0, 10 * MIB)])]
         );
-        assert_eq!(related(&present, 2), [(1, Place::Below, vec![(0, MIB, 10 * MIB)])]);
+        assert_eq!(related(&present, 2), [(1, Relation::Below, vec![(0, MIB, 10 * MIB)])]);
     }
 
     #[test]
@@ -433,7 +433,7 @@ mod tests {
             device(2, "a", 20 * MIB, &[(1, &[(0, 20 * MIB, 0)])]),
             device(3, "b", 20 * MIB, &[(1, &[(0, 20 * MIB, 10 * MIB)])]),
         ]);
-        assert_eq!(related(&present, 2)[1], (3, Place::Beside, vec![(10 * MIB, 0, 10 * MIB)]));
+        assert_eq!(related(&present, 2)[1], (3, Relation::Beside, vec![(10 * MIB, 0, 10 * MIB)]));
     }
 
     #[test]
@@ -461,13 +461,13 @@ mod tests {
             device(3, "lv", 8 * MIB, &[(2, &[(0, 4 * MIB, 8 * MIB), (4 * MIB, 4 * MIB, 2 * MIB)])]),
         ]);
         let lv = related(&present, 1).pop().expect("the logical volume");
-        assert_eq!(lv, (3, Place::Above, vec![(3 * MIB, 4 * MIB, 4 * MIB), (9 * MIB, 0, 4 * MIB)]));
+        assert_eq!(lv, (3, Relation::Above, vec![(3 * MIB, 4 * MIB, 4 * MIB), (9 * MIB, 0, 4 * MIB)]));
     }
 
     #[test]
     fn a_layer_that_transforms_shares_nothing_but_lies_there() {
         let present = present([device(1, "luks", MIB, &[]), device(2, "crypt", MIB, &[(1, &[])])]);
-        assert_eq!(related(&present, 1), [(2, Place::Above, vec![])]);
+        assert_eq!(related(&present, 1), [(2, Relation::Above, vec![])]);
         assert_eq!(present.lock_dev(dev(2), &|_| false), dev(2));
         assert!(present.related(dev(2)).iter().all(|related| related.transformed));
     }
@@ -479,7 +479,7 @@ mod tests {
             device(2, "lun", MIB, &[]),
             device(3, "mpath", MIB, &[(1, &[(0, MIB, 0)]), (2, &[(0, MIB, 0)])]),
         ]);
-        assert_eq!(related(&present, 2), [(3, Place::Above, vec![(0, 0, MIB)])]);
+        assert_eq!(related(&present, 2), [(3, Relation::Above, vec![(0, 0, MIB)])]);
         assert!([1, 2, 3].iter().all(|minor| present.lock_dev(dev(*minor), &|_| false) == dev(1)));
     }
 
@@ -510,7 +510,7 @@ mod tests {
     }
 
     /// Some devices, each on earlier ones, some of them paths to one volume.
-    fn stacks() -> impl Strategy<Value = Present> {
+    fn stacks() -> impl Strategy<Value = DeviceGraph> {
         let extent = (0..8_u64, 1..8_u64, 0..8_u64).prop_map(|(start, length, below)| (start, length, below));
         let below = (any::<prop::sample::Index>(), prop::collection::vec(extent, 0..2));
         let one = (0..12_u32, prop::collection::vec(below, 0..3));
@@ -536,8 +536,8 @@ mod tests {
                 let related = present.related(device.dev);
                 for other in present.iter().filter(|other| other.identity.id != device.identity.id) {
                     let bytes = shared(
-                        &present.runs(device.dev, &|_| false),
-                        &present.runs(other.dev, &|_| false),
+                        &graph.extents_on_base(device.dev, &|_| false),
+                        &graph.extents_on_base(other.dev, &|_| false),
                     );
                     let found = related.iter().find(|related| related.dev == other.dev);
                     prop_assert_eq!(found.map_or(&[][..], |found| &found.shared), bytes.as_slice());
