@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,19 +13,19 @@ use anyhow::{Context, Result};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::{info, warn};
 
 use super::{
+    desired_claims::{DesiredClaims, Link},
+    message::{Input, KnownFormats, OperatorCommand, StoreUpdate},
     now,
-    reconciler::{Input, Reply},
 };
 use crate::{
     api::{Failure, FailureKind},
     enforce::since_boot,
     record::{
-        Permit,
         shared::{
             ClaimChange, Format, MOVED, NodeLease, Observed, Shared, ClaimStatus, Desired, Write, plan,
             store::{Connect, Granted, Session, SharedError, Progress, TRIES, converge},
@@ -42,176 +42,6 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Operators' commands that wait at most.
 const COMMANDS: usize = 16;
-
-/// What the claim worker reports to the reconciler.
-pub enum StoreUpdate {
-    /// The store answers.
-    Connected,
-    /// It does not.
-    Disconnected(String),
-    /// The lease lasts until then, in nanoseconds of `CLOCK_BOOTTIME`. Of another id than before: what was claimed is claimed no
-    /// more.
-    Lease {
-        /// The store's name for it.
-        id: u64,
-        /// Its end, with a margin.
-        until: u64,
-    },
-    /// Where this node stands with a volume.
-    ClaimStatus {
-        /// The volume.
-        id: VolumeId,
-        /// Where.
-        status: ClaimStatus,
-        /// Valid only if the desired state is still this one.
-        desired: Box<Desired>,
-        /// Under which lease.
-        lease: u64,
-        /// To be acknowledged ([`DesiredClaims::acknowledge`]) once the desired state takes this into account.
-        number: u64,
-    },
-    /// The store may lack formats that are on record here: which are there after this volume?
-    KnownFormats {
-        /// After which; none: from the first one on.
-        after: Option<VolumeId>,
-        /// The answer.
-        reply: oneshot::Sender<KnownFormats>,
-    },
-    /// The store has what an operator wanted; this node's own part is to follow, and then the answer.
-    Done(Command),
-}
-
-/// Formats that are on record here, of volumes that are not attached.
-#[derive(Default)]
-pub struct Known {
-    /// Them.
-    pub formats: Vec<(VolumeId, Format)>,
-    /// The volume after which there are more.
-    pub more_after: Option<VolumeId>,
-}
-
-/// What an operator wants of the whole cluster.
-pub enum Command {
-    /// One re-format.
-    Permit {
-        /// The volume.
-        id: VolumeId,
-        /// The permit.
-        permit: Permit,
-        /// Who asks.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-    },
-    /// That nothing is known of it any more.
-    Forget {
-        /// The volume.
-        id: VolumeId,
-        /// Why.
-        reason: String,
-        /// The operator's user id.
-        uid: u32,
-        /// Who asks.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-    },
-}
-
-impl Command {
-    fn fail(self, reason: &str) {
-        let (Self::Permit { reply, .. } | Self::Forget { reply, .. }) = self;
-        let text = format!("nothing was done: the cluster's store does not answer ({reason})");
-        // The client may have gone.
-        let _ = reply.send(Err(Failure::new(FailureKind::Failed, text)));
-    }
-}
-
-/// What the reconciler wants of each volume, as it is now: only the last word counts.
-#[derive(Clone)]
-pub struct DesiredClaims(Arc<Link>);
-
-struct Link {
-    state: Mutex<State>,
-    changed: Notify,
-    commands: mpsc::Sender<Command>,
-    node: String,
-}
-
-#[derive(Default)]
-struct State {
-    desired: HashMap<VolumeId, Desired>,
-    /// Volumes whose desired state is new, or to be looked at again.
-    changed: BTreeSet<VolumeId>,
-    /// Volumes that went and came again before that was carried out, and that may have been formatted by then.
-    touched: BTreeSet<VolumeId>,
-    /// The number of the last report that these follow from.
-    acknowledged: u64,
-    /// Other names of volumes, under which nodes of an earlier version keep what they know of them.
-    names: HashMap<VolumeId, Vec<VolumeId>>,
-}
-
-impl DesiredClaims {
-    /// This node's name.
-    #[must_use]
-    pub fn node(&self) -> &str {
-        &self.0.node
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets the desired state of a volume. `again`: its status is to be reported again, even if it is the same.
-    pub fn set(&self, id: &VolumeId, desired: Desired, again: bool) {
-        let mut state = self.state();
-        if state.desired.get(id) == Some(&desired) && !again {
-            return;
-        }
-        let before = state.desired.insert(id.clone(), desired);
-        if !state.changed.insert(id.clone()) && matches!(before, Some(Desired::Gone { clean: false, .. })) {
-            state.touched.insert(id.clone());
-        }
-        drop(state);
-        self.0.changed.notify_one();
-    }
-
-    /// The volume has these names, too.
-    pub fn name(&self, id: &VolumeId, others: Vec<VolumeId>) {
-        let mut state = self.state();
-        if others.is_empty() {
-            state.names.remove(id);
-        } else {
-            state.names.insert(id.clone(), others);
-        }
-    }
-
-    /// Everything until this number was taken into account.
-    pub fn acknowledge(&self, number: u64) {
-        self.state().acknowledged = number;
-        self.0.changed.notify_one();
-    }
-
-    /// Whether nothing of this volume is wanted any more.
-    #[must_use]
-    pub fn is_gone(&self, id: &VolumeId) -> bool {
-        matches!(self.state().desired.get(id), None | Some(Desired::Gone { .. }))
-    }
-
-    /// Waits until what is not wanted any more is given up, or so long.
-    pub async fn released(&self, patience: Duration) {
-        let released = async {
-            while self.state().desired.values().any(|desired| matches!(desired, Desired::Gone { .. })) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        // What is left ends with the lease.
-        let _ = timeout(patience, released).await;
-    }
-
-    /// Asks for what an operator wants; where that is not possible, whoever asked is told why.
-    pub fn command(&self, command: Command) {
-        if let Err(error) = self.0.commands.try_send(command) {
-            error.into_inner().fail("others wait for it already");
-        }
-    }
-}
 
 /// What is known here of one volume's way.
 struct Volume {
@@ -239,7 +69,7 @@ enum OldName {
 pub struct ClaimWorker<C> {
     connect: C,
     desired_claims: DesiredClaims,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<OperatorCommand>,
     inputs: mpsc::Sender<Input>,
     /// How long a lease is asked for, in seconds.
     seconds: u64,
@@ -631,18 +461,18 @@ impl<C: Connect> ClaimWorker<C> {
         Ok(more_after.map(Some))
     }
 
-    async fn execute(&mut self, session: &Arc<C::Session>, command: Command) -> Result<(), End> {
-        let (Command::Permit { id, .. } | Command::Forget { id, .. }) = &command;
+    async fn execute(&mut self, session: &Arc<C::Session>, command: OperatorCommand) -> Result<(), End> {
+        let (OperatorCommand::Permit { id, .. } | OperatorCommand::Forget { id, .. }) = &command;
         let id = id.clone();
         let done = change(&**session, &id, self.desired_claims.node(), |shared, claimed| match &command {
-            Command::Permit { permit, .. } => {
+            OperatorCommand::Permit { permit, .. } => {
                 shared.permit = Some(permit.clone());
                 Ok(())
             }
-            Command::Forget { .. } if claimed => {
+            OperatorCommand::Forget { .. } if claimed => {
                 Err("a node has claimed it: detach it there first".to_owned())
             }
-            Command::Forget { .. } => {
+            OperatorCommand::Forget { .. } => {
                 *shared = Shared::default();
                 Ok(())
             }
@@ -654,13 +484,13 @@ impl<C: Connect> ClaimWorker<C> {
                 return Err(error.into());
             }
             Ok(Err(reason)) => {
-                let (Command::Permit { reply, .. } | Command::Forget { reply, .. }) = command;
+                let (OperatorCommand::Permit { reply, .. } | OperatorCommand::Forget { reply, .. }) = command;
                 // The client may have gone.
                 let _ = reply.send(Err(Failure::new(FailureKind::Refused, format!("{id}: {reason}"))));
             }
             Ok(Ok(())) => {
                 // Claimed at once if it is here and free; who asks is told what came of it.
-                if matches!(command, Command::Permit { .. }) && self.volumes.contains_key(&id) {
+                if matches!(command, OperatorCommand::Permit { .. }) && self.volumes.contains_key(&id) {
                     self.advance(session, vec![id]).await?;
                 }
                 self.report(StoreUpdate::Done(command)).await?;

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::reconciler::Input;
+use super::message::Input;
 use crate::volume::Dev;
 
 /// Devices that are watched, by number and by what inotify calls them.

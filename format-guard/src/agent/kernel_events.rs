@@ -7,7 +7,7 @@ use format_guard_common::event::KernelEvent;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 use tracing::warn;
 
-use super::reconciler::Input;
+use super::message::Input;
 
 pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> Result<()> {
     // SAFETY: its one descriptor stays open as long as it lives.

@@ -6,22 +6,24 @@
 pub mod claims;
 mod closing;
 mod container;
-mod control;
+pub mod desired_claims;
 pub mod detach;
-mod formatter_end;
 mod holding;
-mod inputs;
 pub(crate) mod kernel_events;
 mod kernel_log;
 mod kubernetes;
 #[cfg(feature = "kubernetes")]
 mod kubernetes_events;
 mod mappings;
+pub mod message;
 pub(crate) mod metrics;
 mod prober;
-mod questions;
+mod process_exit;
+mod queue;
 pub mod reconciler;
+mod server;
 mod service_manager;
+mod tiers;
 pub(crate) mod uevents;
 
 use std::{
@@ -31,10 +33,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{MapData, RingBuf};
-use format_guard_common::question::SOCKET;
 use tokio::{
-    net::UnixListener,
     runtime::Handle,
     signal::unix,
     sync::{mpsc, oneshot, watch},
@@ -45,23 +44,19 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    enforce::{
-        Enforcer,
-        bpf::{BpfEnforcer, pins},
-        error::LoadError,
-        preload::{self, PreloadEnforcer},
-        since_boot,
-    },
-    mode::Mode,
+    enforce::{bpf::pins, preload, since_boot},
     process::OURSELVES,
     record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
-    tier::{self, Tier},
+    tier::Tier,
     volume::device::Devices,
 };
-use claims::DesiredClaims;
+use desired_claims::DesiredClaims;
 use kernel_log::KernelLog;
-use metrics::{Metrics, Scraped};
-use reconciler::{Input, Reconciler, World};
+use message::Input;
+use metrics::Metrics;
+use reconciler::{Reconciler, World};
+use server::{control, metrics::Scraped};
+use tiers::{EventSource, Guarded, TierSelector};
 
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
@@ -117,8 +112,8 @@ pub async fn run(start: Start) -> Result<()> {
     let (mut store, _) = SqliteStore::open_after(&config.state_dir, now(), another)?;
     store.keep_lines(config.history_lines);
     info!("the records are read");
-    let mut ways = Ways::new(&start)?;
-    let (enforcer, events) = ways.next()?;
+    let mut selector = TierSelector::new(&start)?;
+    let (enforcer, events) = selector.next()?;
     info!("what refuses is ready to be put in force");
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
@@ -126,10 +121,10 @@ pub async fn run(start: Start) -> Result<()> {
     // Before anything is in force: what is misconfigured is told now.
     let metrics = Metrics::default();
     let scraper = config.metrics_listen().map_err(anyhow::Error::msg)?;
-    let (senders, received) = inputs::channels();
+    let (senders, received) = queue::channels();
     let (prober, answers) = prober::Prober::new(OURSELVES, config.deadline(), metrics.clone());
     prober.prepare();
-    let (ends, watched) = formatter_end::Watcher::new();
+    let (ends, watched) = process_exit::Watcher::new();
     let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();
     let world = World {
@@ -154,14 +149,14 @@ pub async fn run(start: Start) -> Result<()> {
     let mut reconciler =
         Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
     let desired_claims = share(&config, &mut reconciler, &senders.urgent, &mut tasks);
-    let told = reconciler.told();
-    let reconciler = blocking(move || {
+    let history_seq = reconciler.history_seq();
+    let reconciler = tiers::blocking(move || {
         // Rules come before refusals: nothing legitimate is refused for want of a rule.
         reconciler.start().map(|()| reconciler)
     })
     .await??;
     info!("every device has its rule");
-    let (mut reconciler, events) = ways.put_in_force(reconciler, events, &mut tasks, &senders.urgent).await?;
+    let (mut reconciler, events) = selector.put_in_force(reconciler, events, &mut tasks, &senders.urgent).await?;
     let tier = reconciler.enforcer_mut().tier();
     if tier != Tier::Preload {
         preload::publish_that_all_passes(&config.run_dir)?;
@@ -171,23 +166,23 @@ pub async fn run(start: Start) -> Result<()> {
     info!(socket = %config.socket().display(), tier = tier.name(), "format-guard is in force");
 
     tasks.spawn(uevents::run(uevents, senders.others.clone()));
-    if let Events::Kernel(ring) = events {
+    if let EventSource::Kernel(ring) = events {
         tasks.spawn(kernel_events::run(ring, senders.urgent.clone()));
     }
     tasks.spawn(prober::run(answers, senders.others.clone()));
-    tasks.spawn(formatter_end::run(watched, senders.urgent.clone()));
+    tasks.spawn(process_exit::run(watched, senders.urgent.clone()));
     tasks.spawn(closing::run(closing, senders.others.clone()));
     let (interval, intervals) = watch::channel(config.resync_interval);
     tasks.spawn(ticks(intervals, senders.others.clone()));
     tasks.spawn(reloads(start, interval, senders.others.clone()));
     if let Some(address) = scraper {
         let answers = Scraped { inputs: senders.urgent.clone(), metrics: metrics.clone() };
-        tasks.spawn(metrics::run(address, answers));
+        tasks.spawn(server::metrics::run(address, answers));
     }
     tasks.spawn(service_manager::keep_alive(senders.urgent.clone()));
     tasks.spawn(control::run(
         socket,
-        control::Agent { inputs: senders.urgent.clone(), metrics, prober, told },
+        control::Agent { inputs: senders.urgent.clone(), metrics, prober, history_seq },
     ));
     let runtime = Handle::current();
     tasks.spawn_blocking(move || reconciler.run(received, &runtime));
@@ -255,141 +250,6 @@ pub(crate) fn node_name() -> String {
 fn boot_id() -> Result<String> {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
     Ok(id.trim().to_owned())
-}
-
-/// Does what blocks where it holds nobody up.
-async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(what).await.context("the start was cut off")
-}
-
-/// Where it is told what happens.
-enum Events {
-    /// The kernel programs' ring buffer.
-    Kernel(RingBuf<MapData>),
-    /// The socket that the library asks at.
-    Questions(UnixListener, preload::Questions),
-    /// A task reads them already.
-    Told,
-}
-
-type Way = (Box<dyn Enforcer + Send>, Events);
-type Guarded = Reconciler<Box<dyn Enforcer + Send>>;
-
-/// The ways to refuse that this host may have, best first.
-struct Ways {
-    start: Start,
-    left: Vec<Tier>,
-    failures: Vec<String>,
-}
-
-impl Ways {
-    fn new(start: &Start) -> Result<Self> {
-        let left = start.config.tiers(tier::modules().as_deref());
-        if left.is_empty() {
-            bail!(
-                "not started: require = \"{}\", and the active security modules do not list bpf; format-guard check says what \
-                 to change",
-                start.config.require.name()
-            );
-        }
-        Ok(Self { start: start.clone(), left, failures: Vec::new() })
-    }
-
-    /// The best of those that are left and can be made ready.
-    fn next(&mut self) -> Result<Way> {
-        loop {
-            let error = match self.make() {
-                Err(error) => error,
-                Ok(way) => return Ok(way),
-            };
-            match error.downcast_ref::<LoadError>() {
-                Some(failure) if self.may_be_weaker() => self.note(failure),
-                _ => return Err(error),
-            }
-        }
-    }
-
-    /// Whether another one may be tried: not where an earlier agent's programs are in force, which are better, and stay.
-    fn may_be_weaker(&self) -> bool {
-        !self.left.is_empty() && pins::enforce(&self.start.config.pin_dir).is_ok_and(|enforced| !enforced)
-    }
-
-    fn note(&mut self, error: &LoadError) {
-        warn!("{error}; a weaker tier is tried");
-        self.failures.push(format!("no better tier can be in force: {error}"));
-        // Maps that nobody reads.
-        if let Err(error) = pins::take_away(&self.start.config.pin_dir) {
-            warn!("the pins at {} cannot be removed: {error}", self.start.config.pin_dir.display());
-        }
-    }
-
-    /// Proves what is ready, or else what is left.
-    async fn put_in_force(
-        mut self,
-        mut reconciler: Guarded,
-        mut events: Events,
-        tasks: &mut JoinSet<Result<()>>,
-        inputs: &mpsc::Sender<Input>,
-    ) -> Result<(Guarded, Events)> {
-        loop {
-            // The canary is told of.
-            if let Events::Questions(listener, questions) = events {
-                tasks.spawn(questions::run(listener, questions, inputs.clone()));
-                events = Events::Told;
-            }
-            let attached = blocking(move || {
-                let attached = reconciler.enforcer_mut().attach();
-                (reconciler, attached)
-            });
-            let error = match attached.await? {
-                (mut reconciler, Ok(parts)) => {
-                    for part in parts.iter().filter(|part| !part.attached) {
-                        info!(
-                            program = part.program,
-                            open = part.open,
-                            "this kernel has no place for a program"
-                        );
-                    }
-                    reconciler.degrade(self.failures);
-                    reconciler.proven(parts);
-                    return Ok((reconciler, events));
-                }
-                (back, Err(error)) => {
-                    reconciler = back;
-                    error
-                }
-            };
-            if !self.may_be_weaker() {
-                return Err(error.into());
-            }
-            self.note(&error);
-            let enforcer;
-            (enforcer, events) = self.next()?;
-            let replaced = blocking(move || reconciler.replace_enforcer(enforcer).map(|()| reconciler));
-            reconciler = replaced.await??;
-        }
-    }
-
-    /// Makes the first of those that are left ready; the kernel's tiers try each other.
-    fn make(&mut self) -> Result<Way> {
-        let config = &self.start.config;
-        let audit = self.start.audit || config.mode == Mode::Audit;
-        // Those that need the kernel's types try each other; the next one must do without.
-        let alike = |tier: &Tier| matches!(tier, Tier::Lsm | Tier::FmodRet);
-        let count = self.left.iter().take_while(|tier| alike(tier)).count().max(1);
-        let now: Vec<Tier> = self.left.drain(..count.min(self.left.len())).collect();
-        let [tier, weaker @ ..] = now.as_slice() else { bail!("no tier is left") };
-        if *tier != Tier::Preload {
-            let mut enforcer = BpfEnforcer::load(&config.pin_dir, config, audit, *tier, weaker.to_vec())?;
-            let events = Events::Kernel(enforcer.events()?);
-            return Ok((Box::new(enforcer), events));
-        }
-        let enforcer =
-            PreloadEnforcer::new(&config.run_dir, &config.trusted, audit).map_err(LoadError::from)?;
-        let socket = control::listen(&config.run_dir.join(SOCKET), questions::MODE)?;
-        let events = Events::Questions(socket, enforcer.questions());
-        Ok((Box::new(enforcer), events))
-    }
 }
 
 /// Lets nobody begin what no agent would record. Enforcement stays.

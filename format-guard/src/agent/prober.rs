@@ -29,7 +29,10 @@ use tokio::{
 use places::{Place, Places, Rank};
 use workers::Workers;
 
-use super::{metrics::Metrics, reconciler::Input};
+use super::{
+    message::{Input, ProbeAnswer},
+    metrics::Metrics,
+};
 use crate::volume::{
     Dev,
     copies::{Wanted, hexadecimal},
@@ -50,23 +53,6 @@ const SOON: Duration = Duration::from_millis(200);
 /// How long LVM may take to wipe what it makes for itself.
 const LATER: Duration = Duration::from_secs(5);
 
-/// What came back of a probe of one attachment.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The device.
-    pub dev: Dev,
-    /// The attachment that was probed.
-    pub diskseq: u64,
-    /// When the probe began: what was there before may have been read.
-    pub begun: Instant,
-    /// What it holds, or why that is not known.
-    pub result: Result<Finding, ProbeError>,
-    /// It was read twice, one reading after the other, and both were that.
-    pub twice: bool,
-    /// A copy of what identifies what it holds, packed, where one was asked for.
-    pub copy: Option<Vec<u8>>,
-}
-
 /// Attachments: a device and its sequence number, with what is to be probed next of each.
 type Busy = HashMap<(Dev, u64), Option<Asked>>;
 
@@ -76,7 +62,7 @@ pub struct Prober {
     workers: Workers,
     /// Milliseconds: may be changed at run time.
     deadline: Arc<AtomicU64>,
-    answers: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedSender<ProbeAnswer>,
     metrics: Metrics,
     /// Attachments being probed; with a device: to be probed once more, as this one, which has changed meanwhile.
     busy: Arc<Mutex<Busy>>,
@@ -99,7 +85,7 @@ struct Changes {
 }
 
 /// The answers, before they are passed on.
-pub(super) type Answers = mpsc::UnboundedReceiver<Answer>;
+pub(super) type Answers = mpsc::UnboundedReceiver<ProbeAnswer>;
 
 impl Prober {
     /// A prober that runs `program probe` and gives each device so long.
@@ -256,7 +242,7 @@ impl Prober {
         place: Place,
         device: &Device,
         copied: Option<Wanted>,
-    ) -> (Answer, Option<Child>) {
+    ) -> (ProbeAnswer, Option<Child>) {
         let probe = self.once_or_hanging(device, copied);
         tokio::pin!(probe);
         if let Ok(answer) = timeout(LONG, &mut probe).await {
@@ -267,17 +253,17 @@ impl Prober {
     }
 
     /// Probes a device now, beside what else is under way; for an operator who waits.
-    pub async fn once(&self, device: &Device) -> Answer {
+    pub async fn once(&self, device: &Device) -> ProbeAnswer {
         self.once_or_hanging(device, None).await.0
     }
 
     /// The answer; with the process, if that has not ended.
-    async fn once_or_hanging(&self, device: &Device, copied: Option<Wanted>) -> (Answer, Option<Child>) {
+    async fn once_or_hanging(&self, device: &Device, copied: Option<Wanted>) -> (ProbeAnswer, Option<Child>) {
         let begun = Instant::now();
         let (Answered { result, twice, copy }, hanging) = self.read(device, copied).await;
         self.metrics.probed(&result, begun.elapsed());
         let copy = copy.as_deref().and_then(hexadecimal::bytes);
-        (Answer { dev: device.dev, diskseq: device.diskseq, begun, result, twice, copy }, hanging)
+        (ProbeAnswer { dev: device.dev, diskseq: device.diskseq, begun, result, twice, copy }, hanging)
     }
 
     async fn read(&self, device: &Device, copied: Option<Wanted>) -> (Answered, Option<Child>) {

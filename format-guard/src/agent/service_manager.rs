@@ -17,8 +17,8 @@ use anyhow::{Context, Result};
 use tokio::{sync::mpsc, time};
 
 use super::{
-    inputs::ask,
-    reconciler::{Input, Question},
+    message::{Input, Request},
+    queue::ask,
 };
 
 /// The guard is in force, and every device has its rule.
@@ -47,7 +47,7 @@ pub(super) async fn keep_alive(inputs: mpsc::Sender<Input>) -> Result<()> {
         return std::future::pending().await;
     };
     loop {
-        ask(&inputs, Question::Alive, None).await.context("the reconciler does not answer")?;
+        ask(&inputs, Request::Alive, None).await.context("the reconciler does not answer")?;
         send("WATCHDOG=1");
         time::sleep(interval / 3).await;
     }

@@ -10,7 +10,7 @@ use netlink_sys::{Socket as Netlink, SocketAddr, protocols::NETLINK_KOBJECT_UEVE
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 use tracing::{debug, warn};
 
-use super::reconciler::Input;
+use super::message::Input;
 
 /// Multicast group of the kernel's own events; group 2 is udevd's (`lib/kobject_uevent.c`).
 const KERNEL_GROUP: u32 = 1;

@@ -3,10 +3,7 @@
 
 use std::{fmt::Write, fs::File, os::fd::AsRawFd};
 
-use super::{
-    marks::{Found, Mark, MarkKind, ReadAt},
-
-};
+use super::marks::{Found, Mark, MarkKind, ReadAt};
 
 // include/uapi/linux/blkzoned.h: _IOR(0x12, 132, __u32) and _IOWR(0x12, 130, struct blk_zone_report).
 const BLKGETZONESZ: libc::c_ulong = 0x8004_1284;

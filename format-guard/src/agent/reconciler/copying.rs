@@ -4,7 +4,7 @@
 use format_guard_common::State;
 use tracing::warn;
 
-use super::{Reconciler, answers::failed};
+use super::{Reconciler, failure::failed};
 use crate::{
     agent::now,
     api::{self, Failure, FailureKind},

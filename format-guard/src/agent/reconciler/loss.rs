@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{
     Reconciler,
-    answers::{bad, failed, reason_of},
+    failure::{bad, failed, reason_of},
 };
 use crate::{
     agent::now,

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{
     Reconciler,
-    answers::{bad, failed, reason_of},
+    failure::{bad, failed, reason_of},
 };
 use crate::{
     agent::{clocks, now},

@@ -6,7 +6,10 @@ use std::time::Duration;
 use format_guard_common::{event::KernelEvent, protection::Tampering};
 use tracing::{error, warn};
 
-use super::{Reconciler, exe_of, text_of};
+use super::{
+    Reconciler,
+    kernel_events::{exe_of, text_of},
+};
 use crate::{
     agent::now,
     api,

@@ -5,7 +5,11 @@ use std::fs;
 use format_guard_common::{Operation, Reason, event::KernelEvent, header::Header, passthrough::Command};
 use tracing::warn;
 
-use super::{Reconciler, exe_of, text_of, way_out};
+use super::{
+    Reconciler,
+    kernel_events::{exe_of, text_of},
+    way_out,
+};
 use crate::{
     agent::{container, now},
     enforce::{Enforcer, canary},

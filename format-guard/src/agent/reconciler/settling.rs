@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Reconciler, answers::bad, may_hold};
+use super::{Reconciler, devices::may_hold, failure::bad};
 use crate::{
     api::{Failure, Settled},
     enforce::Enforcer,

@@ -6,10 +6,11 @@ use std::time::Duration;
 use format_guard_common::{State, claim::Lease};
 use tracing::error;
 
-use super::{Reconciler, Reply};
+use super::Reconciler;
 use crate::{
     agent::{
-        claims::{Command, KnownFormats, StoreUpdate, DesiredClaims},
+        desired_claims::DesiredClaims,
+        message::{KnownFormats, OperatorCommand, Reply, StoreUpdate},
         now,
     },
     api::StoreStatus,
@@ -143,14 +144,14 @@ impl<E: Enforcer> Reconciler<E> {
             }
             // Who asked may have gone; so with every other reply.
             StoreUpdate::KnownFormats { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
-            StoreUpdate::Done(Command::Permit { id, permit, reply }) => {
+            StoreUpdate::Done(OperatorCommand::Permit { id, permit, reply }) => {
                 let answer = self.volume(&id).map(|mut volume| {
                     volume.permit.get_or_insert(permit);
                     Reply::Volume(Box::new(volume))
                 });
                 let _ = reply.send(answer);
             }
-            StoreUpdate::Done(Command::Forget { id, reason, uid, reply }) => {
+            StoreUpdate::Done(OperatorCommand::Forget { id, reason, uid, reply }) => {
                 let _ = reply.send(self.delete_record(&id, &reason, uid).map(Reply::Done));
             }
         }

@@ -16,8 +16,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{container, reconciler::Input};
 use crate::{
+    agent::{container, message::Input},
     enforce::preload::{Caller, Questions},
     process,
 };
@@ -28,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const AT_A_TIME: usize = 64;
 
 /// Everybody may connect, so that one who is not root learns at once that he gets no answer.
-pub(super) const MODE: u32 = 0o666;
+pub(in crate::agent) const MODE: u32 = 0o666;
 
-pub(super) async fn run(
+pub(in crate::agent) async fn run(
     listener: UnixListener,
     questions: Questions,
     inputs: mpsc::Sender<Input>,

@@ -30,13 +30,14 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{
-    inputs::{ask, stopping},
-    metrics::{self, Metrics, Scraped},
-    prober::Prober,
-    reconciler::{Input, Question, Reply},
-};
+use super::metrics::{self, Scraped};
 use crate::{
+    agent::{
+        message::{Input, Reply, Request},
+        metrics::Metrics,
+        prober::Prober,
+        queue::{ask, stopping},
+    },
     api::{
         AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
         ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled,
@@ -45,7 +46,7 @@ use crate::{
 };
 
 /// For root alone.
-pub(super) const MODE: u32 = 0o600;
+pub(in crate::agent) const MODE: u32 = 0o600;
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 64 << 10;
 /// Longest wait for a line of the history, or for a device to be read, in seconds.
@@ -71,19 +72,19 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 
 /// What the API asks.
 #[derive(Clone)]
-pub(super) struct Agent {
+pub(in crate::agent) struct Agent {
     /// The reconciler.
-    pub(super) inputs: mpsc::Sender<Input>,
+    pub(in crate::agent) inputs: mpsc::Sender<Input>,
     /// What is counted.
-    pub(super) metrics: Metrics,
+    pub(in crate::agent) metrics: Metrics,
     /// Probes for operators who wait.
-    pub(super) prober: Prober,
+    pub(in crate::agent) prober: Prober,
     /// Goes up with every line of the history.
-    pub(super) told: watch::Receiver<u64>,
+    pub(in crate::agent) history_seq: watch::Receiver<u64>,
 }
 
 /// Makes a socket of this mode. One that an earlier agent left is replaced, one in use is not.
-pub(super) fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
+pub(in crate::agent) fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => bail!("another agent listens on {}; stop that one first", path.display()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -97,7 +98,7 @@ pub(super) fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     Ok(listener)
 }
 
-pub(super) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
+pub(in crate::agent) async fn run(listener: UnixListener, agent: Agent) -> Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
@@ -165,13 +166,13 @@ impl IntoResponse for Reply {
 type Answer = Result<Reply, Failure>;
 
 impl Agent {
-    async fn ask(&self, question: Question) -> Answer {
-        ask(&self.inputs, question, None).await
+    async fn ask(&self, request: Request) -> Answer {
+        ask(&self.inputs, request, None).await
     }
 
     /// The device that holds a volume.
     async fn device(&self, volume: &str) -> Result<Box<Device>, Failure> {
-        match self.ask(Question::Device(volume.to_owned())).await? {
+        match self.ask(Request::Device(volume.to_owned())).await? {
             Reply::Device(device) => Ok(device),
             _ => Err(Failure::new(FailureKind::Failed, "the agent gave no device")),
         }
@@ -187,7 +188,7 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Failure> {
 }
 
 async fn status(State(agent): State<Agent>) -> Answer {
-    agent.ask(Question::Status).await
+    agent.ask(Request::Status).await
 }
 
 async fn scraped(State(agent): State<Agent>) -> Response {
@@ -195,15 +196,15 @@ async fn scraped(State(agent): State<Agent>) -> Response {
 }
 
 async fn volumes(State(agent): State<Agent>) -> Answer {
-    agent.ask(Question::Volumes).await
+    agent.ask(Request::Volumes).await
 }
 
 async fn volume(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
-    agent.ask(Question::Volume(query(selector)?.volume)).await
+    agent.ask(Request::Volume(query(selector)?.volume)).await
 }
 
 async fn copy(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
-    agent.ask(Question::Copy(query(selector)?.volume)).await
+    agent.ask(Request::Copy(query(selector)?.volume)).await
 }
 
 /// Waits for a line to tell, if that is asked for.
@@ -214,10 +215,10 @@ async fn events(
     let query = query(events)?;
     let deadline = Instant::now() + Duration::from_secs(query.wait.min(MAX_WAIT));
     loop {
-        agent.told.mark_unchanged();
-        let reply = agent.ask(Question::Events(query.clone())).await?;
+        agent.history_seq.mark_unchanged();
+        let reply = agent.ask(Request::Events(query.clone())).await?;
         let empty = matches!(&reply, Reply::Events(events) if events.events.is_empty());
-        if !empty || timeout_at(deadline, agent.told.changed()).await.is_err() {
+        if !empty || timeout_at(deadline, agent.history_seq.changed()).await.is_err() {
             return Ok(reply);
         }
     }
@@ -253,7 +254,7 @@ async fn exempt(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Exempt { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Exempt { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn forget(
@@ -261,7 +262,7 @@ async fn forget(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Forget { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Forget { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn untaint(
@@ -269,7 +270,7 @@ async fn untaint(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Untaint { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Untaint { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn revoke(
@@ -277,7 +278,7 @@ async fn revoke(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Revoke { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Revoke { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn mode(
@@ -285,7 +286,7 @@ async fn mode(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ModeRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Mode { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Mode { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn protect(
@@ -293,7 +294,7 @@ async fn protect(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ProtectRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Protect { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Protect { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn end_loss(
@@ -301,7 +302,7 @@ async fn end_loss(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<EndLossRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::EndLoss { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::EndLoss { request: body(request)?, uid: peer.uid() }).await
 }
 
 async fn permit(
@@ -309,7 +310,7 @@ async fn permit(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<PermitRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Question::Permit { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(Request::Permit { request: body(request)?, uid: peer.uid() }).await
 }
 
 /// Probes now, and answers with what is known then.
@@ -318,7 +319,7 @@ async fn probe(State(agent): State<Agent>, selector: Result<Json<Selector>, Json
     let device = agent.device(&volume).await?;
     let answer = agent.prober.once(&device).await;
     agent.inputs.send(Input::Probed(answer)).await.map_err(|_| stopping())?;
-    agent.ask(Question::Volume(volume)).await
+    agent.ask(Request::Volume(volume)).await
 }
 
 /// Probes first: what is adopted is what is there now.
@@ -339,10 +340,10 @@ async fn adopt(
         }
         Ok(finding @ (Finding::Blank | Finding::Unwritten | Finding::Raw(_))) if raw => {
             let zeros = !matches!(finding, Finding::Raw(_));
-            agent.ask(Question::AdoptRaw { volume, zeros, reason, uid: peer.uid() }).await
+            agent.ask(Request::AdoptRaw { volume, zeros, reason, uid: peer.uid() }).await
         }
         Ok(Finding::Holds { found, marks, .. }) => {
-            agent.ask(Question::Adopt { volume, found, marks, reason, uid: peer.uid() }).await
+            agent.ask(Request::Adopt { volume, found, marks, reason, uid: peer.uid() }).await
         }
         Ok(Finding::Blank | Finding::Unwritten) => Err(Failure::new(
             FailureKind::Refused,

@@ -77,7 +77,7 @@ impl<E: Enforcer> Reconciler<E> {
         for Vacated { disk, region, record } in &self.vacated {
             let shared = self.graph.shared_with(dev, *disk, region);
             if !shared.is_empty() {
-                others.push(Other { dev: dev.to_kernel(), record, place: Relation::Beside, shared });
+                others.push(Other { dev: dev.to_kernel(), record, relation: Relation::Beside, shared });
             }
         }
         others

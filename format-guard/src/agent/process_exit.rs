@@ -10,7 +10,7 @@ use format_guard_common::event::Process;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::{io::unix::AsyncFd, sync::mpsc, time};
 
-use super::reconciler::Input;
+use super::message::Input;
 use crate::process::{start_of, tick};
 
 /// How long the kernel's record of the exit status may lag behind the end that the pidfd shows.

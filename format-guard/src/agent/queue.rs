@@ -9,10 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    prober::Answer,
-    reconciler::{Input, Question, Reply},
-};
+use super::message::{Input, ProbeAnswer, Reply, Request};
 use crate::api::{Failure, FailureKind};
 
 /// Inputs that wait in each queue at most; who sends more waits.
@@ -47,12 +44,12 @@ pub(super) fn channels() -> (Senders, Inputs) {
 /// Asks the reconciler, and waits for its answer: not longer than this, where that is said.
 pub(super) async fn ask(
     inputs: &mpsc::Sender<Input>,
-    question: Question,
+    request: Request,
     patience: Option<Duration>,
 ) -> Result<Reply, Failure> {
     let answer = async {
         let (sender, receiver) = oneshot::channel();
-        inputs.send(Input::Asked(question, sender)).await.map_err(|_| stopping())?;
+        inputs.send(Input::Asked(request, sender)).await.map_err(|_| stopping())?;
         receiver.await.map_err(|_| stopping())?
     };
     match patience {
@@ -100,7 +97,7 @@ impl Inputs {
     }
 
     /// This answer, and those that came right behind it.
-    pub(super) fn together(&mut self, first: Answer) -> Vec<Answer> {
+    pub(super) fn together(&mut self, first: ProbeAnswer) -> Vec<ProbeAnswer> {
         let mut answers = vec![first];
         while self.kept.is_none() && answers.len() < TOGETHER {
             match self.others.try_recv() {
@@ -127,7 +124,7 @@ mod tests {
 
     fn answer(minor: u32) -> Input {
         let dev = Dev { major: 7, minor };
-        Input::Probed(Answer {
+        Input::Probed(ProbeAnswer {
             dev,
             diskseq: 1,
             begun: Instant::now(),

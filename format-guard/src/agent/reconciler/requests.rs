@@ -4,9 +4,16 @@ use anyhow::Result;
 use format_guard_common::State;
 use tokio::sync::oneshot;
 
-use super::{Question, Reconciler, Reply};
+use super::{
+    Reconciler,
+    failure::{bad, failed, reason_of},
+};
 use crate::{
-    agent::{claims::Command, kernel_log::KernelLog, now},
+    agent::{
+        kernel_log::KernelLog,
+        message::{OperatorCommand, Reply, Request},
+        now,
+    },
     api::{self, Condition, Failure, FailureKind},
     config::Config,
     enforce::{
@@ -27,24 +34,24 @@ pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
 const MAX_CANDIDATES: usize = 10;
 
 impl<E: Enforcer> Reconciler<E> {
-    pub(super) fn answer(&mut self, question: Question) -> Result<Reply, Failure> {
-        Ok(match question {
-            Question::Alive => Reply::Alive,
-            Question::Status => Reply::Status(Box::new(self.status()?)),
-            Question::Volumes => Reply::Volumes(self.volumes()?),
-            Question::Volume(selector) => {
+    pub(super) fn answer(&mut self, request: Request) -> Result<Reply, Failure> {
+        Ok(match request {
+            Request::Alive => Reply::Alive,
+            Request::Status => Reply::Status(Box::new(self.status()?)),
+            Request::Volumes => Reply::Volumes(self.volumes()?),
+            Request::Volume(selector) => {
                 let id = self.select(&selector)?;
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
-            Question::Copy(selector) => {
+            Request::Copy(selector) => {
                 let id = self.select(&selector)?;
                 Reply::Copy(Box::new(self.copy(&id)?))
             }
-            Question::Device(selector) => {
+            Request::Device(selector) => {
                 let id = self.select(&selector)?;
                 Reply::Device(Box::new(self.device_of(&id)?.clone()))
             }
-            Question::Adopt { volume, found, marks, reason, uid } => {
+            Request::Adopt { volume, found, marks, reason, uid } => {
                 let reason = reason_of(&reason, "to adopt a volume")?;
                 let id = self.select_whole(&volume)?;
                 self.device_of(&id)?;
@@ -52,25 +59,25 @@ impl<E: Enforcer> Reconciler<E> {
                 self.guard_partitions(&id);
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
-            Question::AdoptRaw { volume, zeros, reason, uid } => {
+            Request::AdoptRaw { volume, zeros, reason, uid } => {
                 let reason = reason_of(&reason, "to adopt a volume")?;
                 let id = self.select_whole(&volume)?;
                 self.device_of(&id)?;
                 self.adopt_raw(&id, zeros, reason, uid)?;
                 Reply::Volume(Box::new(self.volume(&id)?))
             }
-            Question::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
-            Question::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
-            Question::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
-            Question::Revoke { request, uid } => Reply::Volume(Box::new(self.revoke(&request, uid)?)),
-            Question::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
-            Question::Protect { request, uid } => {
+            Request::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
+            Request::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
+            Request::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
+            Request::Revoke { request, uid } => Reply::Volume(Box::new(self.revoke(&request, uid)?)),
+            Request::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
+            Request::Protect { request, uid } => {
                 let reason = reason_of(&request.reason, "a change of protection")?;
                 Reply::Done(self.set_protection(request.on, &reason, uid))
             }
-            Question::EndLoss { request, uid } => Reply::Done(self.end_loss(&request, uid)?),
-            Question::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
-            Question::Events(query) => {
+            Request::EndLoss { request, uid } => Reply::Done(self.end_loss(&request, uid)?),
+            Request::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
+            Request::Events(query) => {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
                 let wanted = Wanted {
                     after: query.after,
@@ -275,28 +282,28 @@ impl<E: Enforcer> Reconciler<E> {
     /// What concerns every node goes to the store that they share: who asked is answered by what comes of it.
     pub(super) fn ask_cluster(
         &mut self,
-        question: Question,
+        request: Request,
         reply: oneshot::Sender<Result<Reply, Failure>>,
-    ) -> Option<(Question, oneshot::Sender<Result<Reply, Failure>>)> {
-        let (Question::Permit { request: api::PermitRequest { volume, .. }, .. }
-        | Question::Forget { request: api::ReasonRequest { volume, .. }, .. }) = &question
+    ) -> Option<(Request, oneshot::Sender<Result<Reply, Failure>>)> {
+        let (Request::Permit { request: api::PermitRequest { volume, .. }, .. }
+        | Request::Forget { request: api::ReasonRequest { volume, .. }, .. }) = &request
         else {
-            return Some((question, reply));
+            return Some((request, reply));
         };
         let id = self.select(volume).ok();
-        let Some(desired_claims) = id.and_then(|id| self.desired_claims_for(&id)) else { return Some((question, reply)) };
-        let command = match question {
-            Question::Permit { request, uid } => {
+        let Some(desired_claims) = id.and_then(|id| self.desired_claims_for(&id)) else { return Some((request, reply)) };
+        let command = match request {
+            Request::Permit { request, uid } => {
                 self.permit_for(&request, uid).map(|(id, permit)| (id, Ok(permit)))
             }
-            Question::Forget { request, uid } => {
+            Request::Forget { request, uid } => {
                 self.to_be_forgotten(&request).map(|(id, reason)| (id, Err((reason, uid))))
             }
             other => return Some((other, reply)),
         };
         match command {
-            Ok((id, Ok(permit))) => desired_claims.command(Command::Permit { id, permit, reply }),
-            Ok((id, Err((reason, uid)))) => desired_claims.command(Command::Forget { id, reason, uid, reply }),
+            Ok((id, Ok(permit))) => desired_claims.command(OperatorCommand::Permit { id, permit, reply }),
+            Ok((id, Err((reason, uid)))) => desired_claims.command(OperatorCommand::Forget { id, reason, uid, reply }),
             // The client may have gone.
             Err(failure) => drop(reply.send(Err(failure))),
         }
@@ -469,16 +476,3 @@ impl<E: Enforcer> Reconciler<E> {
     }
 }
 
-pub(super) fn bad(text: String) -> Failure {
-    Failure::new(FailureKind::BadRequest, text)
-}
-
-pub(super) fn reason_of(reason: &str, what: &str) -> Result<String, Failure> {
-    api::reason(reason)
-        .map(str::to_owned)
-        .ok_or_else(|| bad(format!("{what} needs a reason of 1 to {} bytes", api::MAX_REASON)))
-}
-
-pub(super) fn failed(error: &(impl std::fmt::Display + ?Sized)) -> Failure {
-    Failure::new(FailureKind::Failed, error.to_string())
-}

@@ -1,0 +1,262 @@
+//! What the kernel programs report: a format begins and ends, a tool is at work, a file system is mounted, a device is gone.
+
+use std::{fs, time::{Duration, Instant}};
+
+use format_guard_common::{
+    Reason,
+    event::{EventKind, FormatOwner, KernelEvent, Process},
+};
+use tracing::{error, warn};
+
+use super::{MAX_ENDS, Reconciler};
+use crate::{
+    agent::{clocks, holding, now},
+    enforce::{Enforcer, since_boot},
+    record::{
+        Formatter, Record, Wrote,
+        transition::{self, Event},
+    },
+    volume::{Dev, VolumeId},
+};
+
+/// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
+const ENDS_LAST: Duration = Duration::from_mins(1);
+
+impl<E: Enforcer> Reconciler<E> {
+    /// Records a format that the kernel let through, if that was not told yet.
+    pub(super) fn take_up(&mut self, entry: &FormatOwner) -> bool {
+        let dev = Dev::from_kernel(entry.dev);
+        let record = self.graph.id(dev).and_then(|id| self.records.get(id));
+        let untold = record.is_some_and(|record| transition::is_untold(record, entry.process))
+            && !self.unstored.is_to_be_released(entry.process);
+        if untold {
+            self.format_began(entry);
+        }
+        untold
+    }
+
+    /// Records a format of this very device whose event is still under way, or was lost.
+    pub(super) fn take_up_on(&mut self, dev: Dev) {
+        if let Some(entry) = self.formatter_of(dev) {
+            self.take_up(&entry);
+        }
+    }
+
+    pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
+        self.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
+        let dev = Dev::from_kernel(event.dev);
+        match EventKind::from_raw(event.kind) {
+            Some(EventKind::Denied) => {
+                self.refused(event, "denied");
+                if event.reason == Reason::NotReadYet as u32 {
+                    self.hurry(dev);
+                }
+            }
+            Some(EventKind::Waits) => self.hurry(dev),
+            Some(EventKind::WouldDeny) => {
+                self.refused(event, "would-deny");
+                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                    let process = formatter(event.process, &event.comm, event.cgroup);
+                    self.tool_at_work(dev, event.process, &Event::LetThrough(process));
+                }
+            }
+            // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
+            Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
+                if self.graph.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
+            Some(EventKind::FormatBegan) => self.format_began(&FormatOwner {
+                process: event.process,
+                dev: event.dev,
+                wrote: event.reason,
+                comm: event.comm,
+                cgroup: event.cgroup,
+                ..FormatOwner::default()
+            }),
+            Some(EventKind::FormatEnded) => {
+                if self.ends.len() >= MAX_ENDS
+                    && let Some(oldest) =
+                        self.ends.iter().min_by_key(|(_, (_, told))| *told).map(|(process, _)| *process)
+                {
+                    self.ends.remove(&oldest);
+                }
+                self.ends.insert(event.process, (event.status, Instant::now()));
+            }
+            Some(EventKind::Mounted) => {
+                if let Some(device) = self.world.devices.by_number(dev)
+                    && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
+                {
+                    self.device_changed(device);
+                }
+                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                    // What was mounted is what was formatted, also where the event of that was lost.
+                    self.take_up_on(dev);
+                    self.apply_to_device(dev, &Event::Mounted);
+                }
+            }
+            Some(EventKind::Relabelled) => {
+                self.tool_at_work(dev, event.process, &Event::Relabelled(event.process));
+            }
+            Some(EventKind::OwnerWiped) => {
+                self.tool_at_work(dev, event.process, &Event::OwnerWiped(event.process));
+            }
+            Some(EventKind::Gone) => {
+                if self.world.devices.by_number(dev).is_none() {
+                    self.device_gone(dev);
+                }
+            }
+            Some(EventKind::Tampered) => self.tampered(event),
+            None => warn!("the kernel told of something unknown ({})", event.kind),
+        }
+    }
+
+    /// A tool that was let through: when it has ended, the volume is probed.
+    pub(super) fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
+        let record = self.graph.id(dev).and_then(|id| self.records.get(id));
+        // It tells of each of its writes.
+        if record.is_some_and(|record| record.tool_at_work != Some(process)) {
+            self.apply_to_device(dev, event);
+            self.watcher.watch(process);
+        }
+    }
+
+    pub(super) fn format_began(&mut self, entry: &FormatOwner) {
+        let process = entry.process;
+        let formatter = formatter(process, &entry.comm, entry.cgroup);
+        let wrote = Wrote::of(entry.wrote);
+        self.apply_to_device(Dev::from_kernel(entry.dev), &Event::FormatBegan { formatter, wrote });
+        self.watcher.watch(process);
+    }
+
+    /// One that is no known formatter may live for months: what it has closed is not its own any more. Looked at by the resync
+    /// alone: some close a volume for a moment in the middle of their work.
+    pub(super) fn see_whether_held(&mut self, id: &VolumeId) {
+        let Some(record) = self.records.get(id).filter(|record| transition::is_held(record)) else { return };
+        let Some(process) = record.formatter.as_ref().map(Formatter::process) else { return };
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
+        // It may have opened the disk of a partition.
+        let around = devices.iter().flat_map(|dev| self.graph.related(*dev)).map(|related| related.dev);
+        let all: Vec<Dev> = around.chain(devices.iter().copied()).collect();
+        if holding::has_open(process, &all) == Some(false) {
+            self.format_ended(id, process, None);
+        }
+    }
+
+    pub(super) fn ended(&mut self, process: Process, status: Option<u32>, last: bool) {
+        let status = self.ends.get(&process).map(|(status, _)| *status).or(status);
+        if status.is_none() && !last {
+            return;
+        }
+        if last {
+            self.ends.remove(&process);
+        }
+        let formats = |record: &Record| {
+            record.running && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
+        };
+        let ended: Vec<VolumeId> =
+            self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
+        // What no event tells of is asked.
+        if !ended.is_empty() && !self.enforcer.tier().tells_of_mounts() {
+            self.repair_mounts();
+        }
+        for id in ended {
+            self.format_ended(&id, process, status);
+        }
+        self.ended_after_departure(process, status);
+        let worked_on: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| record.tool_at_work == Some(process))
+            .map(|record| record.id.clone())
+            .collect();
+        for id in worked_on {
+            self.apply(&id, Event::ToolEnded);
+        }
+    }
+
+    /// Of processes for whose end nobody has waited.
+    pub(super) fn forget_ends(&mut self) {
+        let lasts = ENDS_LAST.max(3 * self.world.resync_interval);
+        self.ends.retain(|_, (_, told)| told.elapsed() < lasts);
+    }
+
+    /// What was read of the volume until now is what was there before, or half of it.
+    pub(super) fn format_ended(&mut self, id: &VolumeId, process: Process, status: Option<u32>) {
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
+        for dev in &devices {
+            let around = self.graph.related(*dev).into_iter().map(|related| related.dev);
+            let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
+            self.format_over.extend(over);
+        }
+        let entry =
+            devices.first().and_then(|dev| self.formatter_of(*dev)).filter(|entry| entry.process == process);
+        let wrote = entry.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote));
+        let unseen = !self.enforcer.tier().tells_of_mounts();
+        self.apply(id, Event::FormatEnded { status, wrote, unseen });
+    }
+
+    /// What it formatted was gone before it ended.
+    pub(super) fn ended_after_departure(&mut self, process: Process, status: Option<u32>) {
+        let unseen = !self.enforcer.tier().tells_of_mounts();
+        let formats = |record: &Record| record.formatter.as_ref().is_some_and(|by| by.is(process));
+        let ended: Vec<Record> =
+            self.departed.extract_if(|_, record| formats(record)).map(|(_, record)| record).collect();
+        for old in ended {
+            let event = Event::FormatEnded { status, wrote: old.wrote, unseen };
+            let (new, _) = transition::next(&old, event, clocks());
+            if let Err(error) = self.store.put(&new, &[]) {
+                self.keep_unstored(new, &error);
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, id: &VolumeId) {
+        let formatter = self.records.get(id).and_then(|record| record.formatter.clone());
+        // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
+        // and not let go of.
+        let told =
+            |entry: &FormatOwner| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
+        let owners: Vec<(u32, Process)> = self
+            .graph
+            .of(id)
+            .filter_map(|device| {
+                let (lock_dev, _) = self.lock_dev(device.dev);
+                let entry = self.enforcer.owner(lock_dev)?;
+                (entry.dev == device.dev.to_kernel() && told(&entry)).then_some((lock_dev, entry.process))
+            })
+            .collect();
+        if self.unstored.release_later(id, &owners) {
+            return;
+        }
+        for (lock_dev, process) in owners {
+            self.release_owner(lock_dev, process);
+        }
+    }
+
+    /// Lets go of who is held there, if it is this process.
+    pub(super) fn release_owner(&mut self, lock_dev: u32, process: Process) {
+        if self.enforcer.owner(lock_dev).is_some_and(|entry| entry.process == process)
+            && let Err(error) = self.enforcer.release_owner(lock_dev)
+        {
+            error!("{error}");
+        }
+    }
+}
+
+pub(super) fn formatter(process: Process, comm: &[u8; 16], cgroup: u64) -> Formatter {
+    Formatter {
+        pid: process.tgid,
+        started: process.started,
+        comm: text_of(comm),
+        exe: exe_of(process.tgid),
+        cgroup,
+        at: now(),
+    }
+}
+
+pub(super) fn text_of(comm: &[u8; 16]) -> String {
+    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    String::from_utf8_lossy(&comm[..end]).chars().filter(|c| !c.is_control()).collect()
+}
+
+pub(super) fn exe_of(pid: u32) -> Option<String> {
+    Some(fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
+}

@@ -1,0 +1,573 @@
+//! The one task that changes records and rules.
+//!
+//! Whatever happens comes in as an [`Input`]; the pure transition function says what follows; then, in this order and
+//! no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing is loosened.
+
+mod batch;
+mod copying;
+mod devices;
+mod dropped_partitions;
+mod failure;
+mod history;
+mod kernel_events;
+mod loss;
+mod mode;
+mod names;
+mod partitions;
+mod paths;
+mod proof;
+mod protection;
+mod refusals;
+mod requests;
+mod resync;
+mod settling;
+mod sharing;
+mod stacks;
+mod unstored;
+mod way_out;
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use format_guard_common::{
+    Rule,
+    event::{FormatOwner, Process},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
+use tracing::{error, info, warn};
+
+use batch::Batch;
+use copying::Copied;
+use dropped_partitions::Vacated;
+use names::Names;
+use paths::Paths;
+use proof::Proof;
+use resync::{Comparison, mounted_devices};
+use settling::Settler;
+use sharing::Sharing;
+use unstored::{Change, Unstored};
+
+use super::{
+    clocks,
+    closing::Closing,
+    desired_claims::DesiredClaims,
+    kernel_log::KernelLog,
+    kubernetes, mappings,
+    message::Input,
+    metrics::Metrics,
+    process_exit::Watcher,
+    prober::Prober,
+    queue::Inputs,
+};
+use crate::{
+    config::RawContent,
+    enforce::{Enforcer, error::ProgramStatus, rule},
+    mode::Mode,
+    record::{
+        Record, Seconds,
+        store::{HistoryEvent, Loss, Store},
+        transition::{self, Effect, Event, Report},
+    },
+    volume::{
+        Dev, VolumeId,
+        copies::Wanted,
+        device::Devices,
+        graph::DeviceGraph,
+    },
+};
+
+/// Inputs that a resync waits for at most before it goes on.
+const INPUTS_BETWEEN: u32 = 16;
+/// Ends of processes that are remembered until their pidfd tells, too: the oldest is dropped.
+const MAX_ENDS: usize = 4096;
+
+/// What the reconciler needs to know of where it runs.
+pub struct World {
+    /// The block devices.
+    pub devices: Devices,
+    /// This boot.
+    pub boot: String,
+    /// Enforce or audit, by the configuration.
+    pub mode: Mode,
+    /// Audit, whatever anybody has set.
+    pub forced_audit: bool,
+    /// Why protection is less than it should be.
+    pub degraded: Vec<String>,
+    /// How long a volume must read blank that may have been formatted unseen, in seconds.
+    pub quarantine: Seconds,
+    /// Which bytes without a known format are content.
+    pub raw_content: RawContent,
+    /// Keep others from taking the guard away.
+    pub protect: bool,
+    /// How long a known formatter waits for a volume to be read.
+    pub first_format_wait: Duration,
+    /// How often the world is compared with the records.
+    pub resync_interval: Duration,
+    /// After how many seconds a volume is forgotten that was not seen and never held a format; zero: never.
+    pub forget_after: Seconds,
+    /// What is copied of each volume that holds a format; nothing, if that is none.
+    pub copied: Option<Wanted>,
+    /// Ids of volumes that are strict by the configuration, or their beginnings before a `*`.
+    pub strict: Vec<String>,
+    /// Where kubelet keeps its pods.
+    pub kubelet_dir: Option<PathBuf>,
+    /// Who tells of closes.
+    pub closing: Closing,
+    /// Where whoever was refused finds why, if it is to be told there.
+    pub kernel_log: Option<KernelLog>,
+    /// Who tells refusals to a cluster; what finds no place there is dropped.
+    pub cluster: Option<mpsc::Sender<HistoryEvent>>,
+}
+
+/// The task's state.
+pub struct Reconciler<E> {
+    store: Box<dyn Store + Send>,
+    enforcer: E,
+    world: World,
+    prober: Prober,
+    watcher: Watcher,
+    metrics: Metrics,
+    node: kubernetes::Node,
+    graph: DeviceGraph,
+    /// What an operator has set for the whole guard; outranks the configuration.
+    set_mode: Option<mode::Override>,
+    /// Records were lost: nothing is armed but by a permit.
+    loss: Option<Loss>,
+    /// Rules that an earlier agent of this boot left, by kernel `dev_t`; while records are lost.
+    pinned: HashMap<u32, Rule>,
+    /// The store that nodes share, if they do.
+    sharing: Option<Sharing>,
+    /// Goes up with every line of the history.
+    told: watch::Sender<u64>,
+    /// Records of the volumes that are present.
+    records: HashMap<VolumeId, Record>,
+    /// Those of volumes that went while somebody formatted them: what came of that is not known before its end.
+    departed: HashMap<VolumeId, Record>,
+    /// Attachment and first sight (by [`Now::boot`]) of devices that a node may come to name.
+    nameless: HashMap<Dev, (u64, Seconds)>,
+    /// When the newest format of a device, or of one that shares its bytes, was over: what was read before is what it
+    /// overwrote, or half of it.
+    format_over: HashMap<Dev, Instant>,
+    /// Exit statuses that the kernel told, and when, until the pidfd does.
+    ends: HashMap<Process, (u32, Instant)>,
+    /// Devices on which a formatter waits, or did a moment ago.
+    awaited: HashMap<Dev, Instant>,
+    /// Every name of every volume.
+    names: Names,
+    /// By which of several devices a volume is read.
+    paths: HashMap<VolumeId, Paths>,
+    /// What is copied of the volumes that are present.
+    copies: HashMap<VolumeId, Copied>,
+    /// When volumes were forgotten last that were not seen for long.
+    pruned: Option<Instant>,
+    /// Partitions that were dropped and not deleted.
+    vacated: Vec<Vacated>,
+    parts: Vec<ProgramStatus>,
+    /// When the canary proved them.
+    proof: Proof,
+    repaired: u64,
+    /// An operator lets others take the guard away.
+    unprotected: bool,
+    /// They are kept from it.
+    protected: bool,
+    /// Why they are not.
+    protect_failure: Option<String>,
+    /// Lines of the history that are not stored yet.
+    untold: Vec<HistoryEvent>,
+    /// The store took none of them: they wait for the next resync.
+    untold_waits: bool,
+    /// What could not be stored.
+    unstored: Unstored,
+    /// Of which nothing is on record, and nothing was read yet: stored with what is read first.
+    unread: HashSet<VolumeId>,
+    /// Who waits until a device is read.
+    settlers: Vec<Settler>,
+    /// What is put off, while many things happen at once.
+    batch: Option<Batch>,
+    /// What is compared with sysfs at the moment.
+    comparison: Option<Comparison>,
+    /// How often uevents were lost.
+    lost_uevents: u64,
+    /// How long the newest kernel event waited.
+    lag: Duration,
+}
+
+impl<E: Enforcer> Reconciler<E> {
+    /// A reconciler that has not looked at the world yet.
+    pub fn new(
+        store: Box<dyn Store + Send>,
+        enforcer: E,
+        world: World,
+        prober: Prober,
+        watcher: Watcher,
+        metrics: Metrics,
+    ) -> Self {
+        let node = kubernetes::Node::new(world.kubelet_dir.clone());
+        Self {
+            store,
+            enforcer,
+            world,
+            node,
+            prober,
+            watcher,
+            metrics,
+            graph: DeviceGraph::default(),
+            set_mode: None,
+            loss: None,
+            pinned: HashMap::new(),
+            sharing: None,
+            told: watch::Sender::new(0),
+            records: HashMap::new(),
+            departed: HashMap::new(),
+            nameless: HashMap::new(),
+            format_over: HashMap::new(),
+            ends: HashMap::new(),
+            awaited: HashMap::new(),
+            names: Names::default(),
+            paths: HashMap::new(),
+            copies: HashMap::new(),
+            pruned: None,
+            vacated: Vec::new(),
+            parts: Vec::new(),
+            proof: Proof::default(),
+            repaired: 0,
+            unprotected: false,
+            protected: false,
+            protect_failure: None,
+            untold: Vec::new(),
+            untold_waits: false,
+            unstored: Unstored::default(),
+            unread: HashSet::new(),
+            settlers: Vec::new(),
+            batch: None,
+            comparison: None,
+            lost_uevents: 0,
+            lag: Duration::ZERO,
+        }
+    }
+
+    /// Shares its records with other nodes from now on, by this way to their store. `required`: the host is not ready without.
+    pub fn share(&mut self, desired_claims: DesiredClaims, required: bool) {
+        self.sharing = Some(Sharing::new(desired_claims, required));
+    }
+
+    /// Under which lease of that store an earlier agent has claimed volumes.
+    pub fn lease(&self) -> Option<u64> {
+        let lease = self.enforcer.lease();
+        (lease.number != 0).then_some(lease.id)
+    }
+
+    /// Gives every present device its rule, before anything is attached.
+    pub fn start(&mut self) -> Result<()> {
+        self.take_up_mode()?;
+        self.take_up_loss()?;
+        self.take_up_names()?;
+        let gone = |(lock_dev, entry): &(u32, FormatOwner)| {
+            let device = self.world.devices.by_number(Dev::from_kernel(*lock_dev));
+            device.is_none_or(|device| device.diskseq != entry.diskseq)
+                || self.world.devices.by_number(Dev::from_kernel(entry.dev)).is_none()
+        };
+        let unseen: Vec<_> = self.enforcer.owners().into_iter().filter(gone).collect();
+        if !unseen.is_empty() {
+            self.doubt_what_is_armed()?;
+        }
+        for (lock_dev, _) in unseen {
+            self.enforcer.release_owner(lock_dev)?;
+        }
+        self.batch = Some(Batch::default());
+        self.compare_with_sysfs()?;
+        for dev in mounted_devices() {
+            self.apply_to_device(dev, &Event::Mounted);
+        }
+        self.carry_out_batch();
+        self.remove_rules_of_nobody();
+        Ok(())
+    }
+
+    /// A format that the kernel let through while no agent ran was on a volume that was detached since: on one of these.
+    fn doubt_what_is_armed(&mut self) -> Result<()> {
+        for id in self.store.armed(&self.world.boot)? {
+            if let Some(record) = self.store.get(&id)? {
+                let doubted = transition::next(&record, Event::Doubted, clocks()).0;
+                if let Err(error) = self.store.put(&doubted, &[]) {
+                    self.keep_unstored(doubted, &error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
+    pub fn close(&mut self) {
+        self.world.protect = false;
+        self.keep_protected();
+        self.keep_waited_for(Duration::ZERO);
+        let ids: Vec<VolumeId> = self
+            .records
+            .values()
+            .filter(|record| record.armed.is_some())
+            .map(|record| record.id.clone())
+            .collect();
+        for id in ids {
+            if let Some((old, new)) = self.disarm(&id) {
+                // Untouched: another node, or the next agent, need not wonder.
+                self.desire_nothing_more(&new, true);
+                self.store_all(vec![Change { old, new, told: Vec::new() }]);
+            }
+        }
+        self.store_unstored();
+        self.store_names();
+    }
+
+    /// The kernel programs, to attach them.
+    pub fn enforcer_mut(&mut self) -> &mut E {
+        &mut self.enforcer
+    }
+
+    /// Puts every rule by another way to refuse.
+    pub fn replace_enforcer(&mut self, enforcer: E) -> Result<()> {
+        self.enforcer = enforcer;
+        self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
+        let devices: Vec<Dev> = self.graph.iter().map(|device| device.dev).collect();
+        for dev in devices {
+            self.put_rule(dev);
+        }
+        Ok(())
+    }
+
+    /// Why protection is less than it could be.
+    pub fn degrade(&mut self, reasons: Vec<String>) {
+        self.world.degraded.extend(reasons);
+    }
+
+    /// What is attached, once the canary has proven it.
+    pub fn proven(&mut self, parts: Vec<ProgramStatus>) {
+        self.parts = parts;
+        self.proof = Proof::of(clocks());
+        self.keep_protected();
+        self.keep_waited_for(self.world.first_format_wait);
+        self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
+        // Once new ones are judged: none is missed between.
+        for mapping in mappings::present() {
+            let Some(device) = self.graph.get(mapping.dev) else { continue };
+            let text = format!(
+                "{} (pid {}) has a shared writable mapping of /dev/{} that is older than this agent: what it stores there \
+                 is not judged; end it, or restart it under the guard",
+                mapping.comm, mapping.pid, device.name
+            );
+            let volume = device.identity.id.to_string();
+            warn!(volume, pid = mapping.pid, "{text}");
+            self.tell(volume, "mapped-before", text);
+        }
+    }
+
+    /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
+    pub fn run(&mut self, mut inputs: Inputs, runtime: &Handle) -> Result<()> {
+        let mut in_a_row = 0;
+        loop {
+            let comparing = self.comparison.is_some();
+            let input = if comparing { inputs.waiting() } else { inputs.next(runtime) };
+            match input {
+                Some(Input::Stop(done)) => {
+                    self.close();
+                    // Whoever asked may have gone.
+                    let _ = done.send(());
+                    break;
+                }
+                Some(Input::Probed(first)) => self.probed_together(inputs.together(first)),
+                Some(other) => self.handle(other)?,
+                None if comparing => {}
+                None => break,
+            }
+            self.answer_settlers();
+            // What waits comes first; but a flood does not keep a resync from its end.
+            in_a_row += 1;
+            if inputs.is_empty() || in_a_row >= INPUTS_BETWEEN {
+                in_a_row = 0;
+                self.go_on_with_resync();
+            }
+            if inputs.is_empty() {
+                self.store_untold();
+            }
+        }
+        self.store_untold();
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Changed { name, told } => {
+                if let Some(device) = self.world.devices.device(&name) {
+                    let (dev, diskseq) = (device.dev, device.diskseq);
+                    let attached =
+                        |devices: &DeviceGraph| devices.get(dev).is_some_and(|one| one.diskseq == diskseq);
+                    let known = attached(&self.graph);
+                    self.device_changed(device);
+                    if !known && attached(&self.graph) {
+                        self.metrics.ruled(told.elapsed());
+                    }
+                }
+            }
+            Input::Removed { name } => {
+                let gone = self.graph.iter().find(|device| device.name == name).map(|device| device.dev);
+                // The number may be another device's already.
+                if let Some(dev) = gone
+                    && self.world.devices.by_number(dev).is_none_or(|device| device.name != name)
+                {
+                    self.device_gone(dev);
+                }
+            }
+            Input::ClosedByWriter { dev } => self.closed_by_writer(dev),
+            Input::Kernel(mut event) => {
+                self.enforcer.complete(&mut event);
+                self.kernel_event(&event);
+            }
+            Input::Probed(answer) => self.probed(answer),
+            Input::Ended { process, status, last } => self.ended(process, status, last),
+            Input::Tick => {
+                self.check_lease();
+                self.end_mode_in_time();
+                self.prove_again();
+                self.store_unstored();
+                self.store_names();
+                self.prune();
+                self.forget_ends();
+                // One that is under way will do.
+                if self.comparison.is_none() {
+                    self.begin_resync()?;
+                }
+            }
+            Input::UeventsLost => {
+                self.lost_uevents += 1;
+                self.begin_resync()?;
+            }
+            Input::Store(update) => self.store_updated(update),
+            Input::Reloaded(config) => self.reloaded(&config)?,
+            // The last input of all: see `run`.
+            Input::Stop(_) => {}
+            Input::Settle(selector, reply) => self.settle_for(&selector, reply),
+            Input::Asked(question, reply) => {
+                self.store_untold();
+                // The client may have gone.
+                if let Some((question, reply)) = self.ask_cluster(question, reply) {
+                    let _ = reply.send(self.answer(question));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_to_device(&mut self, dev: Dev, event: &Event) {
+        if let Some(id) = self.graph.id(dev) {
+            let id = id.clone();
+            self.apply(&id, event.clone());
+        }
+    }
+
+    /// One step of one record: stored, then ruled, then the rest; then what shares bytes with it.
+    fn apply(&mut self, id: &VolumeId, event: Event) {
+        if self.step(id, event) {
+            let first = self.graph.of(id).next().map(|device| device.dev);
+            if let Some(dev) = first {
+                self.put_rules_around(dev);
+                self.settle(dev);
+            }
+        }
+    }
+
+    /// One step of one record alone; whether what it means for others may have changed.
+    fn step(&mut self, id: &VolumeId, event: Event) -> bool {
+        self.store_untold();
+        let Some(old) = self.records.get(id).cloned() else { return false };
+        let by_operator = event.is_an_operators();
+        let clocks = clocks();
+        let at = clocks.wall;
+        let (mut new, effects) = transition::next(&old, event, clocks);
+        let mut told: Vec<HistoryEvent> = effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Report(report) => Some(HistoryEvent { by_operator, ..history(at, id, report) }),
+                _ => None,
+            })
+            .collect();
+        let was_whole = self.unstored.count() == 0;
+        let differs = !new.is_stored_as(&old) || self.unread.contains(id);
+        if self.batch.is_none() && told.is_empty() && new.new && transition::is_unread(&new) {
+            self.unread.insert(id.clone());
+        } else if (differs || !told.is_empty()) && !transition::is_provisional(&new) {
+            self.unread.remove(id);
+            if let Some(batch) = &mut self.batch {
+                batch.store_later(&old, &new, &told);
+            } else {
+                let change = Change { old: old.clone(), new: new.clone(), told: told.clone() };
+                if let Some(held_back) = self.store_all(vec![change]).pop() {
+                    new = held_back;
+                    told.clear();
+                }
+            }
+        }
+        for event in &told {
+            info!(volume = %id, kind = event.kind, "{}", event.text);
+        }
+        let changed = new.state != old.state || new.marks != old.marks || new.content != old.content;
+        self.records.insert(id.clone(), new);
+        if !told.is_empty() {
+            self.told.send_modify(|count| *count += 1);
+        }
+        self.put_rules(id);
+        match &mut self.batch {
+            Some(batch) => batch.update_desired_later(id),
+            None => self.update_desired(id, false),
+        }
+        for effect in effects {
+            match effect {
+                Effect::Probe => match &mut self.batch {
+                    Some(batch) => batch.probe_later(id),
+                    None => self.probe(id),
+                },
+                Effect::ProbeSoon if self.is_awaited(id) => self.probe(id),
+                Effect::ProbeSoon => {
+                    if let Some(device) = self.path(id) {
+                        self.prober.ask_soon(device, self.wanted_copy(id));
+                    }
+                }
+                Effect::ReleaseHolder => match &mut self.batch {
+                    Some(batch) => batch.release_later(id),
+                    None => self.release(id),
+                },
+                Effect::Untaint => {
+                    if let Err(error) = self.forget_refusals(id) {
+                        error!("{error}");
+                    }
+                }
+                Effect::Report(_) => {}
+            }
+        }
+        if was_whole && self.unstored.count() > 0 {
+            self.disarm_all();
+        }
+        changed
+    }
+
+    fn put_rules(&mut self, id: &VolumeId) {
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
+        for dev in devices {
+            self.put_rule(dev);
+        }
+    }
+
+}
+
+fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {
+    HistoryEvent::new(at, id.to_string(), report.kind, report.text.clone())
+}
+
+#[cfg(test)]
+mod tests;
