@@ -4,45 +4,14 @@
 //! arguments say is a convenience for the honest caller, as the names are ([`crate::program`]); it never lets more through
 //! than the class that is told.
 
-use crate::{each::each, opaque, program::Class};
+use crate::{
+    each::each,
+    opaque,
+    program::{Class, Grammar},
+};
 
 /// Bytes of a program's arguments that are looked at.
 pub const ARGUMENTS: usize = 128;
-
-/// How a program reads its arguments: a number, in [`Class`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grammar(u32);
-
-impl Grammar {
-    /// cryptsetup(8), veritysetup(8), integritysetup(8) 2.6: an action, and what it is done to.
-    pub const CRYPTSETUP: Self = Self(1);
-    /// sgdisk(8), gptfdisk 1.0.9 (gptcl.cc): options of popt, of which short ones may be bundled.
-    pub const SGDISK: Self = Self(2);
-    /// sfdisk(8), util-linux 2.38.
-    pub const SFDISK: Self = Self(3);
-    /// mdadm(8) 4.2 (ReadMe.c).
-    pub const MDADM: Self = Self(4);
-    /// lvm(8): the command comes first.
-    pub const LVM: Self = Self(5);
-    /// mke2fs(8), e2fsprogs 1.47 (misc/mke2fs.c).
-    pub const MKE2FS: Self = Self(6);
-    /// mkfs.xfs(8), xfsprogs 6.1 (`mkfs/xfs_mkfs.c`).
-    pub const MKFS_XFS: Self = Self(7);
-    /// mkfs.nilfs2(8), nilfs-utils 2.2 (sbin/mkfs/mkfs.c).
-    pub const MKFS_NILFS2: Self = Self(8);
-    /// wipefs(8), util-linux 2.38.
-    pub const WIPEFS: Self = Self(9);
-    /// drbdmeta(8) 9: a device, a version, where the metadata are, a command.
-    pub const DRBDMETA: Self = Self(10);
-    /// blkzone(8), util-linux 2.38: a command first.
-    pub const BLKZONE: Self = Self(11);
-
-    /// As a part of a class.
-    #[must_use]
-    pub const fn class(self) -> Class {
-        Class(self.0 << Class::GRAMMAR_SHIFT)
-    }
-}
 
 /// Which of this class's arguments say what: nothing where it has no grammar.
 #[inline(always)]

@@ -40,7 +40,18 @@ extern "C" fn start() {
         refuse_to_start();
     }
     environment::read();
-    next::find();
+    find_what_comes_after();
+}
+
+/// Finds the functions that come after each of ours.
+fn find_what_comes_after() {
+    aio::find();
+    open::find();
+    write::find();
+    erase::find();
+    mapping::find();
+    stream::find();
+    syscall::find();
 }
 
 /// musl loads the library too, as it takes itself for whatever is named libc; nobody has held what it does there. A program that

@@ -36,17 +36,6 @@ pub(crate) fn is_glibc() -> bool {
     !unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"gnu_get_libc_version".as_ptr()) }.is_null()
 }
 
-/// Looks for all of them.
-pub(crate) fn find() {
-    crate::aio::find();
-    crate::open::find();
-    crate::write::find();
-    crate::erase::find();
-    crate::mapping::find();
-    crate::stream::find();
-    crate::syscall::find();
-}
-
 /// Defines functions that stand before those of the same name.
 ///
 /// `unless` says that a call is refused, and what it gives then; errno is set. `then` makes of the result what the program gets. `or`

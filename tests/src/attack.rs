@@ -1,11 +1,6 @@
 //! The destructive tools that incidents name, by their names and as copies under another.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    path::Path,
-    thread,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
@@ -86,20 +81,6 @@ pub fn refused(guard: &Guard, line: &str, input: &str) -> Result<Ran> {
     wait_for("the event of a refusal", || Ok((guard.newest_refusal()? > before).then_some(())))
         .with_context(|| format!("{line} failed, but not by the guard:\n{}", ran.text))?;
     Ok(ran)
-}
-
-/// Opens a device for writing as mkfs.ext4 does.
-///
-/// # Errors
-/// When that is refused, as it must be.
-pub fn open_as_formatter(device: &Path) -> io::Result<File> {
-    thread::scope(|scope| {
-        let opened = scope.spawn(|| {
-            rustix::thread::set_name(c"mkfs.ext4")?;
-            OpenOptions::new().write(true).open(device)
-        });
-        opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread broke")))
-    })
 }
 
 /// Runs every one without an agent to ask, and makes sure that each failed.

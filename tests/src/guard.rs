@@ -20,7 +20,12 @@ use format_guard::enforce::{bpf::pins, canary};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-use crate::{attack, device::device_number, schema, tool::Ran, wait_for, wait_within};
+use crate::{
+    device::device_number,
+    schema,
+    tool::{Ran, open_as_formatter},
+    wait_for, wait_within,
+};
 
 /// The program under test.
 ///
@@ -267,7 +272,7 @@ impl Guard {
             return Ok(());
         }
         let node = canary::Node::make()?;
-        let _ = attack::open_as_formatter(node.path());
+        let _ = open_as_formatter(node.path());
         let device = node.dev().to_string();
         self.since = wait_for("the agent to be told of what was refused before", || {
             let events = self.fetch("/v1/events?limit=10000")?;

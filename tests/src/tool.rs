@@ -1,6 +1,8 @@
 //! Runs the real tools and keeps what they print.
 
 use std::{
+    fs::{File, OpenOptions},
+    io,
     path::Path,
     process::{Command, Stdio},
     sync::{OnceLock, mpsc},
@@ -138,4 +140,18 @@ pub fn module(name: &str) -> Result<()> {
         return Ok(());
     }
     must(&format!("modprobe {name}")).map(drop)
+}
+
+/// Opens a device for writing as mkfs.ext4 does.
+///
+/// # Errors
+/// When that is refused, as it must be.
+pub fn open_as_formatter(device: &Path) -> io::Result<File> {
+    thread::scope(|scope| {
+        let opened = scope.spawn(|| {
+            rustix::thread::set_name(c"mkfs.ext4")?;
+            OpenOptions::new().write(true).open(device)
+        });
+        opened.join().unwrap_or_else(|_| Err(io::Error::other("the thread broke")))
+    })
 }

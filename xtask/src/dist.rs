@@ -22,9 +22,6 @@ const GLIBC: &str = "2.28";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A linker that knows the symbols of every version of glibc.
 const LINKER: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
-/// What packages are made with. The builds that the Python package index has of these are too old to read this workspace.
-const CARGO_DEB: &str = "3.8.0";
-const CARGO_GENERATE_RPM: &str = "0.21.1";
 const CARGO_CYCLONEDX: &str = "0.5.9";
 
 /// What is installed beside programs, manual and completions: where it is in the tree, where it goes.
@@ -51,12 +48,6 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "usr/share/zsh/vendor-completions/_format-guard"),
     ("fish", "usr/share/fish/vendor_completions.d/format-guard.fish"),
 ];
-
-/// Brings the tools that packages are made with.
-pub(crate) fn tools() -> Result<()> {
-    toolchain::cargo_tool("cargo-deb", CARGO_DEB)?;
-    toolchain::cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM)
-}
 
 /// `cargo xtask dist`
 pub(crate) fn run() -> Result<()> {

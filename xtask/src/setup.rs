@@ -8,7 +8,6 @@ use anyhow::{Result, bail};
 use crate::{
     chart,
     command::{command, exists, output, read, show},
-    dist,
     guest::{busybox, emulator},
     kernels::{self, Kernel},
     toolchain,
@@ -86,14 +85,24 @@ const PACKAGES: &[(&str, &str)] = &[
 /// cargo-deny's version.
 const CARGO_DENY: &str = "0.20.2";
 
+/// What packages are made with. The builds that the Python package index has of these are too old to read this workspace.
+const CARGO_DEB: &str = "3.8.0";
+const CARGO_GENERATE_RPM: &str = "0.21.1";
+
 /// Everything, for people and for CI.
 pub(crate) fn run() -> Result<()> {
     ready()?;
     toolchain::cargo_tool("cargo-deny", CARGO_DENY)?;
     chart::tools()?;
-    dist::tools()?;
+    package_tools()?;
     println!("setup: everything is there");
     Ok(())
+}
+
+/// Brings the tools that packages are made with.
+pub(crate) fn package_tools() -> Result<()> {
+    toolchain::cargo_tool("cargo-deb", CARGO_DEB)?;
+    toolchain::cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM)
 }
 
 /// Says at once, in one sentence, where what is asked for needs root.

@@ -14,7 +14,7 @@ use format_guard_tests::{
     attack,
     device::{Device, Linear, Loop, Mapped},
     guard::{Guard, binary},
-    tool::{module, must, must_with, run},
+    tool::{module, must, must_with, open_as_formatter, run},
     wait_for,
 };
 
@@ -41,7 +41,7 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
     let before = guard.newest_refusal()?;
     guard.pause_agent()?;
     let device = Loop::new(MIB)?;
-    let opened = attack::open_as_formatter(device.path());
+    let opened = open_as_formatter(device.path());
     guard.resume_agent()?;
     ensure!(opened.is_err(), "nobody has read it");
     wait_for("the event of a refusal", || Ok((guard.newest_refusal()? > before).then_some(())))?;
@@ -58,7 +58,7 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
     ensure!(metrics.lines().any(counter), "{metrics}");
     guard.wait_for_state(device.path(), "blank")?;
     // The same process.
-    attack::open_as_formatter(device.path()).map(drop).context("it was cut off")
+    open_as_formatter(device.path()).map(drop).context("it was cut off")
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_formatter_waits_for_no_agent_that_is_gone() -> Result<()> {
     guard.kill_agent()?;
     let refused = |device: &Loop| -> Result<Duration> {
         let begun = Instant::now();
-        ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+        ensure!(open_as_formatter(device.path()).is_err(), "nobody has read it");
         Ok(begun.elapsed())
     };
     let device = Loop::new(MIB)?;
@@ -179,13 +179,13 @@ fn a_formatter_waits_for_no_volume_that_cannot_be_read() -> Result<()> {
     let guard = Guard::patient()?;
     let device = Mapped::failing(MIB)?;
     let begun = Instant::now();
-    ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+    ensure!(open_as_formatter(device.path()).is_err(), "nobody has read it");
     ensure!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
     guard.wait_for_volume(device.path(), "unverified by a read that failed", |volume| {
         volume["cause"].as_str().is_some_and(|cause| cause.contains("read failed"))
     })?;
     let begun = Instant::now();
-    ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+    ensure!(open_as_formatter(device.path()).is_err(), "nobody has read it");
     ensure!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
     Ok(())
 }
@@ -229,7 +229,7 @@ fn nobody_waits_where_the_configuration_says_so() -> Result<()> {
     guard.pause_agent()?;
     let made = Loop::new(MIB).and_then(|device| {
         let begun = Instant::now();
-        ensure!(attack::open_as_formatter(device.path()).is_err(), "nobody has read it");
+        ensure!(open_as_formatter(device.path()).is_err(), "nobody has read it");
         Ok((begun.elapsed(), device))
     });
     guard.resume_agent()?;

@@ -11,10 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
-    attack::{open_as_formatter, refused},
+    attack::refused,
     device::{Device, Image, Iscsi, Linear, Loop, ScsiDisk, sha256},
     guard::Guard,
-    tool::{must, must_with, run},
+    tool::{must, must_with, open_as_formatter, run},
     wait_for,
 };
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use super::{part::Outcome, plan::PLAN};
+use super::{job::Outcome, plan::PLAN};
 use crate::command::{command, output, workspace};
 
 const TEXTS: [&str; 2] = ["README.md", "CONTRIBUTING.md"];

@@ -2,6 +2,7 @@
 
 mod change;
 mod commands;
+mod job;
 mod part;
 mod past;
 mod plan;
@@ -26,7 +27,8 @@ use crate::{
     kernels::{Kernel, chosen},
     preload, setup,
 };
-use part::{Outcome, World};
+use job::Outcome;
+use part::World;
 use past::Past;
 use plan::{PLAN, Part, Tier, When, Work};
 use queue::Done;

@@ -1,7 +1,6 @@
 //! What the parts of the plan do: each part becomes jobs, and each job leaves counts and a log.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
     io::Write,
@@ -11,13 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
     commands,
+    job::{Cost, Job, Lock, Outcome},
     past::Past,
     plan::{Part, Tier, Work},
-    queue::{Cost, Lock},
     select::{self, Select},
 };
 use crate::{
@@ -36,63 +35,6 @@ const TIMEOUT: Duration = Duration::from_mins(45);
 const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
 /// What a guest is booted with whose process 1 is systemd: see `guest/run.sh`.
 const SYSTEMD: &str = "guest.init=systemd";
-
-/// What came of a job.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Outcome {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-    pub(crate) seconds: f64,
-    /// Seconds of each test, where libtest told them.
-    #[serde(skip)]
-    pub(crate) tests: BTreeMap<String, f64>,
-}
-
-impl Outcome {
-    /// Of something that is sound or not.
-    pub(crate) fn of(sound: bool) -> Self {
-        Self { passed: u64::from(sound), failed: u64::from(!sound), ..Self::default() }
-    }
-
-    /// From libtest's own lines. A run that failed without a failed test has failed all the same.
-    pub(crate) fn of_tests(text: &str, success: bool) -> Self {
-        let mut outcome = Self::default();
-        for line in text.lines() {
-            if let Some(counts) = line.strip_prefix("test result: ") {
-                outcome.passed += count(counts, "passed");
-                outcome.failed += count(counts, "failed");
-            } else if let Some((name, rest)) =
-                line.strip_prefix("test ").and_then(|line| line.split_once(" ... "))
-                && let Some(seconds) = rest.rsplit_once('<').and_then(|(_, time)| time.strip_suffix("s>"))
-                && let Ok(seconds) = seconds.parse()
-            {
-                outcome.tests.insert(name.to_owned(), seconds);
-            }
-        }
-        if !success && outcome.failed == 0 {
-            outcome.failed = 1;
-        }
-        outcome
-    }
-}
-
-/// The number before a word in `ok. 12 passed; 0 failed; 1 ignored`.
-fn count(counts: &str, word: &str) -> u64 {
-    let before = counts.split(&format!(" {word}")).next().unwrap_or_default();
-    before.rsplit([' ', '.']).next().and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-/// One thing to do, which needs nothing of any other.
-pub(crate) struct Job<'a> {
-    pub(crate) name: String,
-    /// How long it took the last time, or else what the plan says.
-    pub(crate) seconds: f64,
-    pub(crate) cost: Cost,
-    pub(crate) run: Box<Run<'a>>,
-}
-
-/// What is done, with the path of a log.
-pub(crate) type Run<'a> = dyn FnOnce(&Path) -> Result<Outcome> + Send + 'a;
 
 /// What jobs are made of.
 pub(crate) struct World<'a> {
@@ -572,20 +514,6 @@ fn of_rows(table: &str, key: &str, text: &str, whole: bool, log: &Path) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn summaries_and_times_are_read() {
-        let text = "test a::b ... ok <1.250s>\ntest c ... FAILED <0.5s>\n\
-                    test result: ok. 12 passed; 0 failed; 1 ignored\nx\ntest result: FAILED. 1 passed; 2 failed; 0\n";
-        let outcome = Outcome::of_tests(text, false);
-        assert_eq!((outcome.passed, outcome.failed), (13, 2));
-        assert_eq!(outcome.tests, BTreeMap::from([("a::b".to_owned(), 1.25), ("c".to_owned(), 0.5)]));
-    }
-
-    #[test]
-    fn a_run_that_broke_off_has_failed() {
-        assert_eq!(Outcome::of_tests("", false).failed, 1);
-    }
 
     #[test]
     fn a_tool_that_has_gone_fails_its_row() {

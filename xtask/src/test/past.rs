@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::part::Outcome;
+use super::job::Outcome;
 use crate::packages::cache;
 
 /// What is kept, as JSON in the cache.

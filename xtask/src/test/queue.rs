@@ -9,34 +9,8 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::part::{Job, Outcome};
+use super::job::{Cost, Job, Lock, Outcome};
 use crate::guest;
-
-/// What one job alone may have at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lock {
-    /// cargo's own lock of the target directory: a second cargo would wait for it and hold a core meanwhile.
-    Cargo,
-    /// This host's loop devices: two guards would look at each other's.
-    Devices,
-}
-
-/// What a job takes while it runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cost {
-    /// Cores that it keeps busy.
-    pub(crate) cores: usize,
-    /// Memory, in MiB.
-    pub(crate) memory: u64,
-    pub(crate) locks: &'static [Lock],
-}
-
-impl Cost {
-    /// Of a program of this host.
-    pub(crate) const CORE: Self = Self { cores: 1, memory: 512, locks: &[] };
-    /// Of a guest.
-    pub(crate) const GUEST: Self = Self { cores: 1, memory: guest::MEMORY, locks: &[] };
-}
 
 /// What is not taken.
 struct Free {
