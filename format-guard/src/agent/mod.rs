@@ -56,7 +56,7 @@ use message::Input;
 use metrics::Metrics;
 use reconciler::{Reconciler, World};
 use server::{control, metrics::Scraped};
-use tiers::{EventSource, Guarded, TierSelector};
+use tiers::{EventSource, TierSelector};
 
 /// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
@@ -220,7 +220,7 @@ fn cluster(
 #[cfg_attr(not(feature = "etcd"), expect(unused_variables, reason = "nothing is shared"))]
 fn share(
     config: &Config,
-    reconciler: &mut Guarded,
+    reconciler: &mut Reconciler,
     inputs: &mpsc::Sender<Input>,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Option<DesiredClaims> {

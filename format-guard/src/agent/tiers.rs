@@ -39,7 +39,6 @@ pub(super) enum EventSource {
 }
 
 type Candidate = (Box<dyn Enforcer + Send>, EventSource);
-pub(super) type Guarded = Reconciler<Box<dyn Enforcer + Send>>;
 
 /// The ways to refuse that this host may have, best first.
 pub(super) struct TierSelector {
@@ -92,11 +91,11 @@ impl TierSelector {
     /// Proves what is ready, or else what is left.
     pub(super) async fn put_in_force(
         mut self,
-        mut reconciler: Guarded,
+        mut reconciler: Reconciler,
         mut events: EventSource,
         tasks: &mut JoinSet<Result<()>>,
         inputs: &mpsc::Sender<Input>,
-    ) -> Result<(Guarded, EventSource)> {
+    ) -> Result<(Reconciler, EventSource)> {
         loop {
             // The canary is told of.
             if let EventSource::Questions(listener, questions) = events {

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Reconciler, copying::Taken, unstored::Change};
 use crate::{
-    enforce::Enforcer,
     record::{Record, store::HistoryEvent},
     volume::{Dev, VolumeId},
 };
@@ -74,7 +73,7 @@ impl Batch {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Stores, rules and releases what was put off since there is a batch.
     pub(super) fn carry_out_batch(&mut self) {
         let unsettled = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unsettled));

@@ -8,7 +8,6 @@ use super::{Reconciler, failure::failed};
 use crate::{
     agent::now,
     api::{self, Failure, FailureKind},
-    enforce::Enforcer,
     record::{Seconds, store::StoredCopy},
     volume::{
         VolumeId,
@@ -36,7 +35,7 @@ pub(super) struct Taken {
     pub(super) packed: Vec<u8>,
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// A volume is attached: what is copied of it?
     pub(super) fn look_for_copy(&mut self, id: &VolumeId) {
         match self.store.copied(id) {

@@ -10,7 +10,6 @@ use super::{MAX_ENDS, Reconciler, batch::Batch, copying::Taken};
 use crate::{
     agent::{clocks, message::ProbeAnswer, now},
     config::MAX_WAIT,
-    enforce::Enforcer,
     record::{
         Claim, Record, Seconds, Wrote,
         transition::{self, Effect, Event},
@@ -29,7 +28,7 @@ const AWAITED: Duration = Duration::from_millis(MAX_WAIT);
 /// node after the device, and no uevent tells of it.
 const NAMING: Seconds = 10;
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// What sysfs alone does not tell: an array goes by the UUID that its members' superblocks carry, once one of them was
     /// probed; and what a node may come to name goes by no other name meanwhile.
     pub(super) fn identify(&mut self, device: &mut Device) {

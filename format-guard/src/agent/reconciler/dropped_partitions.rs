@@ -6,10 +6,7 @@ use tracing::info;
 
 use super::Reconciler;
 use crate::{
-    enforce::{
-        Enforcer,
-        rule::{Other, holds_format, shifted},
-    },
+    enforce::rule::{Other, holds_format, shifted},
     record::{Overlap, Overlay, Record},
     volume::{
         Dev, VolumeId,
@@ -35,7 +32,7 @@ impl Vacated {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Keeps in mind a partition that is gone. Whether its disk's table still names it, a probe of the disk tells.
     pub(super) fn vacate(&mut self, device: &Device) {
         let Some(record) = self.records.get(&device.identity.id) else { return };

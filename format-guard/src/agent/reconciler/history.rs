@@ -4,14 +4,14 @@ use tokio::sync::watch;
 use tracing::error;
 
 use super::Reconciler;
-use crate::{agent::now, enforce::Enforcer, record::store::HistoryEvent};
+use crate::{agent::now, record::store::HistoryEvent};
 
 /// Lines of the history that wait to be stored together at most.
 const MAX_UNTOLD: usize = 256;
 /// Lines that wait while the store takes none: the oldest are dropped.
 const MAX_WAITING: usize = 4096;
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     pub(super) fn tell(&mut self, volume: String, kind: &str, text: String) {
         self.tell_event(HistoryEvent::new(now(), volume, kind, text));
     }

@@ -11,7 +11,7 @@ use tracing::{error, warn};
 use super::{MAX_ENDS, Reconciler};
 use crate::{
     agent::{clocks, holding, now},
-    enforce::{Enforcer, since_boot},
+    enforce::since_boot,
     record::{
         Formatter, Record, Wrote,
         transition::{self, Event},
@@ -22,7 +22,7 @@ use crate::{
 /// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
 const ENDS_LAST: Duration = Duration::from_mins(1);
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Records a format that the kernel let through, if that was not told yet.
     pub(super) fn take_up(&mut self, entry: &FormatOwner) -> bool {
         let dev = Dev::from_kernel(entry.dev);

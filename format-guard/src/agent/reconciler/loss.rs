@@ -14,7 +14,6 @@ use super::{
 use crate::{
     agent::now,
     api::{self, Failure},
-    enforce::Enforcer,
     record::{
         Content,
         store::{HistoryEvent, Loss},
@@ -35,7 +34,7 @@ pub(super) fn degraded(loss: &Loss) -> String {
     )
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// What was lost before a restart, or just now.
     pub(super) fn take_up_loss(&mut self) -> Result<()> {
         let text = self.store.setting(Loss::SETTING)?;

@@ -127,9 +127,9 @@ pub struct World {
 }
 
 /// The task's state.
-pub struct Reconciler<E> {
+pub struct Reconciler {
     store: Box<dyn Store + Send>,
-    enforcer: E,
+    enforcer: Box<dyn Enforcer + Send>,
     world: World,
     prober: Prober,
     watcher: Watcher,
@@ -199,11 +199,11 @@ pub struct Reconciler<E> {
     lag: Duration,
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// A reconciler that has not looked at the world yet.
     pub fn new(
         store: Box<dyn Store + Send>,
-        enforcer: E,
+        enforcer: Box<dyn Enforcer + Send>,
         world: World,
         prober: Prober,
         watcher: Watcher,
@@ -327,12 +327,12 @@ impl<E: Enforcer> Reconciler<E> {
     }
 
     /// The kernel programs, to attach them.
-    pub fn enforcer_mut(&mut self) -> &mut E {
-        &mut self.enforcer
+    pub fn enforcer_mut(&mut self) -> &mut dyn Enforcer {
+        &mut *self.enforcer
     }
 
     /// Puts every rule by another way to refuse.
-    pub fn replace_enforcer(&mut self, enforcer: E) -> Result<()> {
+    pub fn replace_enforcer(&mut self, enforcer: Box<dyn Enforcer + Send>) -> Result<()> {
         self.enforcer = enforcer;
         self.enforcer.put_unknown(&rule::unknown(self.audits()))?;
         let devices: Vec<Dev> = self.graph.iter().map(|device| device.dev).collect();

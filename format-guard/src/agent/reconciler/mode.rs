@@ -13,7 +13,7 @@ use crate::{
     agent::{clocks, now},
     api::{self, Failure, FailureKind},
     mode::Mode,
-    enforce::{Enforcer, rule},
+    enforce::rule,
     record::{self, Now, Record, Seconds, store::HistoryEvent, transition::Event},
     volume::Dev,
 };
@@ -51,7 +51,7 @@ pub(super) fn outranks(set: &Override) -> String {
     )
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// What is in force.
     pub(super) fn mode(&self) -> Mode {
         if self.audits() { Mode::Audit } else { Mode::Enforce }

@@ -11,7 +11,6 @@ use tracing::{error, warn};
 use super::Reconciler;
 use crate::{
     agent::now,
-    enforce::Enforcer,
     record::{
         Record,
         merge::{disagree, merge},
@@ -77,7 +76,7 @@ impl Names {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Reads every name that is stored.
     pub(super) fn take_up_names(&mut self) -> Result<()> {
         self.names.known = self.store.names()?.into_iter().collect();

@@ -5,12 +5,11 @@ use format_guard_common::State;
 
 use super::{super::clocks, Reconciler};
 use crate::{
-    enforce::Enforcer,
     record::{Claim, Permit, Record, transition::Event},
     volume::{VolumeId, identity},
 };
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Gives the partitions of a disk the permit that it has.
     pub(super) fn permit_partitions(&mut self, disk: &VolumeId) {
         let Some(permit) = self.records.get(disk).and_then(|record| record.permit.clone()) else { return };

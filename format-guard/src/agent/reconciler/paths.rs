@@ -5,7 +5,6 @@ use format_guard_common::State;
 
 use super::Reconciler;
 use crate::{
-    enforce::Enforcer,
     volume::{Dev, VolumeId, probe::Finding, device::Device},
 };
 
@@ -18,7 +17,7 @@ pub(super) struct Paths {
     failed: Vec<Dev>,
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// The device by which a volume is read next.
     pub(super) fn path(&self, id: &VolumeId) -> Option<&Device> {
         if let Some(map) = self.map_over(id) {

@@ -6,7 +6,6 @@ use tracing::{error, info};
 use super::Reconciler;
 use crate::{
     agent::clocks,
-    enforce::Enforcer,
     record::{Now, Seconds},
 };
 
@@ -51,7 +50,7 @@ impl Proof {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Tries the canary again, when that is due.
     pub(super) fn prove_again(&mut self) {
         let now = clocks();

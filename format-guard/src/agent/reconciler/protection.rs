@@ -14,7 +14,7 @@ use crate::{
     agent::now,
     api,
     mode::Mode,
-    enforce::{Enforcer, since_boot},
+    enforce::since_boot,
     record::store::HistoryEvent,
 };
 
@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// The operator's way out.
 const WAY_OUT: &str = "to allow it: format-guard protect off --reason TEXT";
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Puts off the end of the protection, or ends it now.
     pub(super) fn keep_protected(&mut self) {
         let wanted = self.world.protect && !self.unprotected && self.mode() == Mode::Enforce;

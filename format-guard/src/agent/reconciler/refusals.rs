@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     agent::{container, now},
-    enforce::{Enforcer, canary},
+    enforce::canary,
     record::{
         Record,
         store::{HistoryEvent, Refusal},
@@ -20,7 +20,7 @@ use crate::{
     volume::Dev,
 };
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Tells of a refusal (`denied`), or of one that would have been (`would-deny`).
     pub(super) fn refused(&mut self, event: &KernelEvent, kind: &str) {
         let dev = Dev::from_kernel(event.dev);

@@ -16,10 +16,7 @@ use crate::{
     },
     api::{self, Condition, Failure, FailureKind},
     config::Config,
-    enforce::{
-        Enforcer,
-        error::{MapError, ProgramStatus},
-    },
+    enforce::error::{MapError, ProgramStatus},
     record::{
         Permit, Record,
         store::{HistoryEvent, Wanted},
@@ -33,7 +30,7 @@ pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
 /// Candidates that an ambiguous selector is answered with at most.
 const MAX_CANDIDATES: usize = 10;
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     pub(super) fn answer(&mut self, request: Request) -> Result<Reply, Failure> {
         Ok(match request {
             Request::Alive => Reply::Alive,

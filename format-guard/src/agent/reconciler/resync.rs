@@ -14,7 +14,6 @@ use tracing::{error, info, warn};
 use super::{Reconciler, devices::may_hold};
 use crate::{
     agent::{clocks, now},
-    enforce::Enforcer,
     record::transition::{self, Event},
     volume::{Dev, VolumeId, device::Device, graph::MAX_DEPTH},
 };
@@ -34,7 +33,7 @@ pub(super) struct Comparison {
     overtaken: HashSet<Dev>,
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Makes good what no event has told: from now on, between the inputs.
     pub(super) fn begin_resync(&mut self) -> Result<()> {
         self.keep_protected();

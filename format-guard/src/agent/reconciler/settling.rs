@@ -5,7 +5,6 @@ use tokio::sync::oneshot;
 use super::{Reconciler, devices::may_hold, failure::bad};
 use crate::{
     api::{Failure, Settled},
-    enforce::Enforcer,
     record::transition,
     volume::Dev,
 };
@@ -16,7 +15,7 @@ pub(super) struct Settler {
     reply: oneshot::Sender<Result<Settled, Failure>>,
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Answers now, or once the device is read.
     pub(super) fn settle_for(&mut self, selector: &str, reply: oneshot::Sender<Result<Settled, Failure>>) {
         let Some(dev) = selector.strip_prefix("dev=").and_then(Dev::parse) else {

@@ -14,7 +14,7 @@ use crate::{
         now,
     },
     api::StoreStatus,
-    enforce::{Enforcer, since_boot},
+    enforce::since_boot,
     record::{
         Claim, Record, Seconds,
         shared::{self, Format, ClaimStatus, Desired},
@@ -56,7 +56,7 @@ impl Sharing {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Whether a device's volume may be armed by this node's own word.
     pub(super) fn claim_needed(&self, device: &Device) -> Claim {
         let identity = &device.identity;

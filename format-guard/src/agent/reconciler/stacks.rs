@@ -7,10 +7,7 @@ use tracing::error;
 
 use super::Reconciler;
 use crate::{
-    enforce::{
-        Enforcer,
-        rule::{self, Other, Subject, holds_format, shifted},
-    },
+    enforce::rule::{self, Other, Subject, holds_format, shifted},
     record::{Claim, Overlap, Overlay, Record, transition::Event},
     volume::{
         Dev, VolumeId, identity,
@@ -28,7 +25,7 @@ fn is_of(patterns: &[String], id: &str) -> bool {
     })
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
     pub(super) fn lock_dev(&self, dev: Dev) -> (u32, u64) {
         let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);

@@ -7,11 +7,9 @@ mod paths;
 mod unstored;
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
     path::Path,
-    rc::Rc,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -189,17 +187,43 @@ impl Store for RecordingStore {
     }
 }
 
+/// What the test and the reconciler both see.
+#[derive(Default)]
+struct Kept<T>(Arc<Mutex<T>>);
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Kept<T> {
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().expect("one thread")
+    }
+}
+
+impl<T: Copy> Kept<T> {
+    fn get(&self) -> T {
+        *self.lock()
+    }
+
+    fn set(&self, value: T) {
+        *self.lock() = value;
+    }
+}
+
 #[derive(Clone, Default)]
 struct RecordingEnforcer {
     deeds: Deeds,
-    rules: Rc<RefCell<BTreeMap<u32, Rule>>>,
-    windows: Rc<RefCell<BTreeMap<u32, Windows>>>,
-    unknown: Rc<RefCell<Option<Rule>>>,
-    owners: Rc<RefCell<BTreeMap<u32, FormatOwner>>>,
-    protected: Rc<Cell<u64>>,
-    lease: Rc<Cell<Lease>>,
+    rules: Kept<BTreeMap<u32, Rule>>,
+    windows: Kept<BTreeMap<u32, Windows>>,
+    unknown: Kept<Option<Rule>>,
+    owners: Kept<BTreeMap<u32, FormatOwner>>,
+    protected: Kept<u64>,
+    lease: Kept<Lease>,
     /// The canary is not refused.
-    broken: Rc<Cell<bool>>,
+    broken: Kept<bool>,
 }
 
 impl Enforcer for RecordingEnforcer {
@@ -215,40 +239,40 @@ impl Enforcer for RecordingEnforcer {
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError> {
         let state = State::ALL.into_iter().find(|state| *state as u32 == rule.state).expect("a state");
         self.deeds.add(Deed::Ruled(state));
-        self.rules.borrow_mut().insert(rule.dev, *rule);
-        self.windows.borrow_mut().insert(rule.dev, *windows);
+        self.rules.lock().insert(rule.dev, *rule);
+        self.windows.lock().insert(rule.dev, *windows);
         Ok(())
     }
 
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError> {
-        *self.unknown.borrow_mut() = Some(*rule);
+        *self.unknown.lock() = Some(*rule);
         Ok(())
     }
 
     fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
-        self.rules.borrow_mut().remove(&dev);
+        self.rules.lock().remove(&dev);
         Ok(())
     }
 
     fn ruled(&self) -> Vec<u32> {
-        self.rules.borrow().keys().copied().collect()
+        self.rules.lock().keys().copied().collect()
     }
 
     fn rule(&self, dev: u32) -> Option<Rule> {
-        self.rules.borrow().get(&dev).copied()
+        self.rules.lock().get(&dev).copied()
     }
 
     fn owner(&self, dev: u32) -> Option<FormatOwner> {
-        self.owners.borrow().get(&dev).copied()
+        self.owners.lock().get(&dev).copied()
     }
 
     fn owners(&self) -> Vec<(u32, FormatOwner)> {
-        self.owners.borrow().iter().map(|(dev, entry)| (*dev, *entry)).collect()
+        self.owners.lock().iter().map(|(dev, entry)| (*dev, *entry)).collect()
     }
 
     fn release_owner(&mut self, dev: u32) -> Result<(), MapError> {
         self.deeds.add(Deed::Released);
-        self.owners.borrow_mut().remove(&dev);
+        self.owners.lock().remove(&dev);
         Ok(())
     }
 
@@ -286,7 +310,7 @@ struct Setting {
     broken: Arc<Mutex<bool>>,
     pruned: Pruned,
     enforcer: RecordingEnforcer,
-    reconciler: Reconciler<RecordingEnforcer>,
+    reconciler: Reconciler,
 }
 
 const DEV: Dev = Dev { major: 253, minor: 0 };
@@ -332,7 +356,7 @@ fn setting() -> Setting {
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
     let (watcher, _) = Watcher::new();
     let mut reconciler =
-        Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher, Metrics::default());
+        Reconciler::new(Box::new(store), Box::new(enforcer.clone()), world, prober, watcher, Metrics::default());
     reconciler.compare_with_sysfs().expect("sysfs");
     drop(entered);
     Setting { runtime, sysfs, deeds, broken, pruned, enforcer, reconciler }
@@ -383,7 +407,7 @@ impl Setting {
     }
 
     fn rule(&self) -> Rule {
-        self.enforcer.rules.borrow()[&DEV.to_kernel()]
+        self.enforcer.rules.lock()[&DEV.to_kernel()]
     }
 }
 
@@ -504,7 +528,7 @@ fn at_the_start_all_is_stored_before_the_first_rule_and_each_is_ruled_once() {
 fn an_agent_that_starts_leaves_no_rule_of_a_device_that_is_gone() {
     let mut setting = setting();
     let gone = Rule::new(Dev { major: 7, minor: 9 }.to_kernel(), 3, State::Blank);
-    setting.enforcer.rules.borrow_mut().insert(gone.dev, gone);
+    setting.enforcer.rules.lock().insert(gone.dev, gone);
     start_again(&mut setting);
     assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
 }
@@ -581,13 +605,13 @@ fn a_format_whose_event_was_lost_is_taken_up_by_the_resync() {
         comm: *b"mkfs.ext4\0\0\0\0\0\0\0",
         cgroup: 1,
     };
-    setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
+    setting.enforcer.owners.lock().insert(DEV.to_kernel(), entry);
     setting.give(Input::Tick);
     assert_eq!(setting.state(), State::Formatting);
     setting.give(Input::Ended { process: entry.process, status: None, last: true });
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Formatted);
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
 }
 
 /// What comes while thousands are compared is newer than what was read.
@@ -621,8 +645,8 @@ fn a_comparison_undoes_nothing_that_was_told_meanwhile() {
 #[test]
 fn a_rule_that_vanished_is_put_back_and_one_of_nobody_is_removed() {
     let mut setting = setting();
-    setting.enforcer.rules.borrow_mut().clear();
-    setting.enforcer.rules.borrow_mut().insert(99, Rule::new(99, 1, State::Blank));
+    setting.enforcer.rules.lock().clear();
+    setting.enforcer.rules.lock().insert(99, Rule::new(99, 1, State::Blank));
     setting.give(Input::Tick);
     assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
     assert_eq!(setting.reconciler.repaired, 1);
@@ -705,7 +729,7 @@ const PART: Dev = Dev { major: 259, minor: 1 };
 
 impl Setting {
     fn rule_of(&self, dev: Dev) -> Rule {
-        self.enforcer.rules.borrow()[&dev.to_kernel()]
+        self.enforcer.rules.lock()[&dev.to_kernel()]
     }
 }
 
@@ -720,7 +744,7 @@ fn a_partition_is_reached_through_its_disk_and_makes_it_no_blank_one() {
     assert_eq!(setting.rule_of(PART).lock_dev, DEV.to_kernel(), "one of them may be formatted");
     setting.give(answer(PART, 5, Ok(holds())));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
-    let windows = setting.enforcer.windows.borrow()[&DEV.to_kernel()];
+    let windows = setting.enforcer.windows.lock()[&DEV.to_kernel()];
     assert_eq!(windows.windows()[0].dev, PART.to_kernel());
     assert_eq!((windows.windows()[0].start, windows.windows()[0].end), (4096, 4096 + 512 * 1024));
     let magic = (4096 + 1080, format_guard_common::CheckKind::Magic as u32);
@@ -769,7 +793,7 @@ fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
     setting.probed(5, holds());
     let ask = |mode| api::ModeRequest { mode, reason: "test".into(), volume: None, lasts: None };
     let audits = |setting: &Setting| {
-        let unknown = setting.enforcer.unknown.borrow().map_or(0, |rule| rule.flags);
+        let unknown = setting.enforcer.unknown.lock().map_or(0, |rule| rule.flags);
         [setting.rule().flags, unknown].map(|flags| flags & format_guard_common::flag::AUDIT != 0)
     };
     *setting.broken.lock().expect("one thread") = true;
@@ -860,7 +884,7 @@ const NOBODY: Process = Process { started: 1, tgid: u32::MAX, zero: 0 };
 
 fn begin_by(setting: &mut Setting, dev: Dev, lock_dev: Dev, process: Process, comm: [u8; 16], wrote: u32) {
     let entry = FormatOwner { process, diskseq: 5, dev: dev.to_kernel(), wrote, mounted: 0, comm, cgroup: 1 };
-    setting.enforcer.owners.borrow_mut().insert(lock_dev.to_kernel(), entry);
+    setting.enforcer.owners.lock().insert(lock_dev.to_kernel(), entry);
     let (kind, reason) = (EventKind::FormatBegan as u32, wrote);
     let event = KernelEvent {
         kind,
@@ -889,10 +913,10 @@ fn what_a_monitor_writes_is_recorded_while_it_lives_and_it_goes_on() {
     setting.probed(5, holds());
     let rule = setting.rule();
     assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, flag::HELD));
-    assert!(!setting.enforcer.owners.borrow().is_empty());
+    assert!(!setting.enforcer.owners.lock().is_empty());
     setting.give(Input::Ended { process: NOBODY, status: None, last: true });
     assert_eq!(setting.rule().flags & flag::HELD, 0);
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
     for _ in 0..3 {
         setting.probed(5, Finding::Blank);
     }
@@ -910,7 +934,7 @@ fn what_one_that_is_no_formatter_has_closed_is_not_its_own_though_it_lives() {
     setting.give(Input::Tick);
     let rule = setting.rule();
     assert_eq!((rule.state, rule.flags & flag::HELD), (State::Formatted as u32, 0));
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
 }
 
 #[test]
@@ -923,7 +947,7 @@ fn an_agent_that_starts_anew_lets_a_monitor_go_on_and_waits_for_its_end() {
     setting.give(Input::Tick);
     assert_eq!(setting.rule().flags & flag::HELD, flag::HELD);
     setting.give(Input::Ended { process: NOBODY, status: None, last: true });
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
 }
 
 #[test]
@@ -969,7 +993,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     probed_part(&mut setting, holds());
     assert_eq!(setting.rule_of(PART).state, State::Blank as u32, "it failed: it may be tried again");
     assert_eq!(setting.rule().state, State::Blank as u32);
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
 }
 
 #[test]
@@ -981,7 +1005,7 @@ fn a_better_identity_waits_until_the_format_is_over() {
     fs::write(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid"), "UUID-2").expect("attribute");
     setting.give(changed("dm-0"));
     assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
-    assert!(!setting.enforcer.owners.borrow().is_empty(), "it is still in its hands");
+    assert!(!setting.enforcer.owners.lock().is_empty(), "it is still in its hands");
     setting.give(Input::Ended {
         process: Process { started: 1, tgid: u32::MAX, zero: 0 },
         status: None,
@@ -1001,10 +1025,10 @@ fn a_probe_that_overtakes_the_event_of_a_format_does_not_take_it_from_its_format
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
         let entry =
             FormatOwner { process, diskseq: 5, dev: DEV.to_kernel(), comm: MKFS, ..FormatOwner::default() };
-        setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
+        setting.enforcer.owners.lock().insert(DEV.to_kernel(), entry);
         setting.give(answer(DEV, 5, result));
         assert_eq!((setting.state(), setting.rule().state), (State::Formatting, State::Formatting as u32));
-        assert!(!setting.enforcer.owners.borrow().is_empty(), "it is still in its hands");
+        assert!(!setting.enforcer.owners.lock().is_empty(), "it is still in its hands");
     }
 }
 
@@ -1045,7 +1069,7 @@ fn a_probe_of_what_lies_below_that_overtakes_the_event_of_a_format_does_not_stop
     }
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
     let entry = FormatOwner { process, diskseq: 5, dev: PART.to_kernel(), ..FormatOwner::default() };
-    setting.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
+    setting.enforcer.owners.lock().insert(DEV.to_kernel(), entry);
     setting.probed(5, holds());
     assert_eq!(setting.state(), State::Blank, "half of a format is none");
     assert_eq!(setting.rule_of(PART).state, State::Formatting as u32, "its formatter goes on");

@@ -11,7 +11,6 @@ use tracing::{error, info};
 use super::Reconciler;
 use crate::{
     agent::{clocks, now},
-    enforce::Enforcer,
     record::{
         Record, Seconds,
         store::{HistoryEvent, StoreError},
@@ -119,7 +118,7 @@ impl Unstored {
     }
 }
 
-impl<E: Enforcer> Reconciler<E> {
+impl Reconciler {
     /// Stores records in one transaction. Those that may not be as they were to become, because that could not be stored.
     pub(super) fn store_all(&mut self, changes: Vec<Change>) -> Vec<Record> {
         let none = BTreeMap::new();

@@ -73,7 +73,7 @@ struct Node {
     endpoints: Vec<String>,
     sysfs: tempfile::TempDir,
     enforcer: RecordingEnforcer,
-    reconciler: Reconciler<RecordingEnforcer>,
+    reconciler: Reconciler,
     inputs: tokio::sync::mpsc::Receiver<Input>,
     claim_worker: tokio::task::JoinHandle<Result<()>>,
     /// Until when it does nothing.
@@ -115,7 +115,7 @@ impl Node {
         enforcer: &RecordingEnforcer,
         records: BTreeMap<VolumeId, Record>,
     ) -> (
-        Reconciler<RecordingEnforcer>,
+        Reconciler,
         tokio::sync::mpsc::Receiver<Input>,
         tokio::task::JoinHandle<Result<()>>,
     ) {
@@ -150,7 +150,7 @@ impl Node {
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
         let (watcher, _) = Watcher::new();
         let mut reconciler =
-            Reconciler::new(Box::new(store), enforcer.clone(), world, prober, watcher, Metrics::default());
+            Reconciler::new(Box::new(store), Box::new(enforcer.clone()), world, prober, watcher, Metrics::default());
         let settings =
             config::Store { endpoints: endpoints.to_vec(), timeout: 1, lease: 5, ..config::Store::default() };
         let (sender, inputs) = tokio::sync::mpsc::channel(1024);
@@ -218,10 +218,10 @@ impl Node {
     }
 
     fn asks(&self, operation: Operation) -> Verdict {
-        let rule = self.enforcer.rules.borrow()[&DEV.to_kernel()];
+        let rule = self.enforcer.rules.lock()[&DEV.to_kernel()];
         let now = u64::try_from(since_boot().as_nanos()).expect("not that old");
         let caller = Formatter {
-            owner: match self.enforcer.owners.borrow().get(&rule.lock_dev) {
+            owner: match self.enforcer.owners.lock().get(&rule.lock_dev) {
                 Some(_) => Owner::Caller,
                 None => Owner::None,
             },
@@ -246,7 +246,7 @@ impl Node {
                 comm: MKFS,
                 ..FormatOwner::default()
             };
-            self.enforcer.owners.borrow_mut().insert(DEV.to_kernel(), entry);
+            self.enforcer.owners.lock().insert(DEV.to_kernel(), entry);
             self.writing = true;
             return;
         }
@@ -534,7 +534,7 @@ fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
     });
     assert_eq!(disk.formats, [("second".to_owned(), 0)]);
     assert_eq!(first.asks(Operation::Write), Verdict::Deny(Reason::Claim), "of the one who began");
-    first.enforcer.owners.borrow_mut().clear();
+    first.enforcer.owners.lock().clear();
     assert_eq!(first.asks(Operation::Open), Verdict::Deny(Reason::Claim), "of another one");
 }
 

@@ -72,7 +72,7 @@ impl Setting {
     }
 
     fn rule_at(&self, unit: &Unit<'_>) -> Rule {
-        self.enforcer.rules.borrow()[&unit.dev().to_kernel()]
+        self.enforcer.rules.lock()[&unit.dev().to_kernel()]
     }
 
     /// A database that holds these.

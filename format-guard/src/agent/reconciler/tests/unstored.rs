@@ -52,14 +52,14 @@ fn a_format_that_could_not_be_stored_is_stored_once_there_is_room() {
     setting.probed(5, holds());
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
     assert_eq!(setting.stored(ID).state, State::Blank, "the store took nothing");
-    assert!(!setting.enforcer.owners.borrow().is_empty(), "the kernel keeps its note meanwhile");
+    assert!(!setting.enforcer.owners.lock().is_empty(), "the kernel keeps its note meanwhile");
     setting.give(Input::Tick);
     assert_eq!(setting.state(), State::Formatted, "the note says nothing new");
     setting.broken(false);
     setting.give(Input::Tick);
     let stored = setting.stored(ID);
     assert_eq!((stored.state, stored.armed, stored.ever_formatted), (State::Formatted, None, true));
-    assert!(setting.enforcer.owners.borrow().is_empty(), "the note is not needed any more");
+    assert!(setting.enforcer.owners.lock().is_empty(), "the note is not needed any more");
 }
 
 #[test]
@@ -74,14 +74,14 @@ fn what_could_not_be_stored_and_is_gone_is_stored_all_the_same() {
         fs::remove_file(setting.sysfs.path().join(link)).expect("gone");
     }
     setting.give(Input::Removed { name: "dm-0".into() });
-    assert!(!setting.enforcer.owners.borrow().is_empty(), "an agent that starts now knows by the note");
+    assert!(!setting.enforcer.owners.lock().is_empty(), "an agent that starts now knows by the note");
     attach(setting.sysfs.path(), 9);
     setting.give(changed("dm-0"));
     assert_eq!(setting.state(), State::Formatted, "it is known here, if nowhere else");
     setting.broken(false);
     setting.give(Input::Tick);
     assert_eq!(setting.stored(ID).state, State::Formatted);
-    assert!(setting.enforcer.owners.borrow().is_empty());
+    assert!(setting.enforcer.owners.lock().is_empty());
 }
 
 #[test]
