@@ -54,7 +54,7 @@ use desired_claims::DesiredClaims;
 use kernel_log::KernelLog;
 use message::Input;
 use metrics::Metrics;
-use reconciler::{Reconciler, World};
+use reconciler::{Host, Reconciler, Settings};
 use server::{control, metrics::Scraped};
 use tiers::{EventSource, TierSelector};
 
@@ -127,12 +127,9 @@ pub async fn run(start: Start) -> Result<()> {
     let (ends, watched) = process_exit::Watcher::new();
     let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();
-    let world = World {
-        devices: Devices::host(config.longhorn_dir()),
-        boot: boot_id()?,
+    let settings = Settings {
         mode: config.mode,
         forced_audit: start.audit,
-        degraded: Vec::new(),
         quarantine: config.quarantine.cast_signed(),
         raw_content: config.raw_content,
         protect: config.protect,
@@ -141,13 +138,17 @@ pub async fn run(start: Start) -> Result<()> {
         forget_after: config.forget_after(),
         copied: config.copied(),
         strict: config.strict.clone(),
+    };
+    let host = Host {
+        devices: Devices::host(config.longhorn_dir()),
+        boot: boot_id()?,
         kubelet_dir: config.kubelet_dir(),
         closing: closing.clone(),
         kernel_log: config.kernel_log.then(KernelLog::default),
         cluster: cluster(&config, &metrics, &mut tasks),
     };
     let mut reconciler =
-        Reconciler::new(Box::new(store), enforcer, world, prober.clone(), ends, metrics.clone());
+        Reconciler::new(Box::new(store), enforcer, settings, host, prober.clone(), ends, metrics.clone());
     let desired_claims = share(&config, &mut reconciler, &senders.urgent, &mut tasks);
     let history_seq = reconciler.history_seq();
     let reconciler = tiers::blocking(move || {

@@ -49,7 +49,7 @@ impl Reconciler {
 
     /// What the next probe of a volume is to copy.
     pub(super) fn wanted_copy(&self, id: &VolumeId) -> Option<Wanted> {
-        let wanted = self.world.copied?;
+        let wanted = self.settings.copied?;
         let record = self.records.get(id)?;
         let at = now();
         let is_fresh = self.copies.get(id).is_some_and(|copied| {

@@ -42,9 +42,9 @@ impl Reconciler {
                     device.identity = identity::md_of_uuid(&uuid, "a member's superblock");
                 }
             }
-            Strength::Weak if self.world.devices.names_devices() => {
+            Strength::Weak if self.host.devices.names_devices() => {
                 let at = clocks().boot;
-                let seen = self.nameless.entry(device.dev).or_insert((device.diskseq, at));
+                let seen = self.unnamed_since.entry(device.dev).or_insert((device.diskseq, at));
                 if seen.0 != device.diskseq {
                     *seen = (device.diskseq, at);
                 }
@@ -134,8 +134,8 @@ impl Reconciler {
         }
         info!(device = device.name, volume = %id, "attached");
         self.share_names(&device);
-        let (boot, strength, diskseq) = (self.world.boot.clone(), device.identity.strength, device.diskseq);
-        self.occupy(None, Some(&id));
+        let (boot, strength, diskseq) = (self.host.boot.clone(), device.identity.strength, device.diskseq);
+        self.forget_dropped(None, Some(&id));
         self.graph.insert(device);
         // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
@@ -144,9 +144,9 @@ impl Reconciler {
                 self.apply(&id, Event::Mounted);
             }
         }
-        let (records_lost, quarantine) = (self.loss.is_some(), self.world.quarantine);
+        let (records_lost, quarantine) = (self.lost.loss.is_some(), self.settings.quarantine);
         let claim = self.graph.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
-        let raw_content = self.world.raw_content;
+        let raw_content = self.settings.raw_content;
         let event = Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq };
         self.step(&id, event);
         self.probe_new_path(&id, dev);
@@ -158,7 +158,7 @@ impl Reconciler {
         self.put_rules_of_members(&id);
         self.settle(dev);
         for upper in above {
-            if let Some(device) = self.world.devices.by_number(upper) {
+            if let Some(device) = self.host.devices.by_number(upper) {
                 self.device_changed(device);
             }
         }
@@ -167,7 +167,7 @@ impl Reconciler {
     /// The record of a device's volume, and whether there was one.
     pub(super) fn load(&mut self, device: &Device) -> Result<(Record, bool)> {
         let identity = &device.identity;
-        if let Some(record) = self.departed.remove(&identity.id) {
+        if let Some(record) = self.formats.departed.remove(&identity.id) {
             return Ok((record, true));
         }
         let weak = identity.strength != Strength::Strong;
@@ -194,11 +194,11 @@ impl Reconciler {
         self.take_up_on(dev);
         let lock_dev = self.lock_dev(dev);
         let around: Vec<Dev> = self.graph.related(dev).into_iter().map(|related| related.dev).collect();
-        self.format_over.remove(&dev);
+        self.formats.last_end.remove(&dev);
         let Some(device) = self.graph.remove(dev) else { return };
-        self.world.closing.watch(dev, None);
-        self.occupy(Some(dev), None);
-        self.vacate(&device);
+        self.host.closing.watch(dev, None);
+        self.forget_dropped(Some(dev), None);
+        self.remember_dropped(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
         if let Err(error) = self.enforcer.remove_rule(dev.to_kernel()) {
             error!("{error}");
@@ -213,10 +213,10 @@ impl Reconciler {
             self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
                 self.desire_nothing_more(&record, !held);
-                if record.state == State::Formatting && record.running && self.departed.len() < MAX_ENDS {
+                if record.state == State::Formatting && record.running && self.formats.departed.len() < MAX_ENDS {
                     record.wrote =
                         record.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
-                    self.departed.insert(id.clone(), record);
+                    self.formats.departed.insert(id.clone(), record);
                 }
             }
         }
@@ -244,7 +244,7 @@ impl Reconciler {
 
     /// Somebody waits for what a device holds, whose uevent may still wait behind those of thousands.
     pub(super) fn hurry(&mut self, dev: Dev) {
-        if let Some(device) = self.world.devices.by_number(dev)
+        if let Some(device) = self.host.devices.by_number(dev)
             && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
         {
             self.device_changed(device);
@@ -269,7 +269,7 @@ impl Reconciler {
     pub(super) fn probe(&self, id: &VolumeId) {
         let Some(device) = self.path(id) else { return };
         let unread = self.records.get(id).is_some_and(|record| record.looked_at.is_none());
-        if unread && self.world.devices.is_part_of_lvm(device.dev) {
+        if unread && self.host.devices.is_part_of_lvm(device.dev) {
             self.prober.ask_later(device, self.wanted_copy(id));
         } else {
             self.prober.ask(device, self.wanted_copy(id));
@@ -296,7 +296,7 @@ impl Reconciler {
             self.probe(&id);
             return;
         }
-        if self.format_over.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
+        if self.formats.last_end.get(&answer.dev).is_some_and(|over| answer.begun <= *over) {
             self.probe(&id);
             return;
         }

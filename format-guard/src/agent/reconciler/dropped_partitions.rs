@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// A partition without a device.
-pub(super) struct Vacated {
+pub(super) struct DroppedPartition {
     disk: Dev,
     /// Where it lies on its disk.
     region: Extent,
     record: Record,
 }
 
-impl Vacated {
+impl DroppedPartition {
     /// Whether a table that names partitions at these sectors names it.
     fn is_named(&self, partitions: &[u64]) -> bool {
         partitions.contains(&(self.region.below / SECTOR))
@@ -34,7 +34,7 @@ impl Vacated {
 
 impl Reconciler {
     /// Keeps in mind a partition that is gone. Whether its disk's table still names it, a probe of the disk tells.
-    pub(super) fn vacate(&mut self, device: &Device) {
+    pub(super) fn remember_dropped(&mut self, device: &Device) {
         let Some(record) = self.records.get(&device.identity.id) else { return };
         let [below] = device.below.as_slice() else { return };
         let [region] = below.extents.as_slice() else { return };
@@ -44,21 +44,21 @@ impl Reconciler {
             && let Some(disk) = self.graph.get(below.dev)
         {
             self.prober.ask(disk, None);
-            self.vacated.push(Vacated { disk: below.dev, region: *region, record: record.clone() });
+            self.dropped_partitions.push(DroppedPartition { disk: below.dev, region: *region, record: record.clone() });
         }
     }
 
-    /// Forgets vacated partitions: those of a disk that is gone, one that is there again, one that an operator forgets.
-    pub(super) fn occupy(&mut self, disk: Option<Dev>, id: Option<&VolumeId>) {
-        self.vacated.retain(|vacated| Some(vacated.disk) != disk && Some(&vacated.record.id) != id);
+    /// Forgets dropped partitions: those of a disk that is gone, one that is there again, one that an operator forgets.
+    pub(super) fn forget_dropped(&mut self, disk: Option<Dev>, id: Option<&VolumeId>) {
+        self.dropped_partitions.retain(|dropped| Some(dropped.disk) != disk && Some(&dropped.record.id) != id);
     }
 
     /// Forgets those that the table of a disk does not name any more. One that cannot be read names all of them.
     pub(super) fn compare_with_table(&mut self, disk: Dev, finding: &Finding) {
         let Finding::Holds { partitions: Some(partitions), .. } = finding else { return };
-        let before = self.vacated.len();
-        self.vacated.retain(|vacated| vacated.disk != disk || vacated.is_named(partitions));
-        if self.vacated.len() < before {
+        let before = self.dropped_partitions.len();
+        self.dropped_partitions.retain(|dropped| dropped.disk != disk || dropped.is_named(partitions));
+        if self.dropped_partitions.len() < before {
             info!("disk {disk}: its table does not name a partition any more that was dropped");
             self.put_rule(disk);
             for dev in self.graph.above(disk) {
@@ -68,10 +68,10 @@ impl Reconciler {
         }
     }
 
-    /// The vacated partitions that share bytes with a device, for its rule.
-    pub(super) fn vacated_on(&self, dev: Dev) -> Vec<Other<'_>> {
+    /// The dropped partitions that share bytes with a device, for its rule.
+    pub(super) fn dropped_on(&self, dev: Dev) -> Vec<Other<'_>> {
         let mut others = Vec::new();
-        for Vacated { disk, region, record } in &self.vacated {
+        for DroppedPartition { disk, region, record } in &self.dropped_partitions {
             let shared = self.graph.shared_with(dev, *disk, region);
             if !shared.is_empty() {
                 others.push(Other { dev: dev.to_kernel(), record, relation: Relation::Beside, shared });
@@ -80,13 +80,13 @@ impl Reconciler {
         others
     }
 
-    /// The vacated partition whose format a device's own would destroy.
-    pub(super) fn over_vacated(&self, dev: Dev) -> Option<Overlay> {
+    /// The dropped partition whose format a device's own would destroy.
+    pub(super) fn over_dropped(&self, dev: Dev) -> Option<Overlay> {
         // The disk itself hands them out.
-        if self.vacated.iter().any(|vacated| vacated.disk == dev) {
+        if self.dropped_partitions.iter().any(|dropped| dropped.disk == dev) {
             return None;
         }
-        self.vacated_on(dev).first().map(|other| {
+        self.dropped_on(dev).first().map(|other| {
             let first = other.record.marks.get(..1).unwrap_or_default();
             let begins = shifted(first, &other.shared).next().is_some();
             let content = other.record.content.as_ref().map_or("a format", |content| content.name());

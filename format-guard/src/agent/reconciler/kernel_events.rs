@@ -1,6 +1,10 @@
 //! What the kernel programs report: a format begins and ends, a tool is at work, a file system is mounted, a device is gone.
 
-use std::{fs, time::{Duration, Instant}};
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 use format_guard_common::{
     Reason,
@@ -21,6 +25,18 @@ use crate::{
 
 /// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
 const ENDS_LAST: Duration = Duration::from_mins(1);
+
+/// What the kernel programs and the processes themselves have told of formats that are under way, or were.
+#[derive(Default)]
+pub(super) struct Formats {
+    /// Records of volumes that went while somebody formatted them: what came of that is not known before its end.
+    pub(super) departed: HashMap<VolumeId, Record>,
+    /// End of the last format on a device or on one that shares its bytes. What was read before is what the format overwrote,
+    /// or half of it.
+    pub(super) last_end: HashMap<Dev, Instant>,
+    /// Exit statuses that the kernel reported, and when, until the pidfd does.
+    pub(super) exit_statuses: HashMap<Process, (u32, Instant)>,
+}
 
 impl Reconciler {
     /// Records a format that the kernel let through, if that was not told yet.
@@ -43,7 +59,7 @@ impl Reconciler {
     }
 
     pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
-        self.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
+        self.health.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
         let dev = Dev::from_kernel(event.dev);
         match EventKind::from_raw(event.kind) {
             Some(EventKind::Denied) => {
@@ -72,16 +88,16 @@ impl Reconciler {
                 ..FormatOwner::default()
             }),
             Some(EventKind::FormatEnded) => {
-                if self.ends.len() >= MAX_ENDS
+                if self.formats.exit_statuses.len() >= MAX_ENDS
                     && let Some(oldest) =
-                        self.ends.iter().min_by_key(|(_, (_, told))| *told).map(|(process, _)| *process)
+                        self.formats.exit_statuses.iter().min_by_key(|(_, (_, told))| *told).map(|(process, _)| *process)
                 {
-                    self.ends.remove(&oldest);
+                    self.formats.exit_statuses.remove(&oldest);
                 }
-                self.ends.insert(event.process, (event.status, Instant::now()));
+                self.formats.exit_statuses.insert(event.process, (event.status, Instant::now()));
             }
             Some(EventKind::Mounted) => {
-                if let Some(device) = self.world.devices.by_number(dev)
+                if let Some(device) = self.host.devices.by_number(dev)
                     && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
                 {
                     self.device_changed(device);
@@ -99,7 +115,7 @@ impl Reconciler {
                 self.tool_at_work(dev, event.process, &Event::OwnerWiped(event.process));
             }
             Some(EventKind::Gone) => {
-                if self.world.devices.by_number(dev).is_none() {
+                if self.host.devices.by_number(dev).is_none() {
                     self.device_gone(dev);
                 }
             }
@@ -141,12 +157,12 @@ impl Reconciler {
     }
 
     pub(super) fn ended(&mut self, process: Process, status: Option<u32>, last: bool) {
-        let status = self.ends.get(&process).map(|(status, _)| *status).or(status);
+        let status = self.formats.exit_statuses.get(&process).map(|(status, _)| *status).or(status);
         if status.is_none() && !last {
             return;
         }
         if last {
-            self.ends.remove(&process);
+            self.formats.exit_statuses.remove(&process);
         }
         let formats = |record: &Record| {
             record.running && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
@@ -174,8 +190,8 @@ impl Reconciler {
 
     /// Of processes for whose end nobody has waited.
     pub(super) fn forget_ends(&mut self) {
-        let lasts = ENDS_LAST.max(3 * self.world.resync_interval);
-        self.ends.retain(|_, (_, told)| told.elapsed() < lasts);
+        let lasts = ENDS_LAST.max(3 * self.settings.resync_interval);
+        self.formats.exit_statuses.retain(|_, (_, told)| told.elapsed() < lasts);
     }
 
     /// What was read of the volume until now is what was there before, or half of it.
@@ -184,7 +200,7 @@ impl Reconciler {
         for dev in &devices {
             let around = self.graph.related(*dev).into_iter().map(|related| related.dev);
             let over = around.chain([*dev]).map(|dev| (dev, Instant::now()));
-            self.format_over.extend(over);
+            self.formats.last_end.extend(over);
         }
         let entry =
             devices.first().and_then(|dev| self.formatter_of(*dev)).filter(|entry| entry.process == process);
@@ -198,7 +214,7 @@ impl Reconciler {
         let unseen = !self.enforcer.tier().tells_of_mounts();
         let formats = |record: &Record| record.formatter.as_ref().is_some_and(|by| by.is(process));
         let ended: Vec<Record> =
-            self.departed.extract_if(|_, record| formats(record)).map(|(_, record)| record).collect();
+            self.formats.departed.extract_if(|_, record| formats(record)).map(|(_, record)| record).collect();
         for old in ended {
             let event = Event::FormatEnded { status, wrote: old.wrote, unseen };
             let (new, _) = transition::next(&old, event, clocks());

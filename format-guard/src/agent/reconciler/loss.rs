@@ -25,6 +25,15 @@ use crate::{
     },
 };
 
+/// Whether records were lost, and what is left of them.
+#[derive(Default)]
+pub(super) struct LostRecords {
+    /// While this is set nothing is armed but by a permit.
+    pub(super) loss: Option<Loss>,
+    /// Rules that an earlier agent of this boot left, by kernel `dev_t`; only while records are lost.
+    earlier_rules: HashMap<u32, Rule>,
+}
+
 /// What that means, and the way out.
 pub(super) fn degraded(loss: &Loss) -> String {
     format!(
@@ -41,19 +50,19 @@ impl Reconciler {
         let loss: Option<Option<Loss>> = text.map(|text| serde_json::from_str(&text)).transpose().context(
             "the stored loss of records cannot be read: nobody knows whether what reads blank may be armed",
         )?;
-        self.loss = loss.flatten();
-        self.pinned = HashMap::new();
-        if let Some(loss) = &self.loss {
+        self.lost.loss = loss.flatten();
+        self.lost.earlier_rules = HashMap::new();
+        if let Some(loss) = &self.lost.loss {
             warn!("{}", degraded(loss));
             let rules = self.enforcer.ruled().into_iter();
-            self.pinned = rules.filter_map(|dev| Some((dev, self.enforcer.rule(dev)?))).collect();
+            self.lost.earlier_rules = rules.filter_map(|dev| Some((dev, self.enforcer.rule(dev)?))).collect();
         }
         Ok(())
     }
 
     /// What the rule of an earlier agent says of a volume of which nothing is on record.
     pub(super) fn take_over_rule(&mut self, dev: Dev) {
-        let Some(rule) = self.pinned.remove(&dev.to_kernel()) else { return };
+        let Some(rule) = self.lost.earlier_rules.remove(&dev.to_kernel()) else { return };
         let Some(device) = self.graph.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
             return;
         };
@@ -65,26 +74,26 @@ impl Reconciler {
 
     pub(super) fn end_loss(&mut self, request: &api::EndLossRequest, uid: u32) -> Result<api::Done, Failure> {
         let reason = reason_of(&request.reason, "to end a loss of records")?;
-        if self.loss.is_none() {
+        if self.lost.loss.is_none() {
             return Err(bad("no records are lost: there is nothing to end".to_owned()));
         }
         let text = format!("the loss of records is ended by user {uid}: {reason}");
         let told = HistoryEvent::new(now(), String::new(), "loss-ended", text).by_operator();
         self.store.set(Loss::SETTING, "null", &[told]).map_err(|error| failed(&error))?;
-        self.told.send_modify(|count| *count += 1);
-        self.loss = None;
-        self.pinned.clear();
+        self.history.advance();
+        self.lost.loss = None;
+        self.lost.earlier_rules.clear();
         let held =
             self.records.values().filter(|record| record.state == State::Unverified && record.held.is_some());
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             let Some(device) = self.graph.of(&id).next() else { continue };
             let event = Event::Attached {
-                boot: self.world.boot.clone(),
+                boot: self.host.boot.clone(),
                 strength: device.identity.strength,
                 records_lost: false,
-                quarantine: self.world.quarantine,
-                raw_content: self.world.raw_content,
+                quarantine: self.settings.quarantine,
+                raw_content: self.settings.raw_content,
                 claim: self.claim_needed(device),
                 diskseq: device.diskseq,
             };

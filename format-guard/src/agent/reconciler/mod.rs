@@ -8,6 +8,7 @@ mod copying;
 mod devices;
 mod dropped_partitions;
 mod failure;
+mod health;
 mod history;
 mod kernel_events;
 mod loss;
@@ -33,10 +34,7 @@ use std::{
 };
 
 use anyhow::Result;
-use format_guard_common::{
-    Rule,
-    event::{FormatOwner, Process},
-};
+use format_guard_common::event::FormatOwner;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -45,10 +43,15 @@ use tracing::{error, info, warn};
 
 use batch::Batch;
 use copying::Copied;
-use dropped_partitions::Vacated;
+use dropped_partitions::DroppedPartition;
+use health::Health;
+use history::History;
+use kernel_events::Formats;
+use loss::LostRecords;
 use names::Names;
 use paths::Paths;
 use proof::Proof;
+use protection::Protection;
 use resync::{Comparison, mounted_devices};
 use settling::Settler;
 use sharing::Sharing;
@@ -72,7 +75,7 @@ use crate::{
     mode::Mode,
     record::{
         Record, Seconds,
-        store::{HistoryEvent, Loss, Store},
+        store::{HistoryEvent, Store},
         transition::{self, Effect, Event, Report},
     },
     volume::{
@@ -88,18 +91,12 @@ const INPUTS_BETWEEN: u32 = 16;
 /// Ends of processes that are remembered until their pidfd tells, too: the oldest is dropped.
 const MAX_ENDS: usize = 4096;
 
-/// What the reconciler needs to know of where it runs.
-pub struct World {
-    /// The block devices.
-    pub devices: Devices,
-    /// This boot.
-    pub boot: String,
-    /// Enforce or audit, by the configuration.
+/// What the configuration says of the reconciler's work.
+pub struct Settings {
+    /// Enforce or audit.
     pub mode: Mode,
     /// Audit, whatever anybody has set.
     pub forced_audit: bool,
-    /// Why protection is less than it should be.
-    pub degraded: Vec<String>,
     /// How long a volume must read blank that may have been formatted unseen, in seconds.
     pub quarantine: Seconds,
     /// Which bytes without a known format are content.
@@ -108,21 +105,29 @@ pub struct World {
     pub protect: bool,
     /// How long a known formatter waits for a volume to be read.
     pub first_format_wait: Duration,
-    /// How often the world is compared with the records.
+    /// How often the devices are compared with the records.
     pub resync_interval: Duration,
-    /// After how many seconds a volume is forgotten that was not seen and never held a format; zero: never.
+    /// After how many seconds a volume is forgotten that was not attached and never held a format; zero: never.
     pub forget_after: Seconds,
     /// What is copied of each volume that holds a format; nothing, if that is none.
     pub copied: Option<Wanted>,
     /// Ids of volumes that are strict by the configuration, or their beginnings before a `*`.
     pub strict: Vec<String>,
+}
+
+/// Where the agent runs, and to whom it speaks there.
+pub struct Host {
+    /// The block devices.
+    pub devices: Devices,
+    /// This boot.
+    pub boot: String,
     /// Where kubelet keeps its pods.
     pub kubelet_dir: Option<PathBuf>,
-    /// Who tells of closes.
+    /// Reports closes.
     pub closing: Closing,
-    /// Where whoever was refused finds why, if it is to be told there.
+    /// The kernel's log, if refusals are to be written there.
     pub kernel_log: Option<KernelLog>,
-    /// Who tells refusals to a cluster; what finds no place there is dropped.
+    /// Reports refusals to a cluster; what finds no place there is dropped.
     pub cluster: Option<mpsc::Sender<HistoryEvent>>,
 }
 
@@ -130,33 +135,25 @@ pub struct World {
 pub struct Reconciler {
     store: Box<dyn Store + Send>,
     enforcer: Box<dyn Enforcer + Send>,
-    world: World,
+    settings: Settings,
+    host: Host,
     prober: Prober,
     watcher: Watcher,
     metrics: Metrics,
     node: kubernetes::Node,
+    /// The devices that are known to be present.
     graph: DeviceGraph,
-    /// What an operator has set for the whole guard; outranks the configuration.
-    set_mode: Option<mode::Override>,
-    /// Records were lost: nothing is armed but by a permit.
-    loss: Option<Loss>,
-    /// Rules that an earlier agent of this boot left, by kernel `dev_t`; while records are lost.
-    pinned: HashMap<u32, Rule>,
-    /// The store that nodes share, if they do.
-    sharing: Option<Sharing>,
-    /// Goes up with every line of the history.
-    told: watch::Sender<u64>,
     /// Records of the volumes that are present.
     records: HashMap<VolumeId, Record>,
-    /// Those of volumes that went while somebody formatted them: what came of that is not known before its end.
-    departed: HashMap<VolumeId, Record>,
-    /// Attachment and first sight (by [`Now::boot`]) of devices that a node may come to name.
-    nameless: HashMap<Dev, (u64, Seconds)>,
-    /// When the newest format of a device, or of one that shares its bytes, was over: what was read before is what it
-    /// overwrote, or half of it.
-    format_over: HashMap<Dev, Instant>,
-    /// Exit statuses that the kernel told, and when, until the pidfd does.
-    ends: HashMap<Process, (u32, Instant)>,
+    /// What an operator has set for the whole guard; outranks the configuration.
+    set_mode: Option<mode::Override>,
+    lost: LostRecords,
+    /// The store that nodes share, if they do.
+    sharing: Option<Sharing>,
+    history: History,
+    formats: Formats,
+    /// Attachment and first sight (by [`Now::boot`](crate::record::Now)) of devices that a node may come to name.
+    unnamed_since: HashMap<Dev, (u64, Seconds)>,
     /// Devices on which a formatter waits, or did a moment ago.
     awaited: HashMap<Dev, Instant>,
     /// Every name of every volume.
@@ -165,24 +162,13 @@ pub struct Reconciler {
     paths: HashMap<VolumeId, Paths>,
     /// What is copied of the volumes that are present.
     copies: HashMap<VolumeId, Copied>,
-    /// When volumes were forgotten last that were not seen for long.
+    /// When volumes were forgotten last that were not attached for long.
     pruned: Option<Instant>,
     /// Partitions that were dropped and not deleted.
-    vacated: Vec<Vacated>,
-    parts: Vec<ProgramStatus>,
-    /// When the canary proved them.
+    dropped_partitions: Vec<DroppedPartition>,
     proof: Proof,
-    repaired: u64,
-    /// An operator lets others take the guard away.
-    unprotected: bool,
-    /// They are kept from it.
-    protected: bool,
-    /// Why they are not.
-    protect_failure: Option<String>,
-    /// Lines of the history that are not stored yet.
-    untold: Vec<HistoryEvent>,
-    /// The store took none of them: they wait for the next resync.
-    untold_waits: bool,
+    protection: Protection,
+    health: Health,
     /// What could not be stored.
     unstored: Unstored,
     /// Of which nothing is on record, and nothing was read yet: stored with what is read first.
@@ -191,66 +177,58 @@ pub struct Reconciler {
     settlers: Vec<Settler>,
     /// What is put off, while many things happen at once.
     batch: Option<Batch>,
-    /// What is compared with sysfs at the moment.
+    /// The comparison with sysfs that is under way.
     comparison: Option<Comparison>,
-    /// How often uevents were lost.
-    lost_uevents: u64,
-    /// How long the newest kernel event waited.
-    lag: Duration,
 }
 
 impl Reconciler {
-    /// A reconciler that has not looked at the world yet.
+    /// A reconciler that has not looked at its host yet.
     pub fn new(
         store: Box<dyn Store + Send>,
         enforcer: Box<dyn Enforcer + Send>,
-        world: World,
+        settings: Settings,
+        host: Host,
         prober: Prober,
         watcher: Watcher,
         metrics: Metrics,
     ) -> Self {
-        let node = kubernetes::Node::new(world.kubelet_dir.clone());
         Self {
             store,
             enforcer,
-            world,
-            node,
+            settings,
+            node: kubernetes::Node::new(host.kubelet_dir.clone()),
+            host,
             prober,
             watcher,
             metrics,
             graph: DeviceGraph::default(),
-            set_mode: None,
-            loss: None,
-            pinned: HashMap::new(),
-            sharing: None,
-            told: watch::Sender::new(0),
             records: HashMap::new(),
-            departed: HashMap::new(),
-            nameless: HashMap::new(),
-            format_over: HashMap::new(),
-            ends: HashMap::new(),
+            set_mode: None,
+            lost: LostRecords::default(),
+            sharing: None,
+            history: History::default(),
+            formats: Formats::default(),
+            unnamed_since: HashMap::new(),
             awaited: HashMap::new(),
             names: Names::default(),
             paths: HashMap::new(),
             copies: HashMap::new(),
             pruned: None,
-            vacated: Vec::new(),
-            parts: Vec::new(),
+            dropped_partitions: Vec::new(),
             proof: Proof::default(),
-            repaired: 0,
-            unprotected: false,
-            protected: false,
-            protect_failure: None,
-            untold: Vec::new(),
-            untold_waits: false,
+            protection: Protection::default(),
+            health: Health::default(),
             unstored: Unstored::default(),
             unread: HashSet::new(),
             settlers: Vec::new(),
             batch: None,
             comparison: None,
-            lost_uevents: 0,
-            lag: Duration::ZERO,
         }
+    }
+
+    /// Goes up with every line of the history.
+    pub fn history_seq(&self) -> watch::Receiver<u64> {
+        self.history.seq()
     }
 
     /// Shares its records with other nodes from now on, by this way to their store. `required`: the host is not ready without.
@@ -270,9 +248,9 @@ impl Reconciler {
         self.take_up_loss()?;
         self.take_up_names()?;
         let gone = |(lock_dev, entry): &(u32, FormatOwner)| {
-            let device = self.world.devices.by_number(Dev::from_kernel(*lock_dev));
+            let device = self.host.devices.by_number(Dev::from_kernel(*lock_dev));
             device.is_none_or(|device| device.diskseq != entry.diskseq)
-                || self.world.devices.by_number(Dev::from_kernel(entry.dev)).is_none()
+                || self.host.devices.by_number(Dev::from_kernel(entry.dev)).is_none()
         };
         let unseen: Vec<_> = self.enforcer.owners().into_iter().filter(gone).collect();
         if !unseen.is_empty() {
@@ -293,7 +271,7 @@ impl Reconciler {
 
     /// A format that the kernel let through while no agent ran was on a volume that was detached since: on one of these.
     fn doubt_what_is_armed(&mut self) -> Result<()> {
-        for id in self.store.armed(&self.world.boot)? {
+        for id in self.store.armed(&self.host.boot)? {
             if let Some(record) = self.store.get(&id)? {
                 let doubted = transition::next(&record, Event::Doubted, clocks()).0;
                 if let Err(error) = self.store.put(&doubted, &[]) {
@@ -306,7 +284,7 @@ impl Reconciler {
 
     /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
     pub fn close(&mut self) {
-        self.world.protect = false;
+        self.settings.protect = false;
         self.keep_protected();
         self.keep_waited_for(Duration::ZERO);
         let ids: Vec<VolumeId> = self
@@ -344,16 +322,15 @@ impl Reconciler {
 
     /// Why protection is less than it could be.
     pub fn degrade(&mut self, reasons: Vec<String>) {
-        self.world.degraded.extend(reasons);
+        self.health.degraded.extend(reasons);
     }
 
     /// What is attached, once the canary has proven it.
-    pub fn proven(&mut self, parts: Vec<ProgramStatus>) {
-        self.parts = parts;
-        self.proof = Proof::of(clocks());
+    pub fn proven(&mut self, programs: Vec<ProgramStatus>) {
+        self.proof = Proof::of(programs, clocks());
         self.keep_protected();
-        self.keep_waited_for(self.world.first_format_wait);
-        self.tell(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
+        self.keep_waited_for(self.settings.first_format_wait);
+        self.append_history(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
         // Once new ones are judged: none is missed between.
         for mapping in mappings::present() {
             let Some(device) = self.graph.get(mapping.dev) else { continue };
@@ -364,7 +341,7 @@ impl Reconciler {
             );
             let volume = device.identity.id.to_string();
             warn!(volume, pid = mapping.pid, "{text}");
-            self.tell(volume, "mapped-before", text);
+            self.append_history(volume, "mapped-before", text);
         }
     }
 
@@ -394,17 +371,17 @@ impl Reconciler {
                 self.go_on_with_resync();
             }
             if inputs.is_empty() {
-                self.store_untold();
+                self.store_history();
             }
         }
-        self.store_untold();
+        self.store_history();
         Ok(())
     }
 
     fn handle(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Changed { name, told } => {
-                if let Some(device) = self.world.devices.device(&name) {
+                if let Some(device) = self.host.devices.device(&name) {
                     let (dev, diskseq) = (device.dev, device.diskseq);
                     let attached =
                         |devices: &DeviceGraph| devices.get(dev).is_some_and(|one| one.diskseq == diskseq);
@@ -419,7 +396,7 @@ impl Reconciler {
                 let gone = self.graph.iter().find(|device| device.name == name).map(|device| device.dev);
                 // The number may be another device's already.
                 if let Some(dev) = gone
-                    && self.world.devices.by_number(dev).is_none_or(|device| device.name != name)
+                    && self.host.devices.by_number(dev).is_none_or(|device| device.name != name)
                 {
                     self.device_gone(dev);
                 }
@@ -445,7 +422,7 @@ impl Reconciler {
                 }
             }
             Input::UeventsLost => {
-                self.lost_uevents += 1;
+                self.health.lost_uevents += 1;
                 self.begin_resync()?;
             }
             Input::Store(update) => self.store_updated(update),
@@ -454,7 +431,7 @@ impl Reconciler {
             Input::Stop(_) => {}
             Input::Settle(selector, reply) => self.settle_for(&selector, reply),
             Input::Asked(question, reply) => {
-                self.store_untold();
+                self.store_history();
                 // The client may have gone.
                 if let Some((question, reply)) = self.ask_cluster(question, reply) {
                     let _ = reply.send(self.answer(question));
@@ -484,7 +461,7 @@ impl Reconciler {
 
     /// One step of one record alone; whether what it means for others may have changed.
     fn step(&mut self, id: &VolumeId, event: Event) -> bool {
-        self.store_untold();
+        self.store_history();
         let Some(old) = self.records.get(id).cloned() else { return false };
         let by_operator = event.is_an_operators();
         let clocks = clocks();
@@ -519,7 +496,7 @@ impl Reconciler {
         let changed = new.state != old.state || new.marks != old.marks || new.content != old.content;
         self.records.insert(id.clone(), new);
         if !told.is_empty() {
-            self.told.send_modify(|count| *count += 1);
+            self.history.advance();
         }
         self.put_rules(id);
         match &mut self.batch {

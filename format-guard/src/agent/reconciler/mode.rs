@@ -58,8 +58,8 @@ impl Reconciler {
     }
 
     pub(super) fn audits(&self) -> bool {
-        let chosen = self.set_mode.as_ref().map_or(self.world.mode, |set| set.word.mode);
-        self.world.forced_audit || chosen == Mode::Audit
+        let chosen = self.set_mode.as_ref().map_or(self.settings.mode, |set| set.word.mode);
+        self.settings.forced_audit || chosen == Mode::Audit
     }
 
     /// What an operator set before a restart.
@@ -91,7 +91,7 @@ impl Reconciler {
         if let Some(selector) = &request.volume {
             return self.set_mode_of_volume(selector, request, reason, uid);
         }
-        let configured = self.world.mode.name();
+        let configured = self.settings.mode.name();
         let Some(mode) = request.mode else {
             if self.set_mode.is_none() {
                 return Err(bad(format!(
@@ -106,7 +106,7 @@ impl Reconciler {
         if mode == Mode::Strict {
             return Err(bad("strict is a mode of single volumes: name one with --volume".to_owned()));
         }
-        if self.world.forced_audit && mode == Mode::Enforce {
+        if self.settings.forced_audit && mode == Mode::Enforce {
             return Err(Failure::new(
                 FailureKind::Refused,
                 "the agent was started with --audit: start it without to enforce",
@@ -167,7 +167,7 @@ impl Reconciler {
         let value = serde_json::to_string(&word).map_err(|error| failed(&error))?;
         let told = HistoryEvent::new(now(), String::new(), "mode", text).by_operator();
         self.store.set(SETTING, &value, &[told]).map_err(|error| failed(&error))?;
-        self.told.send_modify(|count| *count += 1);
+        self.history.advance();
         self.set_mode = set;
         self.keep_protected();
         self.put_every_rule().map_err(|error| failed(&*error))

@@ -138,7 +138,7 @@ impl Reconciler {
     fn tell_apart(&mut self, dev: Dev, diskseq: u64, id: &VolumeId, text: String) {
         warn!(volume = %id, "{text}");
         self.names.apart.insert(dev, diskseq);
-        self.tell(id.to_string(), "discrepancy", text);
+        self.append_history(id.to_string(), "discrepancy", text);
     }
 
     /// A device shows the name of a volume that it is not: from now on it goes by none of its own.
@@ -151,7 +151,7 @@ impl Reconciler {
         );
         self.tell_apart(dev, device.diskseq, &id, text);
         self.device_gone(dev);
-        if let Some(device) = self.world.devices.by_number(dev) {
+        if let Some(device) = self.host.devices.by_number(dev) {
             self.device_changed(device);
         }
     }
@@ -207,7 +207,7 @@ impl Reconciler {
     /// Whether its record is in use, or not stored.
     fn is_busy(&self, id: &VolumeId) -> bool {
         self.records.contains_key(id)
-            || self.departed.contains_key(id)
+            || self.formats.departed.contains_key(id)
             || self.unstored.record(id).is_some()
             || self.batch.as_ref().is_some_and(|batch| batch.record(id).is_some())
     }

@@ -6,15 +6,18 @@ use tracing::{error, info};
 use super::Reconciler;
 use crate::{
     agent::clocks,
+    enforce::error::ProgramStatus,
     record::{Now, Seconds},
 };
 
 /// How long a proof lasts, in seconds.
 pub(super) const LASTS: Seconds = 3600;
 
-/// When the canary was refused last.
+/// What is attached, and when the canary has proven it last.
 #[derive(Debug, Default)]
 pub(super) struct Proof {
+    /// Every kernel program of the tier.
+    programs: Vec<ProgramStatus>,
     /// `None`: never.
     at: Option<Now>,
     /// Why it was not, at the last try.
@@ -22,8 +25,12 @@ pub(super) struct Proof {
 }
 
 impl Proof {
-    pub(super) const fn of(now: Now) -> Self {
-        Self { at: Some(now), failure: None }
+    pub(super) const fn of(programs: Vec<ProgramStatus>, now: Now) -> Self {
+        Self { programs, at: Some(now), failure: None }
+    }
+
+    pub(super) fn programs(&self) -> &[ProgramStatus] {
+        &self.programs
     }
 
     /// Whether the newest try was a proof.
@@ -60,10 +67,10 @@ impl Reconciler {
         let before = self.proof.failure.take();
         match self.enforcer.prove() {
             Ok(()) => {
-                self.proof = Proof::of(now);
+                self.proof.at = Some(now);
                 if before.is_some() {
                     info!("the canary is refused again");
-                    self.tell(String::new(), "proven", "the canary is refused again".to_owned());
+                    self.append_history(String::new(), "proven", "the canary is refused again".to_owned());
                 }
             }
             Err(failure) => {
@@ -71,7 +78,7 @@ impl Reconciler {
                 if before.as_ref() != Some(&failure) {
                     error!("enforcement is not proven any more: {failure}");
                     let text = format!("enforcement is not proven any more: {failure}");
-                    self.tell(String::new(), "not-proven", text);
+                    self.append_history(String::new(), "not-proven", text);
                 }
                 self.proof.failure = Some(failure);
             }

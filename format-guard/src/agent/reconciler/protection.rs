@@ -23,24 +23,41 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// The operator's way out.
 const WAY_OUT: &str = "to allow it: format-guard protect off --reason TEXT";
 
+/// Whether others are kept from taking the guard away.
+#[derive(Default)]
+pub(super) struct Protection {
+    /// An operator lets them.
+    off_by_operator: bool,
+    /// The kernel programs keep them from it.
+    active: bool,
+    /// Why they do not.
+    failure: Option<String>,
+}
+
+impl Protection {
+    pub(super) const fn is_active(&self) -> bool {
+        self.active
+    }
+}
+
 impl Reconciler {
     /// Puts off the end of the protection, or ends it now.
     pub(super) fn keep_protected(&mut self) {
-        let wanted = self.world.protect && !self.unprotected && self.mode() == Mode::Enforce;
-        let until = since_boot() + 2 * self.world.resync_interval + MARGIN;
+        let wanted = self.settings.protect && !self.protection.off_by_operator && self.mode() == Mode::Enforce;
+        let until = since_boot() + 2 * self.settings.resync_interval + MARGIN;
         let until = if wanted { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) } else { 0 };
         let result = self.enforcer.protect(until).map_err(|error| error.to_string());
-        self.protected = wanted && result.is_ok();
+        self.protection.active = wanted && result.is_ok();
         let failure = result.err();
-        if let Some(failure) = failure.as_ref().filter(|_| failure != self.protect_failure) {
+        if let Some(failure) = failure.as_ref().filter(|_| failure != self.protection.failure) {
             error!("others are not kept from taking the guard away: {failure}");
         }
-        self.protect_failure = failure;
+        self.protection.failure = failure;
     }
 
     /// Puts off the time until which formatters wait for this agent; with `Duration::ZERO` none does.
     pub(super) fn keep_waited_for(&mut self, limit: Duration) {
-        let until = since_boot() + 2 * self.world.resync_interval + MARGIN;
+        let until = since_boot() + 2 * self.settings.resync_interval + MARGIN;
         if let Err(error) = self.enforcer.let_wait(limit, u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
         {
             error!("{error}");
@@ -49,13 +66,13 @@ impl Reconciler {
 
     /// An operator's word, until the agent starts anew.
     pub(super) fn set_protection(&mut self, on: bool, reason: &str, uid: u32) -> api::Done {
-        self.unprotected = !on;
+        self.protection.off_by_operator = !on;
         self.keep_protected();
         let word = if on { "on" } else { "off" };
         let text = format!("protection of the guard {word} by user {uid}: {reason}");
         warn!(uid, "{text}");
-        self.tell_event(HistoryEvent::new(now(), String::new(), "protect", text).by_operator());
-        let text = match (on, self.protected, &self.protect_failure) {
+        self.append_event(HistoryEvent::new(now(), String::new(), "protect", text).by_operator());
+        let text = match (on, self.protection.active, &self.protection.failure) {
             (false, ..) => "the guard may be taken away until its agent starts anew".to_owned(),
             (true, true, _) => "others are kept from taking the guard away".to_owned(),
             (true, false, Some(failure)) => {
@@ -80,6 +97,6 @@ impl Reconciler {
             number = event.offset,
             "{text}"
         );
-        self.tell(String::new(), "tampering", text);
+        self.append_history(String::new(), "tampering", text);
     }
 }

@@ -86,16 +86,16 @@ impl Reconciler {
             length = refusal.length,
             "{text}"
         );
-        if let Some(log) = self.world.kernel_log.as_mut().filter(|_| kind == "denied") {
+        if let Some(log) = self.host.kernel_log.as_mut().filter(|_| kind == "denied") {
             log.write(&format!("{} {} {}", refusal.comm, refusal.device, refusal.reason), &text);
         }
         let event = HistoryEvent { refusal: Some(refusal), ..HistoryEvent::new(now(), volume, kind, text) };
-        if let Some(cluster) = &self.world.cluster
+        if let Some(cluster) = &self.host.cluster
             && cluster.try_send(event.clone()).is_err()
         {
             self.metrics.cluster_event("dropped");
         }
-        self.tell_event(event);
+        self.append_event(event);
     }
 }
 

@@ -117,14 +117,14 @@ impl Reconciler {
             tier: self.enforcer.tier().name().to_owned(),
             open: self.enforcer.tier().open().iter().map(|open| (*open).to_owned()).collect(),
             mode,
-            protected: self.protected,
-            configured_mode: self.world.mode,
+            protected: self.protection.is_active(),
+            configured_mode: self.settings.mode,
             set_mode: self.set_mode.as_ref().map(|set| set.word.clone()),
             proven,
             proven_at: self.proof.at(),
             degraded,
             unstored: self.unstored.count() as u64,
-            records_lost: self.loss.clone(),
+            records_lost: self.lost.loss.clone(),
             programs: self.programs(),
             devices: self.graph.count() as u64,
             discrepancies: self.records.values().filter(|record| record.discrepancy.is_some()).count() as u64,
@@ -135,11 +135,11 @@ impl Reconciler {
             judged: counts.judged,
             stale_rules: counts.stale,
             lost_events: counts.lost_events,
-            lost_uevents: self.lost_uevents,
+            lost_uevents: self.health.lost_uevents,
             full_maps: counts.full_maps,
             unplaced: counts.unplaced,
-            repaired: self.repaired,
-            lag: u64::try_from(self.lag.as_millis()).unwrap_or(u64::MAX),
+            repaired: self.health.repaired,
+            lag: u64::try_from(self.health.lag.as_millis()).unwrap_or(u64::MAX),
             probing: self.prober.under_way(),
             store: self.store_status(),
         })
@@ -147,9 +147,9 @@ impl Reconciler {
 
     /// Why protection is less than it should be.
     fn degraded(&self) -> Vec<String> {
-        let lost = self.loss.as_ref().map(super::loss::degraded);
+        let lost = self.lost.loss.as_ref().map(super::loss::degraded);
         let unproven = self.proof.degraded();
-        self.world
+        self.health
             .degraded
             .iter()
             .cloned()
@@ -162,11 +162,11 @@ impl Reconciler {
     /// What became of each program, and how often the kernel has skipped it.
     fn programs(&self) -> Vec<ProgramStatus> {
         let skipped = self.enforcer.skipped();
-        let parts = self.parts.iter().map(|part| ProgramStatus {
-            skipped: skipped.get(&part.program).copied().unwrap_or_default(),
-            ..part.clone()
+        let programs = self.proof.programs().iter().map(|program| ProgramStatus {
+            skipped: skipped.get(&program.program).copied().unwrap_or_default(),
+            ..program.clone()
         });
-        parts.collect()
+        programs.collect()
     }
 
     fn volumes(&self) -> Result<api::Volumes, Failure> {
@@ -412,11 +412,11 @@ impl Reconciler {
     ) -> Result<api::Done, Failure> {
         let text = format!("forgotten by user {uid}: {reason}");
         let told = HistoryEvent::new(now(), id.to_string(), "forgotten", text).by_operator();
-        self.occupy(None, Some(id));
+        self.forget_dropped(None, Some(id));
         self.store.forget(id, &[told]).map_err(|error| failed(&error))?;
         self.unstored.forget(id);
         self.names.forget(id);
-        self.told.send_modify(|count| *count += 1);
+        self.history.advance();
         let paths: Vec<Device> = self.graph.of(id).cloned().collect();
         for device in &paths {
             self.device_gone(device.dev);
@@ -433,7 +433,7 @@ impl Reconciler {
         self.device_of(&id)?;
         let count = self.forget_refusals(&id).map_err(|error| failed(&error))?;
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
-        self.tell_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
+        self.append_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })
     }
 
@@ -450,25 +450,25 @@ impl Reconciler {
 
     /// What of a sound configuration takes effect at run time.
     pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
-        self.world.mode = config.mode;
-        self.world.protect = config.protect;
-        self.world.first_format_wait = config.first_format_wait();
-        self.world.resync_interval = config.interval();
-        self.world.forget_after = config.forget_after();
-        self.world.copied = config.copied();
-        self.world.strict.clone_from(&config.strict);
-        if config.kernel_log != self.world.kernel_log.is_some() {
-            self.world.kernel_log = config.kernel_log.then(KernelLog::default);
+        self.settings.mode = config.mode;
+        self.settings.protect = config.protect;
+        self.settings.first_format_wait = config.first_format_wait();
+        self.settings.resync_interval = config.interval();
+        self.settings.forget_after = config.forget_after();
+        self.settings.copied = config.copied();
+        self.settings.strict.clone_from(&config.strict);
+        if config.kernel_log != self.host.kernel_log.is_some() {
+            self.host.kernel_log = config.kernel_log.then(KernelLog::default);
         }
         self.keep_protected();
-        self.keep_waited_for(self.world.first_format_wait);
-        self.world.devices = self.world.devices.clone().naming(config.longhorn_dir());
+        self.keep_waited_for(self.settings.first_format_wait);
+        self.host.devices = self.host.devices.clone().naming(config.longhorn_dir());
         self.prober.set_deadline(config.deadline());
         self.put_every_rule()?;
         self.compare_with_sysfs()?;
         let outranked = self.set_mode.as_ref().map(super::mode::outranks).unwrap_or_default();
         let text = format!("the configuration was read again: mode {}{outranked}", self.mode().name());
-        self.tell(String::new(), "reloaded", text);
+        self.append_history(String::new(), "reloaded", text);
         Ok(())
     }
 }

@@ -37,12 +37,12 @@ impl Reconciler {
     /// Makes good what no event has told: from now on, between the inputs.
     pub(super) fn begin_resync(&mut self) -> Result<()> {
         self.keep_protected();
-        self.keep_waited_for(self.world.first_format_wait);
+        self.keep_waited_for(self.settings.first_format_wait);
         self.begin_comparison()
     }
 
     fn begin_comparison(&mut self) -> Result<()> {
-        let names = self.world.devices.names().context("cannot list the block devices in sysfs")?;
+        let names = self.host.devices.names().context("cannot list the block devices in sysfs")?;
         self.comparison = Some(Comparison { names, ..Comparison::default() });
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Reconciler {
             if record.is_some_and(transition::is_mount_untold) {
                 if self.enforcer.tier().tells_of_mounts() {
                     warn!("device {dev}: the event of a mount was lost");
-                    self.repaired += 1;
+                    self.health.repaired += 1;
                 }
                 self.apply_to_device(dev, &Event::Mounted);
             }
@@ -92,7 +92,7 @@ impl Reconciler {
             .collect();
         for dev in missing {
             warn!("device {dev}: its rule was missing");
-            self.repaired += 1;
+            self.health.repaired += 1;
             self.put_rule(dev);
         }
         self.remove_rules_of_nobody();
@@ -100,7 +100,7 @@ impl Reconciler {
             let lock_dev = self.graph.get(Dev::from_kernel(lock_dev));
             if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
-                self.repaired += 1;
+                self.health.repaired += 1;
             }
         }
     }
@@ -117,12 +117,12 @@ impl Reconciler {
 
     /// Forgets volumes that were not seen for long and hold nothing worth a record.
     pub(super) fn prune(&mut self) {
-        if self.world.forget_after == 0 || self.pruned.is_some_and(|last| last.elapsed() < PRUNE_EVERY) {
+        if self.settings.forget_after == 0 || self.pruned.is_some_and(|last| last.elapsed() < PRUNE_EVERY) {
             return;
         }
         self.pruned = Some(Instant::now());
         let present: Vec<&VolumeId> = self.records.keys().collect();
-        match self.store.prune(&present, now(), now() - self.world.forget_after) {
+        match self.store.prune(&present, now(), now() - self.settings.forget_after) {
             Ok(0) => {}
             Ok(count) => {
                 info!("{count} volumes are forgotten that were not seen for long and never held a format");
@@ -152,7 +152,7 @@ impl Reconciler {
     fn compare(&mut self, number: usize) -> bool {
         let Some(comparison) = &mut self.comparison else { return false };
         let now = number.min(comparison.names.len());
-        let read = comparison.names.drain(..now).filter_map(|name| self.world.devices.device(&name));
+        let read = comparison.names.drain(..now).filter_map(|name| self.host.devices.device(&name));
         comparison.read.extend(read);
         if !comparison.names.is_empty() {
             return false;
@@ -165,7 +165,7 @@ impl Reconciler {
         for dev in gone {
             self.device_gone(dev);
         }
-        self.nameless.retain(|dev, _| numbers.contains(dev));
+        self.unnamed_since.retain(|dev, _| numbers.contains(dev));
         let present = read.into_iter().filter(|device| !overtaken.contains(&device.dev)).collect();
         for mut device in lower_first(present) {
             self.identify(&mut device);

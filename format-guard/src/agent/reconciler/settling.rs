@@ -45,11 +45,11 @@ impl Reconciler {
     /// What is known of a device that is read, or is not going to be; `None` while that is waited for.
     fn settled(&self, dev: Dev) -> Option<Settled> {
         let Some(record) = self.graph.id(dev).and_then(|id| self.records.get(id)) else {
-            let device = self.world.devices.by_number(dev).filter(may_hold);
+            let device = self.host.devices.by_number(dev).filter(may_hold);
             return device.is_none().then_some(Settled { settled: true, state: None });
         };
         // What a node may come to name takes as long as that.
-        let named = self.nameless.contains_key(&dev);
+        let named = self.unnamed_since.contains_key(&dev);
         let settled = named || !transition::is_unread(record);
         settled.then(|| Settled { settled, state: Some(record.state.name().to_owned()) })
     }

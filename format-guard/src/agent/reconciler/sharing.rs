@@ -168,7 +168,7 @@ impl Reconciler {
         };
         if sharing.answers(away) {
             let kind = if sharing.away.is_none() { "store-answers" } else { "store-away" };
-            self.tell(String::new(), kind, text);
+            self.append_history(String::new(), kind, text);
         }
     }
 

@@ -75,7 +75,7 @@ impl Reconciler {
             let record = self.record_at(related.dev)?;
             Some(Other { dev: related.dev.to_kernel(), record, relation: related.relation, shared: related.shared })
         });
-        let others = others.chain(self.vacated_on(dev)).collect();
+        let others = others.chain(self.dropped_on(dev)).collect();
         let subject = Subject {
             dev: dev.to_kernel(),
             diskseq: device.diskseq,
@@ -89,7 +89,7 @@ impl Reconciler {
         let (rule, windows) = rule::of(&subject, self.audits());
         let claim = record.claim;
         let node = (record.state == State::Blank).then(|| probe::node_path(&device.name));
-        self.world.closing.watch(dev, node.as_deref());
+        self.host.closing.watch(dev, node.as_deref());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
             error!("{error}");
             // The rule before this one may let a formatter through, and the claim be another node's soon.
@@ -103,7 +103,7 @@ impl Reconciler {
 
     /// Whether it is one of a class of volumes that are strict.
     pub(super) fn is_strict_by_configuration(&self, record: &Record) -> bool {
-        is_of(&self.world.strict, record.id.as_str())
+        is_of(&self.settings.strict, record.id.as_str())
     }
 
     /// The md array that a volume is a member of, or was until the array dropped it.
@@ -157,7 +157,7 @@ impl Reconciler {
             let Some(id) = self.graph.id(dev).cloned() else { continue };
             let related = self.graph.related(dev);
             let carried = self.carried(&related);
-            let overlaid = self.overlaid(&related).or_else(|| self.over_vacated(dev));
+            let overlaid = self.overlaid(&related).or_else(|| self.over_dropped(dev));
             let mut changed = false;
             if let Some((volume, marks)) = carried
                 && self

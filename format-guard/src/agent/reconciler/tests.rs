@@ -281,7 +281,7 @@ impl Enforcer for RecordingEnforcer {
     }
 
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
-        self.protected.set(until);
+        self.protection.active.set(until);
         Ok(())
     }
 
@@ -333,12 +333,9 @@ fn setting() -> Setting {
         copies: BTreeMap::new(),
         names: BTreeMap::new(),
     };
-    let world = World {
-        devices: Devices::recorded(sysfs.path()),
-        boot: "boot-1".into(),
+    let settings = Settings {
         mode: Mode::Enforce,
         forced_audit: false,
-        degraded: Vec::new(),
         quarantine: 100,
         raw_content: crate::config::RawContent::Written,
         protect: true,
@@ -347,6 +344,10 @@ fn setting() -> Setting {
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         strict: Vec::new(),
+    };
+    let host = Host {
+        devices: Devices::recorded(sysfs.path()),
+        boot: "boot-1".into(),
         kubelet_dir: None,
         closing: Closing::default(),
         kernel_log: None,
@@ -356,7 +357,7 @@ fn setting() -> Setting {
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
     let (watcher, _) = Watcher::new();
     let mut reconciler =
-        Reconciler::new(Box::new(store), Box::new(enforcer.clone()), world, prober, watcher, Metrics::default());
+        Reconciler::new(Box::new(store), Box::new(enforcer.clone()), settings, host, prober, watcher, Metrics::default());
     reconciler.compare_with_sysfs().expect("sysfs");
     drop(entered);
     Setting { runtime, sysfs, deeds, broken, pruned, enforcer, reconciler }
@@ -649,7 +650,7 @@ fn a_rule_that_vanished_is_put_back_and_one_of_nobody_is_removed() {
     setting.enforcer.rules.lock().insert(99, Rule::new(99, 1, State::Blank));
     setting.give(Input::Tick);
     assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
-    assert_eq!(setting.reconciler.repaired, 1);
+    assert_eq!(setting.reconciler.health.repaired, 1);
 }
 
 #[test]
@@ -821,11 +822,11 @@ fn a_proof_is_made_again_and_one_that_fails_is_told_until_it_does_not() {
     };
     assert_eq!(condition(&mut setting).0, Condition::NotEnforcing, "never proven");
     let now = clocks();
-    setting.reconciler.proof = Proof::of(now);
+    setting.reconciler.proof = Proof::of(Vec::new(), now);
     setting.enforcer.broken.set(true);
     setting.give(Input::Tick);
     assert_eq!(condition(&mut setting).0, Condition::Enforcing, "the proof lasts");
-    setting.reconciler.proof = Proof::of(Now { boot: now.boot - proof::LASTS, ..now });
+    setting.reconciler.proof = Proof::of(Vec::new(), Now { boot: now.boot - proof::LASTS, ..now });
     setting.give(Input::Tick);
     let (word, why) = condition(&mut setting);
     assert!(word == Condition::NotEnforcing && why.contains("does not run it"), "{word:?} {why}");
@@ -1082,14 +1083,14 @@ fn what_a_node_may_come_to_name_is_not_armed_meanwhile() {
     let nodes = setting.sysfs.path().join("nodes");
     fs::create_dir(&nodes).expect("directory");
     fs::remove_file(setting.sysfs.path().join("devices/virtual/block/dm-0/dm/uuid")).expect("no uuid");
-    setting.reconciler.world.devices = Devices::recorded(setting.sysfs.path()).naming(Some(nodes));
+    setting.reconciler.host.devices = Devices::recorded(setting.sysfs.path()).naming(Some(nodes));
     setting.give(changed("dm-0"));
     let state = |setting: &Setting| setting.reconciler.records[&VolumeId::from("path:dm/x")].state;
     for _ in 0..3 {
         setting.probed(5, Finding::Blank);
     }
     assert_eq!(state(&setting), State::Unverified);
-    setting.reconciler.nameless.insert(DEV, (5, clocks().boot - NAMING));
+    setting.reconciler.unnamed_since.insert(DEV, (5, clocks().boot - NAMING));
     setting.give(Input::Tick);
     for _ in 0..2 {
         setting.probed(5, Finding::Blank);

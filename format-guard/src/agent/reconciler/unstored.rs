@@ -172,13 +172,13 @@ impl Reconciler {
         {
             let text = format!("all records are stored again, after {} s: {reason}", now() - since);
             info!("{text}");
-            self.tell(String::new(), "stored", text);
+            self.append_history(String::new(), "stored", text);
         }
     }
 
     /// Tries once more to store what could not be stored.
     pub(super) fn store_unstored(&mut self) {
-        self.untold_waits = false;
+        self.history.try_again();
         if self.unstored.records.is_empty() {
             return;
         }

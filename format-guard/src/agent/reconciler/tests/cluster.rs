@@ -128,12 +128,9 @@ impl Node {
             copies: BTreeMap::new(),
             names: BTreeMap::new(),
         };
-        let world = World {
-            devices: Devices::recorded(sysfs),
-            boot: "boot-1".into(),
+        let settings = Settings {
             mode: Mode::Enforce,
             forced_audit: false,
-            degraded: Vec::new(),
             quarantine: 2,
             raw_content: config::RawContent::Written,
             protect: false,
@@ -142,15 +139,19 @@ impl Node {
             forget_after: 0,
             copied: None,
             strict: Vec::new(),
+        };
+        let host = Host {
+            devices: Devices::recorded(sysfs),
+            boot: "boot-1".into(),
             kubelet_dir: None,
             closing: Closing::default(),
-            cluster: None,
             kernel_log: None,
+            cluster: None,
         };
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
         let (watcher, _) = Watcher::new();
         let mut reconciler =
-            Reconciler::new(Box::new(store), Box::new(enforcer.clone()), world, prober, watcher, Metrics::default());
+            Reconciler::new(Box::new(store), Box::new(enforcer.clone()), settings, host, prober, watcher, Metrics::default());
         let settings =
             config::Store { endpoints: endpoints.to_vec(), timeout: 1, lease: 5, ..config::Store::default() };
         let (sender, inputs) = tokio::sync::mpsc::channel(1024);
@@ -269,7 +270,7 @@ impl Node {
         let process = self.process();
         self.number += 1;
         self.reconciler.take_up_on(DEV);
-        self.reconciler.ends.insert(process, (u32::from(!done) << 8, Instant::now()));
+        self.reconciler.formats.exit_statuses.insert(process, (u32::from(!done) << 8, Instant::now()));
         self.reconciler.ended(process, None, true);
     }
 }

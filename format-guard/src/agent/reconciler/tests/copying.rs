@@ -84,7 +84,7 @@ fn a_copy_that_is_none_or_too_old_is_taken_again() {
         setting.reconciler.look_for_copy(&id());
         assert!(setting.reconciler.wanted_copy(&id()).is_some(), "{day}");
     }
-    setting.reconciler.world.copied = None;
+    setting.reconciler.settings.copied = None;
     assert_eq!(setting.reconciler.wanted_copy(&id()), None, "nothing is to be copied");
 }
 

@@ -116,17 +116,17 @@ fn the_ends_of_processes_that_nobody_waits_for_are_forgotten() {
     for started in 0..MAX_ENDS as u64 + 10 {
         setting.give(Input::Kernel(ended(started)));
     }
-    assert_eq!(setting.reconciler.ends.len(), MAX_ENDS);
+    assert_eq!(setting.reconciler.formats.exit_statuses.len(), MAX_ENDS);
     let newest = Process { started: MAX_ENDS as u64 + 9, tgid: 1, zero: 0 };
-    assert!(setting.reconciler.ends.contains_key(&newest), "the newest is what somebody waits for");
+    assert!(setting.reconciler.formats.exit_statuses.contains_key(&newest), "the newest is what somebody waits for");
     setting.give(Input::Tick);
-    assert_eq!(setting.reconciler.ends.len(), MAX_ENDS);
+    assert_eq!(setting.reconciler.formats.exit_statuses.len(), MAX_ENDS);
     let Some(long_ago) = Instant::now().checked_sub(ENDS_LAST * 2) else { return };
-    for (_, told) in setting.reconciler.ends.values_mut() {
+    for (_, told) in setting.reconciler.formats.exit_statuses.values_mut() {
         *told = long_ago;
     }
     setting.give(Input::Tick);
-    assert!(setting.reconciler.ends.is_empty());
+    assert!(setting.reconciler.formats.exit_statuses.is_empty());
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn what_is_present_is_not_forgotten_however_long_ago_it_was_stored() {
     setting.give(Input::Tick);
     assert_eq!(*setting.pruned.lock().expect("one thread"), [(1, true)], "once, with what is present");
     setting.reconciler.pruned = None;
-    setting.reconciler.world.forget_after = 0;
+    setting.reconciler.settings.forget_after = 0;
     setting.give(Input::Tick);
     assert_eq!(setting.pruned.lock().expect("one thread").len(), 1, "never is never");
 }
