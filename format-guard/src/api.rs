@@ -9,7 +9,8 @@ use crate::{
     enforce::error::ProgramStatus,
     record::{
         Content, Formatter, Permit, Record,
-        store::{HistoryEvent, Loss},
+        history::HistoryEvent,
+        store::Loss,
     },
     volume::{copies::Piece, marks::Mark, device::Device},
 };

@@ -14,7 +14,8 @@ use crate::{
     enforce::bpf::pins,
     record::{
         sqlite::SqliteStore,
-        store::{HistoryEvent, Store},
+        history::HistoryEvent,
+        store::Store,
         transition::{self, Event},
     },
 };
@@ -44,5 +45,5 @@ fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
         }
     }
     let text = format!("enforcement was ended by user {uid}: {reason}");
-    Ok(store.tell(&[HistoryEvent::new(at, String::new(), "detached", text).by_operator()])?)
+    Ok(store.append_history(&[HistoryEvent::new(at, String::new(), "detached", text).by_operator()])?)
 }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::record::store::{KubernetesFacts, Pod};
+use crate::record::history::{KubernetesFacts, Pod};
 
 /// Where kubelet has the runtimes put logs.
 const POD_LOGS: &str = "/var/log/pods";

@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time};
 use tracing::{info, warn};
 
 use super::{metrics::Metrics, node_name};
-use crate::record::store::{HistoryEvent, Pod};
+use crate::record::history::{HistoryEvent, Pod};
 
 /// Refusals that wait at most; more are dropped.
 pub(super) const WAITING: usize = 256;

@@ -46,7 +46,7 @@ use crate::{
     config::Config,
     enforce::{bpf::pins, preload, since_boot},
     process::OURSELVES,
-    record::{Now, Seconds, sqlite::SqliteStore, store::HistoryEvent},
+    record::{Now, Seconds, history::HistoryEvent, sqlite::SqliteStore},
     tier::Tier,
     volume::device::Devices,
 };

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::Events,
-    record::store::{HistoryEvent, KubernetesFacts},
+    record::history::{HistoryEvent, KubernetesFacts},
 };
 
 /// How long one question for news may wait, in seconds.

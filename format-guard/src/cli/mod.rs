@@ -271,7 +271,7 @@ mod tests {
             schema::<crate::api::Volumes>("volumes"),
             schema::<crate::api::Volume>("volume"),
             schema::<crate::api::Events>("events"),
-            schema::<crate::record::store::HistoryEvent>("event"),
+            schema::<crate::record::history::HistoryEvent>("event"),
             schema::<crate::api::Done>("done"),
             schema::<crate::api::Settled>("settled"),
             schema::<crate::api::Failure>("failure"),

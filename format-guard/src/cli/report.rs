@@ -13,7 +13,7 @@ use crate::{
     agent::now,
     api::{Events, MAX_LINES, Status},
     mode::Mode,
-    record::store::{HistoryEvent, Refusal},
+    record::history::{HistoryEvent, Refusal},
 };
 
 #[derive(Debug, clap::Args)]

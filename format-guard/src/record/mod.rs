@@ -1,6 +1,7 @@
 //! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
 //! its edges.
 
+pub mod history;
 pub mod merge;
 pub mod shared;
 pub mod sqlite;

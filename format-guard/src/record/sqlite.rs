@@ -20,7 +20,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, config::DbConfig, 
 
 use super::{
     Ends, Record, Seconds, State,
-    store::{HistoryEvent, Loss, Store, StoreError, StoredCopy, Wanted},
+    history::HistoryEvent,
+    store::{Loss, Store, StoreError, StoredCopy, Wanted},
 };
 use crate::{
     config::HISTORY_LINES,
@@ -665,7 +666,7 @@ fn repeats(event: &HistoryEvent) -> Result<Option<String>, StoreError> {
     json(&(what, command, &refusal.comm, &refusal.exe)).map(Some)
 }
 
-fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
+fn insert_events(connection: &Connection, events: &[HistoryEvent], lines: u32) -> Result<(), StoreError> {
     let mut last = connection.prepare_cached(
         "SELECT id, count, first, text, refusal, pid FROM events WHERE repeats = ?1 ORDER BY id DESC LIMIT 1",
     )?;
@@ -675,7 +676,7 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
         "INSERT INTO events (at, volume, kind, text, refusal, count, first, by_operator, repeats, pid) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )?;
-    for event in told {
+    for event in events {
         let (mut text, mut refusal) = (event.text.clone(), event.refusal.as_ref().map(json).transpose()?);
         let repeats = repeats(event)?;
         let pid = event.refusal.as_ref().map(|refusal| refusal.pid);
@@ -714,7 +715,7 @@ fn insert_events(connection: &Connection, told: &[HistoryEvent], lines: u32) -> 
             pid,
         ])?;
     }
-    if !told.is_empty() {
+    if !events.is_empty() {
         connection
             .prepare_cached(
                 "DELETE FROM events WHERE by_operator = 0 AND id <= \
@@ -791,9 +792,9 @@ impl Store for SqliteStore {
 
     fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        for (record, told) in records {
+        for (record, events) in records {
             write(&transaction, record)?;
-            insert_events(&transaction, told, self.lines)?;
+            insert_events(&transaction, events, self.lines)?;
         }
         fault::point(Point::BeforeCommit);
         transaction.commit()?;
@@ -805,7 +806,7 @@ impl Store for SqliteStore {
         &mut self,
         gone: &[VolumeId],
         record: &Record,
-        told: &[HistoryEvent],
+        events: &[HistoryEvent],
     ) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         write(&transaction, record)?;
@@ -813,7 +814,7 @@ impl Store for SqliteStore {
         for id in gone.iter().filter(|id| **id != record.id) {
             leave(&transaction, id.as_str(), record.id.as_str())?;
         }
-        insert_events(&transaction, told, self.lines)?;
+        insert_events(&transaction, events, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
@@ -882,17 +883,17 @@ impl Store for SqliteStore {
         ids.iter().filter_map(|id| read(&self.connection, id).transpose()).collect()
     }
 
-    fn tell(&mut self, told: &[HistoryEvent]) -> Result<(), StoreError> {
+    fn append_history(&mut self, events: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        insert_events(&transaction, told, self.lines)?;
+        insert_events(&transaction, events, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
 
-    fn forget(&mut self, id: &VolumeId, told: &[HistoryEvent]) -> Result<(), StoreError> {
+    fn forget(&mut self, id: &VolumeId, events: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         transaction.prepare_cached("DELETE FROM volumes WHERE id = ?1")?.execute([id.as_str()])?;
-        insert_events(&transaction, told, self.lines)?;
+        insert_events(&transaction, events, self.lines)?;
         transaction.commit()?;
         Ok(())
     }
@@ -963,10 +964,10 @@ impl Store for SqliteStore {
         Ok(select.query_row([name], |row| row.get(0)).optional()?)
     }
 
-    fn set(&mut self, name: &str, value: &str, told: &[HistoryEvent]) -> Result<(), StoreError> {
+    fn set(&mut self, name: &str, value: &str, events: &[HistoryEvent]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         put_setting(&transaction, name, value)?;
-        insert_events(&transaction, told, self.lines)?;
+        insert_events(&transaction, events, self.lines)?;
         transaction.commit()?;
         Ok(())
     }

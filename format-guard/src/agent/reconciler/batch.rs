@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Reconciler, copying::Taken, unstored::Change};
 use crate::{
-    record::{Record, store::HistoryEvent},
+    record::{Record, history::HistoryEvent},
     volume::{Dev, VolumeId},
 };
 

@@ -6,7 +6,7 @@ use tracing::error;
 use super::Reconciler;
 use crate::{
     agent::now,
-    record::store::{HistoryEvent, Store},
+    record::{history::HistoryEvent, store::Store},
 };
 
 /// Lines that wait to be stored together at most.

@@ -16,7 +16,8 @@ use crate::{
     api::{self, Failure},
     record::{
         Content,
-        store::{HistoryEvent, Loss},
+        history::HistoryEvent,
+        store::Loss,
         transition::Event,
     },
     volume::{

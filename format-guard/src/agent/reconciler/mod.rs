@@ -75,7 +75,8 @@ use crate::{
     mode::Mode,
     record::{
         Record, Seconds,
-        store::{HistoryEvent, Store},
+        history::HistoryEvent,
+        store::Store,
         transition::{self, Effect, Event, Report},
     },
     volume::{

@@ -14,7 +14,7 @@ use crate::{
     api::{self, Failure, FailureKind},
     mode::Mode,
     enforce::rule,
-    record::{self, Now, Record, Seconds, store::HistoryEvent, transition::Event},
+    record::{self, Now, Record, Seconds, history::HistoryEvent, transition::Event},
     volume::Dev,
 };
 

@@ -14,7 +14,7 @@ use crate::{
     record::{
         Record,
         merge::{disagree, merge},
-        store::HistoryEvent,
+        history::HistoryEvent,
     },
     volume::{
         Dev, VolumeId,

@@ -15,7 +15,7 @@ use crate::{
     api,
     mode::Mode,
     enforce::since_boot,
-    record::store::HistoryEvent,
+    record::history::HistoryEvent,
 };
 
 /// Over the two ticks that may be late: an agent that hangs for longer protects nothing.

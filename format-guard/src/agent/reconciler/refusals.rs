@@ -15,7 +15,7 @@ use crate::{
     enforce::canary,
     record::{
         Record,
-        store::{HistoryEvent, Refusal},
+        history::{HistoryEvent, Refusal},
     },
     volume::Dev,
 };

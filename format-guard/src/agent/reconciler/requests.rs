@@ -19,7 +19,8 @@ use crate::{
     enforce::error::{MapError, ProgramStatus},
     record::{
         Permit, Record,
-        store::{HistoryEvent, Wanted},
+        history::HistoryEvent,
+        store::Wanted,
         transition::Event,
     },
     volume::{Dev, VolumeId, device::Device},

@@ -143,7 +143,7 @@ impl Store for RecordingStore {
         Ok(self.records.values().filter(after).take(limit).cloned().collect())
     }
 
-    fn tell(&mut self, _told: &[HistoryEvent]) -> Result<(), StoreError> {
+    fn append_history(&mut self, _: &[HistoryEvent]) -> Result<(), StoreError> {
         Ok(())
     }
 

@@ -13,7 +13,8 @@ use crate::{
     agent::{clocks, now},
     record::{
         Record, Seconds,
-        store::{HistoryEvent, StoreError},
+        history::HistoryEvent,
+        store::StoreError,
         transition::{self, Event},
     },
     volume::VolumeId,

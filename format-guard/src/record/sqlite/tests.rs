@@ -118,7 +118,7 @@ fn the_history_is_bounded_and_the_newest_is_kept() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("open");
     let many: Vec<_> = (0..HISTORY_LINES + 10).map(|i| event(&i.to_string())).collect();
-    store.tell(&many).expect("tell");
+    store.append_history(&many).expect("tell");
     let all = store.history(&wanted(u32::MAX, None)).expect("history");
     assert_eq!(u32::try_from(all.len()), Ok(HISTORY_LINES));
     assert_eq!(all.last().map(|event| event.text.as_str()), Some("20009"));
@@ -130,7 +130,7 @@ fn history_begins_where_it_is_wanted_from() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     for at in [10, 20, 30] {
-        store.tell(&[HistoryEvent::new(at, "a".into(), "k", String::new())]).expect("told");
+        store.append_history(&[HistoryEvent::new(at, "a".into(), "k", String::new())]).expect("told");
     }
     let since = |since| Wanted { limit: 10, since, ..Wanted::default() };
     let times =
@@ -412,15 +412,15 @@ fn one_nights_retries_are_one_line_and_push_nothing_out() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     store.keep_lines(10);
-    store.tell(&[event("before")]).expect("told");
+    store.append_history(&[event("before")]).expect("told");
     let night: Vec<_> =
         (0..1000_u32).map(|i| refusal(100 + 30 * i64::from(i), "mkfs.ext4", "formatter", i)).collect();
     for told in night.chunks(7) {
-        store.tell(told).expect("told");
+        store.append_history(told).expect("told");
     }
     let others = [("mkfs.xfs", "formatter"), ("mkfs.ext4", "identity")];
     for (comm, reason) in others {
-        store.tell(&[refusal(200, comm, reason, 1)]).expect("told");
+        store.append_history(&[refusal(200, comm, reason, 1)]).expect("told");
     }
     let history = store.history(&wanted(100, None)).expect("history");
     let seen: Vec<_> = history.iter().map(|e| (e.text.as_str(), e.count, e.first, e.at)).collect();
@@ -432,18 +432,18 @@ fn one_nights_retries_are_one_line_and_push_nothing_out() {
     assert_eq!(history[1].refusal.as_ref().map(|refusal| refusal.pid), Some(999), "the newest facts");
     // Whoever follows the history is told of each.
     let newest = history.iter().map(|event| event.id).max().expect("a number");
-    store.tell(&[refusal(last + 1, "mkfs.ext4", "formatter", 7)]).expect("told");
+    store.append_history(&[refusal(last + 1, "mkfs.ext4", "formatter", 7)]).expect("told");
     let more = store.history(&Wanted { after: newest, ..wanted(100, None) }).expect("history");
     assert_eq!(more.iter().map(|event| event.count).collect::<Vec<_>>(), [1001]);
     // Of one process it is the first try that tells what it is about.
     let wider = HistoryEvent { text: "wider".to_owned(), ..refusal(last + 2, "mkfs.ext4", "formatter", 7) };
-    store.tell(&[wider]).expect("told");
+    store.append_history(&[wider]).expect("told");
     let history = store.history(&wanted(100, None)).expect("history");
     let newest = history.last().map(|event| (event.text.as_str(), event.count, event.at));
     assert_eq!(newest, Some(("pid 7", 1002, last + 2)));
     // Another day is another line, and so is a clock that was set back.
     for at in [100 + ONE_LINE, 50] {
-        store.tell(&[refusal(at, "mkfs.ext4", "formatter", 8)]).expect("told");
+        store.append_history(&[refusal(at, "mkfs.ext4", "formatter", 8)]).expect("told");
         let history = store.history(&wanted(100, None)).expect("history");
         assert_eq!(history.last().map(|event| (event.count, event.first)), Some((1, at)));
     }
@@ -457,7 +457,7 @@ fn two_commands_of_one_program_are_two_lines() {
         let mut event = refusal(100, "sg_raw", "passthrough", 1);
         let refusal = event.refusal.as_mut().expect("a refusal");
         (refusal.operation, refusal.length) = ("passthrough".to_owned(), command);
-        store.tell(&[event]).expect("told");
+        store.append_history(&[event]).expect("told");
     }
     let history = store.history(&wanted(100, None)).expect("history");
     assert_eq!(history.iter().map(|event| event.count).collect::<Vec<_>>(), [1, 2]);
@@ -468,9 +468,9 @@ fn what_operators_did_is_kept_for_good() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     store.keep_lines(10);
-    store.tell(&[event("permitted by user 7").by_operator(), event("one"), event("two")]).expect("told");
+    store.append_history(&[event("permitted by user 7").by_operator(), event("one"), event("two")]).expect("told");
     for i in 0..30 {
-        store.tell(&[event(&i.to_string())]).expect("told");
+        store.append_history(&[event(&i.to_string())]).expect("told");
     }
     let history = store.history(&wanted(100, None)).expect("history");
     assert_eq!((history.len(), history[0].text.as_str()), (11, "permitted by user 7"));
@@ -511,7 +511,7 @@ fn what_operators_did_under_an_earlier_version_is_kept_as_well() {
 fn a_refusal_of_an_earlier_version_is_repeated_by_its_process() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
-    store.tell(&[refusal(100, "mkfs.ext4", "formatter", 7)]).expect("told");
+    store.append_history(&[refusal(100, "mkfs.ext4", "formatter", 7)]).expect("told");
     store
         .connection
         .execute_batch(
@@ -522,7 +522,7 @@ fn a_refusal_of_an_earlier_version_is_repeated_by_its_process() {
     drop(store);
     let (mut store, _) = SqliteStore::open(directory.path(), 1).expect("migrated");
     let wider = HistoryEvent { text: "wider".to_owned(), ..refusal(102, "mkfs.ext4", "formatter", 7) };
-    store.tell(&[wider]).expect("told");
+    store.append_history(&[wider]).expect("told");
     let history = store.history(&wanted(100, None)).expect("history");
     let seen: Vec<_> = history.iter().map(|event| (event.text.as_str(), event.count)).collect();
     assert_eq!(seen, [("pid 7", 2)], "the first try tells what it is about");
