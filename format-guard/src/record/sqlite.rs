@@ -296,7 +296,7 @@ fn check(path: &Path, beside: impl FnOnce() -> Result<(), StoreError>) -> Result
         if verdict == "ok" {
             return Ok(());
         }
-        Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: verdict })
+        Err(StoreError::Damaged { reason: verdict })
     };
     thread::scope(|scope| {
         let structure = scope.spawn(structure);
@@ -314,7 +314,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 /// Looks at every record and setting: a flipped bit must not be found when it has been acted upon.
 fn check_sums(connection: &Connection) -> Result<(), StoreError> {
     let damaged = |what: &str| {
-        Err(StoreError::Row { volume: DAMAGED.to_owned(), reason: format!("{what} is not what was stored") })
+        Err(StoreError::Damaged { reason: format!("{what} is not what was stored") })
     };
     for_each(connection, |found| checked(found).map(drop)).or_else(|error| match error {
         StoreError::Row { volume, .. } => damaged(&volume),
@@ -369,13 +369,11 @@ fn add_sums(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Stands for the whole file in an error.
-const DAMAGED: &str = "(all)";
 
 fn is_damage(error: &StoreError) -> bool {
     match error {
         StoreError::Sqlite(error) => is_damage_code(error),
-        StoreError::Row { volume, .. } => volume == DAMAGED,
+        StoreError::Damaged { .. } => true,
         _ => false,
     }
 }

@@ -73,6 +73,12 @@ pub enum StoreError {
     /// `SQLite` says no.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// The file is not what this program has written: it is set aside.
+    #[error("database: damaged: {reason}")]
+    Damaged {
+        /// What was found.
+        reason: String,
+    },
     /// A row is not what this program writes.
     #[error("database: volume {volume}: {reason}")]
     Row {
