@@ -82,6 +82,22 @@ pub struct ClaimWorker<C> {
     reports: u64,
 }
 
+/// How far the store has been given the formats that are on record here.
+#[derive(Debug, PartialEq, Eq)]
+enum Backfill {
+    FromStart,
+    /// It has them up to this volume.
+    After(VolumeId),
+    Done,
+}
+
+/// What became of an operator's command.
+enum Changed {
+    Done,
+    /// It was refused, for this reason.
+    Refused(String),
+}
+
 /// Why a session is over.
 enum End {
     /// The store failed.
@@ -198,7 +214,7 @@ impl<C: Connect> ClaimWorker<C> {
         for volume in self.volumes.values_mut() {
             (volume.due, volume.observed) = (true, None);
         }
-        let mut known = Some(None);
+        let mut backfill = Backfill::FromStart;
         let mut unwatched = true;
         loop {
             unwatched |= self.take_desired();
@@ -209,8 +225,8 @@ impl<C: Connect> ClaimWorker<C> {
             let due = self.due();
             if !due.is_empty() {
                 self.advance(&session, due).await?;
-            } else if let Some(after) = known.take() {
-                known = self.backfill(&session, after).await?;
+            } else if backfill != Backfill::Done {
+                backfill = self.backfill(&session, backfill).await?;
             } else {
                 let later = self.later.keys().next().copied();
                 let desired_claims = self.desired_claims.clone();
@@ -432,8 +448,13 @@ impl<C: Connect> ClaimWorker<C> {
     async fn backfill(
         &mut self,
         session: &Arc<C::Session>,
-        after: Option<VolumeId>,
-    ) -> Result<Option<Option<VolumeId>>, End> {
+        from: Backfill,
+    ) -> Result<Backfill, End> {
+        let after = match from {
+            Backfill::FromStart => None,
+            Backfill::After(id) => Some(id),
+            Backfill::Done => return Ok(Backfill::Done),
+        };
         let (reply, answer) = oneshot::channel();
         self.report(StoreUpdate::KnownFormats { after, reply }).await?;
         let KnownFormats { formats, more_after } = answer.await.context("the reconciler is gone")?;
@@ -458,7 +479,7 @@ impl<C: Connect> ClaimWorker<C> {
                 }
             }
         }
-        Ok(more_after.map(Some))
+        Ok(more_after.map_or(Backfill::Done, Backfill::After))
     }
 
     async fn execute(&mut self, session: &Arc<C::Session>, command: OperatorCommand) -> Result<(), End> {
@@ -483,12 +504,12 @@ impl<C: Connect> ClaimWorker<C> {
                 command.fail(&error.to_string());
                 return Err(error.into());
             }
-            Ok(Err(reason)) => {
+            Ok(Changed::Refused(reason)) => {
                 let (OperatorCommand::Permit { reply, .. } | OperatorCommand::Forget { reply, .. }) = command;
                 // The client may have gone.
                 let _ = reply.send(Err(Failure::new(FailureKind::Refused, format!("{id}: {reason}"))));
             }
-            Ok(Ok(())) => {
+            Ok(Changed::Done) => {
                 // Claimed at once if it is here and free; who asks is told what came of it.
                 if matches!(command, OperatorCommand::Permit { .. }) && self.volumes.contains_key(&id) {
                     self.advance(session, vec![id]).await?;
@@ -533,27 +554,27 @@ async fn change<S: Session>(
     id: &VolumeId,
     node: &str,
     how: impl Fn(&mut Shared, bool) -> Result<(), String>,
-) -> Result<Result<(), String>, SharedError> {
+) -> Result<Changed, SharedError> {
     for _ in 0..TRIES {
         let observed = match session.look(std::slice::from_ref(id)).await?.pop() {
             Some(Ok(observed)) => observed,
-            Some(Err(error)) => return Ok(Err(error.to_string())),
-            None => return Ok(Err("the store has no answer for it".to_owned())),
+            Some(Err(error)) => return Ok(Changed::Refused(error.to_string())),
+            None => return Ok(Changed::Refused("the store has no answer for it".to_owned())),
         };
         let mut shared = observed.shared.clone().unwrap_or_default();
         if let Err(reason) = how(&mut shared, observed.claim.is_some()) {
-            return Ok(Err(reason));
+            return Ok(Changed::Refused(reason));
         }
         let shared = (shared != Shared::default()).then_some(shared);
         if shared == observed.shared {
-            return Ok(Ok(()));
+            return Ok(Changed::Done);
         }
         let write = Write { shared, claim: ClaimChange::Keep };
         if session.write(id, &observed, &write, node).await?.is_some() {
-            return Ok(Ok(()));
+            return Ok(Changed::Done);
         }
     }
-    Ok(Err("other nodes change it all the time: try again".to_owned()))
+    Ok(Changed::Refused("other nodes change it all the time: try again".to_owned()))
 }
 
 #[cfg(test)]

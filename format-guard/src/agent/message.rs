@@ -67,124 +67,131 @@ pub enum Input {
     /// A client waits until this device (`dev=MAJOR:MINOR`) is read.
     Settle(String, oneshot::Sender<Result<api::Settled, Failure>>),
     /// A client asks.
-    Asked(Request, oneshot::Sender<Result<Reply, Failure>>),
+    Asked {
+        /// What.
+        request: Request,
+        /// The user who asks, as the kernel tells it.
+        uid: u32,
+        /// The answer.
+        reply: ReplySender,
+    },
 }
 
 /// What clients ask.
 pub enum Request {
+    /// Something about the guard itself.
+    Guard(GuardRequest),
+    /// Something about one volume.
+    Volume {
+        /// Its id, the beginning of one, or `dev=MAJOR:MINOR`.
+        selector: String,
+        /// What.
+        what: VolumeRequest,
+    },
+}
+
+/// What clients ask of the guard itself.
+pub enum GuardRequest {
     /// Whether anybody answers.
     Alive,
     /// The state of the guard.
     Status,
     /// Every known volume.
     Volumes,
-    /// One volume.
-    Volume(String),
-    /// What is copied of a volume.
-    Copy(String),
-    /// The device that holds a volume.
-    Device(String),
-    /// Take what a probe found just now for the volume's content.
+    /// The history.
+    Events(api::EventsQuery),
+    /// Keep others from taking the guard away, or let them.
+    Protect(api::ProtectRequest),
+    /// Enforce or audit, everywhere or on one volume.
+    Mode(api::ModeRequest),
+    /// Arm what reads blank again, though records were lost.
+    EndLoss(api::EndLossRequest),
+}
+
+/// What clients ask of one volume.
+pub enum VolumeRequest {
+    /// What is known of it.
+    Show,
+    /// What is copied of it.
+    Copy,
+    /// The device that holds it.
+    Device,
+    /// Take what a probe found just now for its content.
     Adopt {
-        /// Which volume.
-        volume: String,
         /// What was found.
         found: Vec<Found>,
         /// Its marks.
         marks: Vec<Mark>,
         /// Why.
         reason: String,
-        /// Who asks.
-        uid: u32,
     },
     /// Take whatever is there for its content, though it is no known format.
     AdoptRaw {
-        /// Which volume.
-        volume: String,
         /// It reads as zeros at both ends.
         zeros: bool,
         /// Why.
         reason: String,
-        /// Who asks.
-        uid: u32,
     },
     /// Allow one re-purposing.
     Permit {
-        /// The request.
-        request: api::PermitRequest,
-        /// Who asks.
-        uid: u32,
+        /// How long the permit lasts, in seconds.
+        seconds: u64,
+        /// Why.
+        reason: String,
     },
     /// Take a permit back.
     Revoke {
-        /// The request.
-        request: api::ReasonRequest,
-        /// Who asks.
-        uid: u32,
+        /// Why.
+        reason: String,
     },
-    /// Take a volume out of the guard.
+    /// Take it out of the guard.
     Exempt {
-        /// The request.
-        request: api::ReasonRequest,
-        /// Who asks.
-        uid: u32,
+        /// Why.
+        reason: String,
     },
-    /// Delete what is known of a volume.
+    /// Delete what is known of it.
     Forget {
-        /// The request.
-        request: api::ReasonRequest,
-        /// Who asks.
-        uid: u32,
+        /// Why.
+        reason: String,
     },
-    /// Forget the refusals on a volume's devices.
+    /// Forget the refusals on its devices.
     Untaint {
-        /// The request.
-        request: api::ReasonRequest,
-        /// Who asks.
-        uid: u32,
+        /// Why.
+        reason: String,
     },
-    /// Keep others from taking the guard away, or let them.
-    Protect {
-        /// The request.
-        request: api::ProtectRequest,
-        /// Who asks.
-        uid: u32,
-    },
-    /// Enforce or audit, everywhere or on one volume.
-    Mode {
-        /// The request.
-        request: api::ModeRequest,
-        /// Who asks.
-        uid: u32,
-    },
-    /// Arm what reads blank again, though records were lost.
-    EndLoss {
-        /// The request.
-        request: api::EndLossRequest,
-        /// Who asks.
-        uid: u32,
-    },
-    /// The history.
-    Events(api::EventsQuery),
 }
+
+impl VolumeRequest {
+    /// Whether data may be lost by it: then the beginning of an id, which may be another volume's tomorrow, names no volume.
+    #[must_use]
+    pub const fn needs_whole_id(&self) -> bool {
+        !matches!(self, Self::Show | Self::Copy | Self::Device | Self::Untaint { .. })
+    }
+}
+
+/// The user id of a task of the agent that asks.
+pub const OWN_UID: u32 = 0;
+
+/// Where an answer is sent.
+pub type ReplySender = oneshot::Sender<Result<Reply, Failure>>;
 
 /// What clients are answered.
 pub enum Reply {
-    /// To [`Request::Alive`].
+    /// To [`GuardRequest::Alive`].
     Alive,
-    /// To [`Request::Status`].
+    /// To [`GuardRequest::Status`].
     Status(Box<api::Status>),
-    /// To [`Request::Volumes`].
+    /// To [`GuardRequest::Volumes`].
     Volumes(api::Volumes),
-    /// To [`Request::Copy`].
+    /// To [`VolumeRequest::Copy`].
     Copy(Box<api::Copy>),
     /// To everything about one volume.
     Volume(Box<api::Volume>),
-    /// To [`Request::Device`].
+    /// To [`VolumeRequest::Device`].
     Device(Box<Device>),
-    /// To [`Request::Forget`], [`Request::Untaint`], [`Request::Mode`], [`Request::Protect`] and [`Request::EndLoss`].
+    /// To what changes something, and shows no volume.
     Done(api::Done),
-    /// To [`Request::Events`].
+    /// To [`GuardRequest::Events`].
     Events(api::Events),
 }
 
@@ -261,7 +268,7 @@ pub enum OperatorCommand {
         /// The permit.
         permit: Permit,
         /// Who asks.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
+        reply: ReplySender,
     },
     /// That nothing is known of it any more.
     Forget {
@@ -272,7 +279,7 @@ pub enum OperatorCommand {
         /// The operator's user id.
         uid: u32,
         /// Who asks.
-        reply: oneshot::Sender<Result<Reply, Failure>>,
+        reply: ReplySender,
     },
 }
 

@@ -45,11 +45,12 @@ pub(super) fn channels() -> (Senders, Inputs) {
 pub(super) async fn ask(
     inputs: &mpsc::Sender<Input>,
     request: Request,
+    uid: u32,
     patience: Option<Duration>,
 ) -> Result<Reply, Failure> {
     let answer = async {
         let (sender, receiver) = oneshot::channel();
-        inputs.send(Input::Asked(request, sender)).await.map_err(|_| stopping())?;
+        inputs.send(Input::Asked { request, uid, reply: sender }).await.map_err(|_| stopping())?;
         receiver.await.map_err(|_| stopping())?
     };
     match patience {

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use tokio::{sync::mpsc, time};
 
 use super::{
-    message::{Input, Request},
+    message::{GuardRequest, Input, OWN_UID, Request},
     queue::ask,
 };
 
@@ -47,7 +47,7 @@ pub(super) async fn keep_alive(inputs: mpsc::Sender<Input>) -> Result<()> {
         return std::future::pending().await;
     };
     loop {
-        ask(&inputs, Request::Alive, None).await.context("the reconciler does not answer")?;
+        ask(&inputs, Request::Guard(GuardRequest::Alive), OWN_UID, None).await.context("the reconciler does not answer")?;
         send("WATCHDOG=1");
         time::sleep(interval / 3).await;
     }

@@ -48,11 +48,10 @@ impl Reconciler {
     /// What was lost before a restart, or just now.
     pub(super) fn take_up_loss(&mut self) -> Result<()> {
         let text = self.store.setting(Loss::SETTING)?;
-        let loss: Option<Option<Loss>> = text.map(|text| serde_json::from_str(&text)).transpose().context(
+        let loss: Option<Loss> = serde_json::from_str(text.as_deref().unwrap_or("null")).context(
             "the stored loss of records cannot be read: nobody knows whether what reads blank may be armed",
         )?;
-        self.lost.loss = loss.flatten();
-        self.lost.earlier_rules = HashMap::new();
+        self.lost = LostRecords { loss, ..LostRecords::default() };
         if let Some(loss) = &self.lost.loss {
             warn!("{}", degraded(loss));
             let rules = self.enforcer.ruled().into_iter();

@@ -431,12 +431,9 @@ impl Reconciler {
             // The last input of all: see `run`.
             Input::Stop(_) => {}
             Input::Settle(selector, reply) => self.settle_for(&selector, reply),
-            Input::Asked(question, reply) => {
+            Input::Asked { request, uid, reply } => {
                 self.store_history();
-                // The client may have gone.
-                if let Some((question, reply)) = self.ask_cluster(question, reply) {
-                    let _ = reply.send(self.answer(question));
-                }
+                self.serve(request, uid, reply);
             }
         }
         Ok(())

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use format_guard_common::State;
-use tokio::sync::oneshot;
 
 use super::{
     Reconciler,
@@ -11,7 +10,7 @@ use super::{
 use crate::{
     agent::{
         kernel_log::KernelLog,
-        message::{OperatorCommand, Reply, Request},
+        message::{GuardRequest, OperatorCommand, Reply, ReplySender, Request, VolumeRequest},
         now,
     },
     api::{self, Condition, Failure, FailureKind},
@@ -32,50 +31,47 @@ pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
 const MAX_CANDIDATES: usize = 10;
 
 impl Reconciler {
-    pub(super) fn answer(&mut self, request: Request) -> Result<Reply, Failure> {
-        Ok(match request {
-            Request::Alive => Reply::Alive,
-            Request::Status => Reply::Status(Box::new(self.status()?)),
-            Request::Volumes => Reply::Volumes(self.volumes()?),
-            Request::Volume(selector) => {
-                let id = self.select(&selector)?;
-                Reply::Volume(Box::new(self.volume(&id)?))
-            }
-            Request::Copy(selector) => {
-                let id = self.select(&selector)?;
-                Reply::Copy(Box::new(self.copy(&id)?))
-            }
-            Request::Device(selector) => {
-                let id = self.select(&selector)?;
-                Reply::Device(Box::new(self.device_of(&id)?.clone()))
-            }
-            Request::Adopt { volume, found, marks, reason, uid } => {
-                let reason = reason_of(&reason, "to adopt a volume")?;
-                let id = self.select_whole(&volume)?;
-                self.device_of(&id)?;
-                self.apply(&id, Event::Adopted { found, marks, reason, uid });
-                self.guard_partitions(&id);
-                Reply::Volume(Box::new(self.volume(&id)?))
-            }
-            Request::AdoptRaw { volume, zeros, reason, uid } => {
-                let reason = reason_of(&reason, "to adopt a volume")?;
-                let id = self.select_whole(&volume)?;
-                self.device_of(&id)?;
-                self.adopt_raw(&id, zeros, reason, uid)?;
-                Reply::Volume(Box::new(self.volume(&id)?))
-            }
-            Request::Permit { request, uid } => Reply::Volume(Box::new(self.permit(&request, uid)?)),
-            Request::Exempt { request, uid } => Reply::Volume(Box::new(self.exempt(&request, uid)?)),
-            Request::Forget { request, uid } => Reply::Done(self.forget(&request, uid)?),
-            Request::Revoke { request, uid } => Reply::Volume(Box::new(self.revoke(&request, uid)?)),
-            Request::Untaint { request, uid } => Reply::Done(self.untaint(&request, uid)?),
-            Request::Protect { request, uid } => {
+    /// Answers a client. What concerns every node goes to the store that they share: who asked is answered by what comes of it.
+    pub(super) fn serve(&mut self, request: Request, uid: u32, reply: ReplySender) {
+        let answer = match request {
+            Request::Volume { selector, what } => match self.resolve(&selector, &what) {
+                Ok(id) => match (self.desired_claims_for(&id), what) {
+                    (Some(claims), VolumeRequest::Permit { seconds, reason }) => {
+                        match self.permit_for(&id, seconds, &reason, uid) {
+                            Ok(permit) => return claims.command(OperatorCommand::Permit { id, permit, reply }),
+                            Err(failure) => Err(failure),
+                        }
+                    }
+                    (Some(claims), VolumeRequest::Forget { reason }) => {
+                        match self.to_be_forgotten(&id, &reason) {
+                            Ok(reason) => {
+                                return claims.command(OperatorCommand::Forget { id, reason, uid, reply });
+                            }
+                            Err(failure) => Err(failure),
+                        }
+                    }
+                    (_, what) => self.answer_of(&id, what, uid),
+                },
+                Err(failure) => Err(failure),
+            },
+            Request::Guard(what) => self.answer(what, uid),
+        };
+        // The client may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn answer(&mut self, what: GuardRequest, uid: u32) -> Result<Reply, Failure> {
+        Ok(match what {
+            GuardRequest::Alive => Reply::Alive,
+            GuardRequest::Status => Reply::Status(Box::new(self.status()?)),
+            GuardRequest::Volumes => Reply::Volumes(self.volumes()?),
+            GuardRequest::Protect(request) => {
                 let reason = reason_of(&request.reason, "a change of protection")?;
                 Reply::Done(self.set_protection(request.on, &reason, uid))
             }
-            Request::EndLoss { request, uid } => Reply::Done(self.end_loss(&request, uid)?),
-            Request::Mode { request, uid } => Reply::Done(self.set_mode(&request, uid)?),
-            Request::Events(query) => {
+            GuardRequest::EndLoss(request) => Reply::Done(self.end_loss(&request, uid)?),
+            GuardRequest::Mode(request) => Reply::Done(self.set_mode(&request, uid)?),
+            GuardRequest::Events(query) => {
                 let volume = query.volume.map(|selector| self.select(&selector)).transpose()?;
                 let wanted = Wanted {
                     after: query.after,
@@ -86,6 +82,34 @@ impl Reconciler {
                 let events = self.store.history(&wanted).map_err(|error| failed(&error))?;
                 Reply::Events(api::Events { events })
             }
+        })
+    }
+
+    fn answer_of(&mut self, id: &VolumeId, what: VolumeRequest, uid: u32) -> Result<Reply, Failure> {
+        Ok(match what {
+            VolumeRequest::Show => Reply::Volume(Box::new(self.volume(id)?)),
+            VolumeRequest::Copy => Reply::Copy(Box::new(self.copy(id)?)),
+            VolumeRequest::Device => Reply::Device(Box::new(self.device_of(id)?.clone())),
+            VolumeRequest::Adopt { found, marks, reason } => {
+                let reason = reason_of(&reason, "to adopt a volume")?;
+                self.device_of(id)?;
+                self.apply(id, Event::Adopted { found, marks, reason, uid });
+                self.guard_partitions(id);
+                Reply::Volume(Box::new(self.volume(id)?))
+            }
+            VolumeRequest::AdoptRaw { zeros, reason } => {
+                let reason = reason_of(&reason, "to adopt a volume")?;
+                self.device_of(id)?;
+                self.adopt_raw(id, zeros, reason, uid)?;
+                Reply::Volume(Box::new(self.volume(id)?))
+            }
+            VolumeRequest::Permit { seconds, reason } => {
+                Reply::Volume(Box::new(self.permit(id, seconds, &reason, uid)?))
+            }
+            VolumeRequest::Exempt { reason } => Reply::Volume(Box::new(self.exempt(id, &reason, uid)?)),
+            VolumeRequest::Forget { reason } => Reply::Done(self.forget(id, &reason, uid)?),
+            VolumeRequest::Revoke { reason } => Reply::Volume(Box::new(self.revoke(id, &reason, uid)?)),
+            VolumeRequest::Untaint { reason } => Reply::Done(self.untaint(id, &reason, uid)?),
         })
     }
 
@@ -266,63 +290,36 @@ impl Reconciler {
         }
     }
 
-    /// The volume that a selector means where data may be lost by what is done: a device or a whole id, and never the beginning of
-    /// one, which may be another volume's tomorrow.
-    fn select_whole(&self, selector: &str) -> Result<VolumeId, Failure> {
+    /// The volume that a request is about. Where data may be lost by the request the selector must be a device or a whole id, and
+    /// never the beginning of one, which may be another volume's tomorrow.
+    fn resolve(&self, selector: &str, what: &VolumeRequest) -> Result<VolumeId, Failure> {
         let id = self.select(selector)?;
-        if self.names.volume(selector) == Some(&id) || id.as_str() == selector || selector.starts_with("dev=")
-        {
+        let is_whole = self.names.volume(selector) == Some(&id)
+            || id.as_str() == selector
+            || selector.starts_with("dev=");
+        if is_whole || !what.needs_whole_id() {
             return Ok(id);
         }
         Err(bad(format!("'{selector}' is the beginning of an id: name the whole one, {id}, or its device")))
     }
 
-    /// What concerns every node goes to the store that they share: who asked is answered by what comes of it.
-    pub(super) fn ask_cluster(
-        &mut self,
-        request: Request,
-        reply: oneshot::Sender<Result<Reply, Failure>>,
-    ) -> Option<(Request, oneshot::Sender<Result<Reply, Failure>>)> {
-        let (Request::Permit { request: api::PermitRequest { volume, .. }, .. }
-        | Request::Forget { request: api::ReasonRequest { volume, .. }, .. }) = &request
-        else {
-            return Some((request, reply));
-        };
-        let id = self.select(volume).ok();
-        let Some(desired_claims) = id.and_then(|id| self.desired_claims_for(&id)) else { return Some((request, reply)) };
-        let command = match request {
-            Request::Permit { request, uid } => {
-                self.permit_for(&request, uid).map(|(id, permit)| (id, Ok(permit)))
-            }
-            Request::Forget { request, uid } => {
-                self.to_be_forgotten(&request).map(|(id, reason)| (id, Err((reason, uid))))
-            }
-            other => return Some((other, reply)),
-        };
-        match command {
-            Ok((id, Ok(permit))) => desired_claims.command(OperatorCommand::Permit { id, permit, reply }),
-            Ok((id, Err((reason, uid)))) => desired_claims.command(OperatorCommand::Forget { id, reason, uid, reply }),
-            // The client may have gone.
-            Err(failure) => drop(reply.send(Err(failure))),
-        }
-        None
-    }
-
     /// The permit that is asked for, if it may be given.
-    fn permit_for(&mut self, request: &api::PermitRequest, uid: u32) -> Result<(VolumeId, Permit), Failure> {
-        let reason = reason_of(&request.reason, "a permit")?;
-        if !(1..=MAX_PERMIT).contains(&request.seconds) {
-            return Err(bad(format!(
-                "a permit lasts 1 to {MAX_PERMIT} seconds (a week), not {}",
-                request.seconds
-            )));
+    fn permit_for(
+        &mut self,
+        id: &VolumeId,
+        seconds: u64,
+        reason: &str,
+        uid: u32,
+    ) -> Result<Permit, Failure> {
+        let reason = reason_of(reason, "a permit")?;
+        if !(1..=MAX_PERMIT).contains(&seconds) {
+            return Err(bad(format!("a permit lasts 1 to {MAX_PERMIT} seconds (a week), not {seconds}")));
         }
-        let id = self.select_whole(&request.volume)?;
-        let devices: Vec<Dev> = self.graph.of(&id).map(|device| device.dev).collect();
+        let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         for dev in devices {
             self.take_up_on(dev);
         }
-        let record = self.records.get(&id);
+        let record = self.records.get(id);
         if let Some(formatter) =
             record.filter(|record| record.running).and_then(|record| record.formatter.as_ref())
         {
@@ -337,53 +334,55 @@ impl Reconciler {
             _ => {}
         }
         let at = now();
-        Ok((id, Permit { reason, uid, at, expires: at + request.seconds.cast_signed(), used: false }))
+        Ok(Permit { reason, uid, at, expires: at + seconds.cast_signed(), used: false })
     }
 
-    pub(super) fn permit(&mut self, request: &api::PermitRequest, uid: u32) -> Result<api::Volume, Failure> {
-        let id = self.select_whole(&request.volume)?;
-        self.device_of(&id)?;
-        let (id, permit) = self.permit_for(request, uid)?;
-        self.apply(&id, Event::Permitted(permit));
-        self.permit_partitions(&id);
-        let volume = self.volume(&id)?;
+    pub(super) fn permit(
+        &mut self,
+        id: &VolumeId,
+        seconds: u64,
+        reason: &str,
+        uid: u32,
+    ) -> Result<api::Volume, Failure> {
+        self.device_of(id)?;
+        let permit = self.permit_for(id, seconds, reason, uid)?;
+        self.apply(id, Event::Permitted(permit));
+        self.permit_partitions(id);
+        let volume = self.volume(id)?;
         if volume.state != State::Permitted.name() {
             return Err(Failure::new(FailureKind::Failed, format!("no permit: {}", volume.cause)));
         }
         Ok(volume)
     }
 
-    fn revoke(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {
-        let reason = reason_of(&request.reason, "to revoke a permit")?;
-        let id = self.select_whole(&request.volume)?;
-        let Some(permit) = self.records.get(&id).and_then(|record| record.permit.clone()) else {
+    fn revoke(&mut self, id: &VolumeId, reason: &str, uid: u32) -> Result<api::Volume, Failure> {
+        let reason = reason_of(reason, "to revoke a permit")?;
+        let Some(permit) = self.records.get(id).and_then(|record| record.permit.clone()) else {
             return Err(bad(format!("{id} has no permit here that could be revoked")));
         };
-        self.apply(&id, Event::Revoked { reason: reason.clone(), uid });
-        self.revoke_of_partitions(&id, &permit, &reason, uid);
-        self.volume(&id)
+        self.apply(id, Event::Revoked { reason: reason.clone(), uid });
+        self.revoke_of_partitions(id, &permit, &reason, uid);
+        self.volume(id)
     }
 
-    fn exempt(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Volume, Failure> {
-        let reason = reason_of(&request.reason, "an exemption")?;
-        let id = self.select_whole(&request.volume)?;
-        self.device_of(&id)?;
-        self.apply(&id, Event::Exempted { reason, uid });
-        self.exempt_partitions(&id);
-        let volume = self.volume(&id)?;
+    fn exempt(&mut self, id: &VolumeId, reason: &str, uid: u32) -> Result<api::Volume, Failure> {
+        let reason = reason_of(reason, "an exemption")?;
+        self.device_of(id)?;
+        self.apply(id, Event::Exempted { reason, uid });
+        self.exempt_partitions(id);
+        let volume = self.volume(id)?;
         if volume.state != State::Exempt.name() {
             return Err(Failure::new(FailureKind::Failed, format!("not exempted: {}", volume.cause)));
         }
         Ok(volume)
     }
 
-    /// The volume of which nothing is to be known any more, and why. Of one that is here and holds a format that would be a
-    /// permit by another name.
-    fn to_be_forgotten(&self, request: &api::ReasonRequest) -> Result<(VolumeId, String), Failure> {
-        let reason = reason_of(&request.reason, "to forget a volume")?;
-        let id = self.select_whole(&request.volume)?;
-        let device = self.graph.of(&id).next().cloned();
-        let record = self.records.get(&id);
+    /// Why nothing is to be known of a volume any more. Of one that is here and holds a format that would be a permit by another
+    /// name.
+    fn to_be_forgotten(&self, id: &VolumeId, reason: &str) -> Result<String, Failure> {
+        let reason = reason_of(reason, "to forget a volume")?;
+        let device = self.graph.of(id).next().cloned();
+        let record = self.records.get(id);
         if let (Some(device), Some(record)) = (&device, record)
             && matches!(record.state, State::Formatted | State::Formatting | State::Permitted)
         {
@@ -396,12 +395,12 @@ impl Reconciler {
                 ),
             ));
         }
-        Ok((id, reason))
+        Ok(reason)
     }
 
-    fn forget(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
-        let (id, reason) = self.to_be_forgotten(request)?;
-        self.delete_record(&id, &reason, uid)
+    fn forget(&mut self, id: &VolumeId, reason: &str, uid: u32) -> Result<api::Done, Failure> {
+        let reason = self.to_be_forgotten(id, reason)?;
+        self.delete_record(id, &reason, uid)
     }
 
     /// What is attached is as if seen for the first time.
@@ -428,11 +427,10 @@ impl Reconciler {
         Ok(api::Done { text: format!("{id} is forgotten") })
     }
 
-    fn untaint(&mut self, request: &api::ReasonRequest, uid: u32) -> Result<api::Done, Failure> {
-        let reason = reason_of(&request.reason, "to untaint")?;
-        let id = self.select(&request.volume)?;
-        self.device_of(&id)?;
-        let count = self.forget_refusals(&id).map_err(|error| failed(&error))?;
+    fn untaint(&mut self, id: &VolumeId, reason: &str, uid: u32) -> Result<api::Done, Failure> {
+        let reason = reason_of(reason, "to untaint")?;
+        self.device_of(id)?;
+        let count = self.forget_refusals(id).map_err(|error| failed(&error))?;
         let text = format!("{count} processes may write again, by user {uid}: {reason}");
         self.append_event(HistoryEvent::new(now(), id.to_string(), "untainted", text).by_operator());
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })

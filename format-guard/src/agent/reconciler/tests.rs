@@ -798,16 +798,16 @@ fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
         [setting.rule().flags, unknown].map(|flags| flags & format_guard_common::flag::AUDIT != 0)
     };
     *setting.broken.lock().expect("one thread") = true;
-    let question = |mode| Question::Mode { request: ask(Some(mode)), uid: 0 };
-    let clear = Question::Mode { request: ask(None), uid: 0 };
-    assert!(setting.reconciler.answer(question(Mode::Audit)).is_err());
+    let question = |mode| GuardRequest::Mode(ask(Some(mode)));
+    let clear = GuardRequest::Mode(ask(None));
+    assert!(setting.reconciler.answer(question(Mode::Audit), 0).is_err());
     assert_eq!(audits(&setting), [false, false], "what is not stored is not in force");
     *setting.broken.lock().expect("one thread") = false;
-    assert!(setting.reconciler.answer(question(Mode::Audit)).is_ok());
+    assert!(setting.reconciler.answer(question(Mode::Audit), 0).is_ok());
     assert_eq!(audits(&setting), [true, true]);
-    assert!(setting.reconciler.answer(clear).is_ok());
+    assert!(setting.reconciler.answer(clear, 0).is_ok());
     assert_eq!(audits(&setting), [false, false], "the configuration's");
-    assert!(setting.reconciler.answer(question(Mode::Enforce)).is_ok());
+    assert!(setting.reconciler.answer(question(Mode::Enforce), 0).is_ok());
     assert_eq!(audits(&setting), [false, false]);
 }
 
@@ -815,7 +815,7 @@ fn the_mode_is_stored_before_it_is_in_force_and_holds_for_every_rule() {
 fn a_proof_is_made_again_and_one_that_fails_is_told_until_it_does_not() {
     let mut setting = setting();
     let condition = |setting: &mut Setting| {
-        let Ok(Reply::Status(status)) = setting.reconciler.answer(Question::Status) else {
+        let Ok(Reply::Status(status)) = setting.reconciler.answer(GuardRequest::Status, 0) else {
             panic!("no status")
         };
         (status.condition, status.degraded.join(";"))
@@ -842,35 +842,36 @@ fn an_ambiguous_beginning_lists_its_candidates() {
     setting.give(changed("dm-0p1"));
     setting.give(answer(PART, 5, Ok(holds())));
     setting.probed(5, holds());
-    let ask = |setting: &mut Setting, text: &str| {
-        setting.reconciler.answer(Question::Volume(text.into())).err().map(|failure| failure.error)
+    let ask = |setting: &Setting, text: &str| {
+        setting.reconciler.resolve(text, &VolumeRequest::Show).err().map(|failure| failure.error)
     };
-    assert_eq!(ask(&mut setting, "dm:"), None);
-    assert_eq!(ask(&mut setting, "part:"), None);
-    assert!(ask(&mut setting, "").is_some_and(|error| error.contains("begins with ''")));
+    assert_eq!(ask(&setting, "dm:"), None);
+    assert_eq!(ask(&setting, "part:"), None);
+    assert!(ask(&setting, "").is_some_and(|error| error.contains("begins with ''")));
     let mut other = Record::new("dm:UUID-10".into(), "dm".into(), false, 0);
     other.state = State::Blank;
     setting.reconciler.store.put(&other, &[]).expect("stored");
-    let error = ask(&mut setting, "dm:UUID-").expect("ambiguous");
+    let error = ask(&setting, "dm:UUID-").expect("ambiguous");
     assert!(error.contains("may be any of 2") && error.contains("\n  dm:UUID-1\n  dm:UUID-10"), "{error}");
-    assert_eq!(ask(&mut setting, "dm:UUID-1"), None, "a whole id is never ambiguous");
+    assert_eq!(ask(&setting, "dm:UUID-1"), None, "a whole id is never ambiguous");
 }
 
 #[test]
 fn a_volume_that_is_here_and_holds_a_format_is_not_forgotten() {
     let mut setting = setting();
     setting.probed(5, holds());
-    let forget = || Question::Forget {
-        request: api::ReasonRequest { volume: "dm:UUID-1".into(), reason: "test".into() },
-        uid: 0,
+    let forget = |setting: &mut Setting| {
+        let what = VolumeRequest::Forget { reason: "test".into() };
+        let id = setting.reconciler.resolve("dm:UUID-1", &what)?;
+        setting.reconciler.answer_of(&id, what, 0)
     };
-    let failure = setting.reconciler.answer(forget()).err().expect("refused");
+    let failure = forget(&mut setting).err().expect("refused");
     assert_eq!(failure.kind, crate::api::FailureKind::Refused);
     fs::remove_file(setting.sysfs.path().join("class/block/dm-0")).expect("gone");
     fs::remove_file(setting.sysfs.path().join("dev/block/253:0")).expect("gone");
     setting.give(Input::Removed { name: "dm-0".into() });
-    assert!(setting.reconciler.answer(forget()).is_ok());
-    assert!(setting.reconciler.answer(forget()).is_err(), "it is not known any more");
+    assert!(forget(&mut setting).is_ok());
+    assert!(forget(&mut setting).is_err(), "it is not known any more");
 }
 
 /// A process that formats a device; held where `lock_dev` says.

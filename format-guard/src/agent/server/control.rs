@@ -33,7 +33,7 @@ use tokio::{
 use super::metrics::{self, Scraped};
 use crate::{
     agent::{
-        message::{Input, Reply, Request},
+        message::{GuardRequest, Input, Reply, Request, VolumeRequest},
         metrics::Metrics,
         prober::Prober,
         queue::{ask, stopping},
@@ -166,13 +166,17 @@ impl IntoResponse for Reply {
 type Answer = Result<Reply, Failure>;
 
 impl Agent {
-    async fn ask(&self, request: Request) -> Answer {
-        ask(&self.inputs, request, None).await
+    async fn ask(&self, peer: Peer, what: GuardRequest) -> Answer {
+        ask(&self.inputs, Request::Guard(what), peer.uid(), None).await
+    }
+
+    async fn ask_of(&self, peer: Peer, selector: String, what: VolumeRequest) -> Answer {
+        ask(&self.inputs, Request::Volume { selector, what }, peer.uid(), None).await
     }
 
     /// The device that holds a volume.
-    async fn device(&self, volume: &str) -> Result<Box<Device>, Failure> {
-        match self.ask(Request::Device(volume.to_owned())).await? {
+    async fn device(&self, peer: Peer, volume: &str) -> Result<Box<Device>, Failure> {
+        match self.ask_of(peer, volume.to_owned(), VolumeRequest::Device).await? {
             Reply::Device(device) => Ok(device),
             _ => Err(Failure::new(FailureKind::Failed, "the agent gave no device")),
         }
@@ -187,36 +191,45 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Failure> {
     query.map(|Query(value)| value).map_err(|error| Failure::new(FailureKind::BadRequest, error.body_text()))
 }
 
-async fn status(State(agent): State<Agent>) -> Answer {
-    agent.ask(Request::Status).await
+async fn status(State(agent): State<Agent>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer {
+    agent.ask(peer, GuardRequest::Status).await
 }
 
 async fn scraped(State(agent): State<Agent>) -> Response {
     metrics::metrics(State(Scraped { inputs: agent.inputs, metrics: agent.metrics })).await
 }
 
-async fn volumes(State(agent): State<Agent>) -> Answer {
-    agent.ask(Request::Volumes).await
+async fn volumes(State(agent): State<Agent>, ConnectInfo(peer): ConnectInfo<Peer>) -> Answer {
+    agent.ask(peer, GuardRequest::Volumes).await
 }
 
-async fn volume(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
-    agent.ask(Request::Volume(query(selector)?.volume)).await
+async fn volume(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    selector: Result<Query<Selector>, QueryRejection>,
+) -> Answer {
+    agent.ask_of(peer, query(selector)?.volume, VolumeRequest::Show).await
 }
 
-async fn copy(State(agent): State<Agent>, selector: Result<Query<Selector>, QueryRejection>) -> Answer {
-    agent.ask(Request::Copy(query(selector)?.volume)).await
+async fn copy(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    selector: Result<Query<Selector>, QueryRejection>,
+) -> Answer {
+    agent.ask_of(peer, query(selector)?.volume, VolumeRequest::Copy).await
 }
 
 /// Waits for a line to tell, if that is asked for.
 async fn events(
     State(mut agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     events: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Answer {
     let query = query(events)?;
     let deadline = Instant::now() + Duration::from_secs(query.wait.min(MAX_WAIT));
     loop {
         agent.history_seq.mark_unchanged();
-        let reply = agent.ask(Request::Events(query.clone())).await?;
+        let reply = agent.ask(peer, GuardRequest::Events(query.clone())).await?;
         let empty = matches!(&reply, Reply::Events(events) if events.events.is_empty());
         if !empty || timeout_at(deadline, agent.history_seq.changed()).await.is_err() {
             return Ok(reply);
@@ -254,7 +267,8 @@ async fn exempt(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Exempt { request: body(request)?, uid: peer.uid() }).await
+    let ReasonRequest { volume, reason } = body(request)?;
+    agent.ask_of(peer, volume, VolumeRequest::Exempt { reason }).await
 }
 
 async fn forget(
@@ -262,7 +276,8 @@ async fn forget(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Forget { request: body(request)?, uid: peer.uid() }).await
+    let ReasonRequest { volume, reason } = body(request)?;
+    agent.ask_of(peer, volume, VolumeRequest::Forget { reason }).await
 }
 
 async fn untaint(
@@ -270,7 +285,8 @@ async fn untaint(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Untaint { request: body(request)?, uid: peer.uid() }).await
+    let ReasonRequest { volume, reason } = body(request)?;
+    agent.ask_of(peer, volume, VolumeRequest::Untaint { reason }).await
 }
 
 async fn revoke(
@@ -278,7 +294,8 @@ async fn revoke(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ReasonRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Revoke { request: body(request)?, uid: peer.uid() }).await
+    let ReasonRequest { volume, reason } = body(request)?;
+    agent.ask_of(peer, volume, VolumeRequest::Revoke { reason }).await
 }
 
 async fn mode(
@@ -286,7 +303,7 @@ async fn mode(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ModeRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Mode { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(peer, GuardRequest::Mode(body(request)?)).await
 }
 
 async fn protect(
@@ -294,7 +311,7 @@ async fn protect(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<ProtectRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Protect { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(peer, GuardRequest::Protect(body(request)?)).await
 }
 
 async fn end_loss(
@@ -302,7 +319,7 @@ async fn end_loss(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<EndLossRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::EndLoss { request: body(request)?, uid: peer.uid() }).await
+    agent.ask(peer, GuardRequest::EndLoss(body(request)?)).await
 }
 
 async fn permit(
@@ -310,16 +327,21 @@ async fn permit(
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Result<Json<PermitRequest>, JsonRejection>,
 ) -> Answer {
-    agent.ask(Request::Permit { request: body(request)?, uid: peer.uid() }).await
+    let PermitRequest { volume, seconds, reason } = body(request)?;
+    agent.ask_of(peer, volume, VolumeRequest::Permit { seconds, reason }).await
 }
 
 /// Probes now, and answers with what is known then.
-async fn probe(State(agent): State<Agent>, selector: Result<Json<Selector>, JsonRejection>) -> Answer {
+async fn probe(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    selector: Result<Json<Selector>, JsonRejection>,
+) -> Answer {
     let volume = body(selector)?.volume;
-    let device = agent.device(&volume).await?;
+    let device = agent.device(peer, &volume).await?;
     let answer = agent.prober.once(&device).await;
     agent.inputs.send(Input::Probed(answer)).await.map_err(|_| stopping())?;
-    agent.ask(Request::Volume(volume)).await
+    agent.ask_of(peer, volume, VolumeRequest::Show).await
 }
 
 /// Probes first: what is adopted is what is there now.
@@ -329,7 +351,7 @@ async fn adopt(
     request: Result<Json<AdoptRequest>, JsonRejection>,
 ) -> Answer {
     let AdoptRequest { volume, raw, reason } = body(request)?;
-    let device = agent.device(&volume).await?;
+    let device = agent.device(peer, &volume).await?;
     match agent.prober.once(&device).await.result {
         Ok(Finding::Holds { found, .. }) if raw => {
             let name = found.first().map_or("a format", |found| found.name.as_str());
@@ -340,10 +362,10 @@ async fn adopt(
         }
         Ok(finding @ (Finding::Blank | Finding::Unwritten | Finding::Raw(_))) if raw => {
             let zeros = !matches!(finding, Finding::Raw(_));
-            agent.ask(Request::AdoptRaw { volume, zeros, reason, uid: peer.uid() }).await
+            agent.ask_of(peer, volume, VolumeRequest::AdoptRaw { zeros, reason }).await
         }
         Ok(Finding::Holds { found, marks, .. }) => {
-            agent.ask(Request::Adopt { volume, found, marks, reason, uid: peer.uid() }).await
+            agent.ask_of(peer, volume, VolumeRequest::Adopt { found, marks, reason }).await
         }
         Ok(Finding::Blank | Finding::Unwritten) => Err(Failure::new(
             FailureKind::Refused,

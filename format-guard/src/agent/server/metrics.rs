@@ -28,7 +28,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     agent::{
-        message::{Input, Reply, Request},
+        message::{GuardRequest, Input, OWN_UID, Reply, Request},
         metrics::Metrics,
         queue::ask,
     },
@@ -55,7 +55,7 @@ pub(in crate::agent) struct Scraped {
 
 impl Scraped {
     async fn status(&self) -> Result<Box<Status>, Failure> {
-        match ask(&self.inputs, Request::Status, Some(PATIENCE)).await? {
+        match ask(&self.inputs, Request::Guard(GuardRequest::Status), OWN_UID, Some(PATIENCE)).await? {
             Reply::Status(status) => Ok(status),
             _ => Err(Failure::new(FailureKind::Failed, "the agent gave no status")),
         }
@@ -137,7 +137,7 @@ pub(super) async fn metrics(State(scraped): State<Scraped>) -> Response {
 
 /// Whether the one task that changes records and rules goes on.
 async fn healthy(State(scraped): State<Scraped>) -> Response {
-    match ask(&scraped.inputs, Request::Alive, Some(PATIENCE)).await {
+    match ask(&scraped.inputs, Request::Guard(GuardRequest::Alive), OWN_UID, Some(PATIENCE)).await {
         Ok(_) => "ok\n".into_response(),
         Err(failure) => (StatusCode::SERVICE_UNAVAILABLE, failure.error + "\n").into_response(),
     }

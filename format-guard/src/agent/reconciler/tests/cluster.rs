@@ -213,9 +213,10 @@ impl Node {
     /// An operator permits a re-format, on this node or whichever claims it.
     fn permit(&mut self, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
-        let request = api::PermitRequest { volume: ID.to_owned(), reason: "test".to_owned(), seconds: 3 };
+        let what = VolumeRequest::Permit { seconds: 3, reason: "test".to_owned() };
+        let request = Request::Volume { selector: ID.to_owned(), what };
         let (reply, _) = oneshot::channel();
-        self.reconciler.handle(Input::Asked(Question::Permit { request, uid: 0 }, reply)).expect("handled");
+        self.reconciler.handle(Input::Asked { request, uid: 0, reply }).expect("handled");
     }
 
     fn asks(&self, operation: Operation) -> Verdict {

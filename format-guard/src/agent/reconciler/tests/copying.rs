@@ -16,7 +16,7 @@ impl Setting {
 
     /// The first byte of what is copied.
     fn copied(&mut self) -> Option<u8> {
-        match self.reconciler.answer(Question::Copy("dm:UUID-1".into())) {
+        match self.reconciler.answer_of(&"dm:UUID-1".into(), VolumeRequest::Copy, 0) {
             Ok(Reply::Copy(copy)) => copy.pieces.first().map(|piece| piece.bytes[0]),
             _ => None,
         }

@@ -27,7 +27,7 @@ impl Setting {
     fn end_loss(&mut self, reason: &str) -> Result<Reply, Failure> {
         let _entered = self.runtime.enter();
         let request = api::EndLossRequest { reason: reason.into() };
-        self.reconciler.answer(Question::EndLoss { request, uid: 7 })
+        self.reconciler.answer(GuardRequest::EndLoss(request), 7)
     }
 }
 
@@ -40,7 +40,7 @@ fn nothing_is_armed_after_a_loss_however_often_the_agent_starts() {
         setting.blank_twice();
         assert_eq!(setting.state(), State::Unverified);
     }
-    let Ok(Reply::Status(status)) = setting.reconciler.answer(Question::Status) else { panic!("no status") };
+    let Ok(Reply::Status(status)) = setting.reconciler.answer(GuardRequest::Status, 0) else { panic!("no status") };
     assert!(
         status.records_lost.is_some() && status.degraded[0].contains("format-guard loss end"),
         "{status:?}"

@@ -35,7 +35,7 @@ impl Setting {
     }
 
     fn api_status(&mut self) -> Box<api::Status> {
-        match self.reconciler.answer(Question::Status) {
+        match self.reconciler.answer(GuardRequest::Status, 0) {
             Ok(Reply::Status(status)) => status,
             _ => panic!("no status"),
         }
