@@ -48,7 +48,7 @@ pub fn uevent(bytes: &[u8]) {
 
 /// A record of the ring buffer.
 pub fn kernel_record(bytes: &[u8]) {
-    if let Some(event) = kernel_events::parse(bytes) {
+    if let Ok(event) = kernel_events::parse(bytes) {
         let _ = format!("{event:?}");
     }
 }

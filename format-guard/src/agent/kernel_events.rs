@@ -8,44 +8,49 @@ use tokio::{io::unix::AsyncFd, sync::mpsc};
 use tracing::warn;
 
 use super::message::Input;
+use crate::enforce::report::Report;
 
 pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> Result<()> {
     // SAFETY: its one descriptor stays open as long as it lives.
     let mut ring = unsafe { AsyncFd::register(ring) }?;
     loop {
         let mut ready = ring.readable_mut().await?;
-        let mut events = Vec::new();
+        let mut reports = Vec::new();
         while let Some(item) = ready.get_inner_mut().next() {
-            if let Some(event) = parse(&item) {
-                events.push(event);
-            } else {
-                warn!("a kernel record of {} bytes was dropped", item.len());
+            match parse(&item) {
+                Ok(report) => reports.push(report),
+                Err(reason) => warn!("a record of the kernel was dropped: {reason}"),
             }
         }
         ready.clear_ready();
-        for event in events {
-            inputs.send(Input::Kernel(event)).await.context("the reconciler is gone")?;
+        for report in reports {
+            inputs.send(Input::Kernel(report)).await.context("the reconciler is gone")?;
         }
     }
 }
 
-/// The record in these bytes, if they are as long as one.
-pub(crate) fn parse(bytes: &[u8]) -> Option<KernelEvent> {
+/// The report in these bytes, or why there is none.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Report, String> {
     if bytes.len() != size_of::<KernelEvent>() {
-        return None;
+        return Err(format!("it has {} bytes", bytes.len()));
     }
     // SAFETY: as many bytes as the structure has, integers only, read without alignment.
-    Some(unsafe { bytes.as_ptr().cast::<KernelEvent>().read_unaligned() })
+    let record = unsafe { bytes.as_ptr().cast::<KernelEvent>().read_unaligned() };
+    Report::decode(&record).ok_or_else(|| format!("its kind is unknown ({})", record.kind))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enforce::report::Happened;
 
     #[test]
     fn only_a_whole_record_is_one() {
-        assert!(parse(&[0; size_of::<KernelEvent>() - 1]).is_none());
-        assert!(parse(&[]).is_none());
-        assert_eq!(parse(&[0; size_of::<KernelEvent>()]), Some(KernelEvent::default()));
+        assert!(parse(&[1; size_of::<KernelEvent>() - 1]).is_err());
+        assert!(parse(&[]).is_err());
+        let mut record = [0; size_of::<KernelEvent>()];
+        assert_eq!(parse(&record), Err("its kind is unknown (0)".to_owned()));
+        record[0] = 8;
+        assert_eq!(parse(&record).map(|report| report.what), Ok(Happened::Gone));
     }
 }

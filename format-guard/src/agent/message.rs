@@ -4,12 +4,13 @@
 
 use std::time::Instant;
 
-use format_guard_common::event::{KernelEvent, Process};
+use format_guard_common::event::Process;
 use tokio::sync::oneshot;
 
 use crate::{
     api::{self, Failure, FailureKind},
     config::Config,
+    enforce::report::Report,
     record::{
         Permit,
         shared::{ClaimStatus, Desired, Format},
@@ -41,8 +42,8 @@ pub enum Input {
         /// Which.
         dev: Dev,
     },
-    /// The kernel programs tell something.
-    Kernel(KernelEvent),
+    /// The kernel programs report something.
+    Kernel(Report),
     /// A probe came back.
     Probed(ProbeAnswer),
     /// A watched process has ended.

@@ -7,6 +7,7 @@ pub mod canary;
 pub mod error;
 pub mod preload;
 mod programs;
+pub mod report;
 pub mod rule;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -14,11 +15,12 @@ use std::{collections::BTreeMap, time::Duration};
 use format_guard_common::{
     Rule, Windows,
     claim::Lease,
-    event::{FormatOwner, KernelEvent},
+    event::FormatOwner,
 };
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::tier::Tier;
+use report::Report;
 use error::{LoadError, MapError, ProgramStatus, ProtectionError};
 
 /// What the guard itself has counted since its maps were made.
@@ -69,7 +71,7 @@ pub trait Enforcer {
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
     fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
     /// Adds to what the kernel tells what it could not know.
-    fn complete(&mut self, _event: &mut KernelEvent) {}
+    fn complete(&mut self, _report: &mut Report) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError>;
     /// Under which volumes are claimed, as it was put last; by an earlier agent, too.

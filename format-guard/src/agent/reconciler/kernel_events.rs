@@ -8,14 +8,17 @@ use std::{
 
 use format_guard_common::{
     Reason,
-    event::{EventKind, FormatOwner, KernelEvent, Process},
+    event::{FormatOwner, Process},
 };
-use tracing::{error, warn};
+use tracing::error;
 
 use super::{MAX_ENDS, Reconciler};
 use crate::{
     agent::{clocks, holding, now},
-    enforce::since_boot,
+    enforce::{
+        report::{Happened, Report},
+        since_boot,
+    },
     record::{
         Formatter, Record, Wrote,
         transition::{self, Event},
@@ -38,6 +41,19 @@ pub(super) struct Formats {
     pub(super) exit_statuses: HashMap<Process, (u32, Instant)>,
 }
 
+impl Formats {
+    /// Keeps an exit status until the pidfd tells of the end, too; the oldest is dropped where there are too many.
+    fn keep_status(&mut self, process: Process, status: u32) {
+        if self.exit_statuses.len() >= MAX_ENDS
+            && let Some(oldest) =
+                self.exit_statuses.iter().min_by_key(|(_, (_, at))| *at).map(|(process, _)| *process)
+        {
+            self.exit_statuses.remove(&oldest);
+        }
+        self.exit_statuses.insert(process, (status, Instant::now()));
+    }
+}
+
 impl Reconciler {
     /// Records a format that the kernel let through, if that was not told yet.
     pub(super) fn take_up(&mut self, entry: &FormatOwner) -> bool {
@@ -58,69 +74,53 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn kernel_event(&mut self, event: &KernelEvent) {
-        self.health.lag = since_boot().saturating_sub(Duration::from_nanos(event.at));
-        let dev = Dev::from_kernel(event.dev);
-        match EventKind::from_raw(event.kind) {
-            Some(EventKind::Denied) => {
-                self.refused(event, "denied");
-                if event.reason == Reason::NotReadYet as u32 {
+    pub(super) fn kernel_event(&mut self, report: &Report) {
+        self.health.lag = since_boot().saturating_sub(report.at);
+        let (dev, process) = (report.dev, report.process);
+        let attached = self.graph.get(dev).is_some_and(|device| device.diskseq == report.diskseq);
+        match report.what {
+            Happened::Refused(refused) => {
+                self.refused(report, refused);
+                if refused.carried_out && refused.reason == Some(Reason::NotReadYet) {
                     self.hurry(dev);
                 }
-            }
-            Some(EventKind::Waits) => self.hurry(dev),
-            Some(EventKind::WouldDeny) => {
-                self.refused(event, "would-deny");
-                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
-                    let process = formatter(event.process, &event.comm, event.cgroup);
-                    self.tool_at_work(dev, event.process, &Event::LetThrough(process));
+                if !refused.carried_out && attached {
+                    let formatter = formatter(process, &report.comm, report.cgroup);
+                    self.tool_at_work(dev, process, &Event::LetThrough(formatter));
                 }
             }
-            // What was formatted under this number is another volume than the one that is there now: its holder tells of it.
-            Some(EventKind::FormatBegan | EventKind::Relabelled | EventKind::OwnerWiped)
-                if self.graph.get(dev).is_none_or(|device| device.diskseq != event.diskseq) => {}
-            Some(EventKind::FormatBegan) => self.format_began(&FormatOwner {
-                process: event.process,
-                dev: event.dev,
-                wrote: event.reason,
-                comm: event.comm,
-                cgroup: event.cgroup,
+            Happened::Waits => self.hurry(dev),
+            // What was formatted under this number is another volume than the one that is there now: its owner tells of it.
+            Happened::FormatBegan(_) | Happened::Relabelled | Happened::OwnerWiped if !attached => {}
+            Happened::FormatBegan(wrote) => self.format_began(&FormatOwner {
+                process,
+                dev: dev.to_kernel(),
+                wrote,
+                comm: report.comm,
+                cgroup: report.cgroup,
                 ..FormatOwner::default()
             }),
-            Some(EventKind::FormatEnded) => {
-                if self.formats.exit_statuses.len() >= MAX_ENDS
-                    && let Some(oldest) =
-                        self.formats.exit_statuses.iter().min_by_key(|(_, (_, told))| *told).map(|(process, _)| *process)
-                {
-                    self.formats.exit_statuses.remove(&oldest);
-                }
-                self.formats.exit_statuses.insert(event.process, (event.status, Instant::now()));
-            }
-            Some(EventKind::Mounted) => {
+            Happened::FormatEnded(status) => self.formats.keep_status(process, status),
+            Happened::Mounted => {
                 if let Some(device) = self.host.devices.by_number(dev)
                     && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
                 {
                     self.device_changed(device);
                 }
-                if self.graph.get(dev).is_some_and(|device| device.diskseq == event.diskseq) {
+                if self.graph.get(dev).is_some_and(|device| device.diskseq == report.diskseq) {
                     // What was mounted is what was formatted, also where the event of that was lost.
                     self.take_up_on(dev);
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }
-            Some(EventKind::Relabelled) => {
-                self.tool_at_work(dev, event.process, &Event::Relabelled(event.process));
-            }
-            Some(EventKind::OwnerWiped) => {
-                self.tool_at_work(dev, event.process, &Event::OwnerWiped(event.process));
-            }
-            Some(EventKind::Gone) => {
+            Happened::Relabelled => self.tool_at_work(dev, process, &Event::Relabelled(process)),
+            Happened::OwnerWiped => self.tool_at_work(dev, process, &Event::OwnerWiped(process)),
+            Happened::Gone => {
                 if self.host.devices.by_number(dev).is_none() {
                     self.device_gone(dev);
                 }
             }
-            Some(EventKind::Tampered) => self.tampered(event),
-            None => warn!("the kernel told of something unknown ({})", event.kind),
+            Happened::Tampered { tried, number } => self.tampered(report, tried, number),
         }
     }
 

@@ -403,9 +403,9 @@ impl Reconciler {
                 }
             }
             Input::ClosedByWriter { dev } => self.closed_by_writer(dev),
-            Input::Kernel(mut event) => {
-                self.enforcer.complete(&mut event);
-                self.kernel_event(&event);
+            Input::Kernel(mut report) => {
+                self.enforcer.complete(&mut report);
+                self.kernel_event(&report);
             }
             Input::Probed(answer) => self.probed(answer),
             Input::Ended { process, status, last } => self.ended(process, status, last),

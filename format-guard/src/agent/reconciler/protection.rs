@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use format_guard_common::{event::KernelEvent, protection::Tampering};
+use format_guard_common::protection::Tampering;
 use tracing::{error, warn};
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     agent::now,
     api,
     mode::Mode,
-    enforce::since_boot,
+    enforce::{report::Report, since_boot},
     record::history::HistoryEvent,
 };
 
@@ -84,9 +84,9 @@ impl Reconciler {
     }
 
     /// Somebody was kept from it.
-    pub(super) fn tampered(&mut self, event: &KernelEvent) {
-        let tried = Tampering::from_raw(event.operation).map_or("to take the guard away", Tampering::name);
-        let (comm, pid) = (text_of(&event.comm), event.process.tgid);
+    pub(super) fn tampered(&mut self, report: &Report, tried: Option<Tampering>, number: u64) {
+        let tried = tried.map_or("to take the guard away", Tampering::name);
+        let (comm, pid) = (text_of(&report.comm), report.process.tgid);
         let exe = exe_of(pid);
         let text = format!("{comm} (pid {pid}) was refused {tried}; {WAY_OUT}");
         warn!(
@@ -94,7 +94,7 @@ impl Reconciler {
             pid,
             comm,
             exe = exe.as_deref().unwrap_or("?"),
-            number = event.offset,
+            number,
             "{text}"
         );
         self.append_history(String::new(), "tampering", text);

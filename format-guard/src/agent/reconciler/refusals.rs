@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use format_guard_common::{Operation, Reason, event::KernelEvent, header::Header, passthrough::Command};
+use format_guard_common::{Operation, Reason, header::Header, passthrough::Command};
 use tracing::warn;
 
 use super::{
@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     agent::{container, now},
-    enforce::canary,
+    enforce::{
+        canary,
+        report::{Refused, Report},
+    },
     record::{
         Record,
         history::{HistoryEvent, Refusal},
@@ -22,21 +25,21 @@ use crate::{
 
 impl Reconciler {
     /// Tells of a refusal (`denied`), or of one that would have been (`would-deny`).
-    pub(super) fn refused(&mut self, event: &KernelEvent, kind: &str) {
-        let dev = Dev::from_kernel(event.dev);
+    pub(super) fn refused(&mut self, report: &Report, refused: Refused) {
+        let Refused { carried_out, reason, operation, .. } = refused;
+        let kind = if carried_out { "denied" } else { "would-deny" };
+        let (dev, pid) = (report.dev, report.process.tgid);
         let device = self.graph.get(dev);
-        let comm = text_of(&event.comm);
+        let comm = text_of(&report.comm);
         // Its refusal is the proof that it was made for.
         if comm == canary::NAME && device.is_none() {
             return;
         }
         let name_of =
             |dev: Dev| self.graph.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
-        let (reason, operation) = (Reason::from_raw(event.reason), Operation::from_raw(event.operation));
-        let passthrough = operation == Some(Operation::Passthrough);
         // One that goes to a character device: which volume that is was not asked.
-        let name = if passthrough && dev.to_kernel() == 0 {
-            character_device(Dev::from_kernel(event.offset as u32))
+        let name = if operation == Some(Operation::Passthrough) && dev.to_kernel() == 0 {
+            character_device(Dev::from_kernel(refused.offset as u32))
         } else {
             name_of(dev)
         };
@@ -49,24 +52,24 @@ impl Reconciler {
             kubernetes,
             reason: reason.map_or("unknown", Reason::name).to_owned(),
             operation: operation.map_or("unknown", Operation::name).to_owned(),
-            offset: event.offset,
-            length: event.length,
-            through: (event.through != 0).then(|| name_of(Dev::from_kernel(event.through))),
+            offset: refused.offset,
+            length: refused.length,
+            through: refused.through.map(name_of),
             state: record.map_or("unknown", |record| record.state.name()).to_owned(),
             cause: record.map_or_else(String::new, |record| record.cause.clone()),
             since: record.map_or(0, |record| record.since),
             permit: way_out::permit(reason, record),
             way_out: way_out::of(reason, operation, record),
             device: name,
-            pid: event.process.tgid,
-            exe: exe_of(event.process.tgid),
-            cgroup: event.cgroup,
-            container: container::of(event.process.tgid, event.cgroup),
+            pid,
+            exe: exe_of(pid),
+            cgroup: report.cgroup,
+            container: container::of(pid, report.cgroup),
             tier: tier.to_owned(),
             comm,
         };
-        let text = sentence(&refusal, record, kind);
-        self.metrics.refused(kind == "denied", &refusal.reason, &refusal.operation, tier);
+        let text = sentence(&refusal, record, refused);
+        self.metrics.refused(carried_out, &refusal.reason, &refusal.operation, tier);
         warn!(
             volume,
             kind,
@@ -86,7 +89,7 @@ impl Reconciler {
             length = refusal.length,
             "{text}"
         );
-        if let Some(log) = self.host.kernel_log.as_mut().filter(|_| kind == "denied") {
+        if let Some(log) = self.host.kernel_log.as_mut().filter(|_| carried_out) {
             log.write(&format!("{} {} {}", refusal.comm, refusal.device, refusal.reason), &text);
         }
         let event = HistoryEvent { refusal: Some(refusal), ..HistoryEvent::new(now(), volume, kind, text) };
@@ -100,26 +103,22 @@ impl Reconciler {
 }
 
 /// What happened, to what, why, and what would allow it.
-fn sentence(refusal: &Refusal, record: Option<&Record>, kind: &str) -> String {
-    let verb = if kind == "denied" { "was refused" } else { "would have been refused" };
+fn sentence(refusal: &Refusal, record: Option<&Record>, refused: Refused) -> String {
+    let verb = if refused.carried_out { "was refused" } else { "would have been refused" };
     let holds = record.map_or_else(|| "of which nothing is known".to_owned(), describe);
-    let what = match refusal.operation.as_str() {
-        "open" => "an open for writing".to_owned(),
-        "map" => "a shared writable mapping".to_owned(),
-        "unplaced-write" => "a write of unknown place".to_owned(),
-        "erase" => format!("an erasure of {} bytes at {}", refusal.length, refusal.offset),
-        "passthrough" => {
-            let (kind, opcode) = Command::of_code(refusal.length);
+    let header = || Header(u32::try_from(refused.length).unwrap_or_default()).name();
+    let what = match refused.operation {
+        Some(Operation::Open) => "an open for writing".to_owned(),
+        Some(Operation::Map) => "a shared writable mapping".to_owned(),
+        Some(Operation::Unplaced) => "a write of unknown place".to_owned(),
+        Some(Operation::Erase) => format!("an erasure of {} bytes at {}", refused.length, refused.offset),
+        Some(Operation::Passthrough) => {
+            let (kind, opcode) = Command::of_code(refused.length);
             format!("{kind} command {opcode:#04x} past the block layer")
         }
-        "kernel-header" | "give-to-layer" => {
-            let header = Header(u32::try_from(refusal.length).unwrap_or_default());
-            match refusal.operation.as_str() {
-                "kernel-header" => format!("what makes the kernel write the header of {}", header.name()),
-                _ => format!("what makes the kernel write over it for {}", header.name()),
-            }
-        }
-        _ => format!("a write of {} bytes at {}", refusal.length, refusal.offset),
+        Some(Operation::Header) => format!("what makes the kernel write the header of {}", header()),
+        Some(Operation::Give) => format!("what makes the kernel write over it for {}", header()),
+        _ => format!("a write of {} bytes at {}", refused.length, refused.offset),
     };
     let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));
     format!(

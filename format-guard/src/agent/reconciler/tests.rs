@@ -363,6 +363,10 @@ fn setting() -> Setting {
     Setting { runtime, sysfs, deeds, broken, pruned, enforcer, reconciler }
 }
 
+fn reported(record: &KernelEvent) -> Input {
+    Input::Kernel(Report::decode(record).expect("a known kind"))
+}
+
 fn changed(name: &str) -> Input {
     Input::Changed { name: name.to_owned(), told: Instant::now() }
 }
@@ -679,7 +683,7 @@ fn hostile_kernel_records_change_nothing() {
             operation: 99,
             ..KernelEvent::default()
         };
-        setting.give(Input::Kernel(event));
+        Report::decode(&event).into_iter().for_each(|report| setting.give(Input::Kernel(report)));
         assert_eq!(setting.state(), State::Formatted);
     }
 }
@@ -897,7 +901,7 @@ fn begin_by(setting: &mut Setting, dev: Dev, lock_dev: Dev, process: Process, co
         comm,
         ..KernelEvent::default()
     };
-    setting.give(Input::Kernel(event));
+    setting.give(reported(&event));
 }
 
 /// A virtual machine's monitor writes a magic to an armed volume.
@@ -985,7 +989,7 @@ fn a_format_of_a_partition_stays_with_who_began_it_whatever_the_disk_reads_as_me
     assert_eq!(setting.state(), State::Blank, "half of a format is none");
     assert_eq!(setting.rule_of(PART).lock_dev, DEV.to_kernel());
     let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
-    setting.give(Input::Kernel(KernelEvent {
+    setting.give(reported(&KernelEvent {
         kind: EventKind::FormatEnded as u32,
         process,
         status: 256,

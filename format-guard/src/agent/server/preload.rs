@@ -18,7 +18,10 @@ use tokio::{
 
 use crate::{
     agent::{container, message::Input},
-    enforce::preload::{Caller, Questions},
+    enforce::{
+        preload::{Caller, Questions},
+        report::Report,
+    },
     process,
 };
 
@@ -69,8 +72,8 @@ async fn answer(mut stream: UnixStream, questions: &Questions, inputs: &mpsc::Se
     let (ask, question) = Question::read(&bytes).context("it is of another version")?;
     let (answer, told) = questions.answer(ask, &question, &caller);
     // What follows from it may take its time; the order stays, as one process asks one thing after another.
-    if let Some(event) = told {
-        inputs.send(Input::Kernel(event)).await.context("the reconciler is gone")?;
+    if let Some(report) = told.as_ref().and_then(Report::decode) {
+        inputs.send(Input::Kernel(report)).await.context("the reconciler is gone")?;
     }
     let answer = if answer { Answer::Yes } else { Answer::No };
     Ok(stream.write_all(&[answer as u8]).await?)

@@ -30,7 +30,7 @@ use format_guard_common::{
     Rule, State, Windows,
     claim::Lease,
     clear::{self, Choice, Clear},
-    event::{Counter, FormatOwner, KernelEvent, Taint, TaintKey},
+    event::{Counter, FormatOwner, Taint, TaintKey},
     flag, program,
     wait::{WAITERS, Wait},
 };
@@ -39,6 +39,7 @@ use super::{
     Counts, Enforcer, canary,
     error::{LoadError, MapError, ProgramStatus, ProtectionError},
     programs::known_programs,
+    report::Report,
     rule, since_boot,
 };
 use crate::{
@@ -459,15 +460,15 @@ impl Enforcer for BpfEnforcer {
     }
 
     /// Where the kernel program knew no more than the process's id: its entry, too, so that it is known again when it is over.
-    fn complete(&mut self, event: &mut KernelEvent) {
-        if self.tier != Tier::Cgroup || event.process.started != 0 {
+    fn complete(&mut self, report: &mut Report) {
+        if self.tier != Tier::Cgroup || report.process.started != 0 {
             return;
         }
-        let Some(process) = process::identity(event.process.tgid) else { return };
-        event.process = process;
+        let Some(process) = process::identity(report.process.tgid) else { return };
+        report.process = process;
         let held: Vec<(u32, FormatOwner)> = self.owners.iter().filter_map(Result::ok).collect();
         let ours = held.into_iter().filter(|(_, entry)| {
-            entry.process.started == 0 && entry.process.tgid == process.tgid && entry.dev == event.dev
+            entry.process.started == 0 && entry.process.tgid == process.tgid && entry.dev == report.dev.to_kernel()
         });
         for (lock_dev, entry) in ours {
             if let Err(error) = self.owners.insert(lock_dev, FormatOwner { process, ..entry }, 0) {

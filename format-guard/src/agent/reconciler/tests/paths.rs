@@ -114,7 +114,7 @@ fn the_ends_of_processes_that_nobody_waits_for_are_forgotten() {
         ..KernelEvent::default()
     };
     for started in 0..MAX_ENDS as u64 + 10 {
-        setting.give(Input::Kernel(ended(started)));
+        setting.give(reported(&ended(started)));
     }
     assert_eq!(setting.reconciler.formats.exit_statuses.len(), MAX_ENDS);
     let newest = Process { started: MAX_ENDS as u64 + 9, tgid: 1, zero: 0 };

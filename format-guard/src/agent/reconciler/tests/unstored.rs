@@ -30,7 +30,7 @@ impl Setting {
     fn end(&mut self, status: u32) {
         let process = Process { started: 1, tgid: u32::MAX, zero: 0 };
         let kind = EventKind::FormatEnded as u32;
-        self.give(Input::Kernel(KernelEvent { kind, process, status, ..KernelEvent::default() }));
+        self.give(reported(&KernelEvent { kind, process, status, ..KernelEvent::default() }));
         self.give(Input::Ended { process, status: None, last: true });
     }
 
