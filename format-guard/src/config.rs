@@ -64,151 +64,197 @@ pub enum RawContent {
     Ignored,
 }
 
-/// Every key, in the order of the file, with what people are told of it.
-pub const KEYS: &[(&str, &str)] = &[
-    (
+/// One key of the file.
+pub struct Key {
+    /// Its name, with that of its table.
+    pub name: &'static str,
+    /// What people are told of it.
+    doc: &'static str,
+    /// A running agent cannot change it.
+    restart: bool,
+}
+
+impl Key {
+    /// What people are told of it.
+    #[must_use]
+    pub fn doc(&self) -> String {
+        if self.restart { format!("{} Needs a restart.", self.doc) } else { self.doc.to_owned() }
+    }
+}
+
+/// A key that takes effect when the file is read again.
+const fn live(name: &'static str, doc: &'static str) -> Key {
+    Key { name, doc, restart: false }
+}
+
+/// A key that takes effect at the agent's next start.
+const fn restart(name: &'static str, doc: &'static str) -> Key {
+    Key { name, doc, restart: true }
+}
+
+/// Every key, in the order of the file.
+pub const KEYS: &[Key] = &[
+    live(
         "mode",
-        "\"enforce\" carries refusals out, \"audit\" only tells them. What format-guard mode sets on a running agent \
-         outranks this.",
+        "\"enforce\" carries refusals out, \"audit\" only tells them. What format-guard mode \
+         sets on a running agent outranks this.",
     ),
-    (
+    restart(
         "tier",
-        "How the guard refuses: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= must list), \"fmod_ret\" (the functions \
-         that call them), \"cgroup\" (a program at the root of the control groups), \"preload\" (the LD_PRELOAD library, in programs that load it), or \"auto\", the best of them that is \
-         proven. What the one in force leaves open, format-guard status says. Needs a restart.",
+        "How the guard refuses: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= \
+         must list), \"fmod_ret\" (the functions that call them), \"cgroup\" (a program at the \
+         root of the control groups), \"preload\" (the LD_PRELOAD library, in programs that load \
+         it), or \"auto\", the best of them that is proven. What the one in force leaves open, \
+         format-guard status says.",
     ),
-    (
+    restart(
         "require",
-        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \"fmod_ret\", \"cgroup\" or \
-         \"preload\". The last two refuse formatters and few writes: they must be asked for. Needs a restart.",
+        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \
+         \"fmod_ret\", \"cgroup\" or \"preload\". The last two refuse formatters and few writes: \
+         they must be asked for.",
     ),
-    (
+    restart(
         "cgroup_dir",
-        "The control group (version 2) whose processes tier \"cgroup\" refuses. Empty: all, where the host's control groups are \
-         mounted. Needs a restart.",
+        "The control group (version 2) whose processes tier \"cgroup\" refuses. Empty: all, \
+         where the host's control groups are mounted.",
     ),
-    ("state_dir", "The database of volumes. It must be on a disk that is kept. Needs a restart."),
-    ("run_dir", "The control socket, control.sock. Needs a restart."),
-    ("pin_dir", "The kernel objects that outlive the agent, on a bpf file system. Needs a restart."),
-    ("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
-    (
+    restart("state_dir", "The database of volumes. It must be on a disk that is kept."),
+    restart("run_dir", "The control socket, control.sock."),
+    restart("pin_dir", "The kernel objects that outlive the agent, on a bpf file system."),
+    live("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
+    live(
         "first_format_wait",
-        "How long a known formatter waits, at most, that opens a volume which was not read yet (tier \"lsm\"), in milliseconds (0 to \
-         10000): a fresh volume is read in a moment. 0: it is refused at once.",
+        "How long a known formatter waits, at most, that opens a volume which was not read yet \
+         (tier \"lsm\"), in milliseconds (0 to 10000): a fresh volume is read in a moment. 0: it \
+         is refused at once.",
     ),
-    (
+    restart(
         "max_devices",
-        "Devices that may be guarded at the same time (64 to 65536). The kernel keeps 64 bytes for each of so many, and 2 KiB for each \
-         that is there, in steps of 64. Needs a restart.",
+        "Devices that may be guarded at the same time (64 to 65536). The kernel keeps 64 bytes \
+         for each of so many, and 2 KiB for each that is there, in steps of 64.",
     ),
-    ("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
-    (
+    live("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
+    restart(
         "quarantine",
-        "How long a volume must read blank before it may be formatted, where the host went down without a word while it \
-         might be, in seconds (0 to 86400): what fails with the host reads as zeros for a while. Needs a restart.",
+        "How long a volume must read blank before it may be formatted, where the host went down \
+         without a word while it might be, in seconds (0 to 86400): what fails with the host \
+         reads as zeros for a while.",
     ),
-    (
+    restart(
         "raw_content",
-        "Which bytes without a known format are content (a database, the disk of a virtual machine, an object store), over which \
-         no formatter goes: \"written\" (what programs other than formatters write to a blank volume), \"found\" (also what is \
-         found on a volume of which nothing is known: where new volumes read as zeros), or \"ignored\" (none). Needs a \
-         restart.",
+        "Which bytes without a known format are content (a database, the disk of a virtual \
+         machine, an object store), over which no formatter goes: \"written\" (what programs \
+         other than formatters write to a blank volume), \"found\" (also what is found on a \
+         volume of which nothing is known: where new volumes read as zeros), or \"ignored\" \
+         (none).",
     ),
-    (
+    live(
         "copy_limit",
-        "Bytes that are copied of each volume that holds a format (0 to 4194304): superblocks, headers, tables, by which \
-         format-guard volume rescue makes it findable again. They are in the database, compressed, readable for root \
-         alone. 0: none.",
+        "Bytes that are copied of each volume that holds a format (0 to 4194304): superblocks, \
+         headers, tables, by which format-guard volume rescue makes it findable again. They are \
+         in the database, compressed, readable for root alone. 0: none.",
     ),
-    (
+    live(
         "copy_key_areas",
-        "Copy the key areas of LUKS, too. Without them a header that is put back opens nothing; with them a passphrase that was \
-         changed or removed opens what is put back, and whoever reads the database may try passphrases on it.",
+        "Copy the key areas of LUKS, too. Without them a header that is put back opens nothing; \
+         with them a passphrase that was changed or removed opens what is put back, and whoever \
+         reads the database may try passphrases on it.",
     ),
-    (
+    restart(
         "history_lines",
-        "Lines of the history that are kept (100 to 10000000), the newest. What operators did (permits, exemptions, modes) is \
-         not counted, and kept for good; refusals of one program on one volume, of the same kind, are one line a day. Needs \
-         a restart.",
+        "Lines of the history that are kept (100 to 10000000), the newest. What operators did \
+         (permits, exemptions, modes) is not counted, and kept for good; refusals of one program \
+         on one volume, of the same kind, are one line a day.",
     ),
-    (
+    live(
         "forget_after",
-        "Days after which a volume is forgotten that was not attached, never held a format, and of which no operator has said \
-         anything (1 to 36500). 0: none is.",
+        "Days after which a volume is forgotten that was not attached, never held a format, and \
+         of which no operator has said anything (1 to 36500). 0: none is.",
     ),
-    (
+    restart(
         "trusted",
-        "Programs that may write to strict volumes besides those that are known to maintain them, by the name that the \
-         kernel knows them by (its first 15 bytes count). Needs a restart.",
+        "Programs that may write to strict volumes besides those that are known to maintain \
+         them, by the name that the kernel knows them by (its first 15 bytes count).",
     ),
-    (
+    live(
         "strict",
-        "Volumes that are strict without being told one by one, by their ids; a * at the end stands for anything \
-         (\"iscsi:*\", \"longhorn:*\"). For volumes that nobody but the kernel writes to: while one holds a format, the tools of \
-         that format and trusted programs alone may write to it.",
+        "Volumes that are strict without being told one by one, by their ids; a * at the end \
+         stands for anything (\"iscsi:*\", \"longhorn:*\"). For volumes that nobody but the \
+         kernel writes to: while one holds a format, the tools of that format and trusted \
+         programs alone may write to it.",
     ),
-    (
+    restart(
         "passthrough",
-        "\"allow\" or \"refuse\" commands that may write past the block layer: SG_IO on any device that takes it, NVMe \
-         passthrough. Commands that are known to read only are never refused. Needs a restart.",
+        "\"allow\" or \"refuse\" commands that may write past the block layer: SG_IO on any \
+         device that takes it, NVMe passthrough. Commands that are known to read only are never \
+         refused.",
     ),
-    (
+    live(
         "protect",
-        "While the agent enforces, keep others from taking the guard away: its pins, maps, programs and links, and, where \
-         process 1 started it, the agent. Only its own executable and process 1 may. format-guard protect off ends it.",
+        "While the agent enforces, keep others from taking the guard away: its pins, maps, \
+         programs and links, and, where process 1 started it, the agent. Only its own executable \
+         and process 1 may. format-guard protect off ends it.",
     ),
-    (
+    live(
         "kernel_log",
-        "Write a line for each refusal to the kernel's log (dmesg), where whoever was refused looks first: ten a minute at most, and \
-         one a minute of one program on one device.",
+        "Write a line for each refusal to the kernel's log (dmesg), where whoever was refused \
+         looks first: ten a minute at most, and one a minute of one program on one device.",
     ),
-    (
+    restart(
         "metrics_listen",
-        "Address and port (127.0.0.1:9838) for Prometheus and for probes, /metrics, /healthz and /readyz, over HTTP without a \
-         password. Empty: none; on the control socket root reads /metrics all the same. Needs a restart.",
+        "Address and port (127.0.0.1:9838) for Prometheus and for probes, /metrics, /healthz and \
+         /readyz, over HTTP without a password. Empty: none; on the control socket root reads \
+         /metrics all the same.",
     ),
-    (
+    restart(
         "kubelet_dir",
-        "Where kubelet keeps its pods: refusals tell the persistent volume and the pods by it. Empty: they do not. Needs a \
-         restart.",
+        "Where kubelet keeps its pods: refusals tell the persistent volume and the pods by it. \
+         Empty: they do not.",
     ),
-    (
+    restart(
         "kubernetes.events",
-        "Tell refusals to the cluster's API, as Events of the claim and the pods, or else of the node: as the pod's account or \
-         KUBECONFIG allows. Much at once is told once, and nothing waits for it. Needs a restart.",
+        "Tell refusals to the cluster's API, as Events of the claim and the pods, or else of the \
+         node: as the pod's account or KUBECONFIG allows. Much at once is told once, and nothing \
+         waits for it.",
     ),
-    (
+    restart(
         "store.endpoints",
-        "Members of the etcd (3.4 or later) in which nodes share what they know of volumes that each of them may attach, as \
-         http://HOST:PORT or https://HOST:PORT. Empty: this node keeps what it knows for itself. Needs a restart, as every \
-         key of store does.",
+        "Members of the etcd (3.4 or later) in which nodes share what they know of volumes that \
+         each of them may attach, as http://HOST:PORT or https://HOST:PORT. Empty: this node \
+         keeps what it knows for itself.",
     ),
-    ("store.prefix", "Below which keys of that etcd."),
-    (
+    restart("store.prefix", "Below which keys of that etcd."),
+    restart(
         "store.ca_file",
-        "Certificates of the authorities that the members' certificates are from (PEM). Empty: none; needed for https.",
+        "Certificates of the authorities that the members' certificates are from (PEM). Empty: \
+         none; needed for https.",
     ),
-    ("store.cert_file", "This node's certificate for the members (PEM). Empty: none."),
-    ("store.key_file", "The key of that certificate (PEM)."),
-    ("store.user", "The user by which etcd is asked. Empty: none."),
-    (
+    restart("store.cert_file", "This node's certificate for the members (PEM). Empty: none."),
+    restart("store.key_file", "The key of that certificate (PEM)."),
+    restart("store.user", "The user by which etcd is asked. Empty: none."),
+    restart(
         "store.password_file",
         "The file with that user's password: the password, and nothing else but space around it.",
     ),
-    ("store.timeout", "How long an answer may take before another member is asked, in seconds (1 to 60)."),
-    (
+    restart(
+        "store.timeout",
+        "How long an answer may take before another member is asked, in seconds (1 to 60).",
+    ),
+    restart(
         "store.lease",
-        "How long a claim on a blank volume outlives a node that is gone, in seconds (5 to 3600). A node arms nothing any more \
-         when three quarters of it have passed without an answer.",
+        "How long a claim on a blank volume outlives a node that is gone, in seconds (5 to \
+         3600). A node arms nothing any more when three quarters of it have passed without an \
+         answer.",
     ),
-    (
+    restart(
         "store.required",
-        "Whether /readyz says no while the store does not answer. Known formats stay protected either way.",
+        "Whether /readyz says no while the store does not answer. Known formats stay protected \
+         either way.",
     ),
-    (
+    live(
         "longhorn_dir",
-        "Block device nodes in this directory name the volumes of devices that have no identity of their own. Empty: \
-         none do.",
+        "Block device nodes in this directory name the volumes of devices that have no identity \
+         of their own. Empty: none do.",
     ),
 ];
 
@@ -489,7 +535,7 @@ impl Config {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
         let of_table = |known: &str, key: &str| known.split_once('.').is_some_and(|(table, _)| table == key);
-        let is_known = |key: &str| KEYS.iter().any(|(known, _)| *known == key || of_table(known, key));
+        let is_known = |key: &str| KEYS.iter().any(|known| known.name == key || of_table(known.name, key));
         if let Some(unknown) = table.keys().find(|key| !is_known(key)) {
             return Err(unknown_key(unknown));
         }
@@ -599,32 +645,15 @@ impl Config {
     /// A key that differs and that a running agent cannot change.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> Option<&'static str> {
-        [
-            ("tier", self.tier != new.tier),
-            ("require", self.require != new.require),
-            ("cgroup_dir", self.cgroup_dir != new.cgroup_dir),
-            ("state_dir", self.state_dir != new.state_dir),
-            ("run_dir", self.run_dir != new.run_dir),
-            ("pin_dir", self.pin_dir != new.pin_dir),
-            ("max_devices", self.max_devices != new.max_devices),
-            ("history_lines", self.history_lines != new.history_lines),
-            ("quarantine", self.quarantine != new.quarantine),
-            ("raw_content", self.raw_content != new.raw_content),
-            ("trusted", self.trusted != new.trusted),
-            ("passthrough", self.passthrough != new.passthrough),
-            ("metrics_listen", self.metrics_listen != new.metrics_listen),
-            ("kubelet_dir", self.kubelet_dir != new.kubelet_dir),
-            ("kubernetes.events", self.kubernetes.events != new.kubernetes.events),
-            ("store", self.store != new.store),
-        ]
-        .into_iter()
-        .find_map(|(key, differs)| differs.then_some(key))
+        let (old, new) = (self.table(), new.table());
+        let differs = |key: &&Key| key.restart && value(&old, key.name) != value(&new, key.name);
+        KEYS.iter().find(differs).map(|key| key.name)
     }
 
     /// Every key, with its default and what it means.
-    pub(crate) fn keys() -> Vec<(&'static str, String, &'static str)> {
+    pub(crate) fn keys() -> Vec<(&'static str, String, String)> {
         let defaults = Self::default().table();
-        KEYS.iter().map(|(key, meaning)| (*key, value(&defaults, key), *meaning)).collect()
+        KEYS.iter().map(|key| (key.name, value(&defaults, key.name), key.doc())).collect()
     }
 
     /// The whole configuration as a file, each key with what it means and its default.
@@ -632,10 +661,11 @@ impl Config {
     pub fn document(&self) -> String {
         let (values, defaults) = (self.table(), Self::default().table());
         let mut text = String::new();
-        for (key, meaning) in KEYS {
-            for line in wrap(meaning, 76) {
+        for key in KEYS {
+            for line in wrap(&key.doc(), 76) {
                 let _ = writeln!(text, "# {line}");
             }
+            let key = key.name;
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# default: {}\n{key} = {}\n", value(&defaults, key), value(&values, key));
         }
@@ -709,14 +739,15 @@ fn unknown_key(key: &str) -> String {
     let nearest = KEYS
         .iter()
         // Those of tables are told by the parser.
-        .filter(|(known, _)| !known.contains('.'))
-        .map(|(known, _)| (strsim::jaro_winkler(known, key), *known))
+        .map(|known| known.name)
+        .filter(|known| !known.contains('.'))
+        .map(|known| (strsim::jaro_winkler(known, key), known))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(alike, _)| *alike > ALIKE);
     if let Some((_, known)) = nearest {
         return format!("there is no key '{key}': did you mean '{known}'?");
     }
-    let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
+    let known: Vec<&str> = KEYS.iter().map(|known| known.name).collect();
     format!("there is no key '{key}'; there are {}", known.join(", "))
 }
 
@@ -762,8 +793,8 @@ mod tests {
         let values =
             config.table().into_iter().map(|(_, value)| value.as_table().map_or(1, toml::Table::len));
         assert_eq!(values.sum::<usize>(), KEYS.len());
-        for (key, _) in KEYS {
-            assert!(text.contains(&format!("\n{key} = ")), "{key}");
+        for key in KEYS {
+            assert!(text.contains(&format!("\n{} = ", key.name)), "{}", key.name);
         }
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(text.contains("# default: 5\nresync_interval = 9\n"), "{text}");
