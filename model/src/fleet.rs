@@ -22,6 +22,7 @@ use format_guard::{
         transition::{self, Effect, Event},
     },
     volume::{
+        Dev,
         identity::Strength,
         marks::{Found, Mark, MarkKind},
         probe::Finding,
@@ -274,7 +275,7 @@ fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
         dev: DEV,
         diskseq: DISKSEQ,
         size: 1 << 20,
-        lock_dev: (DEV, DISKSEQ),
+        lock_dev: (Dev::from_kernel(DEV), DISKSEQ),
         record,
         strict: false,
         array_runs: false,

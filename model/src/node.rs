@@ -5,6 +5,7 @@ use format_guard::{
     enforce::rule::{self, Subject},
     record::{Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote, transition},
     volume::{
+        Dev,
         identity::Strength,
         marks::{Found, Mark, MarkKind},
         probe::{Finding, ProbeError},
@@ -713,7 +714,7 @@ impl Node {
             dev: DEV,
             diskseq,
             size: 1 << 20,
-            lock_dev: (DEV, diskseq),
+            lock_dev: (Dev::from_kernel(DEV), diskseq),
             record,
             strict: false,
             array_runs: false,

@@ -19,7 +19,7 @@ use format_guard_common::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::tier::Tier;
+use crate::{tier::Tier, volume::Dev};
 use report::Report;
 use error::{LoadError, MapError, ProgramStatus, ProtectionError};
 
@@ -57,19 +57,19 @@ pub trait Enforcer {
     /// Puts the rule for devices that have none.
     fn put_unknown(&mut self, rule: &Rule) -> Result<(), MapError>;
     /// Takes the rule of a device away: it is judged as unknown from then on.
-    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError>;
+    fn remove_rule(&mut self, dev: Dev) -> Result<(), MapError>;
     /// Numbers of the devices that have a rule.
-    fn ruled(&self) -> Vec<u32>;
+    fn ruled(&self) -> Vec<Dev>;
     /// The rule of a device, as it was put last; by an earlier agent, too.
-    fn rule(&self, dev: u32) -> Option<Rule>;
+    fn rule(&self, dev: Dev) -> Option<Rule>;
     /// Who formats the devices for which this one speaks, as far as not released.
-    fn owner(&self, lock_dev: u32) -> Option<FormatOwner>;
+    fn owner(&self, lock_dev: Dev) -> Option<FormatOwner>;
     /// Who formats what, by the device that speaks for it, as far as not released.
-    fn owners(&self) -> Vec<(u32, FormatOwner)>;
+    fn owners(&self) -> Vec<(Dev, FormatOwner)>;
     /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow it.
-    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError>;
+    fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError>;
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
-    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError>;
+    fn untaint(&mut self, dev: Dev, diskseq: u64) -> Result<u64, MapError>;
     /// Adds to what the kernel tells what it could not know.
     fn complete(&mut self, _report: &mut Report) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.

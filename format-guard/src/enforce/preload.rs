@@ -31,7 +31,7 @@ use super::{
     programs::known_programs,
     rule,
 };
-use crate::tier::Tier;
+use crate::{tier::Tier, volume::Dev};
 
 /// The library's file name.
 pub const LIBRARY: &str = "libformat_guard_preload.so";
@@ -337,7 +337,7 @@ impl Enforcer for PreloadEnforcer {
         let dev = node.dev().to_kernel();
         self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
         let proof = self.run_canary(&node);
-        self.remove_rule(dev)?;
+        self.remove_rule(node.dev())?;
         let told = {
             let mut published = self.published();
             let before = published.refused.len();
@@ -377,29 +377,32 @@ impl Enforcer for PreloadEnforcer {
         published.publish_for("put the rule for unknown devices", 0)
     }
 
-    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
+    fn remove_rule(&mut self, dev: Dev) -> Result<(), MapError> {
+        let dev = dev.to_kernel();
         let mut published = self.published();
         published.rules.remove(&dev);
         published.publish_for("remove the rule", dev)
     }
 
-    fn ruled(&self) -> Vec<u32> {
-        self.published().rules.keys().copied().collect()
+    fn ruled(&self) -> Vec<Dev> {
+        self.published().rules.keys().copied().map(Dev::from_kernel).collect()
     }
 
-    fn rule(&self, dev: u32) -> Option<Rule> {
-        self.published().rules.get(&dev).map(|(rule, _)| *rule)
+    fn rule(&self, dev: Dev) -> Option<Rule> {
+        self.published().rules.get(&dev.to_kernel()).map(|(rule, _)| *rule)
     }
 
-    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
-        self.published().owners.get(&lock_dev).copied()
+    fn owner(&self, lock_dev: Dev) -> Option<FormatOwner> {
+        self.published().owners.get(&lock_dev.to_kernel()).copied()
     }
 
-    fn owners(&self) -> Vec<(u32, FormatOwner)> {
-        self.published().owners.iter().map(|(lock_dev, entry)| (*lock_dev, *entry)).collect()
+    fn owners(&self) -> Vec<(Dev, FormatOwner)> {
+        let published = self.published();
+        published.owners.iter().map(|(lock_dev, entry)| (Dev::from_kernel(*lock_dev), *entry)).collect()
     }
 
-    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError> {
+        let lock_dev = lock_dev.to_kernel();
         let mut published = self.published();
         if published.owners.remove(&lock_dev).is_none() {
             return Ok(());
@@ -407,7 +410,8 @@ impl Enforcer for PreloadEnforcer {
         published.publish_for("release the formatter", lock_dev)
     }
 
-    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
+    fn untaint(&mut self, dev: Dev, diskseq: u64) -> Result<u64, MapError> {
+        let dev = dev.to_kernel();
         let mut published = self.published();
         let before = published.refused.len();
         published.refused.retain(|refused| (refused.dev, refused.diskseq) != (dev, diskseq));
@@ -483,7 +487,7 @@ mod tests {
             assert_eq!([5, 7].map(of), [None, Some(7)]);
             assert!(snapshot.class(program::comm("mkfs.xfs")).is(program::Class::FORMATTER));
         });
-        enforcer.remove_rule(7).expect("removed");
+        enforcer.remove_rule(Dev::from_kernel(7)).expect("removed");
         assert!(read(directory.path(), |snapshot| snapshot.entry(7).is_none()));
     }
 
@@ -512,10 +516,10 @@ mod tests {
             read(directory.path(), |snapshot| snapshot.entry(7).expect("a rule").owner.process.tgid),
             1
         );
-        assert_eq!(enforcer.owner(7).map(|entry| entry.wrote), Some(0));
+        assert_eq!(enforcer.owner(Dev::from_kernel(7)).map(|entry| entry.wrote), Some(0));
         assert!(ask(Ask::Wrote, 7, 1).0 && !ask(Ask::Wrote, 7, 2).0);
-        assert_eq!(enforcer.owner(7).map(|entry| entry.wrote), Some(1));
-        enforcer.release_owner(7).expect("released");
+        assert_eq!(enforcer.owner(Dev::from_kernel(7)).map(|entry| entry.wrote), Some(1));
+        enforcer.release_owner(Dev::from_kernel(7)).expect("released");
         assert_eq!(ask(Ask::Begin, 7, 2), (true, began), "the first has ended");
     }
 
@@ -530,7 +534,7 @@ mod tests {
             let (_, told) = questions.answer(Ask::Denied, &question, &caller(tgid));
             assert_eq!(told.map(|event| event.kind), Some(EventKind::Denied as u32));
         }
-        assert_eq!(enforcer.untaint(7, 3).expect("forgotten"), 2);
+        assert_eq!(enforcer.untaint(Dev::from_kernel(7), 3).expect("forgotten"), 2);
         assert_eq!(read(directory.path(), |snapshot| snapshot.entry(7).expect("a rule").forgotten), 1);
     }
 }

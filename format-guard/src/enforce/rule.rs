@@ -12,6 +12,7 @@ use crate::{
     config::RawContent,
     record::{Content, Overlap, Record, transition},
     volume::{
+        Dev,
         marks::{MAX_MARKS, Mark},
         graph::{Relation, Shared},
     },
@@ -25,8 +26,8 @@ pub struct Subject<'a> {
     pub diskseq: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// Kernel `dev_t` and attachment of the device that speaks for all that share its bytes.
-    pub lock_dev: (u32, u64),
+    /// The device under which the owner of a format is kept for all that share its bytes, and its attachment.
+    pub lock_dev: (Dev, u64),
     /// Its volume.
     pub record: &'a Record,
     /// It is strict by the configuration.
@@ -100,7 +101,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         state => state,
     };
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
-    (rule.lock_dev, rule.lock_diskseq) = subject.lock_dev;
+    (rule.lock_dev, rule.lock_diskseq) = (subject.lock_dev.0.to_kernel(), subject.lock_dev.1);
     if matches!(state, State::Blank | State::Permitted | State::Formatting) {
         rule.claim = record.claim.number();
     }
@@ -331,7 +332,7 @@ mod tests {
             dev: 7,
             diskseq: 9,
             size: 64 << 20,
-            lock_dev: (7, 9),
+            lock_dev: (Dev::from_kernel(7), 9),
             record,
             strict: false,
             array_runs: false,

@@ -200,7 +200,7 @@ impl Reconciler {
         self.forget_dropped(Some(dev), None);
         self.remember_dropped(&device);
         info!(device = device.name, volume = %device.identity.id, "detached");
-        if let Err(error) = self.enforcer.remove_rule(dev.to_kernel()) {
+        if let Err(error) = self.enforcer.remove_rule(dev) {
             error!("{error}");
         }
         let owner = self.enforcer.owner(lock_dev.0).filter(|entry| entry.dev == dev.to_kernel());

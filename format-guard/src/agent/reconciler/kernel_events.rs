@@ -230,7 +230,7 @@ impl Reconciler {
         // and not let go of.
         let told =
             |entry: &FormatOwner| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
-        let owners: Vec<(u32, Process)> = self
+        let owners: Vec<(Dev, Process)> = self
             .graph
             .of(id)
             .filter_map(|device| {
@@ -248,7 +248,7 @@ impl Reconciler {
     }
 
     /// Lets go of who is held there, if it is this process.
-    pub(super) fn release_owner(&mut self, lock_dev: u32, process: Process) {
+    pub(super) fn release_owner(&mut self, lock_dev: Dev, process: Process) {
         if self.enforcer.owner(lock_dev).is_some_and(|entry| entry.process == process)
             && let Err(error) = self.enforcer.release_owner(lock_dev)
         {

@@ -31,8 +31,8 @@ use crate::{
 pub(super) struct LostRecords {
     /// While this is set nothing is armed but by a permit.
     pub(super) loss: Option<Loss>,
-    /// Rules that an earlier agent of this boot left, by kernel `dev_t`; only while records are lost.
-    earlier_rules: HashMap<u32, Rule>,
+    /// Rules that an earlier agent of this boot left, by device; only while records are lost.
+    earlier_rules: HashMap<Dev, Rule>,
 }
 
 /// What that means, and the way out.
@@ -62,7 +62,7 @@ impl Reconciler {
 
     /// What the rule of an earlier agent says of a volume of which nothing is on record.
     pub(super) fn take_over_rule(&mut self, dev: Dev) {
-        let Some(rule) = self.lost.earlier_rules.remove(&dev.to_kernel()) else { return };
+        let Some(rule) = self.lost.earlier_rules.remove(&dev) else { return };
         let Some(device) = self.graph.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
             return;
         };

@@ -248,8 +248,8 @@ impl Reconciler {
         self.take_up_mode()?;
         self.take_up_loss()?;
         self.take_up_names()?;
-        let gone = |(lock_dev, entry): &(u32, FormatOwner)| {
-            let device = self.host.devices.by_number(Dev::from_kernel(*lock_dev));
+        let gone = |(lock_dev, entry): &(Dev, FormatOwner)| {
+            let device = self.host.devices.by_number(*lock_dev);
             device.is_none_or(|device| device.diskseq != entry.diskseq)
                 || self.host.devices.by_number(Dev::from_kernel(entry.dev)).is_none()
         };

@@ -438,8 +438,8 @@ impl Reconciler {
 
     /// Lets whoever was refused on its devices write there again; how many that are.
     pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
-        let devices: Vec<(u32, u64)> =
-            self.graph.of(id).map(|device| (device.dev.to_kernel(), device.diskseq)).collect();
+        let devices: Vec<(Dev, u64)> =
+            self.graph.of(id).map(|device| (device.dev, device.diskseq)).collect();
         let mut count = 0;
         for (dev, diskseq) in devices {
             count += self.enforcer.untaint(dev, diskseq)?;

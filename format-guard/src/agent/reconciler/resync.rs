@@ -83,12 +83,12 @@ impl Reconciler {
 
     /// Puts back rules that are missing, and takes up formats whose event was lost.
     pub(super) fn repair(&mut self) {
-        let ruled: HashSet<u32> = self.enforcer.ruled().into_iter().collect();
+        let ruled: HashSet<Dev> = self.enforcer.ruled().into_iter().collect();
         let missing: Vec<Dev> = self
             .graph
             .iter()
             .map(|device| device.dev)
-            .filter(|dev| !ruled.contains(&dev.to_kernel()))
+            .filter(|dev| !ruled.contains(dev))
             .collect();
         for dev in missing {
             warn!("device {dev}: its rule was missing");
@@ -97,7 +97,7 @@ impl Reconciler {
         }
         self.remove_rules_of_nobody();
         for (lock_dev, entry) in self.enforcer.owners() {
-            let lock_dev = self.graph.get(Dev::from_kernel(lock_dev));
+            let lock_dev = self.graph.get(lock_dev);
             if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.take_up(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.health.repaired += 1;
@@ -108,7 +108,7 @@ impl Reconciler {
     /// Of devices that are gone: what comes under such a number next would be judged by it.
     pub(super) fn remove_rules_of_nobody(&mut self) {
         let ruled = self.enforcer.ruled();
-        for dev in ruled.into_iter().filter(|dev| self.graph.get(Dev::from_kernel(*dev)).is_none()) {
+        for dev in ruled.into_iter().filter(|dev| self.graph.get(*dev).is_none()) {
             if let Err(error) = self.enforcer.remove_rule(dev) {
                 error!("{error}");
             }

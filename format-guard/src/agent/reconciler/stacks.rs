@@ -26,18 +26,18 @@ fn is_of(patterns: &[String], id: &str) -> bool {
 }
 
 impl Reconciler {
-    /// Kernel `dev_t` and attachment of the device that speaks for all that share bytes with this one.
-    pub(super) fn lock_dev(&self, dev: Dev) -> (u32, u64) {
+    /// The device, and its attachment, that speaks for all that share bytes with this one.
+    pub(super) fn lock_dev(&self, dev: Dev) -> (Dev, u64) {
         let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
         let attachment = |lock_dev: Dev| self.graph.get(lock_dev).map_or(0, |device| device.diskseq);
         // Whoever formats it is held where it began, until it is released.
         let bottom = self.graph.lock_dev(dev, &|_| false);
         let began_there = self
             .enforcer
-            .owner(bottom.to_kernel())
+            .owner(bottom)
             .is_some_and(|entry| entry.dev == dev.to_kernel() && entry.diskseq == attachment(bottom));
         let lock_dev = if began_there { bottom } else { self.graph.lock_dev(dev, &apart) };
-        (lock_dev.to_kernel(), attachment(lock_dev))
+        (lock_dev, attachment(lock_dev))
     }
 
     /// Who formats this very device, by the kernel's own word.

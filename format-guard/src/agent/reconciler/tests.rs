@@ -249,34 +249,34 @@ impl Enforcer for RecordingEnforcer {
         Ok(())
     }
 
-    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
-        self.rules.lock().remove(&dev);
+    fn remove_rule(&mut self, dev: Dev) -> Result<(), MapError> {
+        self.rules.lock().remove(&dev.to_kernel());
         Ok(())
     }
 
-    fn ruled(&self) -> Vec<u32> {
-        self.rules.lock().keys().copied().collect()
+    fn ruled(&self) -> Vec<Dev> {
+        self.rules.lock().keys().copied().map(Dev::from_kernel).collect()
     }
 
-    fn rule(&self, dev: u32) -> Option<Rule> {
-        self.rules.lock().get(&dev).copied()
+    fn rule(&self, dev: Dev) -> Option<Rule> {
+        self.rules.lock().get(&dev.to_kernel()).copied()
     }
 
-    fn owner(&self, dev: u32) -> Option<FormatOwner> {
-        self.owners.lock().get(&dev).copied()
+    fn owner(&self, dev: Dev) -> Option<FormatOwner> {
+        self.owners.lock().get(&dev.to_kernel()).copied()
     }
 
-    fn owners(&self) -> Vec<(u32, FormatOwner)> {
-        self.owners.lock().iter().map(|(dev, entry)| (*dev, *entry)).collect()
+    fn owners(&self) -> Vec<(Dev, FormatOwner)> {
+        self.owners.lock().iter().map(|(dev, entry)| (Dev::from_kernel(*dev), *entry)).collect()
     }
 
-    fn release_owner(&mut self, dev: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, dev: Dev) -> Result<(), MapError> {
         self.deeds.add(Deed::Released);
-        self.owners.lock().remove(&dev);
+        self.owners.lock().remove(&dev.to_kernel());
         Ok(())
     }
 
-    fn untaint(&mut self, _: u32, _: u64) -> Result<u64, MapError> {
+    fn untaint(&mut self, _: Dev, _: u64) -> Result<u64, MapError> {
         Ok(1)
     }
 

@@ -36,7 +36,7 @@ struct Kept {
     record: Option<Record>,
     told: Vec<HistoryEvent>,
     /// Formatters that are to be forgotten, by the device that speaks for theirs.
-    owners: Vec<(u32, Process)>,
+    owners: Vec<(Dev, Process)>,
 }
 
 /// A record that is to be stored.
@@ -80,7 +80,7 @@ impl Unstored {
     }
 
     /// Who formatted the volume is let go of once its record is stored; whether it is not.
-    pub(super) fn release_later(&mut self, id: &VolumeId, owners: &[(u32, Process)]) -> bool {
+    pub(super) fn release_later(&mut self, id: &VolumeId, owners: &[(Dev, Process)]) -> bool {
         let Some(kept) = self.records.get_mut(id) else { return false };
         for owner in owners {
             if !kept.owners.contains(owner) {

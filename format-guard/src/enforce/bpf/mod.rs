@@ -47,6 +47,7 @@ use crate::{
     fault::{self, Point},
     process,
     tier::Tier,
+    volume::Dev,
 };
 use hooks::{HookProgram, functions};
 use load::{borrow, build_of, load_object, take};
@@ -213,10 +214,10 @@ impl BpfEnforcer {
             return Ok(());
         }
         let (held, refused) = (canary::Node::make()?, canary::Node::make_second()?);
-        let [unread, other] = [&held, &refused].map(|node| node.dev().to_kernel());
-        let rule = |flags| Rule { flags, ..Rule::new(unread, 0, State::Unverified) };
+        let [unread, other] = [&held, &refused].map(|node| node.dev());
+        let rule = |flags| Rule { flags, ..Rule::new(unread.to_kernel(), 0, State::Unverified) };
         self.put_rule(&rule(flag::UNREAD), &Windows::new())?;
-        self.put_rule(&Rule::new(other, 0, State::Formatted), &Windows::new())?;
+        self.put_rule(&Rule::new(other.to_kernel(), 0, State::Formatted), &Windows::new())?;
         // Whoever waits for an agent that is about to come goes on.
         let before = self.wait.get(&0, 0).unwrap_or_default();
         let until = (since_boot() + 2 * CANARY_WAITS).as_nanos();
@@ -380,10 +381,10 @@ impl Enforcer for BpfEnforcer {
     fn prove(&mut self) -> Result<(), LoadError> {
         // A rule of its own refuses in audit mode, too.
         let node = canary::Node::make()?;
-        let dev = node.dev().to_kernel();
-        self.put_rule(&Rule::new(dev, 0, State::Formatted), &Windows::new())?;
+        let rule = Rule::new(node.dev().to_kernel(), 0, State::Formatted);
+        self.put_rule(&rule, &Windows::new())?;
         let proof = node.prove();
-        self.remove_rule(dev)?;
+        self.remove_rule(node.dev())?;
         Ok(proof?)
     }
 
@@ -414,7 +415,8 @@ impl Enforcer for BpfEnforcer {
         Ok(())
     }
 
-    fn remove_rule(&mut self, dev: u32) -> Result<(), MapError> {
+    fn remove_rule(&mut self, dev: Dev) -> Result<(), MapError> {
+        let dev = dev.to_kernel();
         fault::point(Point::BeforeRemoval);
         self.put_clear(dev, &Clear::default())?;
         absent_is_done(self.slots.remove(&dev)).map_err(map_error("remove the rule", dev))?;
@@ -424,31 +426,35 @@ impl Enforcer for BpfEnforcer {
         absent_is_done(self.windows.remove(&dev)).map_err(map_error("remove the windows", dev))
     }
 
-    fn ruled(&self) -> Vec<u32> {
-        self.slots.keys().filter_map(Result::ok).collect()
+    fn ruled(&self) -> Vec<Dev> {
+        self.slots.keys().filter_map(Result::ok).map(Dev::from_kernel).collect()
     }
 
-    fn rule(&self, dev: u32) -> Option<Rule> {
+    fn rule(&self, dev: Dev) -> Option<Rule> {
+        let dev = dev.to_kernel();
         let slot = self.slots.get(&dev, 0).ok()?;
         self.rules.get(slot).ok().filter(|rule| rule.dev == dev)
     }
 
-    fn owner(&self, lock_dev: u32) -> Option<FormatOwner> {
-        self.owners.get(&lock_dev, 0).ok()
+    fn owner(&self, lock_dev: Dev) -> Option<FormatOwner> {
+        self.owners.get(&lock_dev.to_kernel(), 0).ok()
     }
 
-    fn owners(&self) -> Vec<(u32, FormatOwner)> {
-        self.owners.iter().filter_map(Result::ok).collect()
+    fn owners(&self) -> Vec<(Dev, FormatOwner)> {
+        let owners = self.owners.iter().filter_map(Result::ok);
+        owners.map(|(lock_dev, owner)| (Dev::from_kernel(lock_dev), owner)).collect()
     }
 
-    fn release_owner(&mut self, lock_dev: u32) -> Result<(), MapError> {
+    fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError> {
+        let lock_dev = lock_dev.to_kernel();
         fault::point(Point::BeforeRelease);
         absent_is_done(self.owners.remove(&lock_dev)).map_err(map_error("release the formatter", lock_dev))?;
         fault::point(Point::AfterRelease);
         Ok(())
     }
 
-    fn untaint(&mut self, dev: u32, diskseq: u64) -> Result<u64, MapError> {
+    fn untaint(&mut self, dev: Dev, diskseq: u64) -> Result<u64, MapError> {
+        let dev = dev.to_kernel();
         let tainted: Vec<(TaintKey, Taint)> =
             self.taints.iter().filter_map(Result::ok).filter(|(key, _)| key.dev == dev).collect();
         for (key, _) in &tainted {
