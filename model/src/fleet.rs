@@ -318,7 +318,7 @@ impl Node {
         let (new, effects) =
             transition::next(&self.record, event, Now { wall: now.into(), boot: now.into() });
         self.record = plain(new).into();
-        if effects.contains(&Effect::ReleaseHolder) {
+        if effects.contains(&Effect::ReleaseOwner) {
             self.owner = None;
         }
     }

@@ -576,7 +576,7 @@ impl Node {
         agent.step = Some(Step {
             probe: effects.contains(&transition::Effect::Probe)
                 || effects.contains(&transition::Effect::ProbeSoon),
-            release: effects.contains(&transition::Effect::ReleaseHolder),
+            release: effects.contains(&transition::Effect::ReleaseOwner),
             new,
         });
     }
@@ -645,7 +645,7 @@ impl Node {
             Todo::Closed => {
                 let device = agent.device;
                 moment.kernel.rule = moment.kernel.rule.filter(|rule| Some(rule.diskseq) != device);
-                self.step(moment, transition::Event::Closed, true);
+                self.step(moment, transition::Event::Disarmed, true);
                 if let Some(held) = moment.kernel.owner.filter(|held| Some(held.diskseq) == device) {
                     self.release(moment, held.by);
                 }
@@ -781,7 +781,7 @@ impl Node {
             && let Some(record) = &moment.store
             && record.armed.as_ref() == Some(&moment.boot())
         {
-            let (doubted, _) = transition::next(record, transition::Event::Doubted, moment.now());
+            let (doubted, _) = transition::next(record, transition::Event::MissedFormatSuspected, moment.now());
             if moment.full {
                 if let Some(agent) = &mut moment.agent {
                     agent.dirty = Some(doubted);
@@ -1108,7 +1108,7 @@ impl Model for Node {
                 let record = moment.agent.as_ref().and_then(|agent| agent.record.clone());
                 // Here the rule comes first: it is tightened.
                 if let Some(old) = record.filter(|record| record.armed.is_some()) {
-                    let (new, _) = transition::next(&old, transition::Event::Closed, moment.now());
+                    let (new, _) = transition::next(&old, transition::Event::Disarmed, moment.now());
                     Self::rule(moment, &new);
                     if let Some(agent) = &mut moment.agent {
                         agent.closed = Some(new);

@@ -53,11 +53,11 @@ pub enum Event {
         diskseq: u64,
     },
     /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
-    Closed,
+    Disarmed,
     /// It is gone: what is at its place next may be another volume.
     Detached,
     /// A format was let through that nobody saw, and it may have been on this volume.
-    Doubted,
+    MissedFormatSuspected,
     /// A probe came back.
     Probed(Result<Finding, ProbeError>),
     /// The kernel let a formatter through.
@@ -87,9 +87,9 @@ pub enum Event {
     /// The tool that was let through has ended.
     ToolEnded,
     /// It shares bytes with a volume that holds a format, or (`None`) no longer does.
-    Overlaid(Option<Overlay>),
+    OverlapChanged(Option<Overlay>),
     /// A volume that lies on it holds a format.
-    Carries {
+    UpperFormatSeen {
         /// The other volume.
         volume: String,
         /// The other's marks, as they lie on this one.
@@ -201,7 +201,7 @@ pub enum Effect {
     /// The same in a moment: whoever has just formatted a device may be about to take it away, and nothing depends on it.
     ProbeSoon,
     /// Forget who formatted it.
-    ReleaseHolder,
+    ReleaseOwner,
     /// Forget who was refused on it.
     Untaint,
     /// Tell people.
@@ -248,9 +248,9 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
             step.see_medium(&boot, strength, diskseq);
             step.attached(boot, strength, records_lost);
         }
-        Event::Closed => step.closed(),
+        Event::Disarmed => step.disarmed(),
         Event::Detached => step.detached(),
-        Event::Doubted => step.record.armed = Some(UNSEEN.to_owned()),
+        Event::MissedFormatSuspected => step.record.armed = Some(UNSEEN.to_owned()),
         Event::Probed(Ok(Finding::Blank)) => step.holds_nothing(Ends::Zeros),
         Event::Probed(Ok(Finding::Unwritten)) => step.is_unwritten(),
         Event::Probed(Ok(Finding::Raw(digest))) => step.holds_nothing(Ends::Bytes(digest)),
@@ -263,8 +263,8 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::LetThrough(process) => step.let_through(process),
         Event::OwnerWiped(tool) => step.owner_wiped(tool),
         Event::ToolEnded => step.tool_ended(),
-        Event::Overlaid(by) => step.overlaid(by),
-        Event::Carries { volume, marks } => step.carries(&volume, marks),
+        Event::OverlapChanged(by) => step.overlap_changed(by),
+        Event::UpperFormatSeen { volume, marks } => step.upper_format_seen(&volume, marks),
         Event::Claimed { lease, doubted, permit } => step.claimed(lease, doubted, permit),
         Event::ClaimLost => step.claim_lost(),
         Event::Shared(format) => step.shared(format),
@@ -475,7 +475,7 @@ impl Step {
     }
 
     fn detached(&mut self) {
-        self.closed();
+        self.disarmed();
         if self.record.weak {
             self.record.medium = Some(String::new());
         }
@@ -542,7 +542,7 @@ impl Step {
         self.probe();
     }
 
-    fn closed(&mut self) {
+    fn disarmed(&mut self) {
         if self.record.state == State::Blank {
             self.unverified("no longer armed");
         }
@@ -592,7 +592,7 @@ impl Step {
             State::Formatting if self.may_not_be_armed() => {
                 self.arm();
                 self.unverified("the format left nothing");
-                self.effects.push(Effect::ReleaseHolder);
+                self.effects.push(Effect::ReleaseOwner);
                 self.probe();
             }
             State::Formatting => self.clean_pass("the format left nothing, probed twice", ends),
@@ -691,7 +691,7 @@ impl Step {
             return;
         }
         self.record.ends = Some(ends);
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         // Where other nodes may have formatted the new one, too, their word is asked for.
         if self.record.claim == Claim::Wanted {
             self.await_claim();
@@ -742,7 +742,7 @@ impl Step {
         self.record.marks.clear();
         self.record.ends = Some(ends);
         self.to(State::Blank, cause);
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         // Who was refused came a moment too early, and nothing was there to be destroyed.
         self.effects.push(Effect::Untaint);
         self.report("blank", "blank: one format may begin");
@@ -779,7 +779,7 @@ impl Step {
             State::Formatting if self.record.running => {}
             State::Formatting if self.failed_first_format(&content) && self.may_not_be_armed() => {
                 self.unverified(format!("a first format failed and left {}", content.name()));
-                self.effects.push(Effect::ReleaseHolder);
+                self.effects.push(Effect::ReleaseOwner);
             }
             State::Formatting if self.failed_first_format(&content) => {
                 self.record.marks.clear();
@@ -788,7 +788,7 @@ impl Step {
                     format!("a first format failed and left {}: it may be tried again", content.name());
                 self.to(State::Blank, text.clone());
                 self.record.left = Some(content);
-                self.effects.push(Effect::ReleaseHolder);
+                self.effects.push(Effect::ReleaseOwner);
                 self.report("format-failed", text);
             }
             State::Formatting => {
@@ -844,7 +844,7 @@ impl Step {
 
     fn formatted(&mut self, cause: impl Into<String>) {
         self.record.running = false;
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         self.settled(cause);
     }
 
@@ -995,7 +995,7 @@ impl Step {
             // Told late: a later one must not find it in its place.
             State::Formatted if formatter.is_known() => {
                 self.record.formatter = Some(formatter);
-                self.effects.push(Effect::ReleaseHolder);
+                self.effects.push(Effect::ReleaseOwner);
             }
             // It is let do no more than others.
             State::Formatted | State::Exempt => {}
@@ -1025,7 +1025,7 @@ impl Step {
             }
             State::Formatted if self.record.running => {
                 self.record.rewritten.clone_from(&self.record.formatter);
-                self.effects.push(Effect::ReleaseHolder);
+                self.effects.push(Effect::ReleaseOwner);
             }
             _ => return,
         }
@@ -1099,7 +1099,7 @@ impl Step {
         self.probe();
     }
 
-    fn overlaid(&mut self, by: Option<Overlay>) {
+    fn overlap_changed(&mut self, by: Option<Overlay>) {
         if self.record.overlaid == by {
             return;
         }
@@ -1120,7 +1120,7 @@ impl Step {
         }
     }
 
-    fn carries(&mut self, volume: &str, marks: Vec<Mark>) {
+    fn upper_format_seen(&mut self, volume: &str, marks: Vec<Mark>) {
         if matches!(self.record.state, State::Unverified | State::Blank) {
             // What it holds itself since then is not known.
             self.record.looked_at = None;
@@ -1230,7 +1230,7 @@ impl Step {
         self.record.permit = None;
         self.record.running = false;
         self.to(State::Exempt, cause.clone());
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         self.report("exempted", cause);
     }
 
@@ -1273,7 +1273,7 @@ impl Step {
         self.record.running = false;
         self.record.wiped = false;
         self.to(State::Permitted, cause.clone());
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         // Whoever was refused what is allowed now.
         self.effects.push(Effect::Untaint);
         self.report("permitted", cause);
@@ -1346,7 +1346,7 @@ impl Step {
         self.record.permit = None;
         self.record.relabelled = false;
         self.record.rewritten = None;
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         self.to(State::Formatted, cause);
     }
 
@@ -1358,7 +1358,7 @@ impl Step {
         let cause =
             if wrote { self.by_whom() } else { format!("left as it was by {}", self.formatter_name()) };
         self.record.running = false;
-        self.effects.push(Effect::ReleaseHolder);
+        self.effects.push(Effect::ReleaseOwner);
         self.record.ever_formatted |= found;
         if wrote && found {
             self.record.generation = self.record.generation.max(1);

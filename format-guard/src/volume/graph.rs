@@ -232,11 +232,12 @@ impl DeviceGraph {
         self.below(dev).into_iter().map(|below| 1 + self.layer(below, depth - 1)).max().unwrap_or(0)
     }
 
-    /// Of all devices with which this one shares bytes the one that speaks for them. What lies on a device that is
-    /// `apart` speaks for itself: an array, a volume group or a partition table hands out its bytes separately.
+    /// The device under which the owner of a format is kept for this one and all that share its bytes: the lowest of them. It is
+    /// followed no further down than to a device that `is_container`: an array, a volume group or a partition table hands out
+    /// its bytes separately.
     #[must_use]
-    pub fn lock_dev(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Dev {
-        let runs = self.extents_on_base(dev, apart);
+    pub fn lock_dev(&self, dev: Dev, is_container: &dyn Fn(Dev) -> bool) -> Dev {
+        let runs = self.extents_on_base(dev, is_container);
         runs.iter().min_by_key(|run| (run.start, run.base)).map_or(dev, |run| run.base)
     }
 
@@ -284,15 +285,15 @@ impl DeviceGraph {
         paths.and_then(|paths| paths.first().copied()).unwrap_or(dev)
     }
 
-    fn extents_on_base(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool) -> Vec<BaseExtent> {
-        self.extents_on_base_to(dev, apart, MAX_DEPTH)
+    fn extents_on_base(&self, dev: Dev, is_container: &dyn Fn(Dev) -> bool) -> Vec<BaseExtent> {
+        self.extents_on_base_to(dev, is_container, MAX_DEPTH)
     }
 
-    fn extents_on_base_to(&self, dev: Dev, apart: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<BaseExtent> {
+    fn extents_on_base_to(&self, dev: Dev, is_container: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<BaseExtent> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
         let mut runs = Vec::new();
-        for below in device.below.iter().filter(|below| depth > 0 && !apart(below.dev)) {
-            let lower = self.extents_on_base_to(below.dev, apart, depth - 1);
+        for below in device.below.iter().filter(|below| depth > 0 && !is_container(below.dev)) {
+            let lower = self.extents_on_base_to(below.dev, is_container, depth - 1);
             for extent in &below.extents {
                 for run in &lower {
                     let start = extent.below.max(run.start);

@@ -16,11 +16,11 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Batch {
     records: BTreeMap<VolumeId, Unstored>,
-    unsettled: BTreeSet<Dev>,
+    unpropagated: BTreeSet<Dev>,
     unruled: BTreeSet<Dev>,
     unreleased: BTreeSet<VolumeId>,
     unprobed: BTreeSet<VolumeId>,
-    unwished: BTreeSet<VolumeId>,
+    undesired: BTreeSet<VolumeId>,
     copies: Vec<Taken>,
 }
 
@@ -48,8 +48,8 @@ impl Batch {
         unstored.told.extend_from_slice(told);
     }
 
-    pub(super) fn settle_later(&mut self, devs: BTreeSet<Dev>) {
-        self.unsettled.extend(devs);
+    pub(super) fn propagate_later(&mut self, devs: BTreeSet<Dev>) {
+        self.unpropagated.extend(devs);
     }
 
     pub(super) fn rule_later(&mut self, dev: Dev) {
@@ -61,7 +61,7 @@ impl Batch {
     }
 
     pub(super) fn update_desired_later(&mut self, id: &VolumeId) {
-        self.unwished.insert(id.clone());
+        self.undesired.insert(id.clone());
     }
 
     pub(super) fn copy_later(&mut self, taken: Taken) {
@@ -75,9 +75,9 @@ impl Batch {
 
 impl Reconciler {
     /// Stores, rules and releases what was put off since there is a batch.
-    pub(super) fn carry_out_batch(&mut self) {
-        let unsettled = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unsettled));
-        self.settle_all(unsettled.unwrap_or_default());
+    pub(super) fn apply_batch(&mut self) {
+        let unpropagated = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unpropagated));
+        self.propagate_all(unpropagated.unwrap_or_default());
         let Some(batch) = self.batch.take() else { return };
         let changes =
             batch.records.into_values().map(|Unstored { old, new, told }| Change { old, new, told });
@@ -92,7 +92,7 @@ impl Reconciler {
             self.put_rule(dev);
         }
         // What no rule arms any more is given to other nodes.
-        for id in batch.unwished {
+        for id in batch.undesired {
             self.update_desired(&id, false);
         }
         for id in batch.unreleased {

@@ -90,7 +90,7 @@ impl Reconciler {
             // What shows a better name, or none any more, is the same medium.
             let stays =
                 known.as_ref().is_some_and(|old| old.diskseq == device.diskseq && device.diskseq != 0);
-            self.device_leaves(dev, if stays { Event::Closed } else { Event::Detached });
+            self.device_leaves(dev, if stays { Event::Disarmed } else { Event::Detached });
         }
         if same {
             let moved = known.is_some_and(|old| old.below != device.below || old.size != device.size);
@@ -103,7 +103,7 @@ impl Reconciler {
                 self.put_rules_around(dev);
                 for dev in around {
                     self.put_rule(dev);
-                    self.settle(dev);
+                    self.propagate(dev);
                 }
             }
             let probed_by_now = self.records.get(&id).is_some_and(|record| record.state != State::Exempt);
@@ -156,7 +156,7 @@ impl Reconciler {
         self.word_on_disk(&id);
         self.put_rules_around(dev);
         self.put_rules_of_members(&id);
-        self.settle(dev);
+        self.propagate(dev);
         for upper in above {
             if let Some(device) = self.host.devices.by_number(upper) {
                 self.device_changed(device);
@@ -191,7 +191,7 @@ impl Reconciler {
     /// The same; `event` is what that means for a volume to which it was the last path.
     pub(super) fn device_leaves(&mut self, dev: Dev, event: Event) {
         self.overtake_comparison(dev);
-        self.take_up_on(dev);
+        self.recover_format_on(dev);
         let lock_dev = self.lock_dev(dev);
         let around: Vec<Dev> = self.graph.related(dev).into_iter().map(|related| related.dev).collect();
         self.formats.last_end.remove(&dev);
@@ -227,7 +227,7 @@ impl Reconciler {
         }
         for dev in around {
             self.put_rule(dev);
-            self.settle(dev);
+            self.propagate(dev);
         }
         self.put_rules_of_members(&id);
     }
@@ -276,12 +276,12 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn probed_together(&mut self, answers: Vec<Answer>) {
+    pub(super) fn apply_probe_batch(&mut self, answers: Vec<Answer>) {
         self.batch = (answers.len() > 1).then(Batch::default);
         for answer in answers {
             self.probed(answer);
         }
-        self.carry_out_batch();
+        self.apply_batch();
     }
 
     pub(super) fn probed(&mut self, answer: Answer) {
@@ -316,7 +316,7 @@ impl Reconciler {
         // The kernel may have let a formatter through whose event is still under way, here or on what lies above: what was
         // read is half of its work.
         if let Some(entry) = self.formatter_around(answer.dev) {
-            self.take_up(&entry);
+            self.recover_format(&entry);
         }
         // Half of a format of what lies on it is no format of its own.
         if self.is_being_formatted_from_above(answer.dev) {

@@ -63,7 +63,7 @@ impl Reconciler {
             self.put_rule(disk);
             for dev in self.graph.above(disk) {
                 self.put_rule(dev);
-                self.settle(dev);
+                self.propagate(dev);
             }
         }
     }

@@ -56,7 +56,7 @@ impl Formats {
 
 impl Reconciler {
     /// Records a format that the kernel let through, if that was not told yet.
-    pub(super) fn take_up(&mut self, entry: &FormatOwner) -> bool {
+    pub(super) fn recover_format(&mut self, entry: &FormatOwner) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.graph.id(dev).and_then(|id| self.records.get(id));
         let untold = record.is_some_and(|record| transition::is_untold(record, entry.process))
@@ -68,9 +68,9 @@ impl Reconciler {
     }
 
     /// Records a format of this very device whose event is still under way, or was lost.
-    pub(super) fn take_up_on(&mut self, dev: Dev) {
+    pub(super) fn recover_format_on(&mut self, dev: Dev) {
         if let Some(entry) = self.formatter_of(dev) {
-            self.take_up(&entry);
+            self.recover_format(&entry);
         }
     }
 
@@ -109,7 +109,7 @@ impl Reconciler {
                 }
                 if self.graph.get(dev).is_some_and(|device| device.diskseq == report.diskseq) {
                     // What was mounted is what was formatted, also where the event of that was lost.
-                    self.take_up_on(dev);
+                    self.recover_format_on(dev);
                     self.apply_to_device(dev, &Event::Mounted);
                 }
             }

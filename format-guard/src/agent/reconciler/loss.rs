@@ -46,7 +46,7 @@ pub(super) fn degraded(loss: &Loss) -> String {
 
 impl Reconciler {
     /// What was lost before a restart, or just now.
-    pub(super) fn take_up_loss(&mut self) -> Result<()> {
+    pub(super) fn restore_loss(&mut self) -> Result<()> {
         let text = self.store.setting(Loss::SETTING)?;
         let loss: Option<Loss> = serde_json::from_str(text.as_deref().unwrap_or("null")).context(
             "the stored loss of records cannot be read: nobody knows whether what reads blank may be armed",

@@ -245,9 +245,9 @@ impl Reconciler {
 
     /// Gives every present device its rule, before anything is attached.
     pub fn start(&mut self) -> Result<()> {
-        self.take_up_mode()?;
-        self.take_up_loss()?;
-        self.take_up_names()?;
+        self.restore_mode()?;
+        self.restore_loss()?;
+        self.load_names()?;
         let gone = |(lock_dev, entry): &(Dev, FormatOwner)| {
             let device = self.host.devices.by_number(*lock_dev);
             device.is_none_or(|device| device.diskseq != entry.diskseq)
@@ -255,7 +255,7 @@ impl Reconciler {
         };
         let unseen: Vec<_> = self.enforcer.owners().into_iter().filter(gone).collect();
         if !unseen.is_empty() {
-            self.doubt_what_is_armed()?;
+            self.suspect_armed()?;
         }
         for (lock_dev, _) in unseen {
             self.enforcer.release_owner(lock_dev)?;
@@ -265,16 +265,16 @@ impl Reconciler {
         for dev in mounted_devices() {
             self.apply_to_device(dev, &Event::Mounted);
         }
-        self.carry_out_batch();
+        self.apply_batch();
         self.remove_rules_of_nobody();
         Ok(())
     }
 
     /// A format that the kernel let through while no agent ran was on a volume that was detached since: on one of these.
-    fn doubt_what_is_armed(&mut self) -> Result<()> {
+    fn suspect_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.host.boot)? {
             if let Some(record) = self.store.get(&id)? {
-                let doubted = transition::next(&record, Event::Doubted, clocks()).0;
+                let doubted = transition::next(&record, Event::MissedFormatSuspected, clocks()).0;
                 if let Err(error) = self.store.put(&doubted, &[]) {
                     self.keep_unstored(doubted, &error);
                 }
@@ -284,7 +284,7 @@ impl Reconciler {
     }
 
     /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
-    pub fn close(&mut self) {
+    pub fn disarm_for_stop(&mut self) {
         self.settings.protect = false;
         self.keep_protected();
         self.keep_waited_for(Duration::ZERO);
@@ -354,12 +354,12 @@ impl Reconciler {
             let input = if comparing { inputs.waiting() } else { inputs.next(runtime) };
             match input {
                 Some(Input::Stop(done)) => {
-                    self.close();
+                    self.disarm_for_stop();
                     // Whoever asked may have gone.
                     let _ = done.send(());
                     break;
                 }
-                Some(Input::Probed(first)) => self.probed_together(inputs.together(first)),
+                Some(Input::Probed(first)) => self.apply_probe_batch(inputs.together(first)),
                 Some(other) => self.handle(other)?,
                 None if comparing => {}
                 None => break,
@@ -452,7 +452,7 @@ impl Reconciler {
             let first = self.graph.of(id).next().map(|device| device.dev);
             if let Some(dev) = first {
                 self.put_rules_around(dev);
-                self.settle(dev);
+                self.propagate(dev);
             }
         }
     }
@@ -513,7 +513,7 @@ impl Reconciler {
                         self.prober.ask_soon(device, self.wanted_copy(id));
                     }
                 }
-                Effect::ReleaseHolder => match &mut self.batch {
+                Effect::ReleaseOwner => match &mut self.batch {
                     Some(batch) => batch.release_later(id),
                     None => self.release(id),
                 },

@@ -63,7 +63,7 @@ impl Reconciler {
     }
 
     /// What an operator set before a restart.
-    pub(super) fn take_up_mode(&mut self) -> Result<()> {
+    pub(super) fn restore_mode(&mut self) -> Result<()> {
         if let Some(text) = self.store.setting(SETTING)? {
             let word: Option<api::SetMode> =
                 serde_json::from_str(&text).context("the stored mode cannot be read")?;

@@ -78,7 +78,7 @@ impl Names {
 
 impl Reconciler {
     /// Reads every name that is stored.
-    pub(super) fn take_up_names(&mut self) -> Result<()> {
+    pub(super) fn load_names(&mut self) -> Result<()> {
         self.names.known = self.store.names()?.into_iter().collect();
         self.names.known.extend(self.names.unstored.clone());
         Ok(())

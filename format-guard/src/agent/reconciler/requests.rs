@@ -317,7 +317,7 @@ impl Reconciler {
         }
         let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         for dev in devices {
-            self.take_up_on(dev);
+            self.recover_format_on(dev);
         }
         let record = self.records.get(id);
         if let Some(formatter) =

@@ -98,7 +98,7 @@ impl Reconciler {
         self.remove_rules_of_nobody();
         for (lock_dev, entry) in self.enforcer.owners() {
             let lock_dev = self.graph.get(lock_dev);
-            if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.take_up(&entry) {
+            if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.recover_format(&entry) {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.health.repaired += 1;
             }
@@ -126,7 +126,7 @@ impl Reconciler {
             Ok(0) => {}
             Ok(count) => {
                 info!("{count} volumes are forgotten that were not seen for long and never held a format");
-                if let Err(error) = self.take_up_names() {
+                if let Err(error) = self.load_names() {
                     error!("the names of volumes cannot be read: {error}");
                 }
             }

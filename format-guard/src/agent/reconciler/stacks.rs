@@ -28,7 +28,7 @@ fn is_of(patterns: &[String], id: &str) -> bool {
 impl Reconciler {
     /// The device, and its attachment, that speaks for all that share bytes with this one.
     pub(super) fn lock_dev(&self, dev: Dev) -> (Dev, u64) {
-        let apart = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
+        let is_container = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
         let attachment = |lock_dev: Dev| self.graph.get(lock_dev).map_or(0, |device| device.diskseq);
         // Whoever formats it is held where it began, until it is released.
         let bottom = self.graph.lock_dev(dev, &|_| false);
@@ -36,7 +36,7 @@ impl Reconciler {
             .enforcer
             .owner(bottom)
             .is_some_and(|entry| entry.dev == dev.to_kernel() && entry.diskseq == attachment(bottom));
-        let lock_dev = if began_there { bottom } else { self.graph.lock_dev(dev, &apart) };
+        let lock_dev = if began_there { bottom } else { self.graph.lock_dev(dev, &is_container) };
         (lock_dev, attachment(lock_dev))
     }
 
@@ -138,7 +138,7 @@ impl Reconciler {
 
     /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
     /// ever adds protection or takes back what it added, so there is an end to it.
-    pub(super) fn settle(&mut self, dev: Dev) {
+    pub(super) fn propagate(&mut self, dev: Dev) {
         let around = self.graph.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
         if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
@@ -146,28 +146,28 @@ impl Reconciler {
         }
         open.insert(dev);
         match &mut self.batch {
-            Some(batch) => batch.settle_later(open),
-            None => self.settle_all(open),
+            Some(batch) => batch.propagate_later(open),
+            None => self.propagate_all(open),
         }
     }
 
     /// The same for some, with all that share their bytes.
-    pub(super) fn settle_all(&mut self, mut open: BTreeSet<Dev>) {
+    pub(super) fn propagate_all(&mut self, mut open: BTreeSet<Dev>) {
         while let Some(dev) = open.pop_first() {
             let Some(id) = self.graph.id(dev).cloned() else { continue };
             let related = self.graph.related(dev);
-            let carried = self.carried(&related);
+            let format_above = self.format_above(&related);
             let overlaid = self.overlaid(&related).or_else(|| self.over_dropped(dev));
             let mut changed = false;
-            if let Some((volume, marks)) = carried
+            if let Some((volume, marks)) = format_above
                 && self
                     .record_at(dev)
                     .is_some_and(|record| matches!(record.state, State::Unverified | State::Blank))
             {
-                changed |= self.step(&id, Event::Carries { volume: volume.to_string(), marks });
+                changed |= self.step(&id, Event::UpperFormatSeen { volume: volume.to_string(), marks });
             }
             if self.record_at(dev).is_some_and(|record| record.overlaid != overlaid) {
-                changed |= self.step(&id, Event::Overlaid(overlaid));
+                changed |= self.step(&id, Event::OverlapChanged(overlaid));
             }
             if changed {
                 for other in related {
@@ -179,7 +179,7 @@ impl Reconciler {
     }
 
     /// The volume that lies on a device and holds a format, with its marks as they lie on the device.
-    fn carried(&self, related: &[Related]) -> Option<(VolumeId, Vec<Mark>)> {
+    fn format_above(&self, related: &[Related]) -> Option<(VolumeId, Vec<Mark>)> {
         related.iter().filter(|related| related.relation == Relation::Above).find_map(|related| {
             let record = self.record_at(related.dev).filter(|record| record.state == State::Formatted)?;
             Some((record.id.clone(), shifted(&record.marks, &related.shared).collect()))

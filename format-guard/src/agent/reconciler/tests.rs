@@ -446,7 +446,7 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     });
     setting.deeds.take();
     let entered = setting.runtime.enter();
-    setting.reconciler.probed_together(answers.to_vec());
+    setting.reconciler.apply_probe_batch(answers.to_vec());
     drop(entered);
     assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
     *setting.broken.lock().expect("one thread") = true;
@@ -454,7 +454,7 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     let holding =
         Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
     let entered = setting.runtime.enter();
-    setting.reconciler.probed_together(vec![holding.clone(), holding]);
+    setting.reconciler.apply_probe_batch(vec![holding.clone(), holding]);
     drop(entered);
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
 }
@@ -546,7 +546,7 @@ fn what_cannot_be_stored_at_the_start_is_not_armed() {
     setting.reconciler.apply(&"dm:UUID-1".into(), Event::Permitted(permit));
     assert_eq!(setting.state(), State::Permitted);
     let id = VolumeId::from("dm:UUID-1");
-    setting.reconciler.step(&id, Event::Closed);
+    setting.reconciler.step(&id, Event::Disarmed);
     *setting.broken.lock().expect("one thread") = true;
     start_again(&mut setting);
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Formatted as u32));
@@ -771,7 +771,7 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
     let holding =
         Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
     let entered = setting.runtime.enter();
-    setting.reconciler.probed_together(vec![holding.clone(), holding]);
+    setting.reconciler.apply_probe_batch(vec![holding.clone(), holding]);
     drop(entered);
     assert!(overlaid(&setting), "a format of the partition would destroy what its disk holds");
 }

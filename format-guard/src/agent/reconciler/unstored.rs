@@ -219,14 +219,14 @@ impl Reconciler {
     /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had begun one.
     pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Record, Record)> {
         let old = self.records.get(id)?.clone();
-        let (new, _) = transition::next(&old, Event::Closed, clocks());
+        let (new, _) = transition::next(&old, Event::Disarmed, clocks());
         self.records.insert(id.clone(), new.clone());
         self.put_rules(id);
         let device = self.graph.of(id).next().map(|device| device.dev);
         // One may have begun until now.
         let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) else { return Some((old, new)) };
         self.records.insert(id.clone(), old);
-        self.take_up(&entry);
+        self.recover_format(&entry);
         None
     }
 }

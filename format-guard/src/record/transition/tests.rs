@@ -155,10 +155,10 @@ fn what_was_armed_when_the_host_went_down_must_read_blank_for_the_quarantine() {
     assert_eq!(later.state, State::Unverified);
     assert_eq!(at(&later, blank(), 200).state, State::Blank);
     // Detached and attached in the second boot, it is as doubtful.
-    let again = at(&at(&doubted, Event::Closed, 20), attached_in("boot-2"), 30);
+    let again = at(&at(&doubted, Event::Disarmed, 20), attached_in("boot-2"), 30);
     assert_eq!(at(&at(&again, blank(), 31), blank(), 32).state, State::Unverified);
     // Closed before the host went down, it is not.
-    let (closed, _) = run(armed, [Event::Closed, attached_in("boot-2"), blank(), blank()]);
+    let (closed, _) = run(armed, [Event::Disarmed, attached_in("boot-2"), blank(), blank()]);
     assert_eq!(closed.state, State::Blank);
 }
 
@@ -190,7 +190,7 @@ fn a_permit_ends_with_the_boot_in_which_it_could_be_used() {
     assert_eq!(restarted.state, State::Permitted);
     let (later, _) = run(record.clone(), [attached_in("boot-2")]);
     assert_eq!((later.state, later.permit), (State::Formatted, None));
-    let (closed, _) = run(record, [Event::Closed, attached_in("boot-2")]);
+    let (closed, _) = run(record, [Event::Disarmed, attached_in("boot-2")]);
     assert_eq!((closed.state, closed.armed.as_deref()), (State::Permitted, Some("boot-2")));
 }
 
@@ -201,7 +201,7 @@ fn a_first_format_is_recorded_with_its_marks() {
     assert_eq!(record.state, State::Formatted);
     assert_eq!(record.content.as_ref().map(Content::name), Some("ext4"));
     assert!(!record.marks.is_empty());
-    assert!(effects.contains(&Effect::ReleaseHolder));
+    assert!(effects.contains(&Effect::ReleaseOwner));
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
     assert!(waits(&running, clock(10)) && is_held(&running) && running.ever_formatted);
     let (settled, effects) = run(running, [holds("gpt", "a")]);
     assert_eq!((settled.state, settled.running, settled.marks.is_empty()), (State::Formatted, true, false));
-    assert!(!effects.contains(&Effect::ReleaseHolder), "it goes on");
+    assert!(!effects.contains(&Effect::ReleaseOwner), "it goes on");
     // What its guest makes of the disk meanwhile is followed, and not taken back by a reading of zeros.
     let (followed, _) = run(settled.clone(), [holds("gpt", "b"), blank()]);
     assert_eq!(followed.content.as_ref().and_then(|content| content.uuid.as_deref()), Some("b"));
@@ -281,8 +281,8 @@ fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
     for status in [Some(9), Some(0), None] {
         let (killed, effects) = run(followed.clone(), [ended(status), blank(), blank(), blank()]);
         assert_eq!((killed.state, killed.running), (State::Formatted, false), "{status:?}");
-        assert!(effects.contains(&Effect::ReleaseHolder));
-        let (back, _) = run(killed, [Event::Closed, attached_in("boot-2"), blank(), blank()]);
+        assert!(effects.contains(&Effect::ReleaseOwner));
+        let (back, _) = run(killed, [Event::Disarmed, attached_in("boot-2"), blank(), blank()]);
         assert_eq!(back.state, State::Formatted);
     }
     // What it left is read once more, and then nothing is followed.
@@ -320,7 +320,7 @@ fn one_that_is_no_formatter_goes_on_after_a_restart_of_the_agent() {
     // A format that is told late is let do no more than others, and is not left in another one's way.
     let (late, effects) = run(settled, [began()]);
     assert_eq!((late.state, late.running), (State::Formatted, false));
-    assert!(effects.contains(&Effect::ReleaseHolder));
+    assert!(effects.contains(&Effect::ReleaseOwner));
 }
 
 #[test]
@@ -453,11 +453,11 @@ fn a_permitted_format_that_ended_well_and_reads_blank_is_not_taken_for_wiped() {
 /// The device is detached, or the agent that saw it is not there any more.
 #[test]
 fn a_job_ends_with_its_attachment() {
-    let formatted = permitted([began(), ended(Some(0)), holds("xfs", "b"), Event::Closed, attached()]);
+    let formatted = permitted([began(), ended(Some(0)), holds("xfs", "b"), Event::Disarmed, attached()]);
     assert_eq!((formatted.state, &formatted.permit), (State::Formatted, &None));
-    let begun = permitted([began(), ended(Some(0)), Event::Closed, attached(), holds("xfs", "b")]);
+    let begun = permitted([began(), ended(Some(0)), Event::Disarmed, attached(), holds("xfs", "b")]);
     assert_eq!((begun.state, &begun.permit), (State::Formatted, &None));
-    let unused = permitted([Event::Closed, attached()]);
+    let unused = permitted([Event::Disarmed, attached()]);
     assert_eq!(unused.state, State::Permitted);
 }
 
@@ -495,7 +495,7 @@ fn what_lasts_is_measured_by_the_clock_that_nobody_sets() {
 /// Where its boot is over only the wall clock tells how much of it is left, and it may have been set.
 #[test]
 fn a_permit_outlives_a_boot_by_the_shorter_of_both_clocks() {
-    let permitted = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000)), Event::Closed];
+    let permitted = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000)), Event::Disarmed];
     let (mut stored, _) = run(record(), permitted);
     stored.permit_ends = None;
     let later = |wall, boot| next(&stored, attached_in("boot-2"), Now { wall, boot }).0.permit_ends;
@@ -546,7 +546,7 @@ fn a_format_whose_end_cannot_be_seen_is_there_however_blank_it_reads() {
     let begun = [attached(), blank(), blank(), began()];
     let unseen = Event::FormatEnded { status: None, wrote: Wrote::Bytes, unseen: true };
     let (record, _) =
-        run(record(), begun.into_iter().chain([unseen, Event::Closed, attached(), blank(), blank()]));
+        run(record(), begun.into_iter().chain([unseen, Event::Disarmed, attached(), blank(), blank()]));
     assert_eq!((record.state, record.discrepancy.is_some()), (State::Formatted, true));
 }
 
@@ -691,7 +691,7 @@ fn swap_space_on_a_plain_mapping_is_forgotten_when_it_is_opened_anew() {
 
 #[test]
 fn what_nothing_is_stored_of_any_more_is_a_new_volume_where_nothing_happened_since_it_was_attached() {
-    let recorded = || run(record(), [attached(), holds("ext4", "a"), Event::Closed]).0;
+    let recorded = || run(record(), [attached(), holds("ext4", "a"), Event::Disarmed]).0;
     let (once, _) = run(recorded(), [attached(), unwritten()]);
     assert_eq!((once.state, once.discrepancy.is_some()), (State::Formatted, false));
     let (cut, effects) = run(once.clone(), [unwritten()]);
@@ -753,14 +753,14 @@ fn memory_is_not_guarded() {
 
 fn overlaid(inside: bool) -> Event {
     let overlap = if inside { Overlap::Inside } else { Overlap::Start };
-    Event::Overlaid(Some(Overlay { by: "dm:other, which holds ext4".into(), overlap }))
+    Event::OverlapChanged(Some(Overlay { by: "dm:other, which holds ext4".into(), overlap }))
 }
 
 #[test]
 fn what_is_found_inside_of_another_format_is_no_format() {
     let (inside, _) = run(record(), [attached(), overlaid(true), holds("ext4", "a")]);
     assert_eq!(inside.state, State::Unverified);
-    assert_eq!(run(inside, [Event::Overlaid(None), holds("ext4", "a")]).0.state, State::Formatted);
+    assert_eq!(run(inside, [Event::OverlapChanged(None), holds("ext4", "a")]).0.state, State::Formatted);
     assert_eq!(run(record(), [attached(), overlaid(false), holds("ext4", "a")]).0.state, State::Formatted);
     let (recorded, _) = run(record(), [holds("ext4", "a"), overlaid(true), attached(), holds("ext4", "b")]);
     assert_eq!(recorded.state, State::Formatted, "what was recorded is kept");
@@ -774,13 +774,13 @@ fn what_shares_its_bytes_with_a_format_is_not_armed_until_it_no_longer_does() {
     assert!(overlaid.cause.contains("dm:other"), "{}", overlaid.cause);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Report(Report { kind: "overlaid", .. }))));
     assert_eq!(run(overlaid.clone(), [blank(), blank(), blank()]).0.state, State::Unverified);
-    assert_eq!(run(overlaid, [Event::Overlaid(None), blank(), blank()]).0.state, State::Blank);
+    assert_eq!(run(overlaid, [Event::OverlapChanged(None), blank(), blank()]).0.state, State::Blank);
 }
 
 #[test]
 fn what_carries_a_format_is_formatted_and_reads_blank_without_a_discrepancy() {
     let marks = vec![Mark { offset: 4096, kind: crate::volume::marks::MarkKind::Magic, bytes: vec![1] }];
-    let carries = Event::Carries { volume: "dm:upper".into(), marks: marks.clone() };
+    let carries = Event::UpperFormatSeen { volume: "dm:upper".into(), marks: marks.clone() };
     let (lower, _) = run(record(), [attached(), blank(), blank(), carries, blank(), blank()]);
     assert_eq!((lower.state, &lower.discrepancy), (State::Formatted, &None));
     assert_eq!(lower.marks, marks);
@@ -985,13 +985,13 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
         ("who formats it fails", ended(Some(256)), now),
         ("who formats it ends unseen", ended(None), now),
         ("is mounted", Event::Mounted, now),
-        ("is detached", Event::Closed, now),
+        ("is detached", Event::Disarmed, now),
         ("is attached again", attached(), now),
         ("is attached in another boot", attached_in("boot-2"), now),
         ("lies on what holds a format", overlaid(true), now),
         (
             "what lies on it holds a format",
-            Event::Carries { volume: "dm:upper".into(), marks: Vec::new() },
+            Event::UpperFormatSeen { volume: "dm:upper".into(), marks: Vec::new() },
             now,
         ),
         ("another node tells of a format", Event::Shared(told(9)), now),
@@ -1089,9 +1089,9 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => any_end(),
         2 => any_attachment(),
-        1 => Just(Event::Closed),
+        1 => Just(Event::Disarmed),
         1 => Just(Event::Detached),
-        1 => Just(Event::Doubted),
+        1 => Just(Event::MissedFormatSuspected),
         2 => Just(monitor_began()),
         1 => Just(Event::FormatBegan { formatter: monitor(), wrote: Wrote::Bytes }),
         1 => Just(raw::fills(Wrote::Raw)),
@@ -1110,8 +1110,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(ended(None)),
         1 => Just(Event::Mounted),
         1 => any::<bool>().prop_map(overlaid),
-        1 => Just(Event::Overlaid(None)),
-        1 => Just(Event::Carries { volume: "dm:upper".into(), marks: Vec::new() }),
+        1 => Just(Event::OverlapChanged(None)),
+        1 => Just(Event::UpperFormatSeen { volume: "dm:upper".into(), marks: Vec::new() }),
         1 => prop_oneof![Just(Mode::Enforce), Just(Mode::Audit), Just(Mode::Strict)]
             .prop_map(|mode| Event::ModeChosen { mode, reason: "test".into(), uid: 0 }),
         1 => Just(Event::Relabelled(tool())),
@@ -1301,7 +1301,7 @@ proptest! {
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan { .. } => clean = 0,
                 Event::FormatEnded { .. } if before.running => clean = 0,
                 Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,
-                Event::Overlaid(by) if before.overlaid != *by => clean = 0,
+                Event::OverlapChanged(by) if before.overlaid != *by => clean = 0,
                 Event::Claimed { .. } if before.claim == Claim::Wanted => clean = 0,
                 _ => {}
             }

@@ -270,7 +270,7 @@ impl Node {
         let Some(done) = self.ended.take() else { return };
         let process = self.process();
         self.number += 1;
-        self.reconciler.take_up_on(DEV);
+        self.reconciler.recover_format_on(DEV);
         self.reconciler.formats.exit_statuses.insert(process, (u32::from(!done) << 8, Instant::now()));
         self.reconciler.ended(process, None, true);
     }

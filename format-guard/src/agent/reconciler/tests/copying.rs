@@ -102,7 +102,7 @@ fn what_answers_that_come_together_have_copied_is_kept_once_all_is_stored() {
     };
     setting.forget_all();
     let entered = setting.runtime.enter();
-    setting.reconciler.probed_together(vec![answer(), answer()]);
+    setting.reconciler.apply_probe_batch(vec![answer(), answer()]);
     drop(entered);
     assert_eq!(setting.copied(), Some(1));
 }

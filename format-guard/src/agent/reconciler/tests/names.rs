@@ -80,7 +80,7 @@ impl Setting {
         for record in records {
             self.reconciler.store.put(record, &[]).expect("stored");
         }
-        self.reconciler.take_up_names().expect("read");
+        self.reconciler.load_names().expect("read");
     }
 }
 
@@ -188,7 +188,7 @@ fn are_merged(batched: bool) {
     }
     setting.give(changed("dm-3"));
     let entered = setting.runtime.enter();
-    setting.reconciler.carry_out_batch();
+    setting.reconciler.apply_batch();
     drop(entered);
     let id = VolumeId::from(&*format!("scsi:{A}"));
     assert_eq!(setting.reconciler.graph.of(&id).count(), 3, "two paths and their map");
