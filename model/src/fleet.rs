@@ -17,7 +17,7 @@ use format_guard::{
     config::RawContent,
     enforce::rule::{self, Subject},
     record::{
-        Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote,
+        Attachment, Claim, Formatter, Now, Permit, Record, Seconds, State, Volume, Wrote,
         shared::{self, ClaimChange, NodeLease, Observed, Shared, ClaimStatus, Desired},
         transition::{self, Effect, Event},
     },
@@ -33,7 +33,7 @@ use format_guard_common::{
 };
 use stateright::{Model, Property};
 
-use crate::node::{kept, plain};
+use crate::node::plain;
 
 /// Kernel `dev_t` of the device, on every node.
 const DEV: u32 = 0x80_0000;
@@ -136,7 +136,7 @@ enum Read {
 
 /// What a formatter asks for: under a record's rule, to open or to write, as the one that formats or not, while the claim lasts or
 /// not.
-type Question = (Kept<Record>, bool, bool, bool);
+type Question = (Kept<Volume>, bool, bool, bool);
 
 /// What the kernel has of the one who formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -154,7 +154,7 @@ struct Update {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Node {
-    record: Kept<Record>,
+    record: Kept<Volume>,
     /// The map `LEASE`.
     lease: (u64, u8, u32),
     owner: Option<Held>,
@@ -266,8 +266,9 @@ fn name(node: usize) -> String {
     format!("n{node}")
 }
 
-fn new_record() -> Record {
-    Record { new: true, ..Record::new("iscsi:iqn.2020-01.org:t,lun=1".into(), String::new(), false, 0) }
+fn new_record() -> Volume {
+    let record = Record::new("iscsi:iqn.2020-01.org:t,lun=1".into(), String::new(), false, 0);
+    Volume { record, attachment: Attachment { unrecorded_past: true, ..Attachment::default() } }
 }
 
 fn judge((record, opens, holds, claim_lasts): &Question) -> Verdict {
@@ -301,7 +302,7 @@ impl Node {
             /// A rule is long, and there are few.
             static KNOWN: RefCell<HashMap<Question, Verdict>> = RefCell::default();
         }
-        let claim_lasts = self.claim_lasts(self.record.claim.number(), now);
+        let claim_lasts = self.claim_lasts(self.record.attachment.claim.number(), now);
         let key = (self.record.clone(), opens, self.owner.is_some(), claim_lasts);
         KNOWN.with_borrow_mut(|known| *known.entry(key).or_insert_with_key(judge))
     }
@@ -336,7 +337,7 @@ impl Node {
 
     /// `Reconciler::lose_claims`.
     fn lose_claim(&mut self, now: u8) {
-        if matches!(self.record.claim, Claim::Held(_)) {
+        if matches!(self.record.attachment.claim, Claim::Held(_)) {
             self.apply(Event::ClaimLost, now);
             self.last = None;
         }
@@ -467,7 +468,8 @@ impl Fleet {
             let new = node.record.state == State::Unverified
                 && node.record.armed.is_none()
                 && !self.is(FleetBreak::ForgetsTheLoss);
-            Record { new, ..kept(&node.record) }
+            let attachment = Attachment { unrecorded_past: new, ..Attachment::default() };
+            Volume { record: node.record.record.clone(), attachment }
         } else {
             new_record()
         }
@@ -488,7 +490,7 @@ impl Fleet {
         if moment.leases[i].is_some_and(|(_, end)| now >= end) {
             actions.push(FleetAction::Expire(i));
         }
-        if now >= node.lease.1 && matches!(node.record.claim, Claim::Held(_)) {
+        if now >= node.lease.1 && matches!(node.record.attachment.claim, Claim::Held(_)) {
             actions.push(FleetAction::SeeLeaseEnded(i));
         }
         if node.told.is_some() {
@@ -503,7 +505,7 @@ impl Fleet {
         }
         let probed = match node.record.state {
             State::Unverified => true,
-            State::Formatting => !node.record.running,
+            State::Formatting => !node.record.attachment.is_running(),
             _ => false,
         };
         if node.read.is_some() {
@@ -511,7 +513,7 @@ impl Fleet {
         } else if probed {
             actions.push(FleetAction::Probe(i));
             // What may have been formatted unseen is trusted to read as what it is after a while: nothing else tells.
-            if moment.disk.is_some() && node.record.doubted_since.is_none() {
+            if moment.disk.is_some() && node.record.attachment.suspect_since.is_none() {
                 actions.push(FleetAction::FalseBlank(i));
             }
         }
@@ -529,7 +531,7 @@ impl Fleet {
             actions.push(FleetAction::SeeBegan(i));
         }
         if node.record.state == State::Formatting
-            && node.record.running
+            && node.record.attachment.is_running()
             && matches!(node.process, Process::Ended { .. })
         {
             actions.extend([FleetAction::SeeEnded(i, false), FleetAction::SeeEnded(i, true)]);

@@ -3,7 +3,7 @@
 use format_guard::{
     config::RawContent,
     enforce::rule::{self, Subject},
-    record::{Claim, Formatter, Now, Permit, Record, Seconds, State, Wrote, transition},
+    record::{Claim, Formatter, Now, Permit, Progress, Record, Seconds, State, Volume, Wrote, transition},
     volume::{
         Dev,
         identity::Strength,
@@ -165,7 +165,7 @@ enum Todo {
 /// A step of a record whose first half is done: it is stored and has still to be ruled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Step {
-    new: Record,
+    new: Volume,
     probe: bool,
     release: bool,
 }
@@ -174,7 +174,7 @@ struct Step {
 struct Agent {
     /// The attachment that it knows.
     device: Option<u64>,
-    record: Option<Record>,
+    record: Option<Volume>,
     todo: Vec<Todo>,
     step: Option<Step>,
     probe: Option<Probe>,
@@ -477,10 +477,9 @@ impl Moment {
     }
 
     fn stored(&mut self, record: &Record) {
-        let kept = kept(record);
-        self.known |= kept.ever_formatted;
-        self.forgotten |= self.known && !kept.ever_formatted;
-        self.store = Some(kept);
+        self.known |= record.ever_formatted;
+        self.forgotten |= self.known && !record.ever_formatted;
+        self.store = Some(record.clone());
     }
 
     /// Who formatted is let go of once that is on disk.
@@ -493,48 +492,24 @@ impl Moment {
     }
 }
 
-/// What the store keeps of a record.
-pub(crate) fn kept(record: &Record) -> Record {
-    Record {
-        held: None,
-        overlaid: None,
-        new: false,
-        claim: Claim::Unneeded,
-        clean_passes: 0,
-        attached_in: String::new(),
-        doubted_since: None,
-        quarantine: 0,
-        running: false,
-        ended: None,
-        over: false,
-        relabelled: false,
-        wrote: Wrote::Nothing,
-        left: None,
-        rewritten: None,
-        appeared: None,
-        permit_ends: None,
-        looked_at: None,
-        untouched: false,
-        ..record.clone()
-    }
-}
-
 /// Without what only people read, and what does not matter in its state: it would make other states of one.
-pub(crate) fn plain(record: Record) -> Record {
+pub(crate) fn plain(volume: Volume) -> Volume {
+    let Volume { mut record, mut attachment } = volume;
     let counts = matches!(record.state, State::Unverified | State::Formatting);
-    Record {
-        cause: String::new(),
-        since: 0,
-        appeared: None,
-        looked_at: None,
-        untouched: false,
-        discrepancy: None,
-        clean_passes: if counts { record.clean_passes } else { 0 },
-        ended: record.ended.filter(|_| record.state == State::Formatting),
-        over: record.over && matches!(record.state, State::Formatting | State::Formatted),
-        wrote: if record.state == State::Formatting { record.wrote } else { Wrote::Nothing },
-        ..record
+    (record.cause, record.since, record.discrepancy) = (String::new(), 0, None);
+    (attachment.appeared, attachment.looked_at, attachment.untouched) = (None, None, false);
+    if !counts {
+        attachment.clean_passes = 0;
     }
+    attachment.progress = match (attachment.progress, record.state) {
+        (Progress::Exited { .. }, State::Formatted) => Progress::Exited { status: None },
+        (Progress::Exited { .. }, state) if state != State::Formatting => Progress::Past,
+        (progress, _) => progress,
+    };
+    if record.state != State::Formatting {
+        attachment.wrote = Wrote::Nothing;
+    }
+    Volume { record, attachment }
 }
 
 impl Node {
@@ -557,7 +532,7 @@ impl Node {
         }
         if stores && self.broken == Some(Break::RuleBeforeStore) {
             Self::rule(moment, &new);
-            moment.unstored = Some(new.clone());
+            moment.unstored = Some(new.record.clone());
         } else if stores {
             moment.stored(&new);
             moment.release_stored();
@@ -565,13 +540,15 @@ impl Node {
             // `Reconciler::step`.
             let loosened = new.state != old.state || new.armed != old.armed;
             if loosened && matches!(new.state, State::Blank | State::Permitted | State::Exempt) {
-                new.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
-                new = Record { state: new.state, armed: None, ..old };
+                new.record.state = if old.ever_formatted { State::Formatted } else { State::Unverified };
+                let state = new.record.state;
+                new = old;
+                (new.record.state, new.record.armed) = (state, None);
             }
         }
         let Some(agent) = &mut moment.agent else { return };
         if !stores && self.broken != Some(Break::ForgetsUnstored) {
-            agent.dirty = Some(new.clone());
+            agent.dirty = Some(new.record.clone());
         }
         agent.step = Some(Step {
             probe: effects.contains(&transition::Effect::Probe)
@@ -708,7 +685,7 @@ impl Node {
         }
     }
 
-    fn rule(moment: &mut Moment, record: &Record) {
+    fn rule(moment: &mut Moment, record: &Volume) {
         let Some(diskseq) = moment.agent.as_ref().and_then(|agent| agent.device) else { return };
         let subject = Subject {
             dev: DEV,
@@ -752,8 +729,9 @@ impl Node {
         let store = moment.store.clone();
         let Some(agent) = &mut moment.agent else { return };
         agent.device = attached;
-        let known = agent.dirty.as_ref().map(kept).or(store);
-        agent.record = Some(known.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0)));
+        let known = agent.dirty.clone().or(store);
+        let record = known.unwrap_or_else(|| Record::new("volume".into(), String::new(), false, 0));
+        agent.record = Some(Volume::of(record));
         if let Some(held) = owner.filter(|_| self.broken != Some(Break::DropsAtStart)) {
             agent.todo.push(Todo::Began(held.by));
             if held.mounted {
@@ -781,13 +759,15 @@ impl Node {
             && let Some(record) = &moment.store
             && record.armed.as_ref() == Some(&moment.boot())
         {
-            let (doubted, _) = transition::next(record, transition::Event::MissedFormatSuspected, moment.now());
+            let volume = Volume::of(record.clone());
+            let event = transition::Event::MissedFormatSuspected;
+            let suspect = transition::next(&volume, event, moment.now()).0.record;
             if moment.full {
                 if let Some(agent) = &mut moment.agent {
-                    agent.dirty = Some(doubted);
+                    agent.dirty = Some(suspect);
                 }
             } else {
-                moment.stored(&doubted);
+                moment.stored(&suspect);
             }
         }
         if gone {
@@ -817,7 +797,7 @@ impl Node {
             return;
         }
         // From now on it is known; unless somebody was let through who may write over it.
-        let taken = agent.record.as_ref().is_none_or(|record| record.running);
+        let taken = agent.record.as_ref().is_none_or(|record| record.attachment.is_running());
         let stores = stores && !moment.full;
         moment.disk.precious |= answer == Answer::Holds && moment.disk.by == EARLIER && stores && !taken;
         let finding = match answer {
@@ -915,7 +895,7 @@ impl Node {
             actions.push(Action::SeeMounted);
         }
         let Some(record) = &agent.record else { return };
-        let formats = record.formatter.as_ref().filter(|_| record.running);
+        let formats = record.formatter.as_ref().filter(|_| record.attachment.is_running());
         if formats.is_some_and(|by| matches!(moment.processes[by.pid as usize], Process::Ended { .. })) {
             actions.push(Action::SeeEnded(false));
             // The kernel tells of the beginning first.
@@ -936,7 +916,7 @@ impl Node {
         {
             actions.push(Action::Tick);
         }
-        let refused = record.running || record.state == State::Blank || Self::untold(moment).is_some();
+        let refused = record.attachment.is_running() || record.state == State::Blank || Self::untold(moment).is_some();
         if moment.permits_given < self.permits && agent.device.is_some() && !refused {
             actions.push(Action::Permit);
         }
@@ -1111,7 +1091,7 @@ impl Model for Node {
                     let (new, _) = transition::next(&old, transition::Event::Disarmed, moment.now());
                     Self::rule(moment, &new);
                     if let Some(agent) = &mut moment.agent {
-                        agent.closed = Some(new);
+                        agent.closed = Some(new.record);
                     }
                 }
                 if let Some(agent) = &mut moment.agent {

@@ -41,7 +41,7 @@ fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
     let (mut store, _) = SqliteStore::open(&config.state_dir, at)?;
     for record in store.list()? {
         if !matches!(record.state, State::Formatted | State::Exempt) {
-            store.put(&transition::next(&record, Event::MissedFormatSuspected, super::clocks()).0, &[])?;
+            store.put(&transition::next(&Volume::of(record), Event::MissedFormatSuspected, super::clocks()).0.record, &[])?;
         }
     }
     let text = format!("enforcement was ended by user {uid}: {reason}");

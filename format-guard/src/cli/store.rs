@@ -239,7 +239,7 @@ fn put_here(config: &Config, formats: &[(VolumeId, Format)]) -> Result<String> {
         let old = store.get(id)?;
         let had = old.as_ref().map_or(0, |record| record.generation);
         let record = old.unwrap_or_else(|| Record::new(id.clone(), "imported".to_owned(), false, at));
-        let (new, _) = transition::next(&record, Event::Shared(format.clone()), clocks());
+        let new = transition::next(&Volume::of(record.clone()), Event::Shared(format.clone()), clocks()).0.record;
         if new == record || had >= format.generation {
             known += 1;
             continue;

@@ -10,7 +10,7 @@ use format_guard_common::{
 
 use crate::{
     config::RawContent,
-    record::{Content, Overlap, Record, transition},
+    record::{Content, Overlap, Progress, Record, Volume, transition},
     volume::{
         Dev,
         marks::{MAX_MARKS, Mark},
@@ -29,7 +29,7 @@ pub struct Subject<'a> {
     /// The device under which the owner of a format is kept for all that share its bytes, and its attachment.
     pub lock_dev: (Dev, u64),
     /// Its volume.
-    pub record: &'a Record,
+    pub record: &'a Volume,
     /// It is strict by the configuration.
     pub strict: bool,
     /// The md array runs that it is, or was, a member of.
@@ -43,7 +43,7 @@ pub struct Other<'a> {
     /// Kernel `dev_t` of its device.
     pub dev: u32,
     /// Its volume.
-    pub record: &'a Record,
+    pub record: &'a Volume,
     /// Where it lies.
     pub relation: Relation,
     /// The bytes that both have, unchanged.
@@ -94,7 +94,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     let state = match record.state {
         State::Unverified | State::Blank if carries => State::Formatted,
         // Nobody formats it any more, and what is there is not known: nobody goes on with it.
-        State::Formatting if !record.running && !record.over => State::Unverified,
+        State::Formatting if record.attachment.progress == Progress::Past => State::Unverified,
         // Its use could not be recorded.
         State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
         State::Permitted if record.armed.is_none() => State::Unverified,
@@ -103,10 +103,10 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
     (rule.lock_dev, rule.lock_diskseq) = (subject.lock_dev.0.to_kernel(), subject.lock_dev.1);
     if matches!(state, State::Blank | State::Permitted | State::Formatting) {
-        rule.claim = record.claim.number();
+        rule.claim = record.attachment.claim.number();
     }
     if state == State::Permitted
-        && let Some(end) = record.permit_ends
+        && let Some(end) = record.attachment.permit_ends
     {
         // Zero is no end; none lasts longer than a week.
         rule.permit_ends = u32::try_from(end).unwrap_or(u32::MAX).max(1);
@@ -137,18 +137,18 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     }
     // Where its bytes come to lie on the format below, the kernel programs do not know.
     if state == State::Unverified
-        && record.overlaid.as_ref().is_some_and(|overlay| overlay.overlap == Overlap::Transformed)
+        && record.attachment.overlay.as_ref().is_some_and(|overlay| overlay.overlap == Overlap::Transformed)
     {
         rule.flags |= flag::LAYER;
     }
     if state == State::Unverified && transition::is_unread(record) {
         rule.flags |= flag::UNREAD;
     }
-    if record.state == State::Formatted && record.running {
+    if record.state == State::Formatted && record.attachment.is_running() {
         rule.flags |= flag::HELD;
     }
     let raw = record.content.as_ref().is_some_and(Content::is_raw);
-    let fills = state == State::Blank && record.raw_content != RawContent::Ignored;
+    let fills = state == State::Blank && record.attachment.raw_content != RawContent::Ignored;
     if fills || state == State::Formatted && raw {
         rule.flags |= flag::RAW;
     }
@@ -192,7 +192,7 @@ fn has_room_for_table(subject: &Subject<'_>) -> bool {
         && record.content.is_none()
         && !record.mounted
         && record.discrepancy.is_none()
-        && record.looked_at.is_some()
+        && record.attachment.looked_at.is_some()
         && !record.marks.is_empty()
         && record.marks.iter().all(lies_inside)
         && others.iter().all(is_placed)
@@ -236,7 +236,7 @@ fn windows(others: &[Other<'_>]) -> Windows {
     let guarded = others.iter().filter(|other| {
         other.relation == Relation::Above
             && other.record.state != State::Exempt
-            && (other.record.state != State::Unverified || other.record.overlaid.is_none())
+            && (other.record.state != State::Unverified || other.record.attachment.overlay.is_none())
     });
     let mut seen = Vec::new();
     for other in guarded {
@@ -389,7 +389,7 @@ mod tests {
         let takes = |change: &dyn Fn(&mut Record)| {
             let mut disk = record("disk", State::Formatted);
             disk.content = None;
-            disk.looked_at = Some(1);
+            disk.attachment.looked_at = Some(1);
             disk.marks[0].offset = MIB;
             change(&mut disk);
             let (rule, _) = of(&subject(&disk, Vec::new()), false);
@@ -407,7 +407,7 @@ mod tests {
             &|disk| disk.marks[0].offset = 0,
             &|disk| disk.marks[0].offset = (64 << 20) - 512,
             &|disk| disk.marks.clear(),
-            &|disk| disk.looked_at = None,
+            &|disk| disk.attachment.looked_at = None,
             &|disk| disk.mounted = true,
             &|disk| disk.discrepancy = Some("it cannot be read".into()),
         ];
@@ -416,7 +416,7 @@ mod tests {
         }
         // Where what lies on it writes is not known.
         let mut disk = record("disk", State::Formatted);
-        (disk.content, disk.looked_at, disk.marks[0].offset) = (None, Some(1), MIB);
+        (disk.content, disk.attachment.looked_at, disk.marks[0].offset) = (None, Some(1), MIB);
         let upper = record("upper", State::Formatted);
         let opaque = Other { dev: 8, record: &upper, relation: Relation::Above, shared: Vec::new() };
         assert!(!has_room_for_table(&subject(&disk, vec![opaque])));
@@ -461,7 +461,7 @@ mod tests {
     fn a_format_that_was_broken_off_by_a_crash_is_gone_on_with_by_nobody() {
         let mut broken_off = record("disk", State::Formatting);
         assert_eq!(of(&subject(&broken_off, Vec::new()), false).0.state, State::Unverified as u32);
-        broken_off.over = true;
+        broken_off.attachment.progress = Progress::Exited { status: None };
         assert_eq!(of(&subject(&broken_off, Vec::new()), false).0.state, State::Formatting as u32);
     }
 
@@ -469,7 +469,7 @@ mod tests {
     fn who_formatted_it_goes_on_as_long_as_it_runs() {
         let mut held = record("disk", State::Formatted);
         assert_eq!(of(&subject(&held, Vec::new()), false).0.flags, 0);
-        held.running = true;
+        held.attachment.progress = Progress::Running;
         assert_eq!(of(&subject(&held, Vec::new()), false).0.flags, flag::HELD);
     }
 
@@ -484,7 +484,7 @@ mod tests {
         let (disk, mut stale) = (record("disk", State::Formatted), record("part", State::Unverified));
         let windows = |stale: &Record| of(&subject(&disk, vec![above(8, stale, MIB, MIB)]), false).1.count;
         assert_eq!(windows(&stale), 1, "not probed yet, it may hold anything");
-        stale.overlaid = Some(Overlay { by: "disk, which holds xfs".into(), overlap: Overlap::Inside });
+        stale.attachment.overlay = Some(Overlay { by: "disk, which holds xfs".into(), overlap: Overlap::Inside });
         assert_eq!(windows(&stale), 0);
     }
 

@@ -21,7 +21,7 @@ const fn protection(state: State) -> u8 {
     }
 }
 
-/// The record of a volume that two were kept of, under this id. What is not stored is the first one's.
+/// The record of a volume that two were kept of, under this id.
 #[must_use]
 pub fn merge(id: &VolumeId, one: &Record, other: &Record) -> Record {
     let rank = |record: &Record| (protection(record.state), record.content.is_some(), record.generation);
@@ -64,7 +64,7 @@ pub fn merge(id: &VolumeId, one: &Record, other: &Record) -> Record {
         armed: kept.armed.clone().or_else(|| lost.armed.clone()),
         generation: kept.generation.max(lost.generation),
         medium: None,
-        ..one.clone()
+        origin: one.origin.clone(),
     }
 }
 

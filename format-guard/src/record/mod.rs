@@ -1,6 +1,7 @@
 //! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
 //! its edges.
 
+mod attachment;
 pub mod history;
 pub mod merge;
 pub mod shared;
@@ -8,6 +9,7 @@ pub mod sqlite;
 pub mod store;
 pub mod transition;
 
+pub use attachment::{Attachment, Progress, Volume};
 pub use format_guard_common::State;
 use format_guard_common::{
     event::{Process, wrote},
@@ -15,10 +17,7 @@ use format_guard_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    config::RawContent,
-    volume::{VolumeId, marks::Mark, probe::Digest},
-};
+use crate::volume::{VolumeId, marks::Mark, probe::Digest};
 
 /// Seconds since 1970.
 pub type Seconds = i64;
@@ -209,6 +208,13 @@ impl Wrote {
             Self::Nothing
         }
     }
+
+    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
+    #[must_use]
+    pub fn is_stored_as(&self, other: &Self) -> bool {
+        let without_medium = |record: &Self| Self { medium: None, ..record.clone() };
+        without_medium(self) == without_medium(other)
+    }
 }
 
 impl Formatter {
@@ -294,9 +300,10 @@ pub enum Overlap {
 }
 
 /// Whether a node may arm a volume that others may reach, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Claim {
     /// No other node reaches it, as far as is known.
+    #[default]
     Unneeded,
     /// Not without the cluster's word.
     Wanted,
@@ -316,9 +323,16 @@ impl Claim {
             Self::Held(number) => number,
         }
     }
+
+    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
+    #[must_use]
+    pub fn is_stored_as(&self, other: &Self) -> bool {
+        let without_medium = |record: &Self| Self { medium: None, ..record.clone() };
+        without_medium(self) == without_medium(other)
+    }
 }
 
-/// What is known of one volume.
+/// What is known of one volume, and stored. What is known only while it is attached is its [`Attachment`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state: the state is `state`")]
 pub struct Record {
@@ -364,57 +378,6 @@ pub struct Record {
     pub generation: u64,
     /// Of what is known by its place alone: the attachment (boot and diskseq) that the rest is known of; empty after it has ended.
     pub medium: Option<String>,
-
-    /// Why it is not armed, however blank it reads. Not stored: found out at each attach.
-    pub held: Option<&'static str>,
-    /// It shares its bytes with a volume that holds a format: not armed either. Not stored.
-    pub overlaid: Option<Overlay>,
-    /// Nothing that this node may have done to it was on record when it was attached. Not stored.
-    pub new: bool,
-    /// Whether this node may arm it. Not stored: asked for at each attach.
-    pub claim: Claim,
-    /// Clean and blank probes in a row since it was attached. Not stored.
-    pub clean_passes: u32,
-    /// The boot in which it is attached; empty while it is not. Not stored.
-    pub attached_in: String,
-    /// Since when it must read blank all the time to be armed, by [`Now::boot`]: a format may have gone unseen. Not stored.
-    pub doubted_since: Option<Seconds>,
-    /// For how long then, in seconds. Not stored: the configuration's.
-    pub quarantine: Seconds,
-    /// Which bytes without a known format are content. Not stored: the configuration's.
-    pub raw_content: RawContent,
-    /// When it was attached with nothing on record, by [`Now::boot`]. Not stored.
-    pub appeared: Option<Seconds>,
-    /// When its permit ends, by [`Now::boot`]. Not stored.
-    pub permit_ends: Option<Seconds>,
-    /// When a probe looked at it last, by [`Now::boot`]. Not stored.
-    pub looked_at: Option<Seconds>,
-    /// Since it was attached nothing is known to have happened to it. Not stored.
-    pub untouched: bool,
-    /// The formatter may still run; of what is formatted: and may go on. Not stored: after a restart its end is found out anew.
-    pub running: bool,
-    /// The formatter's end was seen. Not stored.
-    pub over: bool,
-    /// What the kernel saw of its writes. Not stored.
-    pub wrote: Wrote,
-    /// What a first format that failed has left: the volume is as good as blank. Not stored.
-    pub left: Option<Content>,
-    /// Who may have written over it and was let do so: the next format that a probe finds is what it holds. Not stored.
-    pub rewritten: Option<Formatter>,
-    /// Wait status of the formatter, once it has ended and the kernel told. Not stored.
-    pub ended: Option<u32>,
-    /// A re-labelling tool was let through: the next probe's UUID is the new one. Not stored.
-    pub relabelled: bool,
-    /// A tool that was let through is at work: what it did is probed when it has ended. Not stored.
-    pub tool_at_work: Option<Process>,
-    /// A program that does nothing but wipe was let through by the permit. Not stored.
-    pub wiped: bool,
-    /// The permit under which it was formatted, and until when it holds for partitions that appear on it, by [`Now::boot`]. Not
-    /// stored.
-    pub passed_on: Option<(Permit, Seconds)>,
-    /// Its place is all that is known of what is attached there now, in an attachment of this name: it may be another volume.
-    /// Not stored.
-    pub unconfirmed: Option<String>,
 }
 
 impl Record {
@@ -443,77 +406,13 @@ impl Record {
             armed: None,
             generation: 0,
             medium: None,
-            new: false,
-            claim: Claim::Unneeded,
-            held: None,
-            overlaid: None,
-            clean_passes: 0,
-            attached_in: String::new(),
-            doubted_since: None,
-            quarantine: 0,
-            raw_content: RawContent::default(),
-            appeared: None,
-            permit_ends: None,
-            looked_at: None,
-            untouched: false,
-            running: false,
-            over: false,
-            wrote: Wrote::Nothing,
-            left: None,
-            rewritten: None,
-            ended: None,
-            relabelled: false,
-            tool_at_work: None,
-            wiped: false,
-            passed_on: None,
-            unconfirmed: None,
         }
     }
 
-    /// Whether what is stored of both is the same.
+    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
     #[must_use]
     pub fn is_stored_as(&self, other: &Self) -> bool {
-        let known = |record: &Self| {
-            let Self {
-                origin, weak, state, since, cause, content, marks, ends, ever_formatted, mounted, ..
-            } = record.clone();
-            (origin, weak, state, since, cause, content, marks, ends, ever_formatted, mounted)
-        };
-        let rest = |record: &Self| {
-            let Self {
-                formatter,
-                permit,
-                discrepancy,
-                first_seen,
-                audit,
-                strict,
-                boot,
-                armed,
-                generation,
-                ..
-            } = record.clone();
-            (formatter, permit, discrepancy, first_seen, audit, strict, boot, armed, generation)
-        };
-        self.id == other.id && known(self) == known(other) && rest(self) == rest(other)
-    }
-
-    /// It reads blank, and nothing but the claim is wanting.
-    #[must_use]
-    pub fn awaits_claim(&self) -> bool {
-        self.claim == Claim::Wanted && self.wants_claim()
-    }
-
-    /// It is to be armed on this node: the claim is to be asked for, or kept.
-    #[must_use]
-    pub fn wants_claim(&self) -> bool {
-        let free = self.held.is_none() && self.overlaid.is_none();
-        self.state == State::Unverified
-            && free
-            && match self.claim {
-                Claim::Unneeded => false,
-                Claim::Wanted => self.clean_passes > 0,
-                // What cannot be read for a moment is not given to others.
-                Claim::Held(_) => true,
-            }
+        let without_medium = |record: &Self| Self { medium: None, ..record.clone() };
+        without_medium(self) == without_medium(other)
     }
 }

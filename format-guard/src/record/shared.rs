@@ -11,7 +11,7 @@ pub mod store;
 use format_guard_common::MAX_CHECK_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::{Content, Permit, Record, Seconds, State};
+use super::{Content, Permit, Record, Seconds, State, Volume};
 use crate::volume::{
     VolumeId,
     marks::{MAX_MARKS, Mark},
@@ -293,11 +293,12 @@ impl Desired {
 
 /// What this node wants, by its record of a volume.
 #[must_use]
-pub fn desired(record: &Record, node: &str) -> Desired {
-    let doubted = record.new || record.doubted_since.is_some();
+pub fn desired(volume: &Volume, node: &str) -> Desired {
+    let Volume { record, attachment } = volume;
+    let doubted = attachment.unrecorded_past || attachment.suspect_since.is_some();
     match record.state {
         State::Blank => Desired::Claim { doubted },
-        State::Unverified if record.wants_claim() => Desired::Claim { doubted },
+        State::Unverified if volume.wants_claim() => Desired::Claim { doubted },
         State::Unverified => Desired::Watch { doubted },
         State::Exempt => Desired::Nothing,
         State::Formatting => Desired::Formatting,

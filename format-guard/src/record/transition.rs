@@ -8,7 +8,8 @@
 use format_guard_common::{State, event::Process};
 
 use super::{
-    Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Record, Seconds, Wrote, shared::Format,
+    Attachment, Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Progress, Record, Seconds, Volume,
+    Wrote, shared::Format,
 };
 use crate::{
     config::RawContent,
@@ -217,12 +218,13 @@ pub struct Report {
     pub text: String,
 }
 
-/// The record after `event`, and what else is to be done.
+/// The volume after `event`, and what else is to be done.
 #[must_use]
-pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
-    let mut step = Step { record: record.clone(), effects: Vec::new(), now };
+pub fn next(volume: &Volume, event: Event, now: Now) -> (Volume, Vec<Effect>) {
+    let Volume { record, attachment } = volume.clone();
+    let mut step = Step { record, attachment, effects: Vec::new(), now };
     match &event {
-        Event::Attached { .. } => step.record.untouched = true,
+        Event::Attached { .. } => step.attachment.untouched = true,
         Event::Probed(Ok(Finding::Unwritten)) => {}
         Event::Probed(_)
         | Event::Mounted
@@ -231,19 +233,19 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         | Event::Relabelled(_)
         | Event::LetThrough(_)
         | Event::OwnerWiped(_)
-        | Event::ToolEnded => step.record.untouched = false,
+        | Event::ToolEnded => step.attachment.untouched = false,
         _ => {}
     }
     if matches!(event, Event::Probed(_)) {
-        step.record.looked_at = Some(now.boot);
+        step.attachment.looked_at = Some(now.boot);
     }
     match event {
         Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq } => {
-            step.record.quarantine = quarantine;
-            step.record.raw_content = raw_content;
+            step.attachment.quarantine = quarantine;
+            step.attachment.raw_content = raw_content;
             // Another path to what is claimed already.
-            if !matches!((step.record.claim, claim), (Claim::Held(_), Claim::Wanted)) {
-                step.record.claim = claim;
+            if !matches!((step.attachment.claim, claim), (Claim::Held(_), Claim::Wanted)) {
+                step.attachment.claim = claim;
             }
             step.see_medium(&boot, strength, diskseq);
             step.attached(boot, strength, records_lost);
@@ -269,7 +271,7 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::ClaimLost => step.claim_lost(),
         Event::Shared(format) => step.shared(format),
         Event::TakenOver { content, marks, strict } => step.taken_over(content, marks, strict),
-        Event::PermitLost if record.state == State::Permitted => {
+        Event::PermitLost if volume.record.state == State::Permitted => {
             step.permit_ended("the permit is no longer this node's: it was used, or may have been");
         }
         Event::PermitLost => {}
@@ -281,23 +283,24 @@ pub fn next(record: &Record, event: Event, now: Now) -> (Record, Vec<Effect>) {
         Event::AdoptedRaw { reason, uid } => step.adopted_raw(&reason, uid),
         Event::Permitted(permit) => step.permitted(permit),
         Event::Revoked { reason, uid } => step.revoked(&reason, uid),
-        Event::Tick => step.tick(),
+        Event::Tick => step.tick(waits(volume, now)),
     }
     step.keep_claim();
-    (step.record, step.effects)
+    (Volume { record: step.record, attachment: step.attachment }, step.effects)
 }
 
-/// Whether time changes anything about a record: a permit expires, or what a probe could not settle is probed again.
+/// Whether time changes anything about a volume: a permit expires, or what a probe could not settle is probed again.
 /// A data path that comes back sends no uevent.
 #[must_use]
-pub fn waits(record: &Record, now: Now) -> bool {
-    let due = || record.looked_at.is_none_or(|looked| looked + PACE <= now.boot);
+pub fn waits(volume: &Volume, now: Now) -> bool {
+    let Volume { record, attachment } = volume;
+    let due = || attachment.looked_at.is_none_or(|looked| looked + PACE <= now.boot);
     let unresolved = match record.state {
-        State::Unverified => !is_held_back(record) && !record.awaits_claim(),
-        State::Formatting => !record.running || settles(record),
+        State::Unverified => !attachment.is_held_back() && !volume.awaits_claim(),
+        State::Formatting => !attachment.is_running() || settles(record, attachment),
         State::Blank => due(),
-        State::Formatted if record.running => record.discrepancy.is_some() || due(),
-        State::Formatted => record.discrepancy.is_some() || record.unconfirmed.is_some(),
+        State::Formatted if attachment.is_running() => record.discrepancy.is_some() || due(),
+        State::Formatted => record.discrepancy.is_some() || attachment.unconfirmed.is_some(),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.state == State::Permitted
@@ -305,12 +308,13 @@ pub fn waits(record: &Record, now: Now) -> bool {
 
 /// Whether a format by this process that the kernel has let through on it, as it says itself, was not told yet.
 #[must_use]
-pub fn is_untold(record: &Record, process: Process) -> bool {
+pub fn is_untold(volume: &Volume, process: Process) -> bool {
+    let Volume { record, attachment } = volume;
     match record.state {
         State::Blank | State::Permitted | State::Unverified => true,
-        State::Formatting => !record.running && !record.over,
+        State::Formatting => attachment.progress == Progress::Past,
         // After a restart of the agent: it may still go on.
-        State::Formatted => !record.running && !record.over && goes_on(record, process),
+        State::Formatted => attachment.progress == Progress::Past && goes_on(record, process),
         State::Exempt => false,
     }
 }
@@ -321,14 +325,15 @@ fn goes_on(record: &Record, process: Process) -> bool {
 }
 
 /// Whether what is formatted at the moment is recorded by what probes see of it, as who formats it may never end.
-fn settles(record: &Record) -> bool {
-    record.running && record.formatter.as_ref().is_some_and(|formatter| !formatter.is_known())
+fn settles(record: &Record, attachment: &Attachment) -> bool {
+    attachment.is_running() && record.formatter.as_ref().is_some_and(|formatter| !formatter.is_known())
 }
 
 /// Whether one that is no known formatter has it in its hands: it is asked whether it still has it open.
 #[must_use]
-pub fn is_held(record: &Record) -> bool {
-    matches!(record.state, State::Formatting | State::Formatted) && settles(record)
+pub fn is_held(volume: &Volume) -> bool {
+    matches!(volume.record.state, State::Formatting | State::Formatted)
+        && settles(&volume.record, &volume.attachment)
 }
 
 /// Whether a mount of it, which proves a format, was not told yet.
@@ -337,33 +342,31 @@ pub fn is_mount_untold(record: &Record) -> bool {
     matches!(record.state, State::Unverified | State::Blank | State::Formatting)
 }
 
-/// Known under another name than its own for a moment: nothing worth keeping.
+/// Temporary identity: not to be stored.
 #[must_use]
-pub fn is_provisional(record: &Record) -> bool {
-    record.state == State::Unverified && record.held == Some(PENDING)
+pub fn is_provisional(volume: &Volume) -> bool {
+    volume.record.state == State::Unverified && volume.attachment.not_armed_because == Some(PENDING)
 }
 
 /// Whether what it holds was not read since it was attached or a tool was let change it, or not under its own name, and nothing but that
 /// is waited for.
 #[must_use]
-pub fn is_unread(record: &Record) -> bool {
-    let named = record.held.is_none();
-    let reading = record.looked_at.is_none() || record.clean_passes > 0 || !named;
-    record.state == State::Unverified
+pub fn is_unread(volume: &Volume) -> bool {
+    let Attachment { not_armed_because, looked_at, clean_passes, overlay, suspect_since, .. } =
+        &volume.attachment;
+    let named = not_armed_because.is_none();
+    let reading = looked_at.is_none() || *clean_passes > 0 || !named;
+    volume.record.state == State::Unverified
         && reading
-        && (named || record.held == Some(PENDING))
-        && record.overlaid.is_none()
-        && record.doubted_since.is_none()
-        && !record.awaits_claim()
-}
-
-/// However blank it reads, it is not armed.
-fn is_held_back(record: &Record) -> bool {
-    record.held.is_some() || record.overlaid.is_some()
+        && (named || *not_armed_because == Some(PENDING))
+        && overlay.is_none()
+        && suspect_since.is_none()
+        && !volume.awaits_claim()
 }
 
 struct Step {
     record: Record,
+    attachment: Attachment,
     effects: Vec<Effect>,
     now: Now,
 }
@@ -386,24 +389,24 @@ impl Step {
             State::Unverified => {}
         }
         if state != State::Unverified {
-            self.record.doubted_since = None;
+            self.attachment.suspect_since = None;
         }
         if !matches!(state, State::Unverified | State::Formatted) {
             self.confirm_medium();
         }
         if state != State::Blank {
-            self.record.left = None;
+            self.attachment.left = None;
         }
     }
 
     fn unverified(&mut self, cause: impl Into<String>) {
-        self.record.clean_passes = 0;
+        self.attachment.clean_passes = 0;
         self.to(State::Unverified, cause);
     }
 
     /// Of what is not attached the kernel knows nothing.
     fn arm(&mut self) {
-        let boot = &self.record.attached_in;
+        let boot = &self.attachment.attached_in;
         self.record.armed = (!boot.is_empty()).then(|| boot.clone());
     }
 
@@ -413,7 +416,7 @@ impl Step {
 
     /// What is known by its place alone is known of one attachment: what is there now may be another volume.
     fn see_medium(&mut self, boot: &str, strength: Strength, diskseq: u64) {
-        self.record.unconfirmed = None;
+        self.attachment.unconfirmed = None;
         if strength != Strength::Weak {
             return;
         }
@@ -452,12 +455,12 @@ impl Step {
             self.record.generation = 0;
             self.unverified("swap space that was opened anew, not probed yet");
         }
-        self.record.unconfirmed = Some(medium);
+        self.attachment.unconfirmed = Some(medium);
     }
 
     /// What is known now is known of what is there now.
     fn confirm_medium(&mut self) {
-        if let Some(medium) = self.record.unconfirmed.take() {
+        if let Some(medium) = self.attachment.unconfirmed.take() {
             self.record.medium = Some(medium);
         }
     }
@@ -471,7 +474,7 @@ impl Step {
         self.record.ever_formatted = false;
         self.record.mounted = false;
         self.record.formatter = None;
-        self.record.rewritten = None;
+        self.attachment.rewritten = None;
     }
 
     fn detached(&mut self) {
@@ -491,7 +494,7 @@ impl Step {
             return;
         }
         let other_boot = !self.record.boot.is_empty() && self.record.boot != boot;
-        self.record.held = if records_lost {
+        self.attachment.not_armed_because = if records_lost {
             Some(RECORDS_LOST)
         } else if strength == Strength::Pending {
             Some(PENDING)
@@ -499,30 +502,30 @@ impl Step {
             None
         };
         // Where something else was, or may have been, what reads blank may be it.
-        let strange = self.record.unconfirmed.is_some()
+        let strange = self.attachment.unconfirmed.is_some()
             && (other_boot || self.record.ever_formatted || self.record.generation > 0);
         // In the same boot the kernel itself tells of a format that has begun since.
         let unseen = self.record.armed.as_ref().is_some_and(|armed| *armed != boot);
-        self.record.attached_in.clone_from(&boot);
-        if self.record.held.is_none() {
+        self.attachment.attached_in.clone_from(&boot);
+        if self.attachment.not_armed_because.is_none() {
             self.record.boot = boot;
         }
-        self.record.clean_passes = 0;
-        self.record.looked_at = None;
-        self.record.relabelled = false;
+        self.attachment.clean_passes = 0;
+        self.attachment.looked_at = None;
+        self.attachment.relabelled = false;
         // A job ends where its device is taken away, or nobody saw how it went on.
         if self.record.state == State::Permitted && self.has_settled() {
             self.permit_settled();
         } else if self.record.state == State::Formatting {
             self.record.permit = None;
-        } else if self.record.permit_ends.is_none() {
+        } else if self.attachment.permit_ends.is_none() {
             self.limit_permit();
         }
-        if self.record.new {
-            self.record.appeared.get_or_insert(self.now.boot);
+        if self.attachment.unrecorded_past {
+            self.attachment.appeared.get_or_insert(self.now.boot);
         }
-        let interrupted = self.record.state == State::Formatting && !self.record.running;
-        self.record.doubted_since = (unseen || interrupted || strange).then_some(self.now.boot);
+        let interrupted = self.record.state == State::Formatting && !self.attachment.is_running();
+        self.attachment.suspect_since = (unseen || interrupted || strange).then_some(self.now.boot);
         match self.record.state {
             // An armed record is trusted for one attachment only.
             State::Blank | State::Unverified => {
@@ -531,7 +534,7 @@ impl Step {
                     (false, true) => STRANGE,
                     (false, false) => "attached, not probed yet",
                 };
-                self.unverified(self.record.held.unwrap_or(cause));
+                self.unverified(self.attachment.not_armed_because.unwrap_or(cause));
             }
             State::Permitted if unseen => {
                 self.permit_ended("the permit ended with the boot: it may have been used");
@@ -547,7 +550,7 @@ impl Step {
             self.unverified("no longer armed");
         }
         // What was unseen in an earlier boot stays so.
-        if self.record.doubted_since.is_none() {
+        if self.attachment.suspect_since.is_none() {
             self.record.armed = None;
         }
     }
@@ -555,20 +558,20 @@ impl Step {
     /// No format is known there.
     fn holds_nothing(&mut self, ends: Ends) {
         match self.record.state {
-            State::Unverified if is_held_back(&self.record) => {}
+            State::Unverified if self.attachment.is_held_back() => {}
             State::Unverified if self.is_found_raw(&ends) => {
                 self.holds_raw(Some(ends));
                 self.formatted("bytes were found on it that are no known format's");
             }
-            State::Unverified if self.record.claim == Claim::Wanted => self.await_claim(),
+            State::Unverified if self.attachment.claim == Claim::Wanted => self.await_claim(),
             State::Unverified => self.clean_pass("probed twice, clean and blank", ends),
             State::Formatting if self.is_filled(&ends) => {
                 let cause = self.filled_by_whom();
-                let running = self.record.running;
+                let running = self.attachment.is_running();
                 self.holds_raw(Some(ends));
                 if running { self.settled(cause) } else { self.formatted(cause) }
             }
-            State::Formatting if self.record.running => {}
+            State::Formatting if self.attachment.is_running() => {}
             State::Formatting if self.record.ever_formatted || self.record.mounted => {
                 // One reading may be older than the end of the format.
                 if !self.reads_blank_again() {
@@ -588,7 +591,7 @@ impl Step {
                     }
                 }
             }
-            State::Permitted if self.record.wiped => self.is_wiped(&ends),
+            State::Permitted if self.attachment.wiped => self.is_wiped(&ends),
             State::Formatting if self.may_not_be_armed() => {
                 self.arm();
                 self.unverified("the format left nothing");
@@ -605,7 +608,7 @@ impl Step {
             // Known by what lies on it alone: that it reads blank itself is as it was.
             State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
             State::Formatted | State::Permitted
-                if self.record.rewritten.is_some() && self.record.tool_at_work.is_some() => {}
+                if self.attachment.rewritten.is_some() && self.attachment.tool_at_work.is_some() => {}
             State::Formatted | State::Permitted => self.reads_as_nothing(&ends),
             // What tools made of it that write no content.
             State::Blank => self.record.ends = Some(ends),
@@ -617,7 +620,7 @@ impl Step {
     /// volume. Not once somebody may have mounted it: what a file system has in memory comes back to the file.
     fn is_unwritten(&mut self) {
         let anew =
-            self.record.state == State::Formatted && self.record.untouched && !is_held_back(&self.record);
+            self.record.state == State::Formatted && self.attachment.untouched && !self.attachment.is_held_back();
         if anew && !self.reads_blank_again() {
             return;
         }
@@ -638,8 +641,8 @@ impl Step {
     fn is_found_raw(&self, ends: &Ends) -> bool {
         let changed = self.record.ends.as_ref().is_some_and(|armed| armed != ends);
         *ends != Ends::Zeros
-            && match self.record.raw_content {
-                RawContent::Written => changed && self.record.doubted_since.is_some(),
+            && match self.attachment.raw_content {
+                RawContent::Written => changed && self.attachment.suspect_since.is_some(),
                 RawContent::Found => true,
                 RawContent::Ignored => false,
             }
@@ -648,13 +651,13 @@ impl Step {
     /// Whether one that is no known formatter has written what is found, of whose writes only that is known.
     fn is_filled(&self, ends: &Ends) -> bool {
         let formatter = self.record.formatter.as_ref();
-        let over = !self.record.running;
+        let over = !self.attachment.is_running();
         formatter.is_some_and(|formatter| !formatter.is_known())
             && *ends != Ends::Zeros
             && self.record.ends.as_ref() != Some(ends)
-            && self.record.raw_content != RawContent::Ignored
+            && self.attachment.raw_content != RawContent::Ignored
             // A format that is under way may be known by its magic in a moment.
-            && (over || self.record.wrote != Wrote::Magic)
+            && (over || self.attachment.wrote != Wrote::Magic)
     }
 
     fn holds_raw(&mut self, ends: Option<Ends>) {
@@ -670,13 +673,13 @@ impl Step {
     /// reads as.
     fn may_be_anothers(&self, ends: &Ends) -> bool {
         let raw = self.record.content.as_ref().is_some_and(Content::is_raw) && *ends != Ends::Zeros;
-        self.record.unconfirmed.is_some() && !is_held_back(&self.record) && !raw
+        self.attachment.unconfirmed.is_some() && !self.attachment.is_held_back() && !raw
     }
 
     /// What reads blank where another volume was: it stays protected for the quarantine, and is another one then.
     fn reads_as_anothers(&mut self, ends: Ends) {
         let doubted =
-            self.record.doubted_since.is_some_and(|since| self.now.boot < since + self.record.quarantine);
+            self.attachment.suspect_since.is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
         if !self.reads_blank_again() || doubted {
             self.reads_as_nothing(&ends);
             return;
@@ -685,7 +688,7 @@ impl Step {
         let text = format!("another medium is in its place: {before}, which was there before, is not on it");
         self.forget_content();
         self.report("another-medium", text.clone());
-        if ends != Ends::Zeros && self.record.raw_content == RawContent::Found {
+        if ends != Ends::Zeros && self.attachment.raw_content == RawContent::Found {
             self.holds_raw(Some(ends));
             self.formatted(text);
             return;
@@ -693,7 +696,7 @@ impl Step {
         self.record.ends = Some(ends);
         self.effects.push(Effect::ReleaseOwner);
         // Where other nodes may have formatted the new one, too, their word is asked for.
-        if self.record.claim == Claim::Wanted {
+        if self.attachment.claim == Claim::Wanted {
             self.await_claim();
             return;
         }
@@ -710,7 +713,7 @@ impl Step {
         if self.record.discrepancy.take().is_some() {
             self.report("discrepancy-ended", "it reads as recorded again");
         }
-        self.record.rewritten = None;
+        self.attachment.rewritten = None;
         self.record.ends = Some(ends);
         self.confirm_medium();
     }
@@ -725,8 +728,8 @@ impl Step {
 
     /// Whether it has read blank often enough; else it is probed once more.
     fn reads_blank_again(&mut self) -> bool {
-        self.record.clean_passes = CLEAN_PASSES.min(self.record.clean_passes + 1);
-        let enough = self.record.clean_passes == CLEAN_PASSES;
+        self.attachment.clean_passes = CLEAN_PASSES.min(self.attachment.clean_passes + 1);
+        let enough = self.attachment.clean_passes == CLEAN_PASSES;
         if !enough {
             self.probe();
         }
@@ -735,7 +738,7 @@ impl Step {
 
     fn clean_pass(&mut self, cause: &str, ends: Ends) {
         let doubted =
-            self.record.doubted_since.is_some_and(|since| self.now.boot < since + self.record.quarantine);
+            self.attachment.suspect_since.is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
         if !self.reads_blank_again() || doubted {
             return;
         }
@@ -749,12 +752,12 @@ impl Step {
     }
 
     fn holds(&mut self, found: &[Found], marks: Vec<Mark>) {
-        self.record.clean_passes = 0;
+        self.attachment.clean_passes = 0;
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
                 // What the new one holds is not known before LVM has done what it does.
-                self.record.looked_at = None;
+                self.attachment.looked_at = None;
                 self.unverified(format!(
                     "a new logical volume that reads as {}: LVM may wipe it yet",
                     content.name()
@@ -766,34 +769,34 @@ impl Step {
                     .overlaid
                     .as_ref()
                     .is_some_and(|overlay| overlay.overlap == Overlap::Inside) => {}
-            State::Blank if self.record.left.as_ref() == Some(&content) => {}
+            State::Blank if self.attachment.left.as_ref() == Some(&content) => {}
             State::Unverified | State::Blank => {
                 self.take(content, marks);
                 self.formatted("a probe found it");
             }
-            State::Formatting if settles(&self.record) => {
+            State::Formatting if settles(&self.record, &self.attachment) => {
                 let cause = self.by_whom();
                 self.take(content, marks);
                 self.settled(cause);
             }
-            State::Formatting if self.record.running => {}
+            State::Formatting if self.attachment.is_running() => {}
             State::Formatting if self.failed_first_format(&content) && self.may_not_be_armed() => {
                 self.unverified(format!("a first format failed and left {}", content.name()));
                 self.effects.push(Effect::ReleaseOwner);
             }
             State::Formatting if self.failed_first_format(&content) => {
                 self.record.marks.clear();
-                self.record.clean_passes = 0;
+                self.attachment.clean_passes = 0;
                 let text =
                     format!("a first format failed and left {}: it may be tried again", content.name());
                 self.to(State::Blank, text.clone());
-                self.record.left = Some(content);
+                self.attachment.left = Some(content);
                 self.effects.push(Effect::ReleaseOwner);
                 self.report("format-failed", text);
             }
             State::Formatting => {
                 let cause = self.by_whom();
-                let as_before = self.record.wrote == Wrote::Nothing && self.record.content.is_some();
+                let as_before = self.attachment.wrote == Wrote::Nothing && self.record.content.is_some();
                 if !as_before || !self.is_repurposed() {
                     self.take(content, marks);
                 }
@@ -806,7 +809,7 @@ impl Step {
 
     /// What lvcreate finds on the extents that it hands out is not the new volume's.
     fn may_be_an_earlier_volumes(&self) -> bool {
-        let new = self.record.appeared.is_some_and(|appeared| self.now.boot < appeared + SETTLING);
+        let new = self.attachment.appeared.is_some_and(|appeared| self.now.boot < appeared + SETTLING);
         self.record.id.as_str().starts_with("dm:LVM-") && new
     }
 
@@ -816,8 +819,8 @@ impl Step {
     fn failed_first_format(&self, left: &Content) -> bool {
         let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
         known
-            && self.record.wrote != Wrote::Nothing
-            && self.record.ended.is_some_and(|status| status != 0)
+            && self.attachment.wrote != Wrote::Nothing
+            && self.attachment.exit_status().is_some_and(|status| status != 0)
             && !self.record.ever_formatted
             && !self.record.mounted
             && !left.is_used_unmounted()
@@ -843,7 +846,7 @@ impl Step {
     }
 
     fn formatted(&mut self, cause: impl Into<String>) {
-        self.record.running = false;
+        self.attachment.stop_running();
         self.effects.push(Effect::ReleaseOwner);
         self.settled(cause);
     }
@@ -852,9 +855,9 @@ impl Step {
     fn settled(&mut self, cause: impl Into<String>) {
         let used = self.record.permit.take().filter(|permit| permit.used);
         // A label, by a program that may go on: its partitions come in a moment.
-        self.record.passed_on = used.map(|permit| (permit, self.now.boot + REPURPOSING));
-        self.record.relabelled = false;
-        self.record.rewritten = None;
+        self.attachment.passed_on = used.map(|permit| (permit, self.now.boot + REPURPOSING));
+        self.attachment.relabelled = false;
+        self.attachment.rewritten = None;
         self.record.ever_formatted = true;
         self.record.generation = self.record.generation.max(1);
         self.confirm_medium();
@@ -872,11 +875,11 @@ impl Step {
             return;
         };
         // Who formatted it may change it as long as it has it open; what it left then is read once more.
-        if self.record.tool_at_work.is_some() && self.record.rewritten.is_some() {
+        if self.attachment.tool_at_work.is_some() && self.attachment.rewritten.is_some() {
             return;
         }
-        let going_on = self.record.formatter.clone().filter(|_| self.record.running);
-        let rewritten = going_on.or_else(|| self.record.rewritten.take());
+        let going_on = self.record.formatter.clone().filter(|_| self.attachment.is_running());
+        let rewritten = going_on.or_else(|| self.attachment.rewritten.take());
         // A rule that was taken over tells no UUID in words: its marks do.
         let by_marks = recorded.uuid.is_none()
             && !self.record.marks.is_empty()
@@ -888,13 +891,13 @@ impl Step {
             // A label may change, and a structure be repaired or moved. One that is only missing may be so for the data
             // path's sake, unless a tool that may take it away has been at work.
             let missing =
-                !self.record.relabelled && marks.iter().all(|mark| self.record.marks.contains(mark));
+                !self.attachment.relabelled && marks.iter().all(|mark| self.record.marks.contains(mark));
             let marks = if missing { self.record.marks.clone() } else { marks };
             self.take(content, marks);
-        } else if self.record.relabelled && same_types(&recorded, &content) {
+        } else if self.attachment.relabelled && same_types(&recorded, &content) {
             let uuid = content.uuid.clone().unwrap_or_default();
             // Not sooner: a probe that was under way may still have read the old one.
-            self.record.relabelled = false;
+            self.attachment.relabelled = false;
             self.take(content, marks);
             self.report("relabelled", format!("its UUID is now {uuid}"));
         } else if let Some(by) = rewritten {
@@ -908,7 +911,7 @@ impl Step {
             self.record.mounted = false;
             self.record.cause.clone_from(&cause);
             self.report("formatted", format!("holds {name} now: {cause}"));
-        } else if self.record.unconfirmed.is_some() && !is_held_back(&self.record) {
+        } else if self.attachment.unconfirmed.is_some() && !self.attachment.is_held_back() {
             let cause = "another medium is in its place";
             self.forget_content();
             self.record.ever_formatted = true;
@@ -929,11 +932,11 @@ impl Step {
     }
 
     fn unreadable(&mut self, error: &ProbeError) {
-        if self.record.doubted_since.is_some() {
-            self.record.doubted_since = Some(self.now.boot);
+        if self.attachment.suspect_since.is_some() {
+            self.attachment.suspect_since = Some(self.now.boot);
         }
         match self.record.state {
-            State::Unverified if is_held_back(&self.record) => {}
+            State::Unverified if self.attachment.is_held_back() => {}
             State::Unverified | State::Blank => {
                 let cause = error.to_string();
                 if self.record.cause != cause {
@@ -941,9 +944,9 @@ impl Step {
                 }
                 self.unverified(cause);
             }
-            State::Formatting => self.record.clean_passes = 0,
+            State::Formatting => self.attachment.clean_passes = 0,
             State::Formatted | State::Permitted => {
-                self.record.clean_passes = 0;
+                self.attachment.clean_passes = 0;
                 self.discrepancy(error.to_string());
             }
             State::Exempt => {}
@@ -952,7 +955,7 @@ impl Step {
 
     fn format_began(&mut self, formatter: Formatter, wrote: Wrote) {
         // What was read before says nothing of what is there now.
-        self.record.clean_passes = 0;
+        self.attachment.clean_passes = 0;
         // Its magic is there, whatever becomes of who wrote it.
         let magic = wrote == Wrote::Magic && !formatter.is_known();
         self.record.ever_formatted |= magic && self.record.state != State::Exempt;
@@ -964,13 +967,11 @@ impl Step {
         match self.record.state {
             State::Blank | State::Permitted | State::Unverified => {
                 let text = format!("{} (pid {}) began to format", formatter.comm, formatter.pid);
-                self.record.wrote = wrote;
+                self.attachment.wrote = wrote;
                 self.use_permit();
-                self.record.wiped = false;
+                self.attachment.wiped = false;
                 self.record.formatter = Some(formatter);
-                self.record.running = true;
-                self.record.ended = None;
-                self.record.over = false;
+                self.attachment.progress = Progress::Running;
                 self.record.mounted = false;
                 self.to(State::Formatting, text.clone());
                 if fills {
@@ -981,16 +982,15 @@ impl Step {
             }
             // After a restart of the agent: it may still run.
             State::Formatting => {
-                self.record.wrote = self.record.wrote.max(wrote);
-                self.record.over = false;
+                self.attachment.wrote = self.attachment.wrote.max(wrote);
                 self.record.formatter = Some(formatter);
-                self.record.running = true;
+                self.attachment.progress = Progress::Running;
                 if fills {
                     self.fill();
                 }
             }
-            State::Formatted if !self.record.over && goes_on(&self.record, formatter.process()) => {
-                self.record.running = true;
+            State::Formatted if !self.attachment.has_exited() && goes_on(&self.record, formatter.process()) => {
+                self.attachment.progress = Progress::Running;
             }
             // Told late: a later one must not find it in its place.
             State::Formatted if formatter.is_known() => {
@@ -1013,25 +1013,23 @@ impl Step {
     fn format_ended(&mut self, status: Option<u32>, wrote: Wrote, unseen: bool) {
         match self.record.state {
             State::Formatting => {
-                self.record.ended = status;
-                self.record.wrote = self.record.wrote.max(wrote);
-                let wrote = self.record.wrote != Wrote::Nothing;
+                self.attachment.wrote = self.attachment.wrote.max(wrote);
+                let wrote = self.attachment.wrote != Wrote::Nothing;
                 let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
                 // It is there, whatever a probe reads.
                 let well = status.map_or(unseen, |status| status == 0);
                 self.record.ever_formatted |= known && wrote && well;
                 // What reads blank may be what it wrote.
-                self.record.doubted_since = wrote.then_some(self.now.boot);
+                self.attachment.suspect_since = wrote.then_some(self.now.boot);
             }
-            State::Formatted if self.record.running => {
-                self.record.rewritten.clone_from(&self.record.formatter);
+            State::Formatted if self.attachment.is_running() => {
+                self.attachment.rewritten.clone_from(&self.record.formatter);
                 self.effects.push(Effect::ReleaseOwner);
             }
             _ => return,
         }
-        self.record.running = false;
-        self.record.over = true;
-        self.record.clean_passes = 0;
+        self.attachment.progress = Progress::Exited { status };
+        self.attachment.clean_passes = 0;
         let complete = self.record.state == State::Formatting
             && self.record.ever_formatted
             && status == Some(0)
@@ -1069,43 +1067,43 @@ impl Step {
 
     fn relabelled(&mut self, tool: Process) {
         if matches!(self.record.state, State::Formatted | State::Permitted) {
-            self.record.relabelled = true;
-            self.record.tool_at_work = Some(tool);
+            self.attachment.relabelled = true;
+            self.attachment.tool_at_work = Some(tool);
         }
     }
 
     /// What was read before is not what is there now.
     fn owner_wiped(&mut self, tool: Process) {
-        self.record.tool_at_work = Some(tool);
-        self.record.looked_at = None;
-        if self.record.state == State::Permitted && self.record.claim == Claim::Unneeded {
-            self.record.wiped = true;
-            self.record.clean_passes = 0;
+        self.attachment.tool_at_work = Some(tool);
+        self.attachment.looked_at = None;
+        if self.record.state == State::Permitted && self.attachment.claim == Claim::Unneeded {
+            self.attachment.wiped = true;
+            self.attachment.clean_passes = 0;
             self.use_permit();
         }
     }
 
     /// What comes of it is known when it has ended.
     fn let_through(&mut self, process: Formatter) {
-        self.record.tool_at_work = Some(process.process());
+        self.attachment.tool_at_work = Some(process.process());
         if matches!(self.record.state, State::Formatted | State::Permitted) {
-            self.record.rewritten = Some(process);
+            self.attachment.rewritten = Some(process);
         }
     }
 
     fn tool_ended(&mut self) {
-        self.record.tool_at_work = None;
-        self.record.looked_at = None;
+        self.attachment.tool_at_work = None;
+        self.attachment.looked_at = None;
         self.probe();
     }
 
     fn overlap_changed(&mut self, by: Option<Overlay>) {
-        if self.record.overlaid == by {
+        if self.attachment.overlay == by {
             return;
         }
-        self.record.overlaid = by;
-        self.record.clean_passes = 0;
-        match (&self.record.overlaid, self.record.state) {
+        self.attachment.overlay = by;
+        self.attachment.clean_passes = 0;
+        match (&self.attachment.overlay, self.record.state) {
             (Some(overlay), State::Blank | State::Unverified) => {
                 let cause = format!("it shares its bytes with {}", overlay.by);
                 self.report("overlaid", cause.clone());
@@ -1123,7 +1121,7 @@ impl Step {
     fn upper_format_seen(&mut self, volume: &str, marks: Vec<Mark>) {
         if matches!(self.record.state, State::Unverified | State::Blank) {
             // What it holds itself since then is not known.
-            self.record.looked_at = None;
+            self.attachment.looked_at = None;
             self.record.content = None;
             self.record.marks = marks;
             self.record.marks.truncate(MAX_MARKS);
@@ -1136,20 +1134,20 @@ impl Step {
 
     /// Whether something stands in the way of a second try at once.
     fn may_not_be_armed(&self) -> bool {
-        is_held_back(&self.record) || self.record.claim == Claim::Wanted
+        self.attachment.is_held_back() || self.attachment.claim == Claim::Wanted
     }
 
     /// Blank so far, and not to be armed before the cluster says so.
     fn await_claim(&mut self) {
         self.unverified(NO_CLAIM);
-        self.record.clean_passes = 1;
+        self.attachment.clean_passes = 1;
     }
 
     /// What was read before is as old as another node's format may be.
     fn claimed(&mut self, lease: u32, doubted: bool, permit: Option<Permit>) {
-        let before = std::mem::replace(&mut self.record.claim, Claim::Held(lease));
+        let before = std::mem::replace(&mut self.attachment.claim, Claim::Held(lease));
         // From now on nothing happens to it that is not on record.
-        self.record.new = false;
+        self.attachment.unrecorded_past = false;
         if let Some(permit) = permit {
             // The one that is being used is not given once more.
             if self.record.state != State::Formatting && self.record.permit.as_ref() != Some(&permit) {
@@ -1157,13 +1155,13 @@ impl Step {
             }
             return;
         }
-        if before == self.record.claim || self.record.state != State::Unverified {
+        if before == self.attachment.claim || self.record.state != State::Unverified {
             return;
         }
-        if doubted && self.record.doubted_since.is_none() {
-            self.record.doubted_since = Some(self.now.boot);
+        if doubted && self.attachment.suspect_since.is_none() {
+            self.attachment.suspect_since = Some(self.now.boot);
         }
-        let doubted = self.record.doubted_since.is_some();
+        let doubted = self.attachment.suspect_since.is_some();
         self.unverified(if doubted { DOUBTED_CLAIM } else { "claimed in the cluster, not probed since" });
         self.probe();
     }
@@ -1172,22 +1170,22 @@ impl Step {
     fn keep_claim(&mut self) {
         let kept = match self.record.state {
             State::Blank | State::Permitted | State::Formatting => true,
-            State::Unverified => !is_held_back(&self.record),
+            State::Unverified => !self.attachment.is_held_back(),
             State::Formatted | State::Exempt => false,
         };
-        if matches!(self.record.claim, Claim::Held(_)) && !kept {
-            self.record.claim = Claim::Wanted;
+        if matches!(self.attachment.claim, Claim::Held(_)) && !kept {
+            self.attachment.claim = Claim::Wanted;
         }
     }
 
     fn claim_lost(&mut self) {
-        if self.record.claim == Claim::Unneeded {
+        if self.attachment.claim == Claim::Unneeded {
             return;
         }
-        self.record.claim = Claim::Wanted;
+        self.attachment.claim = Claim::Wanted;
         match self.record.state {
             State::Blank => self.await_claim(),
-            State::Unverified if !is_held_back(&self.record) => self.await_claim(),
+            State::Unverified if !self.attachment.is_held_back() => self.await_claim(),
             State::Permitted => self.permit_ended("the claim to the permit is lost: it may have been used"),
             _ => {}
         }
@@ -1198,7 +1196,7 @@ impl Step {
         let newer = format.generation > self.record.generation;
         let told = match self.record.state {
             State::Unverified | State::Blank => true,
-            State::Formatting => !self.record.running && newer,
+            State::Formatting => !self.attachment.is_running() && newer,
             State::Formatted | State::Permitted => newer,
             State::Exempt => false,
         };
@@ -1228,7 +1226,7 @@ impl Step {
 
     fn exempted(&mut self, cause: String) {
         self.record.permit = None;
-        self.record.running = false;
+        self.attachment.stop_running();
         self.to(State::Exempt, cause.clone());
         self.effects.push(Effect::ReleaseOwner);
         self.report("exempted", cause);
@@ -1238,7 +1236,7 @@ impl Step {
     fn disk_adopted(&mut self, disk: &str) {
         if self.record.state == State::Exempt && self.record.cause == exempt_with(disk) {
             self.unverified("its disk is guarded again, not probed yet");
-            self.record.doubted_since = Some(self.now.boot);
+            self.attachment.suspect_since = Some(self.now.boot);
             self.probe();
         }
     }
@@ -1266,12 +1264,12 @@ impl Step {
         }
         // What may have been formatted unseen is not blank again when the permit ends unused.
         self.record.ever_formatted |=
-            self.record.state == State::Formatting || self.record.doubted_since.is_some();
+            self.record.state == State::Formatting || self.attachment.suspect_since.is_some();
         let cause = format!("permitted by user {}: {}", permit.uid, permit.reason);
         self.record.permit = Some(permit);
         self.limit_permit();
-        self.record.running = false;
-        self.record.wiped = false;
+        self.attachment.stop_running();
+        self.attachment.wiped = false;
         self.to(State::Permitted, cause.clone());
         self.effects.push(Effect::ReleaseOwner);
         // Whoever was refused what is allowed now.
@@ -1297,13 +1295,13 @@ impl Step {
     /// The wall clock may be set while it lasts.
     fn limit_permit(&mut self) {
         let (wall, boot) = (self.now.wall, self.now.boot);
-        self.record.permit_ends = self.record.permit.as_ref().map(|permit| boot + permit.rest(wall));
+        self.attachment.permit_ends = self.record.permit.as_ref().map(|permit| boot + permit.rest(wall));
     }
 
     /// A permit is for one re-purposing by one job, which may take more than one format; where other nodes may reach the volume it
     /// is used up by the first.
     fn use_permit(&mut self) {
-        let alone = self.record.state == State::Permitted && self.record.claim == Claim::Unneeded;
+        let alone = self.record.state == State::Permitted && self.attachment.claim == Claim::Unneeded;
         match &mut self.record.permit {
             Some(permit) if alone => permit.used = true,
             permit => *permit = None,
@@ -1312,7 +1310,7 @@ impl Step {
 
     /// Whether the job goes on that a permit is for: nobody has taken into use yet what its format made.
     fn is_repurposed(&self) -> bool {
-        let lasts = self.record.permit_ends.is_some_and(|end| self.now.boot < end);
+        let lasts = self.attachment.permit_ends.is_some_and(|end| self.now.boot < end);
         lasts && self.is_permit_used() && !self.record.mounted
     }
 
@@ -1327,10 +1325,10 @@ impl Step {
 
     /// The operator's word was that what is there may go, a program that does nothing but wipe was let through, and it has ended.
     fn is_wiped(&mut self, ends: &Ends) {
-        if self.record.tool_at_work.is_some() || !self.reads_blank_again() {
+        if self.attachment.tool_at_work.is_some() || !self.reads_blank_again() {
             return;
         }
-        self.record.wiped = false;
+        self.attachment.wiped = false;
         self.record.content = None;
         self.record.marks.clear();
         self.record.ends = Some(ends.clone());
@@ -1344,8 +1342,8 @@ impl Step {
     fn permit_settled(&mut self) {
         let cause = self.record.cause.clone();
         self.record.permit = None;
-        self.record.relabelled = false;
-        self.record.rewritten = None;
+        self.attachment.relabelled = false;
+        self.attachment.rewritten = None;
         self.effects.push(Effect::ReleaseOwner);
         self.to(State::Formatted, cause);
     }
@@ -1353,11 +1351,11 @@ impl Step {
     /// A format that a permit let through has ended, and the next step of the job may begin. What is there counts for what was
     /// made of it when the permit has ended. `found`: a probe sees it.
     fn go_on(&mut self, found: bool) {
-        let wrote = self.record.wrote != Wrote::Nothing;
-        let well = self.record.ended.is_none_or(|status| status == 0);
+        let wrote = self.attachment.wrote != Wrote::Nothing;
+        let well = self.attachment.exit_status().is_none_or(|status| status == 0);
         let cause =
             if wrote { self.by_whom() } else { format!("left as it was by {}", self.formatter_name()) };
-        self.record.running = false;
+        self.attachment.stop_running();
         self.effects.push(Effect::ReleaseOwner);
         self.record.ever_formatted |= found;
         if wrote && found {
@@ -1370,7 +1368,7 @@ impl Step {
         }
         if wrote && well && self.record.content.is_some() {
             let end = self.now.boot + REPURPOSING;
-            self.record.permit_ends = self.record.permit_ends.map(|before| before.min(end));
+            self.attachment.permit_ends = self.attachment.permit_ends.map(|before| before.min(end));
         }
         self.to(State::Permitted, cause);
     }
@@ -1387,19 +1385,20 @@ impl Step {
             self.to(State::Formatted, cause);
         } else {
             self.unverified(cause);
-            self.record.doubted_since = Some(self.now.boot);
+            self.attachment.suspect_since = Some(self.now.boot);
         }
     }
 
-    fn tick(&mut self) {
-        let expired = self.record.permit_ends.is_some_and(|end| end <= self.now.boot);
+    /// `waits`: time changes something else about it.
+    fn tick(&mut self, waits: bool) {
+        let expired = self.attachment.permit_ends.is_some_and(|end| end <= self.now.boot);
         if self.record.state == State::Permitted && expired && self.has_settled() {
             self.permit_settled();
             self.probe();
         } else if self.record.state == State::Permitted && expired {
             self.permit_ended("the permit expired unused");
             self.probe();
-        } else if waits(&self.record, self.now) {
+        } else if waits {
             self.probe();
         }
     }

@@ -17,7 +17,7 @@ use format_guard::{
     },
     config,
     record::{
-        Claim, Now, Record,
+        Claim, Now, Record, Volume,
         shared::{
             Armed, Format, NodeLease, Observed, Shared, ClaimStatus, Desired,
             etcd::Etcd,
@@ -164,10 +164,10 @@ fn transitions() -> Result<()> {
     for number in 0..COMMITS {
         let id = format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1");
         let start = Instant::now();
-        let record = Record::new(id.clone().into(), "bench".to_owned(), false, 0);
-        let record = transition::next(&record, attached.clone(), START).0;
-        let record = transition::next(&record, Event::Probed(Ok(Finding::Blank)), START).0;
-        store.put(&transition::next(&record, Event::Probed(Ok(Finding::Blank)), START).0, &[])?;
+        let volume = Volume::of(Record::new(id.clone().into(), "bench".to_owned(), false, 0));
+        let volume = transition::next(&volume, attached.clone(), START).0;
+        let volume = transition::next(&volume, Event::Probed(Ok(Finding::Blank)), START).0;
+        store.put(&transition::next(&volume, Event::Probed(Ok(Finding::Blank)), START).0, &[])?;
         ours += start.elapsed();
         let start = Instant::now();
         raw.prepare_cached("INSERT INTO volumes VALUES (?1, ?2)")?.execute((&id, "x".repeat(300)))?;

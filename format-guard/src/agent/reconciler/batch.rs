@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Reconciler, copying::Taken, unstored::Change};
 use crate::{
-    record::{Record, history::HistoryEvent},
+    record::{Volume, history::HistoryEvent},
     volume::{Dev, VolumeId},
 };
 
@@ -27,18 +27,18 @@ pub(super) struct Batch {
 /// A record that is not stored yet.
 struct Unstored {
     /// As it is stored.
-    old: Record,
-    new: Record,
+    old: Volume,
+    new: Volume,
     told: Vec<HistoryEvent>,
 }
 
 impl Batch {
     /// The newest record of a volume, if it is one of those that are not stored yet.
-    pub(super) fn record(&self, id: &VolumeId) -> Option<&Record> {
+    pub(super) fn record(&self, id: &VolumeId) -> Option<&Volume> {
         self.records.get(id).map(|unstored| &unstored.new)
     }
 
-    pub(super) fn store_later(&mut self, old: &Record, new: &Record, told: &[HistoryEvent]) {
+    pub(super) fn store_later(&mut self, old: &Volume, new: &Volume, told: &[HistoryEvent]) {
         let unstored = self.records.entry(new.id.clone()).or_insert_with(|| Unstored {
             old: old.clone(),
             new: new.clone(),

@@ -11,7 +11,7 @@ use crate::{
     agent::{clocks, message::ProbeAnswer, now},
     config::MAX_WAIT,
     record::{
-        Claim, Record, Seconds, Wrote,
+        Claim, Record, Seconds, Volume, Wrote,
         transition::{self, Effect, Event},
     },
     volume::{
@@ -81,7 +81,7 @@ impl Reconciler {
                 && self
                     .records
                     .get(&old.identity.id)
-                    .is_some_and(|record| record.state == State::Formatting && record.running)
+                    .is_some_and(|record| record.state == State::Formatting && record.attachment.is_running())
         });
         if !same && formatting {
             return;
@@ -165,21 +165,24 @@ impl Reconciler {
     }
 
     /// The record of a device's volume, and whether there was one.
-    pub(super) fn load(&mut self, device: &Device) -> Result<(Record, bool)> {
+    pub(super) fn load(&mut self, device: &Device) -> Result<(Volume, bool)> {
         let identity = &device.identity;
         if let Some(record) = self.formats.departed.remove(&identity.id) {
             return Ok((record, true));
         }
         let weak = identity.strength != Strength::Strong;
-        let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id));
-        let put_off = put_off.or_else(|| self.unstored.record(&identity.id));
-        let stored =
-            put_off.map_or_else(|| self.store.get(&identity.id), |record| Ok(Some(record.clone())))?;
+        let put_off = self.batch.as_ref().and_then(|batch| batch.record(&identity.id)).cloned();
+        let put_off = put_off.or_else(|| self.unstored.record(&identity.id).cloned().map(Volume::of));
+        let stored = match put_off {
+            Some(volume) => Some(volume),
+            None => self.store.get(&identity.id)?.map(Volume::of),
+        };
         let found = stored.is_some();
-        let mut record =
-            stored.unwrap_or_else(|| Record::new(identity.id.clone(), identity.origin.clone(), weak, now()));
+        let mut record = stored.unwrap_or_else(|| {
+            Volume::of(Record::new(identity.id.clone(), identity.origin.clone(), weak, now()))
+        });
         // Also where an agent that found nothing on record was killed before it claimed the volume.
-        record.new = record.state == State::Unverified && record.armed.is_none();
+        record.attachment.unrecorded_past = record.state == State::Unverified && record.armed.is_none();
         record.origin.clone_from(&identity.origin);
         Ok((record, found))
     }
@@ -213,9 +216,9 @@ impl Reconciler {
             self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
                 self.desire_nothing_more(&record, !held);
-                if record.state == State::Formatting && record.running && self.formats.departed.len() < MAX_ENDS {
-                    record.wrote =
-                        record.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
+                if record.state == State::Formatting && record.attachment.is_running() && self.formats.departed.len() < MAX_ENDS {
+                    record.attachment.wrote =
+                        record.attachment.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
                     self.formats.departed.insert(id.clone(), record);
                 }
             }
@@ -253,7 +256,7 @@ impl Reconciler {
         self.awaited.retain(|_, told| told.elapsed() < AWAITED);
         self.awaited.insert(dev, Instant::now());
         // It may be left alone for a moment, for whoever has just formatted it.
-        if self.records.get(&id).is_some_and(|record| record.state == State::Formatting && record.over) {
+        if self.records.get(&id).is_some_and(|record| record.state == State::Formatting && record.attachment.has_exited()) {
             self.probe(&id);
         }
         if let Some(device) = self.path(&id) {
@@ -268,7 +271,7 @@ impl Reconciler {
 
     pub(super) fn probe(&self, id: &VolumeId) {
         let Some(device) = self.path(id) else { return };
-        let unread = self.records.get(id).is_some_and(|record| record.looked_at.is_none());
+        let unread = self.records.get(id).is_some_and(|record| record.attachment.looked_at.is_none());
         if unread && self.host.devices.is_part_of_lvm(device.dev) {
             self.prober.ask_later(device, self.wanted_copy(id));
         } else {

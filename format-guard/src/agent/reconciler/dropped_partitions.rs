@@ -7,7 +7,7 @@ use tracing::info;
 use super::Reconciler;
 use crate::{
     enforce::rule::{Other, holds_format, shifted},
-    record::{Overlap, Overlay, Record},
+    record::{Overlap, Overlay, Volume},
     volume::{
         Dev, VolumeId,
         graph::Relation,
@@ -22,7 +22,7 @@ pub(super) struct DroppedPartition {
     disk: Dev,
     /// Where it lies on its disk.
     region: Extent,
-    record: Record,
+    record: Volume,
 }
 
 impl DroppedPartition {

@@ -20,7 +20,7 @@ use crate::{
         since_boot,
     },
     record::{
-        Formatter, Record, Wrote,
+        Formatter, Volume, Wrote,
         transition::{self, Event},
     },
     volume::{Dev, VolumeId},
@@ -33,7 +33,7 @@ const ENDS_LAST: Duration = Duration::from_mins(1);
 #[derive(Default)]
 pub(super) struct Formats {
     /// Records of volumes that went while somebody formatted them: what came of that is not known before its end.
-    pub(super) departed: HashMap<VolumeId, Record>,
+    pub(super) departed: HashMap<VolumeId, Volume>,
     /// End of the last format on a device or on one that shares its bytes. What was read before is what the format overwrote,
     /// or half of it.
     pub(super) last_end: HashMap<Dev, Instant>,
@@ -128,7 +128,7 @@ impl Reconciler {
     pub(super) fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
         let record = self.graph.id(dev).and_then(|id| self.records.get(id));
         // It tells of each of its writes.
-        if record.is_some_and(|record| record.tool_at_work != Some(process)) {
+        if record.is_some_and(|record| record.attachment.tool_at_work != Some(process)) {
             self.apply_to_device(dev, event);
             self.watcher.watch(process);
         }
@@ -164,8 +164,8 @@ impl Reconciler {
         if last {
             self.formats.exit_statuses.remove(&process);
         }
-        let formats = |record: &Record| {
-            record.running && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
+        let formats = |record: &Volume| {
+            record.attachment.is_running() && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
@@ -180,7 +180,7 @@ impl Reconciler {
         let worked_on: Vec<VolumeId> = self
             .records
             .values()
-            .filter(|record| record.tool_at_work == Some(process))
+            .filter(|record| record.attachment.tool_at_work == Some(process))
             .map(|record| record.id.clone())
             .collect();
         for id in worked_on {
@@ -212,12 +212,12 @@ impl Reconciler {
     /// What it formatted was gone before it ended.
     pub(super) fn ended_after_departure(&mut self, process: Process, status: Option<u32>) {
         let unseen = !self.enforcer.tier().tells_of_mounts();
-        let formats = |record: &Record| record.formatter.as_ref().is_some_and(|by| by.is(process));
-        let ended: Vec<Record> =
+        let formats = |record: &Volume| record.formatter.as_ref().is_some_and(|by| by.is(process));
+        let ended: Vec<Volume> =
             self.formats.departed.extract_if(|_, record| formats(record)).map(|(_, record)| record).collect();
         for old in ended {
-            let event = Event::FormatEnded { status, wrote: old.wrote, unseen };
-            let (new, _) = transition::next(&old, event, clocks());
+            let event = Event::FormatEnded { status, wrote: old.attachment.wrote, unseen };
+            let new = transition::next(&old, event, clocks()).0.record;
             if let Err(error) = self.store.put(&new, &[]) {
                 self.keep_unstored(new, &error);
             }

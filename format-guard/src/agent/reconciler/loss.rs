@@ -84,7 +84,7 @@ impl Reconciler {
         self.lost.loss = None;
         self.lost.earlier_rules.clear();
         let held =
-            self.records.values().filter(|record| record.state == State::Unverified && record.held.is_some());
+            self.records.values().filter(|record| record.state == State::Unverified && record.attachment.not_armed_because.is_some());
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             let Some(device) = self.graph.of(&id).next() else { continue };

@@ -74,7 +74,7 @@ use crate::{
     enforce::{Enforcer, error::ProgramStatus, rule},
     mode::Mode,
     record::{
-        Record, Seconds,
+        Seconds, Volume,
         history::HistoryEvent,
         store::Store,
         transition::{self, Effect, Event, Report},
@@ -145,7 +145,7 @@ pub struct Reconciler {
     /// The devices that are known to be present.
     graph: DeviceGraph,
     /// Records of the volumes that are present.
-    records: HashMap<VolumeId, Record>,
+    records: HashMap<VolumeId, Volume>,
     /// What an operator has set for the whole guard; outranks the configuration.
     set_mode: Option<mode::Override>,
     lost: LostRecords,
@@ -274,9 +274,9 @@ impl Reconciler {
     fn suspect_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.host.boot)? {
             if let Some(record) = self.store.get(&id)? {
-                let doubted = transition::next(&record, Event::MissedFormatSuspected, clocks()).0;
-                if let Err(error) = self.store.put(&doubted, &[]) {
-                    self.keep_unstored(doubted, &error);
+                let suspect = transition::next(&Volume::of(record), Event::MissedFormatSuspected, clocks()).0.record;
+                if let Err(error) = self.store.put(&suspect, &[]) {
+                    self.keep_unstored(suspect, &error);
                 }
             }
         }
@@ -474,7 +474,7 @@ impl Reconciler {
             .collect();
         let was_whole = self.unstored.count() == 0;
         let differs = !new.is_stored_as(&old) || self.unread.contains(id);
-        if self.batch.is_none() && told.is_empty() && new.new && transition::is_unread(&new) {
+        if self.batch.is_none() && told.is_empty() && new.attachment.unrecorded_past && transition::is_unread(&new) {
             self.unread.insert(id.clone());
         } else if (differs || !told.is_empty()) && !transition::is_provisional(&new) {
             self.unread.remove(id);

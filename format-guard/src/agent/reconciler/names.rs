@@ -12,7 +12,7 @@ use super::Reconciler;
 use crate::{
     agent::now,
     record::{
-        Record,
+        Record, Volume,
         merge::{disagree, merge},
         history::HistoryEvent,
     },
@@ -213,7 +213,7 @@ impl Reconciler {
     }
 
     fn stored(&self, id: &VolumeId) -> Option<Record> {
-        self.records.get(id).cloned().or_else(|| self.store.get(id).ok().flatten())
+        self.records.get(id).map(|volume| volume.record.clone()).or_else(|| self.store.get(id).ok().flatten())
     }
 
     /// Whether what an earlier version knew by its address is, by its content, the volume that goes by its own name here.
@@ -228,11 +228,11 @@ impl Reconciler {
     fn take_together(&mut self, strongest: &VolumeId, ids: &[VolumeId]) -> Result<()> {
         let live = self.records.get(strongest).cloned();
         // Who formats it at this moment is not disturbed: once it is attached anew.
-        if live.as_ref().is_some_and(|record| record.running) {
+        if live.as_ref().is_some_and(|record| record.attachment.is_running()) {
             return Ok(());
         }
         let mut record = match &live {
-            Some(record) => Some(record.clone()),
+            Some(volume) => Some(volume.record.clone()),
             None => self.store.get(strongest)?,
         };
         for id in ids {
@@ -247,12 +247,13 @@ impl Reconciler {
             let text = format!("known as {} until now", before.join(", "));
             let told = HistoryEvent::new(now(), strongest.to_string(), "renamed", text);
             self.store.replace(ids, &record, &[told])?;
-            if live.is_some() {
+            if let Some(Volume { attachment, .. }) = live {
+                let volume = Volume { record, attachment };
                 // What is put off must not bring back what it was.
                 if let Some(batch) = &mut self.batch {
-                    batch.store_later(&record, &record, &[]);
+                    batch.store_later(&volume, &volume, &[]);
                 }
-                self.records.insert(strongest.clone(), record);
+                self.records.insert(strongest.clone(), volume);
                 self.put_rules(strongest);
             }
         }

@@ -5,7 +5,7 @@ use format_guard_common::State;
 
 use super::{super::clocks, Reconciler};
 use crate::{
-    record::{Claim, Permit, Record, transition::Event},
+    record::{Claim, Permit, Volume, transition::Event},
     volume::{VolumeId, identity},
 };
 
@@ -37,7 +37,7 @@ impl Reconciler {
 
     /// Guards the partitions again that were exempt with their disk alone.
     pub(super) fn guard_partitions(&mut self, disk: &VolumeId) {
-        let exempt = |record: &Record| record.state == State::Exempt;
+        let exempt = |record: &Volume| record.state == State::Exempt;
         for partition in self.partitions(disk, exempt) {
             self.apply(&partition, Event::DiskAdopted { disk: disk.to_string() });
         }
@@ -48,7 +48,7 @@ impl Reconciler {
         let Some(disk) = identity::disk_of(partition) else { return };
         let Some(record) = self.records.get(&disk) else { return };
         let passed_on =
-            record.passed_on.as_ref().filter(|(_, end)| clocks().boot < *end).map(|(permit, _)| permit);
+            record.attachment.passed_on.as_ref().filter(|(_, end)| clocks().boot < *end).map(|(permit, _)| permit);
         let (state, permit) = (record.state, record.permit.as_ref().or(passed_on).cloned());
         let unverified =
             || self.records.get(partition).is_some_and(|record| record.state == State::Unverified);
@@ -65,8 +65,8 @@ impl Reconciler {
     fn permit_with(&mut self, partition: &VolumeId, disk: &VolumeId, permit: &Permit) {
         let takes = self.records.get(partition).is_some_and(|record| {
             matches!(record.state, State::Formatted | State::Unverified)
-                && !record.running
-                && record.claim == Claim::Unneeded
+                && !record.attachment.is_running()
+                && record.attachment.claim == Claim::Unneeded
         });
         if takes {
             let reason = of_disk(&permit.reason, disk);
@@ -74,7 +74,7 @@ impl Reconciler {
         }
     }
 
-    fn partitions(&self, disk: &VolumeId, which: fn(&Record) -> bool) -> Vec<VolumeId> {
+    fn partitions(&self, disk: &VolumeId, which: fn(&Volume) -> bool) -> Vec<VolumeId> {
         let partitions = self.records.values().filter(|record| which(record));
         partitions
             .map(|record| &record.id)

@@ -53,9 +53,9 @@ impl Reconciler {
         let (Some(record), Some(paths)) = (self.records.get(id), self.paths.get(id)) else { return false };
         let settled = record.state == State::Formatted
             && record.discrepancy.is_none()
-            && !record.relabelled
-            && record.rewritten.is_none()
-            && !record.running;
+            && !record.attachment.relabelled
+            && record.attachment.rewritten.is_none()
+            && !record.attachment.is_running();
         let recorded = record.content.as_ref().and_then(|content| content.uuid.as_ref());
         let other = found.iter().find_map(|each| each.uuid.as_ref());
         settled

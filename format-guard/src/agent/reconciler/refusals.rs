@@ -17,7 +17,7 @@ use crate::{
         report::{Refused, Report},
     },
     record::{
-        Record,
+        Volume,
         history::{HistoryEvent, Refusal},
     },
     volume::Dev,
@@ -103,7 +103,7 @@ impl Reconciler {
 }
 
 /// What happened, to what, why, and what would allow it.
-fn sentence(refusal: &Refusal, record: Option<&Record>, refused: Refused) -> String {
+fn sentence(refusal: &Refusal, record: Option<&Volume>, refused: Refused) -> String {
     let verb = if refused.carried_out { "was refused" } else { "would have been refused" };
     let holds = record.map_or_else(|| "of which nothing is known".to_owned(), describe);
     let header = || Header(u32::try_from(refused.length).unwrap_or_default()).name();
@@ -135,7 +135,7 @@ fn character_device(dev: Dev) -> String {
 }
 
 /// What a volume holds, in a few words.
-fn describe(record: &Record) -> String {
+fn describe(record: &Volume) -> String {
     match &record.content {
         Some(content) => format!("{} {}", record.state.name(), content.name()),
         None => record.state.name().to_owned(),

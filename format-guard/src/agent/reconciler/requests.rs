@@ -230,7 +230,7 @@ impl Reconciler {
 
     /// What is known of a volume beyond what is stored.
     fn newest(&self, id: &VolumeId) -> Option<&Record> {
-        self.records.get(id).or_else(|| self.unstored.record(id))
+        self.records.get(id).map(|volume| &volume.record).or_else(|| self.unstored.record(id))
     }
 
     fn shown(&self, record: &Record) -> api::Volume {
@@ -321,7 +321,7 @@ impl Reconciler {
         }
         let record = self.records.get(id);
         if let Some(formatter) =
-            record.filter(|record| record.running).and_then(|record| record.formatter.as_ref())
+            record.filter(|record| record.attachment.is_running()).and_then(|record| record.formatter.as_ref())
         {
             let (comm, pid) = (&formatter.comm, formatter.pid);
             return Err(bad(format!("{comm} (pid {pid}) formats {id}: wait for its end, or end it")));

@@ -16,7 +16,7 @@ use crate::{
     api::StoreStatus,
     enforce::since_boot,
     record::{
-        Claim, Record, Seconds,
+        Claim, Seconds, Volume,
         shared::{self, Format, ClaimStatus, Desired},
         transition::Event,
     },
@@ -76,7 +76,7 @@ impl Reconciler {
     pub(super) fn desired_claims_for(&self, id: &VolumeId) -> Option<DesiredClaims> {
         let desired_claims = &self.sharing.as_ref()?.desired_claims;
         let shared = match self.records.get(id) {
-            Some(record) => record.claim != Claim::Unneeded,
+            Some(record) => record.attachment.claim != Claim::Unneeded,
             None => shared::is_shared(id),
         };
         shared.then(|| desired_claims.clone())
@@ -92,7 +92,7 @@ impl Reconciler {
     /// The desired state of a volume that other nodes may reach.
     fn desired(&self, id: &VolumeId) -> Option<Desired> {
         let sharing = self.sharing.as_ref()?;
-        let record = self.records.get(id).filter(|record| record.claim != Claim::Unneeded)?;
+        let record = self.records.get(id).filter(|record| record.attachment.claim != Claim::Unneeded)?;
         let desired = shared::desired(record, sharing.desired_claims.node());
         // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
         if matches!(desired, Desired::Watch { .. } | Desired::Nothing) && self.is_held(id) {
@@ -115,14 +115,14 @@ impl Reconciler {
     }
 
     /// Its last device is gone, and no rule is left. `untouched`: the kernel let nobody through.
-    pub(super) fn desire_nothing_more(&self, record: &Record, untouched: bool) {
+    pub(super) fn desire_nothing_more(&self, record: &Volume, untouched: bool) {
         let Some(sharing) = &self.sharing else { return };
-        if record.claim == Claim::Unneeded {
+        if record.attachment.claim == Claim::Unneeded {
             return;
         }
         let node = sharing.desired_claims.node();
         let unused = matches!(record.state, State::Unverified | State::Blank | State::Permitted);
-        let clean = untouched && unused && !record.new;
+        let clean = untouched && unused && !record.attachment.unrecorded_past;
         let format = (record.state == State::Formatted).then(|| Format::of(record, node));
         sharing.desired_claims.set(&record.id, Desired::Gone { clean, format }, true);
     }
@@ -188,7 +188,7 @@ impl Reconciler {
 
     /// What was claimed is claimed no more, or not for sure.
     fn lose_claims(&mut self) {
-        let held = self.records.values().filter(|record| matches!(record.claim, Claim::Held(_)));
+        let held = self.records.values().filter(|record| matches!(record.attachment.claim, Claim::Held(_)));
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             self.apply(&id, Event::ClaimLost);
@@ -247,7 +247,7 @@ impl Reconciler {
 
     pub(super) fn store_status(&self) -> Option<StoreStatus> {
         let sharing = self.sharing.as_ref()?;
-        let held = self.records.values().filter(|record| matches!(record.claim, Claim::Held(_)));
+        let held = self.records.values().filter(|record| matches!(record.attachment.claim, Claim::Held(_)));
         let waiting = self.records.values().filter(|record| record.awaits_claim());
         Some(StoreStatus {
             answers: sharing.away.is_none(),

@@ -8,7 +8,7 @@ use tracing::error;
 use super::Reconciler;
 use crate::{
     enforce::rule::{self, Other, Subject, holds_format, shifted},
-    record::{Claim, Overlap, Overlay, Record, transition::Event},
+    record::{Claim, Overlap, Overlay, Record, Volume, transition::Event},
     volume::{
         Dev, VolumeId, identity,
         marks::Mark,
@@ -60,7 +60,7 @@ impl Reconciler {
             })
     }
 
-    fn record_at(&self, dev: Dev) -> Option<&Record> {
+    fn record_at(&self, dev: Dev) -> Option<&Volume> {
         self.records.get(self.graph.id(dev)?)
     }
 
@@ -87,7 +87,7 @@ impl Reconciler {
             others,
         };
         let (rule, windows) = rule::of(&subject, self.audits());
-        let claim = record.claim;
+        let claim = record.attachment.claim;
         let node = (record.state == State::Blank).then(|| probe::node_path(&device.name));
         self.host.closing.watch(dev, node.as_deref());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
@@ -117,7 +117,7 @@ impl Reconciler {
         if !array.as_str().starts_with("md:") {
             return;
         }
-        let is_member = |record: &Record| Self::array_of(record).as_ref() == Some(array);
+        let is_member = |record: &Volume| Self::array_of(record).as_ref() == Some(array);
         let members: Vec<VolumeId> = self
             .records
             .values()
@@ -141,7 +141,7 @@ impl Reconciler {
     pub(super) fn propagate(&mut self, dev: Dev) {
         let around = self.graph.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
-        if open.is_empty() && self.record_at(dev).is_none_or(|record| record.overlaid.is_none()) {
+        if open.is_empty() && self.record_at(dev).is_none_or(|record| record.attachment.overlay.is_none()) {
             return;
         }
         open.insert(dev);
@@ -166,7 +166,7 @@ impl Reconciler {
             {
                 changed |= self.step(&id, Event::UpperFormatSeen { volume: volume.to_string(), marks });
             }
-            if self.record_at(dev).is_some_and(|record| record.overlaid != overlaid) {
+            if self.record_at(dev).is_some_and(|record| record.attachment.overlay != overlaid) {
                 changed |= self.step(&id, Event::OverlapChanged(overlaid));
             }
             if changed {

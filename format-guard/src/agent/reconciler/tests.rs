@@ -765,7 +765,7 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
     setting.give(changed("dm-0p1"));
     let overlaid = |setting: &Setting| {
         let id = setting.reconciler.graph.id(PART).expect("attached");
-        setting.reconciler.records[id].overlaid.is_some()
+        setting.reconciler.records[id].attachment.overlay.is_some()
     };
     assert!(!overlaid(&setting));
     let holding =
@@ -949,7 +949,7 @@ fn an_agent_that_starts_anew_lets_a_monitor_go_on_and_waits_for_its_end() {
     begin_by_monitor(&mut setting, NOBODY);
     setting.probed(5, holds());
     let id = VolumeId::from("dm:UUID-1");
-    setting.reconciler.records.entry(id).and_modify(|record| record.running = false);
+    setting.reconciler.records.entry(id).and_modify(|record| record.attachment.progress = Progress::Past);
     setting.give(Input::Tick);
     assert_eq!(setting.rule().flags & flag::HELD, flag::HELD);
     setting.give(Input::Ended { process: NOBODY, status: None, last: true });

@@ -12,12 +12,12 @@ use super::Reconciler;
 use crate::{
     agent::{clocks, now},
     record::{
-        Record, Seconds,
+        Record, Seconds, Volume,
         history::HistoryEvent,
         store::StoreError,
         transition::{self, Event},
     },
-    volume::VolumeId,
+    volume::{Dev, VolumeId},
 };
 
 /// Lines of the history that wait with one record at most: the oldest are dropped.
@@ -42,8 +42,8 @@ struct Kept {
 /// A record that is to be stored.
 pub(super) struct Change {
     /// As it was before.
-    pub(super) old: Record,
-    pub(super) new: Record,
+    pub(super) old: Volume,
+    pub(super) new: Volume,
     pub(super) told: Vec<HistoryEvent>,
 }
 
@@ -55,12 +55,13 @@ impl Change {
     }
 
     /// Armed before allowed: what is not on disk is not allowed.
-    fn held_back(self, error: &StoreError) -> Record {
-        let mut record = self.old;
+    fn held_back(self, error: &StoreError) -> Volume {
+        let mut held_back = self.old;
+        let record = &mut held_back.record;
         record.cause = format!("the store failed: {error}");
         record.state = if record.ever_formatted { State::Formatted } else { State::Unverified };
         record.armed = None;
-        record
+        held_back
     }
 }
 
@@ -121,7 +122,7 @@ impl Unstored {
 
 impl Reconciler {
     /// Stores records in one transaction. Those that may not be as they were to become, because that could not be stored.
-    pub(super) fn store_all(&mut self, changes: Vec<Change>) -> Vec<Record> {
+    pub(super) fn store_all(&mut self, changes: Vec<Change>) -> Vec<Volume> {
         let none = BTreeMap::new();
         // Nothing is armed while a record is known here alone.
         let rest = if changes.iter().any(Change::loosens) { &self.unstored.records } else { &none };
@@ -136,7 +137,7 @@ impl Reconciler {
             .iter()
             .filter(|(id, _)| !ours(id))
             .filter_map(|(_, kept)| Some((kept.record.as_ref()?, kept.told.as_slice())))
-            .chain(changes.iter().zip(&told).map(|(change, told)| (&change.new, told.as_slice())))
+            .chain(changes.iter().zip(&told).map(|(change, told)| (&change.new.record, told.as_slice())))
             .collect();
         let ids: Vec<VolumeId> = stored.iter().map(|(record, _)| record.id.clone()).collect();
         match self.store.put_all(&stored) {
@@ -149,11 +150,11 @@ impl Reconciler {
                 let mut held_back = Vec::new();
                 for change in changes {
                     if change.loosens() {
-                        let record = change.held_back(&error);
-                        held_back.push(record.clone());
-                        self.unstored.keep(record, Vec::new(), &error);
+                        let volume = change.held_back(&error);
+                        self.unstored.keep(volume.record.clone(), Vec::new(), &error);
+                        held_back.push(volume);
                     } else {
-                        self.unstored.keep(change.new, change.told, &error);
+                        self.unstored.keep(change.new.record, change.told, &error);
                     }
                 }
                 held_back
@@ -217,7 +218,7 @@ impl Reconciler {
     }
 
     /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had begun one.
-    pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Record, Record)> {
+    pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Volume, Volume)> {
         let old = self.records.get(id)?.clone();
         let (new, _) = transition::next(&old, Event::Disarmed, clocks());
         self.records.insert(id.clone(), new.clone());

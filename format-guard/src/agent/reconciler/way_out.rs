@@ -3,10 +3,10 @@
 
 use format_guard_common::{Operation, Reason, State};
 
-use crate::record::Record;
+use crate::record::Volume;
 
 /// What to do about a refusal for this reason of this operation.
-pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: Option<&Record>) -> String {
+pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: Option<&Volume>) -> String {
     if operation == Some(Operation::Passthrough) {
         return "to allow such commands: passthrough = \"allow\" in the configuration, or format-guard volume exempt"
             .to_owned();
@@ -22,7 +22,7 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
              format-guard volume show {id}"
         );
     }
-    if let Some(overlay) = record.overlaid.as_ref().filter(|_| reason == Some(Reason::Unverified)) {
+    if let Some(overlay) = record.attachment.overlay.as_ref().filter(|_| reason == Some(Reason::Unverified)) {
         return format!("what is written here destroys {}: format-guard volume show {id}", overlay.by);
     }
     match reason {
@@ -59,7 +59,7 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
 }
 
 /// The command that permits one re-format, where that is what would help.
-pub(super) fn permit(reason: Option<Reason>, record: Option<&Record>) -> Option<String> {
+pub(super) fn permit(reason: Option<Reason>, record: Option<&Volume>) -> Option<String> {
     let record = record.filter(|record| record.state == State::Formatted && record.discrepancy.is_none())?;
     is_destruction(reason).then(|| format!("format-guard volume permit {} --reason TEXT", record.id))
 }
@@ -82,14 +82,14 @@ fn is_destruction(reason: Option<Reason>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::VolumeId;
+    use crate::{record::Record, volume::VolumeId};
 
-    fn record(state: State) -> Record {
+    fn record(state: State) -> Volume {
         let id: VolumeId = serde_json::from_str("\"dm:LVM-x\"").expect("an id");
-        Record { state, ..Record::new(id, String::new(), false, 0) }
+        Volume::of(Record { state, ..Record::new(id, String::new(), false, 0) })
     }
 
-    fn ways(record: &Record) -> impl Iterator<Item = (Reason, String)> {
+    fn ways(record: &Volume) -> impl Iterator<Item = (Reason, String)> {
         Reason::ALL
             .into_iter()
             .filter(|reason| *reason != Reason::Passthrough)

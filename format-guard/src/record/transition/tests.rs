@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn record() -> Record {
-    Record::new("dm:uuid-1".into(), "dm".into(), false, 0)
+fn record() -> Volume {
+    Volume::of(Record::new("dm:uuid-1".into(), "dm".into(), false, 0))
 }
 
 fn found(name: &str, uuid: &str) -> Finding {
@@ -60,7 +60,7 @@ fn holds(name: &str, uuid: &str) -> Event {
 }
 
 /// The record after all events, and every effect on the way.
-fn run(mut record: Record, events: impl IntoIterator<Item = Event>) -> (Record, Vec<Effect>) {
+fn run(mut record: Volume, events: impl IntoIterator<Item = Event>) -> (Volume, Vec<Effect>) {
     let mut all = Vec::new();
     for event in events {
         let (next, effects) = next(&record, event, clock(10));
@@ -104,7 +104,7 @@ fn an_error_between_two_clean_probes_starts_over() {
 
 #[test]
 fn what_a_probe_could_not_settle_is_probed_again() {
-    let probes = |record: &Record| next(record, Event::Tick, clock(10)).1.contains(&Effect::Probe);
+    let probes = |record: &Volume| next(record, Event::Tick, clock(10)).1.contains(&Effect::Probe);
     let error = || Event::Probed(Err(ProbeError::Read("EIO".into())));
     assert!(probes(&run(record(), [attached(), error()]).0), "a data path that comes back sends no uevent");
     let formatted = run(record(), [holds("ext4", "a")]).0;
@@ -120,7 +120,7 @@ fn what_a_probe_could_not_settle_is_probed_again() {
 #[test]
 fn an_armed_volume_is_not_trusted_when_it_is_attached_again() {
     let (record, _) = run(record(), [attached(), blank(), blank(), attached()]);
-    assert_eq!((record.state, record.clean_passes), (State::Unverified, 0));
+    assert_eq!((record.state, record.attachment.clean_passes), (State::Unverified, 0));
 }
 
 fn attached_in(boot: &str) -> Event {
@@ -136,7 +136,7 @@ fn attached_in(boot: &str) -> Event {
 }
 
 /// The record after one event at a time.
-fn at(record: &Record, event: Event, now: Seconds) -> Record {
+fn at(record: &Volume, event: Event, now: Seconds) -> Volume {
     next(record, event, clock(now)).0
 }
 
@@ -271,7 +271,7 @@ fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
     let (running, _) = run(record(), [attached(), blank(), blank(), monitor_began()]);
     assert!(waits(&running, clock(10)) && is_held(&running) && running.ever_formatted);
     let (settled, effects) = run(running, [holds("gpt", "a")]);
-    assert_eq!((settled.state, settled.running, settled.marks.is_empty()), (State::Formatted, true, false));
+    assert_eq!((settled.state, settled.attachment.is_running(), settled.marks.is_empty()), (State::Formatted, true, false));
     assert!(!effects.contains(&Effect::ReleaseOwner), "it goes on");
     // What its guest makes of the disk meanwhile is followed, and not taken back by a reading of zeros.
     let (followed, _) = run(settled.clone(), [holds("gpt", "b"), blank()]);
@@ -280,7 +280,7 @@ fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
     // Killed while the storage reads zeros, thirty days later.
     for status in [Some(9), Some(0), None] {
         let (killed, effects) = run(followed.clone(), [ended(status), blank(), blank(), blank()]);
-        assert_eq!((killed.state, killed.running), (State::Formatted, false), "{status:?}");
+        assert_eq!((killed.state, killed.attachment.is_running()), (State::Formatted, false), "{status:?}");
         assert!(effects.contains(&Effect::ReleaseOwner));
         let (back, _) = run(killed, [Event::Disarmed, attached_in("boot-2"), blank(), blank()]);
         assert_eq!(back.state, State::Formatted);
@@ -304,7 +304,7 @@ fn a_magic_of_one_that_is_no_formatter_is_remembered_though_no_probe_saw_it() {
     // The host goes down with it.
     let crashed = [attached(), blank(), blank(), monitor_began()];
     let mut stored = run(record(), crashed).0;
-    stored.running = false;
+    stored.attachment.progress = Progress::Past;
     let (later, _) = run(stored, [attached_in("boot-2"), blank(), blank(), blank()]);
     assert_eq!(later.state, State::Formatted);
 }
@@ -312,14 +312,14 @@ fn a_magic_of_one_that_is_no_formatter_is_remembered_though_no_probe_saw_it() {
 #[test]
 fn one_that_is_no_formatter_goes_on_after_a_restart_of_the_agent() {
     let (mut settled, _) = run(record(), [attached(), blank(), blank(), monitor_began(), holds("gpt", "a")]);
-    settled.running = false;
+    settled.attachment.progress = Progress::Past;
     assert!(is_untold(&settled, monitor().process()));
     assert!(!is_untold(&settled, formatter().process()), "nobody else does");
     let (again, _) = run(settled.clone(), [monitor_began(), attached()]);
-    assert_eq!((again.state, again.running), (State::Formatted, true));
+    assert_eq!((again.state, again.attachment.is_running()), (State::Formatted, true));
     // A format that is told late is let do no more than others, and is not left in another one's way.
     let (late, effects) = run(settled, [began()]);
-    assert_eq!((late.state, late.running), (State::Formatted, false));
+    assert_eq!((late.state, late.attachment.is_running()), (State::Formatted, false));
     assert!(effects.contains(&Effect::ReleaseOwner));
 }
 
@@ -363,13 +363,13 @@ fn a_mark_that_is_missing_is_kept_and_one_that_has_moved_is_followed() {
         }))
     };
     let (recorded, _) = run(record(), [reads(&[512, 9000])]);
-    let offsets = |record: &Record| record.marks.iter().map(|mark| mark.offset).collect::<Vec<_>>();
+    let offsets = |record: &Volume| record.marks.iter().map(|mark| mark.offset).collect::<Vec<_>>();
     assert_eq!(offsets(&run(recorded.clone(), [reads(&[512])]).0), [512, 9000]);
     assert_eq!(offsets(&run(recorded, [reads(&[512, 20_000])]).0), [512, 20_000]);
 }
 
 /// One that was given on an ext4 at this moment, and what came next.
-fn permitted(events: impl IntoIterator<Item = Event>) -> Record {
+fn permitted(events: impl IntoIterator<Item = Event>) -> Volume {
     let (permitted, _) = run(record(), [attached(), holds("ext4", "a"), Event::Permitted(permit(1000))]);
     run(permitted, events).0
 }
@@ -391,7 +391,7 @@ fn a_permit_that_nobody_uses_expires() {
 /// What one job does until that has settled: `wipefs` and then `mkfs`, or the other way round, or a first try that failed.
 #[test]
 fn a_permit_is_for_one_job_and_ends_when_that_has_settled() {
-    let at = |record: &Record, event, at| next(record, event, clock(at)).0;
+    let at = |record: &Volume, event, at| next(record, event, clock(at)).0;
     let formatted = permitted([began(), ended(Some(0)), holds("xfs", "b")]);
     assert_eq!(formatted.state, State::Permitted, "the job may go on");
     assert_eq!(formatted.content.as_ref().map(Content::name), Some("xfs"));
@@ -416,7 +416,7 @@ fn a_permit_is_for_one_job_and_ends_when_that_has_settled() {
     assert_eq!(at(&then, Event::Tick, 20).content.as_ref().map(Content::name), Some("xfs"));
     // What was wiped is not what is remembered; but nobody knows for sure.
     let expired = at(&wiped, Event::Tick, 1000);
-    assert_eq!((expired.state, expired.doubted_since), (State::Unverified, Some(1000)));
+    assert_eq!((expired.state, expired.attachment.suspect_since), (State::Unverified, Some(1000)));
 
     let failed = permitted([began(), ended(Some(256)), holds("xfs", "b")]);
     assert_eq!(at(&failed, Event::Tick, 999).state, State::Permitted, "it may be tried again");
@@ -438,7 +438,7 @@ fn a_permit_that_is_revoked_leaves_what_was_recorded() {
     let made = permitted([began(), ended(Some(0)), holds("xfs", "b"), revoked()]);
     assert_eq!((made.state, made.content.as_ref().map(Content::name)), (State::Formatted, Some("xfs")));
     let wiped = permitted([Event::OwnerWiped(tool()), Event::ToolEnded, blank(), blank(), revoked()]);
-    assert_eq!((wiped.state, wiped.doubted_since), (State::Unverified, Some(10)));
+    assert_eq!((wiped.state, wiped.attachment.suspect_since), (State::Unverified, Some(10)));
 }
 
 /// The storage may have failed behind it.
@@ -464,7 +464,8 @@ fn a_job_ends_with_its_attachment() {
 #[test]
 fn a_permit_ends_with_its_boot_also_while_its_job_goes_on() {
     // Whether it still runs is not on disk.
-    let begun = Record { running: false, ..permitted([began()]) };
+    let mut begun = permitted([began()]);
+    begun.attachment.progress = Progress::Past;
     let (later, _) = run(begun, [attached_in("boot-2"), holds("xfs", "b")]);
     assert_eq!((later.state, later.permit), (State::Formatted, None));
 }
@@ -472,7 +473,7 @@ fn a_permit_ends_with_its_boot_also_while_its_job_goes_on() {
 /// A host whose clock is set while it runs (no battery, a virtual machine, NTP after the boot).
 #[test]
 fn what_lasts_is_measured_by_the_clock_that_nobody_sets() {
-    let then = |record: &Record, event, wall, boot| next(record, event, Now { wall, boot }).0;
+    let then = |record: &Volume, event, wall, boot| next(record, event, Now { wall, boot }).0;
     for wall in [-1_000_000, 1_000_000] {
         // The quarantine.
         let failed = [attached(), blank(), blank(), began(), ended(Some(256)), blank()];
@@ -485,7 +486,7 @@ fn what_lasts_is_measured_by_the_clock_that_nobody_sets() {
         assert_eq!(then(&permitted, Event::Tick, wall, 110).state, State::Formatted);
         // A new logical volume.
         let mut volume = record();
-        (volume.id, volume.new) = ("dm:LVM-abc".into(), true);
+        (volume.id, volume.attachment.unrecorded_past) = ("dm:LVM-abc".into(), true);
         let new = then(&volume, attached(), 0, 10);
         assert_eq!(then(&new, holds("ext4", "a"), wall, 19).state, State::Unverified);
         assert_eq!(then(&new, holds("ext4", "a"), wall, 20).state, State::Formatted);
@@ -497,8 +498,8 @@ fn what_lasts_is_measured_by_the_clock_that_nobody_sets() {
 fn a_permit_outlives_a_boot_by_the_shorter_of_both_clocks() {
     let permitted = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000)), Event::Disarmed];
     let (mut stored, _) = run(record(), permitted);
-    stored.permit_ends = None;
-    let later = |wall, boot| next(&stored, attached_in("boot-2"), Now { wall, boot }).0.permit_ends;
+    stored.attachment.permit_ends = None;
+    let later = |wall, boot| next(&stored, attached_in("boot-2"), Now { wall, boot }).0.attachment.permit_ends;
     assert_eq!(later(900, 50), Some(150), "100 seconds are left");
     assert_eq!(later(5000, 50), Some(50), "none");
     assert_eq!(later(-5000, 50), Some(1050), "never more than it was given for");
@@ -587,7 +588,7 @@ fn another_medium_at_a_place_is_another_volume() {
     // The same one comes back.
     let (same, effects) = run(first.clone(), [weakly("boot-1", 6), holds("ext4", "a")]);
     assert_eq!(
-        (same.state, same.medium.as_deref(), same.unconfirmed.as_ref()),
+        (same.state, same.medium.as_deref(), same.attachment.unconfirmed.as_ref()),
         (State::Formatted, Some("boot-1/6"), None)
     );
     assert!(
@@ -633,7 +634,8 @@ fn another_medium_at_a_place_is_another_volume() {
         run(record(), [attached(), holds("ext4", "a"), Event::Detached, attached_in("boot-2"), blank()]);
     assert_eq!(at(&strong, blank(), 500).state, State::Formatted);
     // A medium of which an earlier version has told stays the one that it was as long as the host runs.
-    let earlier = Record { medium: None, ..first };
+    let mut earlier = first;
+    earlier.record.medium = None;
     let (earlier, _) = run(earlier, [weakly("boot-1", 5), blank(), blank()]);
     assert_eq!(at(&earlier, blank(), 500).state, State::Formatted);
 }
@@ -657,7 +659,8 @@ fn what_an_operator_allows_at_a_place_ends_with_the_attachment() {
 
 #[test]
 fn swap_space_on_a_plain_mapping_is_forgotten_when_it_is_opened_anew() {
-    let plain = Record { id: "path:dm/CRYPT-PLAIN-swap".into(), ..record() };
+    let mut plain = record();
+    plain.record.id = "path:dm/CRYPT-PLAIN-swap".into();
     let noise = || raw::raw("noise");
     let (first, _) = run(
         plain.clone(),
@@ -881,8 +884,8 @@ fn swap_space_with_an_image_of_a_hibernation_is_the_same_swap_space() {
 fn what_a_new_logical_volume_reads_as_is_recorded_once_lvm_can_no_longer_wipe_it() {
     let mut volume = record();
     volume.id = "dm:LVM-abc".into();
-    volume.new = true;
-    let at = |record: &Record, event, now| next(record, event, clock(now)).0;
+    volume.attachment.unrecorded_past = true;
+    let at = |record: &Volume, event, now| next(record, event, clock(now)).0;
     let new = at(&at(&volume, attached(), 1), holds("ext4", "old"), 1);
     assert_eq!(new.state, State::Unverified);
     assert!(next(&new, Event::Tick, clock(2)).1.contains(&Effect::Probe));
@@ -894,7 +897,7 @@ fn what_a_new_logical_volume_reads_as_is_recorded_once_lvm_can_no_longer_wipe_it
 }
 
 /// A record in each state, and what brought it there.
-fn samples() -> Vec<(&'static str, Record)> {
+fn samples() -> Vec<(&'static str, Volume)> {
     let armed = || vec![attached(), blank(), blank()];
     let after = |events: Vec<Event>| run(record(), events).0;
     let with = |mut events: Vec<Event>, more: Vec<Event>| {
@@ -1156,9 +1159,9 @@ fn what_others_reach_is_armed_by_a_claim_and_two_probes_after_it() {
     let (claimed, _) = run(volume.clone(), [CLAIMED, blank()]);
     assert_eq!(claimed.state, State::Unverified, "what was read before the claim does not count");
     let (armed, _) = run(claimed, [blank()]);
-    assert_eq!((armed.state, armed.claim), (State::Blank, Claim::Held(3)));
+    assert_eq!((armed.state, armed.attachment.claim), (State::Blank, Claim::Held(3)));
     let (lost, _) = run(armed.clone(), [Event::ClaimLost]);
-    assert_eq!((lost.state, lost.claim, lost.wants_claim()), (State::Unverified, Claim::Wanted, true));
+    assert_eq!((lost.state, lost.attachment.claim, lost.wants_claim()), (State::Unverified, Claim::Wanted, true));
     // Taken over from a node that is gone: the quarantine begins.
     let (doubted, _) =
         run(volume, [Event::Claimed { lease: 3, doubted: true, permit: None }, blank(), blank()]);
@@ -1167,7 +1170,7 @@ fn what_others_reach_is_armed_by_a_claim_and_two_probes_after_it() {
     // What holds a format gives the claim up.
     let (formatted, _) = run(armed, [Event::Shared(told(1))]);
     assert_eq!(
-        (formatted.state, formatted.claim, formatted.generation),
+        (formatted.state, formatted.attachment.claim, formatted.generation),
         (State::Formatted, Claim::Wanted, 1)
     );
 }
@@ -1188,18 +1191,18 @@ fn a_permit_of_the_cluster_is_this_nodes_as_long_as_its_claim() {
     let (volume, _) = run(record(), [attached_among_others(), holds("ext4", "a")]);
     let claimed = Event::Claimed { lease: 3, doubted: false, permit: Some(permit(1000)) };
     let (permitted, _) = run(volume, [claimed.clone()]);
-    assert_eq!((permitted.state, permitted.claim), (State::Permitted, Claim::Held(3)));
+    assert_eq!((permitted.state, permitted.attachment.claim), (State::Permitted, Claim::Held(3)));
     assert_eq!(run(permitted.clone(), [claimed.clone()]).0, permitted, "told again");
     for event in [Event::ClaimLost, Event::PermitLost] {
         let (lost, _) = run(permitted.clone(), [event]);
-        assert_eq!((lost.state, lost.permit, lost.claim), (State::Formatted, None, Claim::Wanted));
+        assert_eq!((lost.state, lost.permit, lost.attachment.claim), (State::Formatted, None, Claim::Wanted));
     }
     let (begun, _) = run(permitted, [began(), claimed]);
     assert_eq!((begun.state, begun.permit), (State::Formatting, None), "there is no second one");
 }
 
 /// What is known of a volume by what happened to it, whatever the record says: that somebody may have put data there.
-fn is_precious(before: &Record, event: &Event) -> bool {
+fn is_precious(before: &Volume, event: &Event) -> bool {
     let by = before.formatter.as_ref();
     match event {
         Event::Mounted => before.state != State::Exempt,
@@ -1207,7 +1210,7 @@ fn is_precious(before: &Record, event: &Event) -> bool {
         Event::FormatEnded { status, wrote, unseen } => {
             before.state == State::Formatting
                 && by.is_some_and(Formatter::is_known)
-                && before.wrote.max(*wrote) != Wrote::Nothing
+                && before.attachment.wrote.max(*wrote) != Wrote::Nothing
                 && (*status == Some(0) || *unseen && status.is_none())
         }
         _ => before.state == State::Formatted,
@@ -1258,9 +1261,9 @@ proptest! {
             volume = next(&before, event, now).0;
             if before.state == State::Formatted && volume.state != State::Formatted {
                 // Where other nodes may have it, too, it waits for the claim, as every blank volume does there.
-                let armed = if before.claim == Claim::Wanted { State::Unverified } else { State::Blank };
+                let armed = if before.attachment.claim == Claim::Wanted { State::Unverified } else { State::Blank };
                 prop_assert_eq!(volume.state, armed);
-                prop_assert!(probed && before.unconfirmed.is_some() && another.is_some(), "{before:?}");
+                prop_assert!(probed && before.attachment.unconfirmed.is_some() && another.is_some(), "{before:?}");
                 prop_assert!(passes >= CLEAN_PASSES && blank_since.is_some_and(|since| now.boot >= since + 100), "{before:?}");
                 break;
             }
@@ -1299,37 +1302,37 @@ proptest! {
             match &event {
                 Event::Probed(Ok(Finding::Blank | Finding::Raw(_))) => clean += 1,
                 Event::Probed(_) | Event::Attached { .. } | Event::FormatBegan { .. } => clean = 0,
-                Event::FormatEnded { .. } if before.running => clean = 0,
+                Event::FormatEnded { .. } if before.attachment.is_running() => clean = 0,
                 Event::FormatEnded { .. } if before.state == State::Formatting => clean = 0,
-                Event::OverlapChanged(by) if before.overlaid != *by => clean = 0,
-                Event::Claimed { .. } if before.claim == Claim::Wanted => clean = 0,
+                Event::OverlapChanged(by) if before.attachment.overlay != *by => clean = 0,
+                Event::Claimed { .. } if before.attachment.claim == Claim::Wanted => clean = 0,
                 _ => {}
             }
             if let Event::FormatEnded { wrote, .. } = &event
                 && before.state == State::Formatting
             {
-                writer = (before.wrote.max(*wrote) != Wrote::Nothing).then_some(now.boot);
+                writer = (before.attachment.wrote.max(*wrote) != Wrote::Nothing).then_some(now.boot);
             }
             let found = matches!(event, Event::Probed(Ok(Finding::Holds { .. })));
             volume = next(&before, event, now).0;
             if volume.state == State::Blank && before.state != State::Blank {
                 // Where only its place is known, it was another volume's.
-                let anothers = before.unconfirmed.is_some() && strange.is_some_and(|since| now.boot >= since + 100);
+                let anothers = before.attachment.unconfirmed.is_some() && strange.is_some_and(|since| now.boot >= since + 100);
                 prop_assert!(!precious || anothers, "{before:?}");
                 precious = false;
-                prop_assert!(before.held.is_none() && before.overlaid.is_none(), "{before:?}");
+                prop_assert!(before.attachment.not_armed_because.is_none() && before.attachment.overlay.is_none(), "{before:?}");
                 if found {
                     let known = before.formatter.as_ref().is_some_and(Formatter::is_known);
-                    let failed = before.ended.is_some_and(|status| status != 0) && before.wrote != Wrote::Nothing;
+                    let failed = before.attachment.exit_status().is_some_and(|status| status != 0) && before.attachment.wrote != Wrote::Nothing;
                     prop_assert!(known && failed, "{before:?}");
-                    prop_assert!(!volume.left.as_ref().is_none_or(Content::is_used_unmounted), "{before:?}");
+                    prop_assert!(!volume.attachment.left.as_ref().is_none_or(Content::is_used_unmounted), "{before:?}");
                 } else {
                     prop_assert!(clean >= CLEAN_PASSES, "{before:?}");
                     let waited = writer.is_none_or(|since| now.boot >= since + 100);
                     prop_assert!(waited || before.state != State::Formatting, "{before:?}");
                 }
             }
-            prop_assert!(volume.state != State::Blank || volume.claim != Claim::Wanted, "{before:?}");
+            prop_assert!(volume.state != State::Blank || volume.attachment.claim != Claim::Wanted, "{before:?}");
         }
     }
 

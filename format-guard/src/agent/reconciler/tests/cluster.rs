@@ -169,7 +169,7 @@ impl Node {
         let stored = |record: &Record| {
             // What is not stored is found out anew.
             let fresh = Record::new(record.id.clone(), record.origin.clone(), record.weak, record.first_seen);
-            let (claim, attached_in) = (fresh.claim, fresh.attached_in);
+            let (claim, attached_in) = (fresh.attachment.claim, fresh.attachment.attached_in);
             let stored =
                 Record { claim, attached_in, clean_passes: 0, running: false, over: false, ..record.clone() };
             (record.id.clone(), Record { doubted_since: None, tool_at_work: None, ..stored })
@@ -199,13 +199,13 @@ impl Node {
             self.reconciler.go_on_with_resync();
         }
         // What may have been formatted by a node that is gone is trusted to read as what it is: nothing else tells.
-        let lies = read == Read::Zeros && self.record().doubted_since.is_none() && !self.writing;
+        let lies = read == Read::Zeros && self.record().attachment.suspect_since.is_none() && !self.writing;
         let found = match disk.formats.last() {
             _ if read == Read::Fails => Err(ProbeError::Read("EIO".to_owned())),
             Some((by, _)) if !lies => Ok(holds_of(by, disk.formats.len())),
             _ => Ok(Finding::Blank),
         };
-        if self.record().state != State::Formatting || !self.record().running {
+        if self.record().state != State::Formatting || !self.record().attachment.is_running() {
             self.reconciler.handle(answer(DEV, 1, found)).expect("handled");
         }
     }

@@ -7,7 +7,7 @@ pub(super) fn raw(digest: &str) -> Event {
     Event::Probed(Ok(Finding::Raw(Digest(digest.into()))))
 }
 
-fn armed() -> Record {
+fn armed() -> Volume {
     run(record(), [attached(), blank(), blank()]).0
 }
 
@@ -23,14 +23,14 @@ fn under(raw_content: RawContent) -> Event {
     Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq: 5 }
 }
 
-fn is_raw(record: &Record) -> bool {
+fn is_raw(record: &Volume) -> bool {
     record.state == State::Formatted && record.content.as_ref().is_some_and(Content::is_raw)
 }
 
 #[test]
 fn what_is_filled_is_content_from_its_first_byte_on() {
     let (record, effects) = run(armed(), [fills(Wrote::Raw)]);
-    assert!(is_raw(&record) && record.running && record.armed.is_none(), "{record:?}");
+    assert!(is_raw(&record) && record.attachment.is_running() && record.armed.is_none(), "{record:?}");
     assert!(effects.contains(&Effect::Probe));
     // Killed in the middle, in either boot, however it reads.
     for end in [ended(Some(0)), ended(Some(9)), ended(None), attached_in("boot-2")] {
@@ -57,9 +57,9 @@ fn raw_content_is_its_users_to_change_and_does_not_vanish() {
 #[test]
 fn what_was_written_unseen_is_content_once_it_is_read() {
     let (running, _) = run(armed(), [fills(Wrote::Bytes), raw("a")]);
-    assert!(is_raw(&running) && running.running, "{running:?}");
+    assert!(is_raw(&running) && running.attachment.is_running(), "{running:?}");
     let (over, _) = run(armed(), [fills(Wrote::Bytes), ended(Some(0)), raw("a")]);
-    assert!(is_raw(&over) && !over.running, "{over:?}");
+    assert!(is_raw(&over) && !over.attachment.is_running(), "{over:?}");
     let (nothing, _) = run(armed(), [fills(Wrote::Bytes), ended(Some(0)), blank(), blank()]);
     assert_eq!(nothing.state, State::Formatting);
     assert_eq!(at(&nothing, blank(), 200).state, State::Blank, "it has written nothing but zeros");
@@ -106,7 +106,8 @@ fn half_of_a_known_formatters_work_is_no_content() {
     let again = at(&failed, raw("half"), 200);
     assert_eq!(again.state, State::Blank);
     let (crashed, _) = run(armed(), [began()]);
-    let stored = Record { running: false, ..crashed };
+    let mut stored = crashed;
+    stored.attachment.progress = Progress::Past;
     let (crashed, _) = run(stored, [attached_in("boot-2"), raw("half"), raw("half")]);
     assert!(!is_raw(&crashed), "{crashed:?}");
     // What shred leaves of a blank volume is none either.
