@@ -17,7 +17,7 @@ pub struct Magic {
 
 /// Where a format keeps its UUID.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Location {
     /// First byte, from the start of the device.
     pub offset: u64,
     /// Bytes, at most 16 (of a longer textual one the first 16).
@@ -32,7 +32,7 @@ pub struct Format {
     /// Any of these marks it.
     pub magics: &'static [Magic],
     /// Its UUID, where it has one.
-    pub uuid: Option<Place>,
+    pub uuid: Option<Location>,
     /// Whose tools keep it ([`Class::EXT`] and its like).
     pub tools: Class,
     /// Its first sector is a boot sector and ends as an MBR's does (FAT, NTFS, exFAT, GPT's protective MBR): that magic is
@@ -45,15 +45,15 @@ const fn magic(offset: u64, bytes: &'static [u8]) -> Magic {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the table below reads the better for it")]
-const fn uuid(offset: u64, length: u32) -> Option<Place> {
-    Some(Place { offset, length })
+const fn uuid(offset: u64, length: u32) -> Option<Location> {
+    Some(Location { offset, length })
 }
 
-const fn format(names: &'static [&'static str], magics: &'static [Magic], uuid: Option<Place>) -> Format {
+const fn format(names: &'static [&'static str], magics: &'static [Magic], uuid: Option<Location>) -> Format {
     Format { names, magics, uuid, tools: Class::NO_TOOLS, boot_sector: false }
 }
 
-const fn boot(names: &'static [&'static str], magics: &'static [Magic], uuid: Option<Place>) -> Format {
+const fn boot(names: &'static [&'static str], magics: &'static [Magic], uuid: Option<Location>) -> Format {
     Format { names, magics, uuid, tools: Class::NO_TOOLS, boot_sector: true }
 }
 

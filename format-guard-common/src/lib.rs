@@ -19,7 +19,7 @@ mod opaque;
 pub mod passthrough;
 pub mod program;
 pub mod protection;
-pub mod question;
+pub mod preload_request;
 mod request;
 mod rule;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 use core::{mem::size_of_val, ptr};
 
 use format_guard_common::{
-    question::{Answer, MAGIC, Question, SOCKET},
+    preload_request::{Answer, MAGIC, PreloadRequest, SOCKET},
     snapshot::bytes,
 };
 
@@ -16,9 +16,9 @@ use crate::{
 const PATIENCE: i64 = 5;
 
 /// The agent's answer; `None` where there is none.
-pub(crate) fn ask(question: Question) -> Option<bool> {
+pub(crate) fn ask(question: PreloadRequest) -> Option<bool> {
     let socket = connect()?;
-    let question = Question { magic: MAGIC, ..question };
+    let question = PreloadRequest { magic: MAGIC, ..question };
     let asked = bytes(&question);
     // SAFETY: the question's bytes. Without a signal where the other end is closed already.
     let sent = unsafe {

@@ -9,7 +9,7 @@ use format_guard_common::{
     Caller, Owner, Operation, Rule,
     arguments::{self, ARGUMENTS},
     program::{self, Class},
-    question::{Ask, Question},
+    preload_request::{Ask, PreloadRequest},
     snapshot::{Entry, Snapshot},
 };
 
@@ -22,14 +22,14 @@ use crate::{
 const PLACES: usize = 16;
 
 /// One place: process and device, and what must still be so.
-struct Place {
+struct Slot {
     key: AtomicU64,
     diskseq: AtomicU64,
     /// [`Entry::forgotten`] of a refusal; of a format not zero once the agent knows that something was written.
     more: AtomicU64,
 }
 
-impl Place {
+impl Slot {
     const fn new() -> Self {
         Self { key: AtomicU64::new(0), diskseq: AtomicU64::new(0), more: AtomicU64::new(0) }
     }
@@ -37,19 +37,19 @@ impl Place {
 
 struct Table {
     next: AtomicUsize,
-    places: [Place; PLACES],
+    places: [Slot; PLACES],
 }
 
 impl Table {
     const fn new() -> Self {
-        Self { next: AtomicUsize::new(0), places: [const { Place::new() }; PLACES] }
+        Self { next: AtomicUsize::new(0), places: [const { Slot::new() }; PLACES] }
     }
 
     fn key(dev: u32) -> u64 {
         u64::from(process()) << 32 | u64::from(dev)
     }
 
-    fn find(&self, dev: u32, diskseq: u64) -> Option<&Place> {
+    fn find(&self, dev: u32, diskseq: u64) -> Option<&Slot> {
         let key = Self::key(dev);
         self.places
             .iter()
@@ -105,14 +105,14 @@ fn class_by_arguments(class: Class) -> Class {
 
 impl Target<'_> {
     /// A question about it.
-    pub(crate) fn question(&self, ask: Ask, operation: Operation) -> Question {
-        Question {
+    pub(crate) fn question(&self, ask: Ask, operation: Operation) -> PreloadRequest {
+        PreloadRequest {
             ask: ask as u32,
             operation: operation as u32,
             dev: self.dev,
             through: self.through,
             diskseq: self.diskseq,
-            ..Question::default()
+            ..PreloadRequest::default()
         }
     }
 
@@ -124,7 +124,7 @@ impl Target<'_> {
     /// Makes the process the one that formats it; `false` where it may not, `None` where nobody answers.
     /// `wrote`: what goes through with it.
     pub(crate) fn begin(&self, operation: Operation, wrote: u32) -> Option<bool> {
-        let begun = agent::ask(Question { reason: wrote, ..self.question(Ask::Begin, operation) });
+        let begun = agent::ask(PreloadRequest { reason: wrote, ..self.question(Ask::Begin, operation) });
         if begun == Some(true) {
             FORMATS.put(self.rule.lock_dev, self.rule.lock_diskseq, u64::from(wrote != 0));
         }

@@ -7,7 +7,7 @@ use format_guard_common::{
     event::wrote,
     flag,
     program::Class,
-    question::{Ask, Question},
+    preload_request::{Ask, PreloadRequest},
     snapshot::Snapshot,
 };
 
@@ -154,7 +154,7 @@ fn judge_target<B: Content>(
 
 /// Tells the agent; whether there is one.
 fn tell(target: &Target<'_>, request: &Request, ask: Ask, reason: Option<Reason>) -> bool {
-    let question = Question {
+    let question = PreloadRequest {
         reason: reason.map_or(0, |reason| reason as u32),
         offset: request.offset,
         length: request.length,
@@ -189,7 +189,7 @@ fn say(fd: i32) {
     }
     let comm = comm();
     let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
-    let (socket, length) = environment::path(format_guard_common::question::SOCKET);
+    let (socket, length) = environment::path(format_guard_common::preload_request::SOCKET);
     let mut node = [0; 64];
     let length_of_node = name_of(fd, &mut node);
     let parts: [&[u8]; 7] = [

@@ -3,7 +3,7 @@
 
 use axum::{extract::Query, http::Uri};
 use format_guard_common::{
-    question::{self, Question},
+    preload_request::{self, PreloadRequest},
     snapshot::{self, Snapshot},
 };
 
@@ -56,9 +56,9 @@ pub fn kernel_record(bytes: &[u8]) {
 /// What the `LD_PRELOAD` library and the agent tell each other: a question, and a file of rules that is whole by its head.
 pub fn library(bytes: &[u8]) {
     if let Some(question) = bytes.first_chunk()
-        && let Some((_, question)) = Question::read(question)
+        && let Some((_, question)) = PreloadRequest::read(question)
     {
-        assert_eq!(question.magic, question::MAGIC);
+        assert_eq!(question.magic, preload_request::MAGIC);
     }
     // Where a mapping lies, too.
     let mut words = vec![0_u64; bytes.len() / 8];

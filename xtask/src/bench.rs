@@ -8,7 +8,7 @@ use crate::{
     build::{executable, released},
     cgroup,
     command::{command, read, show, workspace},
-    guest::{Clock, Guest, against},
+    guest::{Clock, Guest, with_guard},
     kernels::{Kernel, chosen},
     setup,
 };
@@ -61,7 +61,7 @@ fn hook(kernel: &String) -> Result<ExitCode> {
     for key in chosen(slice::from_ref(kernel), &[]) {
         let guest = Guest {
             kernel: Kernel::get(key)?,
-            command: against(&guard, &bench, []),
+            command: with_guard(&guard, &bench, []),
             disks: Vec::new(),
             timeout: Duration::from_mins(20),
             clock: Clock::Instructions,
@@ -109,7 +109,7 @@ fn attach(kernel: Option<&String>, records: u32, volumes: u32) -> Result<ExitCod
         let held = cgroup::run(&guard, &bench, &variables)?;
         return Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     };
-    let mut words = against(&guard, &bench, []);
+    let mut words = with_guard(&guard, &bench, []);
     for (name, value) in variables {
         words.insert(1, format!("{name}={value}").into());
     }

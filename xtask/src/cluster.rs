@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     command::{command, find, output, read},
-    guest::{Clock, Guest, against, sparse_image},
+    guest::{Clock, Guest, with_guard, sparse_image},
     kernels::Kernel,
 };
 
@@ -180,7 +180,7 @@ pub(crate) fn run_nodes(kernel: &Kernel, guard: &Path, tests: &Path) -> Result<(
         cluster.etcd.members.iter().map(|member| format!("http://10.0.2.2:{}", member.port())).collect();
     let guest = |node: &str| {
         let arguments = ["--ignored", "--nocapture"].map(OsString::from);
-        let mut command = against(guard, tests, arguments);
+        let mut command = with_guard(guard, tests, arguments);
         for (name, value) in [
             ("NODE", node.to_owned()),
             ("PORTAL", format!("10.0.2.2:{}", cluster.portal)),

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use crate::{
     build::executable,
     command::workspace,
-    guest::{self, Clock, Disk, Ended, Guest, against, sparse_image},
+    guest::{self, Clock, Disk, Ended, Guest, with_guard, sparse_image},
     kernels::Kernel,
     setup,
 };
@@ -96,7 +96,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
     for life in 0..=number {
         let last = life == number;
         let words = ["--ignored", "--exact", "--nocapture", "a_life_until_the_power_is_cut"];
-        let mut command = against(guard, reboot, words.map(Into::into));
+        let mut command = with_guard(guard, reboot, words.map(Into::into));
         command.insert(1, format!("FORMAT_GUARD_LIFE={life}:{}:{last}", rng.u64(..)).into());
         let guest = Guest {
             kernel: kernel.clone(),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     build::executable,
     command::{command, output},
-    guest::{Clock, Guest, against},
+    guest::{Clock, Guest, with_guard},
     kernels::Kernel,
     setup,
 };
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!("demo: this host's kernel cannot enforce: running in a guest with kernel {}", kernel.release);
     let guest = Guest {
         kernel,
-        command: against(&guard, &demo, []),
+        command: with_guard(&guard, &demo, []),
         disks: Vec::new(),
         timeout: Duration::from_mins(15),
         clock: Clock::Host,

@@ -58,8 +58,8 @@ pub(crate) fn run() -> Result<()> {
     // This machine's libblkid asks for symbols of this machine's C library; it is not what is shipped.
     let shared = ["--", "-Clink-arg=-Wl,--allow-shlib-undefined"];
     let guard = ["--release", "--package", "format-guard", "--bin", "format-guard"];
-    let guard = old_enough(&[&guard[..], &shared].concat())?.join("release/format-guard");
-    let library = old_enough(&["--profile", "preload", "--package", "format-guard-preload"])?
+    let guard = build_for_old_glibc(&[&guard[..], &shared].concat())?.join("release/format-guard");
+    let library = build_for_old_glibc(&["--profile", "preload", "--package", "format-guard-preload"])?
         .join("preload")
         .join(preload::NAME);
     for file in [&guard, &library] {
@@ -73,8 +73,8 @@ pub(crate) fn run() -> Result<()> {
     let (deb, rpm) = packages(version, &directory)?;
     let tarball = tarball(&root, version)?;
     image(&root, &directory.join("image"))?;
-    let materials = materials(version)?;
-    let mut sums = command("sha256sum", [&deb, &rpm, &tarball, &materials].map(|path| name(path)));
+    let sbom = sbom(version)?;
+    let mut sums = command("sha256sum", [&deb, &rpm, &tarball, &sbom].map(|path| name(path)));
     sums.current_dir(&directory);
     let sums = read(sums)?;
     fs::write(directory.join("SHA256SUMS"), &sums)?;
@@ -87,7 +87,7 @@ fn name(path: &Path) -> OsString {
 }
 
 /// Builds against an old C library; the directory of what was built.
-fn old_enough(arguments: &[&str]) -> Result<PathBuf> {
+fn build_for_old_glibc(arguments: &[&str]) -> Result<PathBuf> {
     let bin = python::programs(&LINKER)?;
     let mut build = command(
         &bin.join("cargo-zigbuild").to_string_lossy(),
@@ -242,7 +242,7 @@ pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
 }
 
 /// What the program is made of, as `CycloneDX` says it.
-fn materials(version: &str) -> Result<PathBuf> {
+fn sbom(version: &str) -> Result<PathBuf> {
     let name = format!("format-guard-{version}.cdx");
     let mut list = command(
         "cargo",

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::{
     build::executable,
     command::{command, read, workspace},
-    guest::{self, Clock, Guest, against},
+    guest::{self, Clock, Guest, with_guard},
     kernels::{Kernel, chosen},
     preload, setup,
 };
@@ -104,7 +104,7 @@ pub(crate) fn run_part(
     let words = [table.into(), format!("{part}/{parts}").into()];
     let guest = Guest {
         kernel: kernel.clone(),
-        command: against(
+        command: with_guard(
             guard,
             matrix,
             words.into_iter().chain(kinds.iter().map(|kind| kind.as_ref().into())),

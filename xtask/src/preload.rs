@@ -31,7 +31,7 @@ const SCENARIOS: [&str; 8] = [
 ];
 /// Those of them that are about more: device mapper and a hierarchy of control groups of version 2 alone, which not every host
 /// has; what kernel programs do and tell while no agent runs; a run directory of their own.
-const ABOUT_MORE: [&str; 10] = [
+const NEEDS_MORE_HOST: [&str; 10] = [
     "command_line::a_refusal_names",
     "command_line::ensure_fs_goes_on_after",
     "command_line::ensure_fs_is_not_fooled",
@@ -59,7 +59,7 @@ pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
 
 /// Words for the executable of the scenarios: those that are held under the library.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static str> {
-    SCENARIOS.into_iter().chain(ABOUT_MORE.into_iter().flat_map(|name| ["--skip", name]))
+    SCENARIOS.into_iter().chain(NEEDS_MORE_HOST.into_iter().flat_map(|name| ["--skip", name]))
 }
 
 /// Runs tests under the library, which is beside the guard; whether they ended well. What they print is in the log.

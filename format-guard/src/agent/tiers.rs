@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use format_guard_common::question::SOCKET;
+use format_guard_common::preload_request::SOCKET;
 use tokio::{net::UnixListener, sync::mpsc, task::JoinSet};
 use tracing::{info, warn};
 

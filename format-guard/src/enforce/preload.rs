@@ -20,7 +20,7 @@ use format_guard_common::{
     claim::Lease,
     event::{EventKind, FormatOwner, KernelEvent, Process, wrote},
     program,
-    question::{Ask, Question},
+    preload_request::{Ask, PreloadRequest},
     snapshot::{self, Entry, FILE, Header, Known, SUPERSEDED},
 };
 
@@ -156,7 +156,7 @@ impl Published {
     }
 
     /// Makes a process the one that formats a device; false where it may not. As the kernel programs do it.
-    fn begin(&mut self, question: &Question, caller: &Caller) -> bool {
+    fn begin(&mut self, question: &PreloadRequest, caller: &Caller) -> bool {
         const BLANK: u32 = State::Blank as u32;
         const PERMITTED: u32 = State::Permitted as u32;
 
@@ -195,7 +195,7 @@ impl Published {
         (entry.process == process && entry.diskseq == diskseq).then_some(entry)
     }
 
-    fn refuse(&mut self, question: &Question, process: Process) {
+    fn refuse(&mut self, question: &PreloadRequest, process: Process) {
         if self.refused.len() >= MAX_REFUSED {
             self.refused.pop_first();
         }
@@ -226,7 +226,7 @@ pub struct Questions(Arc<Mutex<Published>>);
 impl Questions {
     /// The answer to one question, and what is to be told of it.
     #[must_use]
-    pub fn answer(&self, ask: Ask, question: &Question, caller: &Caller) -> (bool, Option<KernelEvent>) {
+    pub fn answer(&self, ask: Ask, question: &PreloadRequest, caller: &Caller) -> (bool, Option<KernelEvent>) {
         let mut published = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         published.judged += 1;
         let (answer, kind) = match ask {
@@ -497,7 +497,7 @@ mod tests {
         let mut enforcer = enforcer(directory.path());
         let questions = enforcer.questions();
         let ask = |ask, dev, tgid| {
-            let question = Question { dev, diskseq: 3, operation: 1, ..Question::default() };
+            let question = PreloadRequest { dev, diskseq: 3, operation: 1, ..PreloadRequest::default() };
             let (answer, told) = questions.answer(ask, &question, &caller(tgid));
             (answer, told.map(|event| event.kind))
         };
@@ -530,7 +530,7 @@ mod tests {
         let questions = enforcer.questions();
         enforcer.put_rule(&Rule::new(7, 3, State::Formatted), &Windows::new()).expect("put");
         for (tgid, diskseq) in [(1, 3), (2, 3), (2, 3), (3, 2)] {
-            let question = Question { dev: 7, diskseq, ..Question::default() };
+            let question = PreloadRequest { dev: 7, diskseq, ..PreloadRequest::default() };
             let (_, told) = questions.answer(Ask::Denied, &question, &caller(tgid));
             assert_eq!(told.map(|event| event.kind), Some(EventKind::Denied as u32));
         }

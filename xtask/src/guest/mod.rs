@@ -173,7 +173,7 @@ pub(crate) fn available_memory() -> Result<u64> {
 }
 
 /// The command that runs a program of the tests against this guard.
-pub(crate) fn against(
+pub(crate) fn with_guard(
     guard: &Path,
     program: &Path,
     arguments: impl IntoIterator<Item = OsString>,

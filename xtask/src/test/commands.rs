@@ -65,7 +65,7 @@ pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
     for text in TEXTS {
         let text = fs::read_to_string(workspace().join(text)).with_context(|| text.to_owned())?;
         for line in commands(&text) {
-            match hold(&line, guard) {
+            match check_command(&line, guard) {
                 Ok(()) => outcome.passed += 1,
                 Err(error) => findings.push(format!("{line}: {error:#}")),
             }
@@ -82,7 +82,7 @@ pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn hold(line: &str, guard: &Path) -> Result<()> {
+fn check_command(line: &str, guard: &Path) -> Result<()> {
     let known = COMMANDS.iter().find(|(command, _)| *command == line);
     let (_, held) = known.context("xtask/src/test/commands.rs does not say how it is held")?;
     let expected = match held {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_command_that_nobody_knows_is_found() {
-        let error = hold("cargo xtask fly", Path::new("/bin/true")).expect_err("found");
+        let error = check_command("cargo xtask fly", Path::new("/bin/true")).expect_err("found");
         assert!(error.to_string().contains("does not say how"), "{error}");
     }
 

@@ -24,7 +24,7 @@ use crate::{
     cgroup, chart, cluster,
     command::{command, logged, workspace},
     cuts, dist, fuzz,
-    guest::{self, Clock, Disk, EMULATOR_FAILED, Guest, against, sparse_image},
+    guest::{self, Clock, Disk, EMULATOR_FAILED, Guest, with_guard, sparse_image},
     kernels::Kernel,
     matrix, preload,
 };
@@ -79,7 +79,7 @@ impl Boot {
 
     /// Boots and runs the tests; what they print is added to the log.
     fn run(&self, guard: &Path, log: &Path) -> Result<Outcome> {
-        let mut command = against(guard, &self.tests, self.words.iter().cloned());
+        let mut command = with_guard(guard, &self.tests, self.words.iter().cloned());
         let told = [
             "FORMAT_GUARD_CGROUP=/sys/fs/cgroup".to_owned(),
             format!("FORMAT_GUARD_TIER={}", self.tier.name()),

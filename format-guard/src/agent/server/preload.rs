@@ -7,7 +7,7 @@ use std::{fs, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use format_guard_common::{
     program,
-    question::{Answer, Question},
+    preload_request::{Answer, PreloadRequest},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -67,9 +67,9 @@ async fn answer(mut stream: UnixStream, questions: &Questions, inputs: &mpsc::Se
     }
     let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
     let caller = caller(pid.context("who asks cannot be seen from here")?)?;
-    let mut bytes = [0; size_of::<Question>()];
+    let mut bytes = [0; size_of::<PreloadRequest>()];
     stream.read_exact(&mut bytes).await?;
-    let (ask, question) = Question::read(&bytes).context("it is of another version")?;
+    let (ask, question) = PreloadRequest::read(&bytes).context("it is of another version")?;
     let (answer, told) = questions.answer(ask, &question, &caller);
     // What follows from it may take its time; the order stays, as one process asks one thing after another.
     if let Some(report) = told.as_ref().and_then(Report::decode) {

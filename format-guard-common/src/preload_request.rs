@@ -1,4 +1,4 @@
-//! What the `LD_PRELOAD` library asks and tells the agent over its Unix socket: one [`Question`], one [`Answer`], and the
+//! What the `LD_PRELOAD` library asks and tells the agent over its Unix socket: one [`PreloadRequest`], one [`Answer`], and the
 //! connection is over. Who asks, the kernel tells the agent (`SO_PEERCRED`).
 
 use crate::snapshot::Plain;
@@ -48,7 +48,7 @@ impl Ask {
 /// One question. Integers are of native byte order; fields that mean nothing to it are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Question {
+pub struct PreloadRequest {
     /// [`MAGIC`].
     pub magic: u32,
     /// An [`Ask`].
@@ -80,9 +80,9 @@ pub enum Answer {
 }
 
 // SAFETY: repr(C), integers only, no padding.
-unsafe impl Plain for Question {}
+unsafe impl Plain for PreloadRequest {}
 
-impl Question {
+impl PreloadRequest {
     /// The question in these bytes, if they are one.
     #[must_use]
     pub fn read(bytes: &[u8; size_of::<Self>()]) -> Option<(Ask, Self)> {
@@ -92,7 +92,7 @@ impl Question {
     }
 }
 
-const _: () = assert!(size_of::<Question>() == 6 * 4 + 3 * 8);
+const _: () = assert!(size_of::<PreloadRequest>() == 6 * 4 + 3 * 8);
 
 #[cfg(test)]
 mod tests {
@@ -102,10 +102,10 @@ mod tests {
     #[test]
     fn only_what_is_known_is_a_question() {
         let of = |magic, ask| {
-            let question = Question { magic, ask, dev: 7, ..Question::default() };
-            let mut raw = [0; size_of::<Question>()];
+            let question = PreloadRequest { magic, ask, dev: 7, ..PreloadRequest::default() };
+            let mut raw = [0; size_of::<PreloadRequest>()];
             raw.copy_from_slice(bytes(&question));
-            Question::read(&raw).map(|(ask, question)| (ask, question.dev))
+            PreloadRequest::read(&raw).map(|(ask, question)| (ask, question.dev))
         };
         assert_eq!(of(MAGIC, 2), Some((Ask::Begin, 7)));
         assert_eq!([of(MAGIC, 0), of(MAGIC, 8), of(0, 2)], [None; 3]);
