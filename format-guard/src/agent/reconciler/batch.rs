@@ -26,7 +26,7 @@ pub(super) struct Batch {
 
 /// A record that is not stored yet.
 struct Unstored {
-    /// As it is stored.
+    /// The volume as its record is stored now.
     old: Volume,
     new: Volume,
     told: Vec<HistoryEvent>,
@@ -74,7 +74,7 @@ impl Batch {
 }
 
 impl Reconciler {
-    /// Stores, rules and releases what was put off since there is a batch.
+    /// Ends the batch: stores, rules, releases and probes all that was put off.
     pub(super) fn apply_batch(&mut self) {
         let unpropagated = self.batch.as_mut().map(|batch| std::mem::take(&mut batch.unpropagated));
         self.propagate_all(unpropagated.unwrap_or_default());
@@ -91,7 +91,7 @@ impl Reconciler {
         for dev in batch.unruled {
             self.put_rule(dev);
         }
-        // What no rule arms any more is given to other nodes.
+        // Volumes that no rule arms any more are given to other nodes.
         for id in batch.undesired {
             self.update_desired(&id, false);
         }

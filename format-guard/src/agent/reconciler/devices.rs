@@ -29,8 +29,9 @@ const AWAITED: Duration = Duration::from_millis(MAX_WAIT);
 const NAMING: Seconds = 10;
 
 impl Reconciler {
-    /// What sysfs alone does not tell: an array goes by the UUID that its members' superblocks carry, once one of them was
-    /// probed; and what a node may come to name goes by no other name meanwhile.
+    /// Completes an identity that sysfs alone does not tell. An array goes by the UUID in its members'
+    /// superblocks, once one member was probed. A device that a node may come to name goes by no other name
+    /// meanwhile.
     pub(super) fn identify(&mut self, device: &mut Device) {
         match device.identity.strength {
             Strength::Pending if device.name.starts_with("md") => {
@@ -75,7 +76,7 @@ impl Reconciler {
                 && old.identity.strength == device.identity.strength
                 && old.diskseq == device.diskseq
         });
-        // A better identity of the same medium must not take it out of the hands of who formats it.
+        // A better identity of the same medium must not take the volume out of its formatter's hands.
         let formatting = known.as_ref().is_some_and(|old| {
             old.diskseq == device.diskseq
                 && self
@@ -87,7 +88,7 @@ impl Reconciler {
             return;
         }
         if known.is_some() && !same {
-            // What shows a better name, or none any more, is the same medium.
+            // A device that shows a better name, or no name any more, holds the same medium.
             let stays =
                 known.as_ref().is_some_and(|old| old.diskseq == device.diskseq && device.diskseq != 0);
             self.device_leaves(dev, if stays { Event::Disarmed } else { Event::Detached });
@@ -127,7 +128,7 @@ impl Reconciler {
                 }
             }
         }
-        // Of another medium they are other volumes: a partition is known by its disk.
+        // Volumes on another medium are other volumes: a partition is known by its disk.
         let above = self.graph.above(dev);
         for upper in &above {
             self.device_gone(*upper);
@@ -137,7 +138,8 @@ impl Reconciler {
         let (boot, strength, diskseq) = (self.host.boot.clone(), device.identity.strength, device.diskseq);
         self.forget_dropped(None, Some(&id));
         self.graph.insert(device);
-        // A format that began while no agent ran comes first: it may still go on, and must not be refused half-way.
+        // A format that began while no agent ran is recorded first: it may still go on, and must not be
+        // refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
             self.format_began(&entry);
             if entry.mounted != 0 {
@@ -181,7 +183,7 @@ impl Reconciler {
         let mut record = stored.unwrap_or_else(|| {
             Volume::of(Record::new(identity.id.clone(), identity.origin.clone(), weak, now()))
         });
-        // Also where an agent that found nothing on record was killed before it claimed the volume.
+        // True also where an agent found nothing on record and was killed before it claimed the volume.
         record.attachment.unrecorded_past = record.state == State::Unverified && record.armed.is_none();
         record.origin.clone_from(&identity.origin);
         Ok((record, found))
@@ -191,7 +193,7 @@ impl Reconciler {
         self.device_leaves(dev, Event::Detached);
     }
 
-    /// The same; `event` is what that means for a volume to which it was the last path.
+    /// Takes a device out of the graph. `event` goes to its volume, if no other device leads to that.
     pub(super) fn device_leaves(&mut self, dev: Dev, event: Event) {
         self.overtake_comparison(dev);
         self.recover_format_on(dev);
@@ -235,8 +237,8 @@ impl Reconciler {
         self.put_rules_of_members(&id);
     }
 
-    /// What may be formatted is read again when somebody may have written to it: by a road that nobody sees, or as one whose
-    /// writes mean nothing by themselves.
+    /// A blank volume is read again when somebody closes it who may have written: by a road that no hook
+    /// sees, or bytes that mean nothing by themselves.
     pub(super) fn closed_by_writer(&self, dev: Dev) {
         let Some(id) = self.graph.id(dev) else { return };
         let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
@@ -245,7 +247,7 @@ impl Reconciler {
         }
     }
 
-    /// Somebody waits for what a device holds, whose uevent may still wait behind those of thousands.
+    /// Somebody waits until this device is read. Its uevent may still wait behind thousands of others.
     pub(super) fn hurry(&mut self, dev: Dev) {
         if let Some(device) = self.host.devices.by_number(dev)
             && self.graph.get(dev).is_none_or(|known| known.diskseq != device.diskseq)
@@ -255,7 +257,7 @@ impl Reconciler {
         let Some(id) = self.graph.id(dev).cloned() else { return };
         self.awaited.retain(|_, told| told.elapsed() < AWAITED);
         self.awaited.insert(dev, Instant::now());
-        // It may be left alone for a moment, for whoever has just formatted it.
+        // A probe may have been put off for the sake of the formatter that has just ended.
         if self.records.get(&id).is_some_and(|record| record.state == State::Formatting && record.attachment.has_exited()) {
             self.probe(&id);
         }
@@ -288,13 +290,13 @@ impl Reconciler {
     }
 
     pub(super) fn probed(&mut self, answer: Answer) {
-        // Of an attachment that is no more it says nothing.
+        // An answer about an earlier attachment says nothing of this one.
         let Some(device) = self.graph.get(answer.dev).filter(|device| device.diskseq == answer.diskseq)
         else {
             return;
         };
         let id = device.identity.id.clone();
-        // Asked before the map was there.
+        // This probe was asked for before the multipath map was there.
         if self.map_over(&id).is_some_and(|map| map.dev != answer.dev) {
             self.probe(&id);
             return;
@@ -316,12 +318,12 @@ impl Reconciler {
         if let Ok(finding) = &answer.result {
             self.compare_with_table(answer.dev, finding);
         }
-        // The kernel may have let a formatter through whose event is still under way, here or on what lies above: what was
-        // read is half of its work.
+        // The kernel may have let a formatter through, here or on a layer above, whose event is still under
+        // way: the probe has read half of its work.
         if let Some(entry) = self.formatter_around(answer.dev) {
             self.recover_format(&entry);
         }
-        // Half of a format of what lies on it is no format of its own.
+        // Half of a format of a layer above is no format of this volume.
         if self.is_being_formatted_from_above(answer.dev) {
             return;
         }
@@ -345,7 +347,7 @@ impl Reconciler {
         }
     }
 
-    /// What was read twice counts twice, and is stored and ruled once.
+    /// A probe that read the device twice counts as two readings; the record is stored and ruled once.
     pub(super) fn count_first_reading(&mut self, id: &VolumeId, result: &Result<Finding, ProbeError>) {
         let Some(old) = self.records.get(id).filter(|record| record.state == State::Unverified) else {
             return;
@@ -357,7 +359,8 @@ impl Reconciler {
     }
 }
 
-/// Without a medium a device holds no volume; memory gets one later, and nobody waits for it.
+/// Whether a device can hold a volume: not without a medium. Memory gets its size later, and nobody waits for
+/// that.
 pub(super) fn may_hold(device: &Device) -> bool {
     device.size > 0 || device.identity.strength == Strength::Memory
 }

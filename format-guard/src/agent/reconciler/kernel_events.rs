@@ -26,7 +26,8 @@ use crate::{
     volume::{Dev, VolumeId},
 };
 
-/// For how long: of most processes nobody waits for the end. A format whose event was lost is taken up by the resync after.
+/// How long an exit status is kept: nobody waits for the end of most processes. A format whose event was lost
+/// is recovered by the next resync.
 const ENDS_LAST: Duration = Duration::from_mins(1);
 
 /// What the kernel programs and the processes themselves have told of formats that are under way, or were.
@@ -55,7 +56,7 @@ impl Formats {
 }
 
 impl Reconciler {
-    /// Records a format that the kernel let through, if that was not told yet.
+    /// Records a format that the kernel let through and whose event has not arrived. Whether there was one.
     pub(super) fn recover_format(&mut self, entry: &FormatOwner) -> bool {
         let dev = Dev::from_kernel(entry.dev);
         let record = self.graph.id(dev).and_then(|id| self.records.get(id));
@@ -67,7 +68,7 @@ impl Reconciler {
         untold
     }
 
-    /// Records a format of this very device whose event is still under way, or was lost.
+    /// The same for the format owner of this very device, if it has one.
     pub(super) fn recover_format_on(&mut self, dev: Dev) {
         if let Some(entry) = self.formatter_of(dev) {
             self.recover_format(&entry);
@@ -124,10 +125,10 @@ impl Reconciler {
         }
     }
 
-    /// A tool that was let through: when it has ended, the volume is probed.
+    /// A tool was let through: the volume is probed when the tool has ended.
     pub(super) fn tool_at_work(&mut self, dev: Dev, process: Process, event: &Event) {
         let record = self.graph.id(dev).and_then(|id| self.records.get(id));
-        // It tells of each of its writes.
+        // The kernel reports each of the tool's writes: the first one is enough.
         if record.is_some_and(|record| record.attachment.tool_at_work != Some(process)) {
             self.apply_to_device(dev, event);
             self.watcher.watch(process);
@@ -142,13 +143,14 @@ impl Reconciler {
         self.watcher.watch(process);
     }
 
-    /// One that is no known formatter may live for months: what it has closed is not its own any more. Looked at by the resync
-    /// alone: some close a volume for a moment in the middle of their work.
+    /// A program that is no known formatter (a monitor, a daemon) may live for months: a volume that it has
+    /// closed is its own no longer. Only the resync looks: some programs close a volume for a moment in the
+    /// middle of their work.
     pub(super) fn see_whether_held(&mut self, id: &VolumeId) {
         let Some(record) = self.records.get(id).filter(|record| transition::is_held(record)) else { return };
         let Some(process) = record.formatter.as_ref().map(Formatter::process) else { return };
         let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
-        // It may have opened the disk of a partition.
+        // The process may have opened the disk instead of its partition.
         let around = devices.iter().flat_map(|dev| self.graph.related(*dev)).map(|related| related.dev);
         let all: Vec<Dev> = around.chain(devices.iter().copied()).collect();
         if holding::has_open(process, &all) == Some(false) {
@@ -169,7 +171,7 @@ impl Reconciler {
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();
-        // What no event tells of is asked.
+        // This tier reports no mounts: they are looked for now.
         if !ended.is_empty() && !self.enforcer.tier().tells_of_mounts() {
             self.repair_mounts();
         }
@@ -188,13 +190,14 @@ impl Reconciler {
         }
     }
 
-    /// Of processes for whose end nobody has waited.
+    /// Forgets the exit statuses of processes for which nobody has waited.
     pub(super) fn forget_ends(&mut self) {
         let lasts = ENDS_LAST.max(3 * self.settings.resync_interval);
         self.formats.exit_statuses.retain(|_, (_, told)| told.elapsed() < lasts);
     }
 
-    /// What was read of the volume until now is what was there before, or half of it.
+    /// A format has ended: what was read of the volume until now is what was there before, or half of the
+    /// format.
     pub(super) fn format_ended(&mut self, id: &VolumeId, process: Process, status: Option<u32>) {
         let devices: Vec<Dev> = self.graph.of(id).map(|device| device.dev).collect();
         for dev in &devices {
@@ -209,7 +212,7 @@ impl Reconciler {
         self.apply(id, Event::FormatEnded { status, wrote, unseen });
     }
 
-    /// What it formatted was gone before it ended.
+    /// A formatter has ended whose volume was detached before: its stored record follows.
     pub(super) fn ended_after_departure(&mut self, process: Process, status: Option<u32>) {
         let unseen = !self.enforcer.tier().tells_of_mounts();
         let formats = |record: &Volume| record.formatter.as_ref().is_some_and(|by| by.is(process));
@@ -226,8 +229,8 @@ impl Reconciler {
 
     pub(super) fn release(&mut self, id: &VolumeId) {
         let formatter = self.records.get(id).and_then(|record| record.formatter.clone());
-        // Of all that share its bytes another one may be the one that is formatted; and one who began since is taken up,
-        // and not let go of.
+        // Another device that shares these bytes may be the one that is formatted: its owner stays. So does
+        // an owner who began since.
         let told =
             |entry: &FormatOwner| formatter.as_ref().is_some_and(|formatter| formatter.is(entry.process));
         let owners: Vec<(Dev, Process)> = self
@@ -247,7 +250,7 @@ impl Reconciler {
         }
     }
 
-    /// Lets go of who is held there, if it is this process.
+    /// Releases the format owner under a lock device, if it is this process.
     pub(super) fn release_owner(&mut self, lock_dev: Dev, process: Process) {
         if self.enforcer.owner(lock_dev).is_some_and(|entry| entry.process == process)
             && let Err(error) = self.enforcer.release_owner(lock_dev)

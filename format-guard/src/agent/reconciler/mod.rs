@@ -172,11 +172,12 @@ pub struct Reconciler {
     health: Health,
     /// What could not be stored.
     unstored: Unstored,
-    /// Of which nothing is on record, and nothing was read yet: stored with what is read first.
+    /// Volumes with nothing on record that were not read yet: they are stored together with what is read
+    /// first.
     unread: HashSet<VolumeId>,
     /// Who waits until a device is read.
     settlers: Vec<Settler>,
-    /// What is put off, while many things happen at once.
+    /// Work that is put off while many things happen at once.
     batch: Option<Batch>,
     /// The comparison with sysfs that is under way.
     comparison: Option<Comparison>,
@@ -232,12 +233,13 @@ impl Reconciler {
         self.history.seq()
     }
 
-    /// Shares its records with other nodes from now on, by this way to their store. `required`: the host is not ready without.
+    /// Shares records with other nodes from now on, through their store. `required`: the host is not ready
+    /// while that store is away.
     pub fn share(&mut self, desired_claims: DesiredClaims, required: bool) {
         self.sharing = Some(Sharing::new(desired_claims, required));
     }
 
-    /// Under which lease of that store an earlier agent has claimed volumes.
+    /// The lease of that store under which an earlier agent has claimed volumes.
     pub fn lease(&self) -> Option<u64> {
         let lease = self.enforcer.lease();
         (lease.number != 0).then_some(lease.id)
@@ -270,7 +272,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// A format that the kernel let through while no agent ran was on a volume that was detached since: on one of these.
+    /// The kernel let a format through while no agent ran, and its volume was detached since: any volume that
+    /// was armed may be that one.
     fn suspect_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.host.boot)? {
             if let Some(record) = self.store.get(&id)? {
@@ -283,7 +286,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Lets nobody begin a format any more that no agent would record. Volumes that are formatted at this moment go on.
+    /// No format may begin that no agent would record. Formats that are under way go on.
     pub fn disarm_for_stop(&mut self) {
         self.settings.protect = false;
         self.keep_protected();
@@ -296,7 +299,7 @@ impl Reconciler {
             .collect();
         for id in ids {
             if let Some((old, new)) = self.disarm(&id) {
-                // Untouched: another node, or the next agent, need not wonder.
+                // The volume is untouched: another node, or the next agent, need not suspect it.
                 self.desire_nothing_more(&new, true);
                 self.store_all(vec![Change { old, new, told: Vec::new() }]);
             }
@@ -326,13 +329,13 @@ impl Reconciler {
         self.health.degraded.extend(reasons);
     }
 
-    /// What is attached, once the canary has proven it.
+    /// The canary has proven these programs.
     pub fn proven(&mut self, programs: Vec<ProgramStatus>) {
         self.proof = Proof::of(programs, clocks());
         self.keep_protected();
         self.keep_waited_for(self.settings.first_format_wait);
         self.append_history(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
-        // Once new ones are judged: none is missed between.
+        // New mappings are judged from here on: none is missed between.
         for mapping in mappings::present() {
             let Some(device) = self.graph.get(mapping.dev) else { continue };
             let text = format!(
@@ -346,7 +349,7 @@ impl Reconciler {
         }
     }
 
-    /// Works until it is told to stop, or every sender is gone, or the kernel's maps fail.
+    /// Works until a stop is asked for, every sender is gone, or the kernel's maps fail.
     pub fn run(&mut self, mut inputs: Inputs, runtime: &Handle) -> Result<()> {
         let mut in_a_row = 0;
         loop {
@@ -365,7 +368,7 @@ impl Reconciler {
                 None => break,
             }
             self.answer_settlers();
-            // What waits comes first; but a flood does not keep a resync from its end.
+            // Inputs that wait come first; but a flood of them does not keep a resync from its end.
             in_a_row += 1;
             if inputs.is_empty() || in_a_row >= INPUTS_BETWEEN {
                 in_a_row = 0;
@@ -417,7 +420,7 @@ impl Reconciler {
                 self.store_names();
                 self.prune();
                 self.forget_ends();
-                // One that is under way will do.
+                // A resync that is under way is enough.
                 if self.comparison.is_none() {
                     self.begin_resync()?;
                 }
@@ -446,7 +449,8 @@ impl Reconciler {
         }
     }
 
-    /// One step of one record: stored, then ruled, then the rest; then what shares bytes with it.
+    /// Applies an event to a volume: its record is stored, its rule is put, the rest is done; then the
+    /// volumes that share its bytes follow.
     fn apply(&mut self, id: &VolumeId, event: Event) {
         if self.step(id, event) {
             let first = self.graph.of(id).next().map(|device| device.dev);
@@ -457,7 +461,7 @@ impl Reconciler {
         }
     }
 
-    /// One step of one record alone; whether what it means for others may have changed.
+    /// Applies an event to one volume alone. Whether its meaning for others may have changed.
     fn step(&mut self, id: &VolumeId, event: Event) -> bool {
         self.store_history();
         let Some(old) = self.records.get(id).cloned() else { return false };

@@ -114,7 +114,7 @@ impl Reconciler {
     }
 
     fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, reason: String, uid: u32) -> Result<(), Failure> {
-        // What is recorded is worth more than what is read now.
+        // A recorded format is worth more than a reading of zeros.
         if zeros
             && let Some(record) = self.records.get(id)
             && record.ever_formatted
@@ -197,7 +197,7 @@ impl Reconciler {
     fn volumes(&self) -> Result<api::Volumes, Failure> {
         let stored = self.store.list().map_err(|error| failed(&error))?;
         let volumes = stored.iter().map(|stored| {
-            // What is present is known better than it is stored.
+            // The record in memory is newer than the stored one.
             self.shown(self.newest(&stored.id).unwrap_or(stored))
         });
         Ok(api::Volumes { volumes: volumes.collect() })
@@ -262,7 +262,8 @@ impl Reconciler {
         if self.records.contains_key(&whole) {
             return Ok(whole);
         }
-        // One more than are named. The whole id is the first of all that begin with it.
+        // One more than are listed, to know whether there are more. The whole id sorts before every id that
+        // begins with it.
         let matching = if selector.is_empty() {
             Vec::new()
         } else {
@@ -377,8 +378,8 @@ impl Reconciler {
         Ok(volume)
     }
 
-    /// Why nothing is to be known of a volume any more. Of one that is here and holds a format that would be a permit by another
-    /// name.
+    /// The reason to forget a volume. A volume that is attached here and holds a format is not forgotten:
+    /// that would be a permit by another name.
     fn to_be_forgotten(&self, id: &VolumeId, reason: &str) -> Result<String, Failure> {
         let reason = reason_of(reason, "to forget a volume")?;
         let device = self.graph.of(id).next().cloned();
@@ -403,7 +404,7 @@ impl Reconciler {
         self.delete_record(id, &reason, uid)
     }
 
-    /// What is attached is as if seen for the first time.
+    /// Deletes the record of a volume. Its devices are attached anew, as if seen for the first time.
     pub(super) fn delete_record(
         &mut self,
         id: &VolumeId,
@@ -436,7 +437,7 @@ impl Reconciler {
         Ok(api::Done { text: format!("{count} processes may write to {id} again") })
     }
 
-    /// Lets whoever was refused on its devices write there again; how many that are.
+    /// Forgets the refusals on a volume's devices; how many processes may write there again.
     pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
         let devices: Vec<(Dev, u64)> =
             self.graph.of(id).map(|device| (device.dev, device.diskseq)).collect();
@@ -447,7 +448,7 @@ impl Reconciler {
         Ok(count)
     }
 
-    /// What of a sound configuration takes effect at run time.
+    /// Puts the keys of a new configuration in force that take effect at run time.
     pub(super) fn reloaded(&mut self, config: &Config) -> Result<()> {
         self.settings.mode = config.mode;
         self.settings.protect = config.protect;

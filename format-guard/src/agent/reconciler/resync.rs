@@ -29,12 +29,12 @@ pub(super) struct Comparison {
     /// Kernel names that are not read yet.
     names: Vec<String>,
     read: Vec<Device>,
-    /// Devices that something was done about meanwhile: what was read of them may be older.
+    /// Devices that an event has changed meanwhile: what the comparison has read of them may be older.
     overtaken: HashSet<Dev>,
 }
 
 impl Reconciler {
-    /// Makes good what no event has told: from now on, between the inputs.
+    /// Begins a comparison of devices, rules and records; it goes on between the inputs.
     pub(super) fn begin_resync(&mut self) -> Result<()> {
         self.keep_protected();
         self.keep_waited_for(self.settings.first_format_wait);
@@ -81,7 +81,7 @@ impl Reconciler {
         }
     }
 
-    /// Puts back rules that are missing, and takes up formats whose event was lost.
+    /// Puts rules that are missing, and records formats whose event was lost.
     pub(super) fn repair(&mut self) {
         let ruled: HashSet<Dev> = self.enforcer.ruled().into_iter().collect();
         let missing: Vec<Dev> = self
@@ -105,7 +105,8 @@ impl Reconciler {
         }
     }
 
-    /// Of devices that are gone: what comes under such a number next would be judged by it.
+    /// Removes the rules of devices that are gone: the next device under such a number would be judged by the
+    /// old rule.
     pub(super) fn remove_rules_of_nobody(&mut self) {
         let ruled = self.enforcer.ruled();
         for dev in ruled.into_iter().filter(|dev| self.graph.get(*dev).is_none()) {
@@ -134,7 +135,7 @@ impl Reconciler {
         }
     }
 
-    /// All of it at once.
+    /// A whole comparison at once, without its repairs.
     pub(super) fn compare_with_sysfs(&mut self) -> Result<()> {
         self.begin_comparison()?;
         self.compare(usize::MAX);
@@ -148,7 +149,7 @@ impl Reconciler {
         }
     }
 
-    /// Reads so many of the devices, and makes the differences good once all are read; whether that was now.
+    /// Reads so many more devices, and acts on the differences once all are read. Whether that was now.
     fn compare(&mut self, number: usize) -> bool {
         let Some(comparison) = &mut self.comparison else { return false };
         let now = number.min(comparison.names.len());

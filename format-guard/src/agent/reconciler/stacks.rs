@@ -1,4 +1,5 @@
-//! What a volume's record means for those that share its bytes: their rules, and what else is known of them by it.
+//! What the record of one volume means for the volumes that share its bytes: their rules, their overlaps,
+//! formats seen through layers.
 
 use std::collections::BTreeSet;
 
@@ -26,11 +27,12 @@ fn is_of(patterns: &[String], id: &str) -> bool {
 }
 
 impl Reconciler {
-    /// The device, and its attachment, that speaks for all that share bytes with this one.
+    /// The lock device of a device, and its attachment: under it the format owner is kept for all that share
+    /// bytes with the device.
     pub(super) fn lock_dev(&self, dev: Dev) -> (Dev, u64) {
         let is_container = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
         let attachment = |lock_dev: Dev| self.graph.get(lock_dev).map_or(0, |device| device.diskseq);
-        // Whoever formats it is held where it began, until it is released.
+        // A format owner stays under the lock device where it began until it is released.
         let bottom = self.graph.lock_dev(dev, &|_| false);
         let began_there = self
             .enforcer
@@ -40,12 +42,12 @@ impl Reconciler {
         (lock_dev, attachment(lock_dev))
     }
 
-    /// Who formats this very device, by the kernel's own word.
+    /// The format owner of this very device, by the kernel's map.
     pub(super) fn formatter_of(&self, dev: Dev) -> Option<FormatOwner> {
         self.formatter_around(dev).filter(|entry| entry.dev == dev.to_kernel())
     }
 
-    /// Who formats this device or one that shares its bytes, by the kernel's own word.
+    /// The format owner of this device or of one that shares its bytes, by the kernel's map.
     pub(super) fn formatter_around(&self, dev: Dev) -> Option<FormatOwner> {
         let (lock_dev, attachment) = self.lock_dev(dev);
         self.enforcer.owner(lock_dev).filter(|entry| entry.diskseq == attachment)
@@ -92,7 +94,8 @@ impl Reconciler {
         self.host.closing.watch(dev, node.as_deref());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
             error!("{error}");
-            // The rule before this one may let a formatter through, and the claim be another node's soon.
+            // The rule that could not be replaced may let a formatter through, and the claim may be another
+            // node's soon: the lease ends now.
             if claim != Claim::Unneeded
                 && let Err(error) = self.enforcer.put_lease(&Lease { until: 0, ..self.enforcer.lease() })
             {
@@ -136,8 +139,8 @@ impl Reconciler {
         }
     }
 
-    /// Carries what is known of a volume to all that share its bytes, until nothing changes any more. Each step only
-    /// ever adds protection or takes back what it added, so there is an end to it.
+    /// Propagates what is known of a volume to all that share its bytes, until nothing changes any more. Each
+    /// step only adds protection or takes back what it added, so there is an end to it.
     pub(super) fn propagate(&mut self, dev: Dev) {
         let around = self.graph.related(dev);
         let mut open: BTreeSet<Dev> = around.into_iter().map(|related| related.dev).collect();
@@ -151,7 +154,7 @@ impl Reconciler {
         }
     }
 
-    /// The same for some, with all that share their bytes.
+    /// The same for several devices.
     pub(super) fn propagate_all(&mut self, mut open: BTreeSet<Dev>) {
         while let Some(dev) = open.pop_first() {
             let Some(id) = self.graph.id(dev).cloned() else { continue };
@@ -217,7 +220,8 @@ impl Reconciler {
                 // What a container hands out is not its own, but its marks are.
                 Some(content) if content.is_container() && !marked => return None,
                 Some(content) => format!("holds {}", content.name()),
-                // Known by its mount, or by what lies on it, which may be this very device.
+                // The lower volume is known by its mount alone, or by a layer on it, which may be this very
+                // device.
                 None if !record.mounted => return None,
                 None => "is mounted".to_owned(),
             };

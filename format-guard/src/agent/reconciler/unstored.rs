@@ -35,7 +35,7 @@ pub(super) struct Unstored {
 struct Kept {
     record: Option<Record>,
     told: Vec<HistoryEvent>,
-    /// Formatters that are to be forgotten, by the device that speaks for theirs.
+    /// Format owners to be released once the record is stored, by lock device.
     owners: Vec<(Dev, Process)>,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Whether the kernel lets somebody format by it whom it refused before.
+    /// Whether the kernel would let a formatter through by the new record that it refuses by the old one.
     fn loosens(&self) -> bool {
         matches!(self.new.state, State::Blank | State::Permitted | State::Exempt)
             && (self.new.state != self.old.state || self.new.armed != self.old.armed)
@@ -75,12 +75,13 @@ impl Unstored {
         self.records.len()
     }
 
-    /// Of a volume of which nothing is to be known any more.
+    /// Forgets what is kept of a volume.
     pub(super) fn forget(&mut self, id: &VolumeId) {
         self.records.remove(id);
     }
 
-    /// Who formatted the volume is let go of once its record is stored; whether it is not.
+    /// Puts off the release of format owners until the record is stored. False where nothing of the volume
+    /// waits to be stored.
     pub(super) fn release_later(&mut self, id: &VolumeId, owners: &[(Dev, Process)]) -> bool {
         let Some(kept) = self.records.get_mut(id) else { return false };
         for owner in owners {
@@ -91,7 +92,7 @@ impl Unstored {
         true
     }
 
-    /// Whether who is held there is let go of as soon as that can be: what it did is told.
+    /// Whether the release of this process is put off: its format is known already.
     pub(super) fn is_to_be_released(&self, process: Process) -> bool {
         self.records.values().any(|kept| kept.owners.iter().any(|(_, held)| *held == process))
     }
@@ -121,7 +122,8 @@ impl Unstored {
 }
 
 impl Reconciler {
-    /// Stores records in one transaction. Those that may not be as they were to become, because that could not be stored.
+    /// Stores records in one transaction. Returns the volumes that may not become what they were to become,
+    /// because that could not be stored.
     pub(super) fn store_all(&mut self, changes: Vec<Change>) -> Vec<Volume> {
         let none = BTreeMap::new();
         // Nothing is armed while a record is known here alone.
@@ -162,7 +164,7 @@ impl Reconciler {
         }
     }
 
-    /// What was kept of these volumes is on disk: who formatted them is let go of.
+    /// The records of these volumes are on disk: their format owners are released.
     fn are_stored(&mut self, ids: &[VolumeId]) {
         for id in ids {
             for (lock_dev, process) in self.unstored.records.remove(id).unwrap_or_default().owners {
@@ -224,7 +226,7 @@ impl Reconciler {
         self.records.insert(id.clone(), new.clone());
         self.put_rules(id);
         let device = self.graph.of(id).next().map(|device| device.dev);
-        // One may have begun until now.
+        // A formatter may have begun until the rule was put.
         let Some(entry) = device.and_then(|dev| self.formatter_of(dev)) else { return Some((old, new)) };
         self.records.insert(id.clone(), old);
         self.recover_format(&entry);
