@@ -1,7 +1,9 @@
-//! This node's part in the store that nodes share: it claims blank volumes, tells of formats and is told of them.
+//! This node's part in the store that nodes share: the worker claims blank volumes, writes formats, and reads
+//! those of other nodes.
 //!
-//! It decides nothing: what is to be written follows from what was seen and what the reconciler wants
-//! ([`crate::record::shared::plan`]). Nothing waits for it: while the store is away the reconciler goes on with what it knows.
+//! The worker decides nothing: what it writes follows from the observed and the desired state
+//! ([`crate::record::shared::plan`]). Nothing waits for it: while the store is away the reconciler goes on
+//! with what it knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -34,16 +36,17 @@ use crate::{
     volume::VolumeId,
 };
 
-/// Volumes that are looked at by one question.
+/// Volumes that one request to the store is about.
 const BATCH: usize = 32;
-/// When a connection that failed is made again.
+/// How long after a failure the next connection is made.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
-/// When a volume is looked at again that others were faster at, or whose value is not understood.
+/// How long after it a volume is looked at again, where other nodes were faster or its value is not
+/// understood.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Operators' commands that wait at most.
 const COMMANDS: usize = 16;
 
-/// What is known here of one volume's way.
+/// What the worker knows of one volume.
 struct Volume {
     /// What the reconciler wants.
     requested: Desired,
@@ -61,7 +64,7 @@ struct Volume {
 enum OldName {
     /// This node has claimed it.
     Claimed(String),
-    /// One that is gone had.
+    /// A node that is gone was armed.
     Armed,
 }
 
@@ -118,19 +121,19 @@ impl From<anyhow::Error> for End {
     }
 }
 
-/// How much earlier than the store this node stops: its clock may go as much slower.
+/// How much earlier than the store this node lets the lease end: its clock may go slower by as much.
 const fn margin(seconds: u64) -> u64 {
     seconds / 4
 }
 
-/// Where it ends for sure, by this host's clock: counted from the question, not from its answer.
+/// When the lease has ended for sure, by this host's clock: counted from the request, not from its answer.
 fn end_of(asked: Duration, granted: Granted) -> u64 {
     let lasts = Duration::from_secs(granted.seconds.saturating_sub(margin(granted.seconds)));
     u64::try_from((asked + lasts).as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<C: Connect> ClaimWorker<C> {
-    /// One that goes on with this lease, if there is one, and asks for leases of so many seconds.
+    /// A worker that goes on with this lease, if there is one, and asks for leases of so many seconds.
     pub fn new(
         connect: C,
         node: String,
@@ -265,8 +268,8 @@ impl<C: Connect> ClaimWorker<C> {
         }
     }
 
-    /// Takes up what the reconciler wants now; whether that is of other volumes than before. What does not yet follow from what
-    /// it was reported last stays where it is.
+    /// Takes the desired states that have changed. Whether they are of other volumes than before. A state
+    /// that does not yet take the last report into account is left for later.
     fn take_desired(&mut self) -> bool {
         let mut state = self.desired_claims.state();
         let acknowledged = state.acknowledged;
@@ -299,7 +302,7 @@ impl<C: Connect> ClaimWorker<C> {
         others
     }
 
-    /// Those that are to be looked at now.
+    /// The volumes that are to be looked at now.
     fn due(&self) -> Vec<VolumeId> {
         let acknowledged = self.desired_claims.state().acknowledged;
         let due = self.volumes.iter().filter(|(_, volume)| {
@@ -308,7 +311,7 @@ impl<C: Connect> ClaimWorker<C> {
         due.take(BATCH).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Looks at these, and does what is to be done about each.
+    /// Looks at these volumes in the store, and brings each to its desired state.
     async fn advance(&mut self, session: &Arc<C::Session>, ids: Vec<VolumeId>) -> Result<(), End> {
         let (node, lease) = (self.desired_claims.node().to_owned(), self.lease);
         let mut jobs: JoinSet<Result<_, SharedError>> = JoinSet::new();
@@ -324,7 +327,7 @@ impl<C: Connect> ClaimWorker<C> {
         for id in ids {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
             volume.due = false;
-            // What was seen before will do for a write, which is made only if it still is so.
+            // An older observation is enough for a write, which is made only if nothing has changed since.
             let named = named.contains(&id);
             let writes = |observed: &Observed| {
                 !named && plan(observed, &volume.desired, NodeLease { node: &node, lease }, now()).0.is_some()
@@ -367,8 +370,8 @@ impl<C: Connect> ClaimWorker<C> {
         Ok(())
     }
 
-    /// Takes over what nodes of an earlier version keep of these volumes under other names. It is taken over once: such a name may
-    /// be another volume's after it.
+    /// Takes over what nodes of an earlier version keep of these volumes under other names. It is taken over
+    /// once: afterwards such a name may be another volume's.
     async fn take_over(
         &self,
         session: &Arc<C::Session>,
@@ -386,7 +389,7 @@ impl<C: Connect> ClaimWorker<C> {
         let all: Vec<VolumeId> = names.iter().map(|(_, name)| name.clone()).collect();
         let node = self.desired_claims.node();
         for ((id, name), observed) in names.into_iter().zip(session.look(&all).await?) {
-            // Of a newer version, or taken over already.
+            // The value is of a newer version, or was taken over already.
             let Ok(observed) = observed else { continue };
             if let Some(claim) = &observed.claim {
                 found.insert(id, OldName::Claimed(claim.node.clone()));
@@ -422,7 +425,7 @@ impl<C: Connect> ClaimWorker<C> {
             }
             return Ok(());
         }
-        // A word of the store may be lost.
+        // A notice of the store may be lost: the volume is looked at again.
         if matches!(status, ClaimStatus::Unreadable(_) | ClaimStatus::Waiting { .. }) {
             self.retry_later(id.clone());
         }
@@ -510,7 +513,7 @@ impl<C: Connect> ClaimWorker<C> {
                 let _ = reply.send(Err(Failure::new(FailureKind::Refused, format!("{id}: {reason}"))));
             }
             Ok(Changed::Done) => {
-                // Claimed at once if it is here and free; who asks is told what came of it.
+                // The volume is claimed at once if it is here and free: who asked is told what came of it.
                 if matches!(command, OperatorCommand::Permit { .. }) && self.volumes.contains_key(&id) {
                     self.advance(session, vec![id]).await?;
                 }
@@ -525,7 +528,7 @@ async fn report(inputs: &mpsc::Sender<Input>, update: StoreUpdate) -> Result<()>
     inputs.send(Input::Store(update)).await.context("the reconciler is gone")
 }
 
-/// Keeps the lease, and tells until when it lasts for sure.
+/// Keeps the lease alive, and reports until when it lasts for sure.
 async fn keep_lease<S: Session>(session: Arc<S>, granted: Granted, inputs: mpsc::Sender<Input>) -> End {
     loop {
         sleep(Duration::from_secs(granted.seconds.max(6)) / 6).await;
@@ -548,7 +551,7 @@ async fn watched<S: Session>(
     End::Store(session.watch(wanted, changed).await)
 }
 
-/// Changes the shared record by an operator's word, unless that says why not.
+/// Changes the shared record as an operator wants it, unless `how` says why not.
 async fn change<S: Session>(
     session: &S,
     id: &VolumeId,

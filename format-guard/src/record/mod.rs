@@ -43,8 +43,9 @@ pub struct Content {
     pub label: Option<String>,
 }
 
-/// Formats that hold other volumes, as libblkid names them (util-linux 2.41), or `format_guard_common::format`: that what lies on them reads blank, or
-/// holds a format of its own, is their purpose. Every name that ends in `_raid_member` is one, too.
+/// Formats that hold other volumes, as libblkid names them (util-linux 2.41), or
+/// `format_guard_common::format`. A layer over such a format may read blank, or hold a format of its own:
+/// that is its purpose. Every name that ends in `_raid_member` is one, too.
 const CONTAINERS: &[&str] = &[
     "crypto_LUKS",
     "BitLocker",
@@ -84,7 +85,7 @@ impl Content {
     /// In the place of a format's name.
     const RAW: &str = "raw";
 
-    /// Of no known format: what a database, a virtual machine or an object store keeps there.
+    /// Content of no known format: what a database, a virtual machine or an object store keeps there.
     #[must_use]
     pub fn raw() -> Self {
         Self { types: vec![Self::RAW.to_owned()], uuid: None, label: None }
@@ -106,7 +107,7 @@ impl Content {
                 .all(|name| CONTAINERS.contains(&name.as_str()) || name.ends_with("_raid_member"))
     }
 
-    /// It is in use without a mount, which would be seen: other volumes lie on it, or memory is swapped to it.
+    /// It is used without a mount, which would be seen: other volumes lie on it, or memory is swapped to it.
     #[must_use]
     pub fn is_used_unmounted(&self) -> bool {
         let name = |name: &String| {
@@ -155,7 +156,7 @@ impl Ends {
         }
     }
 
-    /// What was stored so.
+    /// From what was stored.
     #[must_use]
     pub fn of(text: String) -> Self {
         if text == Self::ZEROS { Self::Zeros } else { Self::Bytes(Digest(text)) }
@@ -195,7 +196,7 @@ pub enum Wrote {
 }
 
 impl Wrote {
-    /// Of bits of [`wrote`].
+    /// From bits of [`wrote`].
     #[must_use]
     pub const fn of(bits: u32) -> Self {
         if bits & wrote::MAGIC != 0 {
@@ -208,19 +209,12 @@ impl Wrote {
             Self::Nothing
         }
     }
-
-    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
-    #[must_use]
-    pub fn is_stored_as(&self, other: &Self) -> bool {
-        let without_medium = |record: &Self| Self { medium: None, ..record.clone() };
-        without_medium(self) == without_medium(other)
-    }
 }
 
 impl Formatter {
-    /// Whether to write a format is what the program is for, by its name or by what its arguments may say (`veritysetup format`,
-    /// `sgdisk`): it ends when that is done. One that is not (a virtual machine's monitor, a target's daemon, a copy) may live as
-    /// long as the data that it wrote.
+    /// Whether the program is there to write formats, by its name or by what its arguments may say
+    /// (`veritysetup format`, `sgdisk`): such a program ends when the format is complete. Another program (a
+    /// virtual machine's monitor, a target's daemon, a copy) may live as long as the data that it wrote.
     #[must_use]
     pub fn is_known(&self) -> bool {
         let class = program::class_of(&self.comm);
@@ -257,22 +251,23 @@ pub struct Permit {
     pub used: bool,
 }
 
-/// What an earlier version did not write is not written where it says nothing: the sums of its records hold.
+/// `false` is not written: an earlier version did not write the field, and the sums of its records must hold.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 const fn is_not(used: &bool) -> bool {
     !*used
 }
 
 impl Permit {
-    /// How long it lasts from this moment of the wall clock on: never longer than it was given for, however the clock was set.
+    /// How long the permit lasts from this moment of the wall clock on: never longer than it was given for,
+    /// however the clock was set.
     #[must_use]
     pub fn rest(&self, wall: Seconds) -> Seconds {
         rest(self.at, self.expires, wall)
     }
 }
 
-/// How long lasts what was given at `at` until `ends`, from this moment of the wall clock on: never longer than it was given for, however
-/// the clock was set.
+/// How long something lasts, from this moment of the wall clock on, that was given at `at` and ends at
+/// `ends`: never longer than it was given for, however the clock was set.
 #[must_use]
 pub fn rest(at: Seconds, ends: Seconds, wall: Seconds) -> Seconds {
     let whole = ends.saturating_sub(at).max(0);
@@ -288,47 +283,40 @@ pub struct Overlay {
     pub overlap: Overlap,
 }
 
-/// How the bytes of a volume lie to the format of another that they destroy.
+/// Where the bytes of one volume meet the format of another one that they destroy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Overlap {
-    /// The format begins in the bytes that both have.
+    /// The format begins in bytes that both volumes have.
     Start,
-    /// It begins elsewhere: what is found in them is its data, and no format.
+    /// The format begins elsewhere: what a probe finds in the shared bytes is its data, and no format.
     Inside,
     /// They have no byte in common, but a layer between them (encryption, stripes) writes every one of the volume over the format.
     Transformed,
 }
 
-/// Whether a node may arm a volume that others may reach, too.
+/// Whether this node may arm a volume that other nodes may reach, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Claim {
     /// No other node reaches it, as far as is known.
     #[default]
     Unneeded,
-    /// Not without the cluster's word.
+    /// The cluster's store must give this node the claim first.
     Wanted,
     /// It has claimed it, under the lease of this number ([`format_guard_common::claim::Lease::number`]).
     Held(u32),
 }
 
 impl Claim {
-    /// As a rule has it: zero where none is needed.
+    /// The claim's number in a rule: zero where no claim is needed.
     #[must_use]
     pub const fn number(self) -> u32 {
-        /// No lease has it.
+        /// No lease has this number.
         const NONE: u32 = u32::MAX;
         match self {
             Self::Unneeded => 0,
             Self::Wanted => NONE,
             Self::Held(number) => number,
         }
-    }
-
-    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
-    #[must_use]
-    pub fn is_stored_as(&self, other: &Self) -> bool {
-        let without_medium = |record: &Self| Self { medium: None, ..record.clone() };
-        without_medium(self) == without_medium(other)
     }
 }
 
@@ -372,11 +360,12 @@ pub struct Record {
     pub strict: bool,
     /// The boot in which it was attached last (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
-    /// The boot in which the kernel was told that it may be formatted, until it is known what came of that.
+    /// The boot in which a rule was put by which a format may begin, until it is known what came of that.
     pub armed: Option<String>,
     /// Goes up with each format, and with each change of what identifies it: which of two nodes knows more.
     pub generation: u64,
-    /// Of what is known by its place alone: the attachment (boot and diskseq) that the rest is known of; empty after it has ended.
+    /// Where only the place of the volume is known: the attachment (boot and diskseq) that all else is known
+    /// of; empty after that attachment has ended.
     pub medium: Option<String>,
 }
 

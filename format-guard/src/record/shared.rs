@@ -19,7 +19,8 @@ use crate::volume::{
 
 /// The version of the values that are written, and the only one that is read.
 pub const VERSION: u32 = 1;
-/// The version of a value that was taken over under a better name of its volume: who reads [`VERSION`] alone arms nothing by it.
+/// The version of a value that has moved to a better name of its volume. A program that reads only
+/// [`VERSION`] arms nothing by it.
 pub const MOVED: u32 = 2;
 /// Largest value that is read, in bytes: one of twelve marks has some hundred.
 pub const MAX_VALUE: usize = 64 * 1024;
@@ -27,8 +28,8 @@ pub const MAX_VALUE: usize = 64 * 1024;
 const MAX_TYPES: usize = 32;
 const MAX_TEXT: usize = 1024;
 
-/// Whether a volume of this id is the same one on every node that has it: such an id is the target's, the namespace's, the
-/// image's or the header's own. Every other one stays on its node.
+/// Whether a volume of this id is the same one on every node that has it: the id is the target's, the
+/// namespace's, the image's or the header's own. Records of all other volumes stay on their node.
 #[must_use]
 pub fn is_shared(id: &VolumeId) -> bool {
     let mut id = id.as_str();
@@ -44,12 +45,12 @@ pub fn is_shared(id: &VolumeId) -> bool {
     }
 }
 
-/// Of bounded length, and nothing that a terminal acts upon.
+/// The text is of bounded length, and nothing in it acts upon a terminal.
 fn is_text(text: &str) -> bool {
     text.len() <= MAX_TEXT && !text.chars().any(char::is_control)
 }
 
-/// What a volume holds, as one node has seen it and all are told.
+/// What a volume holds, as one node has seen it and tells all others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Format {
@@ -66,11 +67,11 @@ pub struct Format {
 }
 
 impl Format {
-    /// Of a record that holds a format, as this node tells it.
+    /// The format of a record, as this node tells it.
     #[must_use]
     pub fn of(record: &Record, node: &str) -> Self {
         Self {
-            // Zero: of before there were generations.
+            // Zero: a record from before there were generations.
             generation: record.generation.max(1),
             content: record.content.clone(),
             marks: record.marks.clone(),
@@ -94,7 +95,8 @@ impl Format {
     }
 }
 
-/// A node that may let a formatter through, or that could when its claim ended: what came of that is not known.
+/// A node that may let a formatter through; or one that could when its claim ended, and it is not known what
+/// came of that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Armed {
@@ -134,7 +136,7 @@ impl Default for Shared {
 /// Why a value is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// It is none of ours.
+    /// It is no value of this program.
     #[error("its value in the store cannot be read: {0}")]
     Malformed(String),
     /// It is kept under a better name of its volume.
@@ -176,7 +178,7 @@ impl Shared {
     /// The value.
     #[must_use]
     pub fn value(&self) -> Vec<u8> {
-        // Maps with keys that are no text are what cannot be written; it has none.
+        // JSON fails for maps whose keys are no text: there are none here.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
@@ -250,9 +252,9 @@ pub struct Write {
 /// What this node wants of a volume, by its own record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Desired {
-    /// To have no part in it: it is exempt here.
+    /// To leave it alone: it is exempt here.
     Nothing,
-    /// To be told, and to claim a permit.
+    /// To learn of formats, and to claim a permit.
     Watch {
         /// A format may have gone unseen here. So it may where nothing was on record when it was attached: an agent of this node
         /// may have claimed and formatted it, and have lost its records since.
@@ -279,7 +281,7 @@ pub enum Desired {
 }
 
 impl Desired {
-    /// What is wanted once this was written: the permit that was claimed, or the claim that is this agent's own from now on.
+    /// The desired state once this was written: to use the permit that was claimed, or to keep the claim.
     #[must_use]
     pub fn after(self, write: &Write) -> Self {
         let armed = write.shared.as_ref().and_then(|shared| shared.armed.as_ref());
@@ -343,7 +345,7 @@ pub struct NodeLease<'a> {
     pub lease: Option<u64>,
 }
 
-/// What is to be written next, if anything, and where the node stands if that is nothing.
+/// What is to be written next, if anything; if nothing is, the node's status.
 #[must_use]
 pub fn plan(observed: &Observed, desired: &Desired, me: NodeLease<'_>, now: Seconds) -> (Option<Write>, ClaimStatus) {
     let old = observed.shared.clone().unwrap_or_default();
@@ -381,14 +383,15 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// What was claimed by a node that is gone, or has ended here, may have been used; what has expired cannot be.
+    /// A permit may have been used where its node is gone, or where its use has ended here. One that has
+    /// expired cannot be used any more.
     fn clear_away(&mut self, desired: &Desired) {
         let ours = self.holds && self.armed;
         let lasts = self.new.armed.as_ref().map(|armed| armed.lease)
             == self.observed.claim.as_ref().map(|claim| claim.lease);
         let goes_on = match desired {
             Desired::Permitted => true,
-            // The one that is gone from here unused is as it was.
+            // A permit whose volume went unused is as it was.
             Desired::Gone { clean, .. } => *clean,
             _ => false,
         };
@@ -458,7 +461,8 @@ impl Planner<'_> {
     }
 
     fn take_claim(&mut self) -> ClaimStatus {
-        // A claim is kept until the node wants none: its kernel may let a formatter through as long as it is not told.
+        // The claim is kept until this node gives it up: its kernel may let a formatter through until the
+        // rule is replaced.
         if let Some(format) = self.new.format.clone() {
             return ClaimStatus::Formatted(format);
         }
@@ -492,7 +496,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Nobody is armed any more. Where it may have been formatted by then, that is remembered, unless it is known what it holds.
+    /// No node is armed any more. If the volume may have been formatted by then, that is remembered, unless
+    /// its format is known.
     fn disarm(&mut self, touched: bool) {
         match &mut self.new.armed {
             Some(armed) if self.new.format.is_none() && (touched || armed.doubted) => armed.by_permit = false,
@@ -500,8 +505,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Has the record tell of this format if it is the newest; else what is newer than it. One that was made under this node's
-    /// claim is, whatever number a node gives it that has lost its records.
+    /// Writes this format into the record if it is the newest one; else returns the newer one. A format that
+    /// was made under this node's claim is the newest, whatever generation a node gives it that has lost its
+    /// records.
     fn raise(&mut self, own: &Format, under_claim: bool) -> Option<Format> {
         match &self.new.format {
             Some(known)

@@ -33,7 +33,7 @@ impl DroppedPartition {
 }
 
 impl Reconciler {
-    /// Keeps in mind a partition that is gone. Whether its disk's table still names it, a probe of the disk tells.
+    /// Remembers a partition that is gone. A probe of the disk tells whether the table still names it.
     pub(super) fn remember_dropped(&mut self, device: &Device) {
         let Some(record) = self.records.get(&device.identity.id) else { return };
         let [below] = device.below.as_slice() else { return };
@@ -53,7 +53,8 @@ impl Reconciler {
         self.dropped_partitions.retain(|dropped| Some(dropped.disk) != disk && Some(&dropped.record.id) != id);
     }
 
-    /// Forgets those that the table of a disk does not name any more. One that cannot be read names all of them.
+    /// Forgets dropped partitions that the table of their disk does not name any more. A table that cannot be
+    /// read names all of them.
     pub(super) fn compare_with_table(&mut self, disk: Dev, finding: &Finding) {
         let Finding::Holds { partitions: Some(partitions), .. } = finding else { return };
         let before = self.dropped_partitions.len();
@@ -82,7 +83,7 @@ impl Reconciler {
 
     /// The dropped partition whose format a device's own would destroy.
     pub(super) fn over_dropped(&self, dev: Dev) -> Option<Overlay> {
-        // The disk itself hands them out.
+        // The disk itself hands out the bytes of its partitions.
         if self.dropped_partitions.iter().any(|dropped| dropped.disk == dev) {
             return None;
         }

@@ -35,7 +35,7 @@ pub(super) struct LostRecords {
     earlier_rules: HashMap<Dev, Rule>,
 }
 
-/// What that means, and the way out.
+/// What a loss of records means, and the way out.
 pub(super) fn degraded(loss: &Loss) -> String {
     format!(
         "{}; volumes are recorded again as they are probed, blank ones are armed only by a permit, until every volume that \
@@ -45,7 +45,7 @@ pub(super) fn degraded(loss: &Loss) -> String {
 }
 
 impl Reconciler {
-    /// What was lost before a restart, or just now.
+    /// Restores a loss that was found out before a restart, or just now.
     pub(super) fn restore_loss(&mut self) -> Result<()> {
         let text = self.store.setting(Loss::SETTING)?;
         let loss: Option<Loss> = serde_json::from_str(text.as_deref().unwrap_or("null")).context(
@@ -60,7 +60,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// What the rule of an earlier agent says of a volume of which nothing is on record.
+    /// Makes a record of the rule that an earlier agent left for a device whose volume is not on record.
     pub(super) fn take_over_rule(&mut self, dev: Dev) {
         let Some(rule) = self.lost.earlier_rules.remove(&dev) else { return };
         let Some(device) = self.graph.get(dev).filter(|device| device.diskseq == rule.diskseq) else {
@@ -119,7 +119,7 @@ fn taken_over(rule: &Rule) -> Option<Event> {
             Some(Mark { offset: check.offset, kind: own(check.kind)?, bytes })
         })
         .collect();
-    // A permit that was not used is lost, what it was for is not.
+    // An unused permit is lost with the records; the format that it was for is not.
     let guarded = rule.state == State::Formatted as u32 || rule.state == State::Permitted as u32;
     if !guarded || marks.is_empty() {
         return None;
@@ -133,7 +133,7 @@ fn taken_over(rule: &Rule) -> Option<Event> {
         })
         .filter_map(|format| Some((*format.names.first()?).to_owned()))
         .collect();
-    // By marks of what lies on it alone nobody can say what it holds itself.
+    // Marks of a layer alone do not say what the volume itself holds.
     let content = (!types.is_empty()).then_some(Content { types, uuid: None, label: None });
     let md = content.as_ref().is_some_and(Content::is_md_member);
     Some(Event::TakenOver { content, marks, strict: rule.flags & flag::STRICT != 0 && !md })

@@ -32,7 +32,7 @@ pub(super) struct Override {
 }
 
 impl Override {
-    /// It never lasts longer than it was given for, however the wall clock was set since then.
+    /// It never lasts longer than it was given for, however the wall clock was set since.
     fn new(word: api::SetMode, now: Now) -> Self {
         let ends = word.ends.map(|ends| now.boot + record::rest(word.at, ends, now.wall));
         Self { word, ends }
@@ -52,7 +52,7 @@ pub(super) fn outranks(set: &Override) -> String {
 }
 
 impl Reconciler {
-    /// What is in force.
+    /// The mode that is in force.
     pub(super) fn mode(&self) -> Mode {
         if self.audits() { Mode::Audit } else { Mode::Enforce }
     }
@@ -82,7 +82,7 @@ impl Reconciler {
             Ok(()) => return,
             Err(failure) => failure.error,
         };
-        // Tried again at the next look. Until then it is as the operator wanted it.
+        // It is tried again at the next tick. Until then the mode stays as the operator set it.
         warn!("the mode that was set for a time cannot be ended: {failure}");
     }
 

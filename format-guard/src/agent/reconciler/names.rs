@@ -1,7 +1,9 @@
-//! Which record a device's names lead to: by any of its own, and by the strongest from then on.
+//! Finds the record of a device by the names that it shows: by any name of its own, and by the strongest one
+//! from then on.
 //!
-//! Names that turn out to be one volume's have one record, with what either was protected from. A device that shows another
-//! volume's name gets no part in that volume's record: it is told, and goes by no name of its own.
+//! Records that turn out to be of one volume are merged, with the protection of both. A device that shows
+//! another volume's name gets no part in that volume's record: the conflict is told, and the device goes by
+//! no name of its own.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -48,16 +50,16 @@ impl Names {
         names
     }
 
-    /// Nothing is known of a volume any more.
+    /// Forgets the names of a volume.
     pub(super) fn forget(&mut self, id: &VolumeId) {
         self.known.retain(|_, volume| volume != id);
         self.unstored.retain(|_, volume| volume != id);
     }
 
-    /// These are names of the volume.
+    /// Adds names of a volume.
     fn add<'a>(&mut self, names: impl Iterator<Item = &'a VolumeId>, id: &VolumeId) {
         for name in names {
-            // Of another record that goes by it, and by nothing better.
+            // Another record goes by this name, and by no better one.
             let anothers = self.known.get(name) == Some(name) && name != id;
             if self.known.get(name) != Some(id) && !anothers {
                 self.known.insert(name.clone(), id.clone());
@@ -120,8 +122,9 @@ impl Reconciler {
         device.identity.id = id;
     }
 
-    /// A present device of the volume, if one that is about to be attached as a path to it has another size than each. Of a file
-    /// two loop devices may show as much as they are told to, or as there was when they were made.
+    /// A present device of the volume, if the device that is about to be attached as a path to it differs in
+    /// size from every one. Two loop devices over one file may differ: each shows as much as it was told to,
+    /// or as there was when it was made.
     fn contradicts(&self, device: &Device, id: &VolumeId) -> Option<String> {
         let is_there = self
             .graph
@@ -156,7 +159,8 @@ impl Reconciler {
         }
     }
 
-    /// A path that is new need not lead where the others do: it is read once itself. Where a map has the paths, it knows.
+    /// A new path need not lead where the others lead: it is read once itself. A multipath map knows its
+    /// paths.
     pub(super) fn probe_new_path(&self, id: &VolumeId, dev: Dev) {
         let is_one_of_several = self.graph.of(id).nth(1).is_some();
         if let Some(device) =
@@ -177,7 +181,8 @@ impl Reconciler {
             of_kind.filter_map(|name| Some((&name.id, self.names.known.get(&name.id)?)))
         };
         let mut ids: Vec<VolumeId> = known(Kind::Own).map(|(_, id)| id.clone()).collect();
-        // By an address alone a volume is known that has shown nothing better, or to an earlier version.
+        // Records that go by an address alone: the volume has shown nothing better, or an earlier version
+        // made the record.
         let by_address: Vec<VolumeId> =
             known(Kind::Address).filter(|(name, id)| name == id).map(|(_, id)| id.clone()).collect();
         let addressed = ids.is_empty();
@@ -186,13 +191,14 @@ impl Reconciler {
         }
         ids.extend(by_address.into_iter().filter(|id| !addressed && self.tells_the_same(&strongest, id)));
         ids.dedup();
-        // One that goes by a name that is not shown here: the device has better ones elsewhere, or had.
+        // A record may go by a name that this device does not show: another device of the volume does, or
+        // did.
         let is_shown = |id: &VolumeId| names.iter().any(|name| name.id == *id);
         let strongest = ids.iter().find(|id| !is_shown(id)).cloned().unwrap_or(strongest);
         ids.retain(|id| *id != strongest);
         let Some(first) = ids.first().cloned() else { return strongest };
         if let Some(busy) = ids.iter().find(|id| self.is_busy(id)) {
-            // Once it is detached.
+            // The records are merged once the volume is detached.
             return if self.is_busy(&strongest) { strongest } else { busy.clone() };
         }
         match self.take_together(&strongest, &ids) {
@@ -216,7 +222,8 @@ impl Reconciler {
         self.records.get(id).map(|volume| volume.record.clone()).or_else(|| self.store.get(id).ok().flatten())
     }
 
-    /// Whether what an earlier version knew by its address is, by its content, the volume that goes by its own name here.
+    /// Whether the record under an address is, by its content, of the volume that goes by this name of its
+    /// own.
     fn tells_the_same(&self, id: &VolumeId, address: &VolumeId) -> bool {
         let (Some(own), Some(other)) = (self.stored(id), self.stored(address)) else { return false };
         own.content.as_ref().is_some_and(|content| content.uuid.is_some())
@@ -224,10 +231,11 @@ impl Reconciler {
             && !disagree(&own, &other)
     }
 
-    /// Has one record for what was known by these ids, under the strongest.
+    /// Merges the records of these ids into one under the strongest name.
     fn take_together(&mut self, strongest: &VolumeId, ids: &[VolumeId]) -> Result<()> {
         let live = self.records.get(strongest).cloned();
-        // Who formats it at this moment is not disturbed: once it is attached anew.
+        // A format that is under way is not disturbed: the records are merged when the volume is attached
+        // anew.
         if live.as_ref().is_some_and(|record| record.attachment.is_running()) {
             return Ok(());
         }
@@ -249,7 +257,7 @@ impl Reconciler {
             self.store.replace(ids, &record, &[told])?;
             if let Some(Volume { attachment, .. }) = live {
                 let volume = Volume { record, attachment };
-                // What is put off must not bring back what it was.
+                // A change that is put off must not bring back the old record.
                 if let Some(batch) = &mut self.batch {
                     batch.store_later(&volume, &volume, &[]);
                 }

@@ -43,7 +43,8 @@ impl Reconciler {
         }
     }
 
-    /// What was said of a disk holds for a partition that has appeared on it, of the label that was just written.
+    /// An operator's word on a disk holds for a partition that has appeared on it, by the label that was just
+    /// written.
     pub(super) fn word_on_disk(&mut self, partition: &VolumeId) {
         let Some(disk) = identity::disk_of(partition) else { return };
         let Some(record) = self.records.get(&disk) else { return };
@@ -56,7 +57,8 @@ impl Reconciler {
             (State::Permitted | State::Formatting | State::Formatted, Some(permit)) => {
                 self.permit_with(partition, &disk, &permit);
             }
-            // One that holds a format on record was adopted since, or never was exempt. What lies in memory is so by itself.
+            // A partition with a format on record was adopted since, or never was exempt. A disk in memory is
+            // exempt by itself.
             (State::Exempt, _) if unverified() => self.apply(partition, exempted_with(&disk)),
             _ => {}
         }

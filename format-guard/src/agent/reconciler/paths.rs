@@ -11,9 +11,9 @@ use crate::{
 /// By which devices a volume can be read.
 #[derive(Default)]
 pub(super) struct Paths {
-    /// It has answered last.
+    /// The device that has answered last.
     good: Option<Dev>,
-    /// They have failed since.
+    /// Devices that have failed since.
     failed: Vec<Dev>,
 }
 
@@ -47,7 +47,7 @@ impl Reconciler {
         self.map_over(id).is_some_and(|map| map.dev == dev)
     }
 
-    /// Whether what a path has answered first is another volume's than what the others are known to hold.
+    /// Whether the first answer of a new path is of another volume than the one that the other paths lead to.
     pub(super) fn is_anothers(&self, id: &VolumeId, dev: Dev, finding: &Finding) -> bool {
         let Finding::Holds { found, .. } = finding else { return false };
         let (Some(record), Some(paths)) = (self.records.get(id), self.paths.get(id)) else { return false };
@@ -96,7 +96,7 @@ impl Reconciler {
         }
         let failed = paths.failed.clone();
         if self.graph.of(id).all(|device| failed.contains(&device.dev)) {
-            // From the beginning, the next time.
+            // All have failed: the next probe begins with the first one again.
             self.paths.remove(id);
             return false;
         }

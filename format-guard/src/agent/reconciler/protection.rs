@@ -18,7 +18,7 @@ use crate::{
     record::history::HistoryEvent,
 };
 
-/// Over the two ticks that may be late: an agent that hangs for longer protects nothing.
+/// Added to two ticks, which may be late: an agent that hangs for longer protects nothing.
 const MARGIN: Duration = Duration::from_secs(10);
 /// The operator's way out.
 const WAY_OUT: &str = "to allow it: format-guard protect off --reason TEXT";
@@ -83,7 +83,7 @@ impl Reconciler {
         api::Done { text }
     }
 
-    /// Somebody was kept from it.
+    /// Tells of somebody who was kept from taking the guard away.
     pub(super) fn tampered(&mut self, report: &Report, tried: Option<Tampering>, number: u64) {
         let tried = tried.map_or("to take the guard away", Tampering::name);
         let (comm, pid) = (text_of(&report.comm), report.process.tgid);

@@ -31,13 +31,13 @@ impl Reconciler {
         let (dev, pid) = (report.dev, report.process.tgid);
         let device = self.graph.get(dev);
         let comm = text_of(&report.comm);
-        // Its refusal is the proof that it was made for.
+        // The canary's refusal is its purpose: nobody is told.
         if comm == canary::NAME && device.is_none() {
             return;
         }
         let name_of =
             |dev: Dev| self.graph.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
-        // One that goes to a character device: which volume that is was not asked.
+        // A command to a character device: which volume it reaches is not known.
         let name = if operation == Some(Operation::Passthrough) && dev.to_kernel() == 0 {
             character_device(Dev::from_kernel(refused.offset as u32))
         } else {

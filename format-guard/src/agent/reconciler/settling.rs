@@ -48,7 +48,7 @@ impl Reconciler {
             let device = self.host.devices.by_number(dev).filter(may_hold);
             return device.is_none().then_some(Settled { settled: true, state: None });
         };
-        // What a node may come to name takes as long as that.
+        // A device that a node may come to name is unnamed for a while: nobody waits for that.
         let named = self.unnamed_since.contains_key(&dev);
         let settled = named || !transition::is_unread(record);
         settled.then(|| Settled { settled, state: Some(record.state.name().to_owned()) })

@@ -1,5 +1,5 @@
-//! What this node wants of the store that nodes share, and what it is told: carried to the transition function, and nowhere past
-//! it.
+//! Passes this node's desired states to the claim worker, and what the worker reports to the transition
+//! function; nothing is decided here.
 
 use std::time::Duration;
 
@@ -57,14 +57,14 @@ impl Sharing {
 }
 
 impl Reconciler {
-    /// Whether a device's volume may be armed by this node's own word.
+    /// Whether a device's volume may be armed without a claim in the cluster's store.
     pub(super) fn claim_needed(&self, device: &Device) -> Claim {
         let identity = &device.identity;
         if self.sharing.is_none() || identity.strength != Strength::Strong || !shared::is_shared(&identity.id)
         {
             return Claim::Unneeded;
         }
-        // Who formats it already goes on as long as the claim lasts under which it was let through.
+        // A formatter that is at work goes on as long as the claim lasts under which it was let through.
         let lease = self.enforcer.lease();
         match self.formatter_of(device.dev) {
             Some(_) if lease.number != 0 => Claim::Held(lease.number),
@@ -72,7 +72,7 @@ impl Reconciler {
         }
     }
 
-    /// The way to the store, if that is where what is known of a volume is kept.
+    /// The claims, if the record of this volume is shared with other nodes.
     pub(super) fn desired_claims_for(&self, id: &VolumeId) -> Option<DesiredClaims> {
         let desired_claims = &self.sharing.as_ref()?.desired_claims;
         let shared = match self.records.get(id) {
@@ -94,7 +94,8 @@ impl Reconciler {
         let sharing = self.sharing.as_ref()?;
         let record = self.records.get(id).filter(|record| record.attachment.claim != Claim::Unneeded)?;
         let desired = shared::desired(record, sharing.desired_claims.node());
-        // The kernel let somebody through of whom it tells in a moment: not given to others as untouched.
+        // The kernel has let a formatter through whose event is under way: the volume is not given to other
+        // nodes as untouched.
         if matches!(desired, Desired::Watch { .. } | Desired::Nothing) && self.is_held(id) {
             return Some(Desired::Formatting);
         }
@@ -133,7 +134,8 @@ impl Reconciler {
             StoreUpdate::Disconnected(reason) => self.store_answers(Some(reason)),
             StoreUpdate::Lease { id, until } => self.leased(id, until),
             StoreUpdate::ClaimStatus { id, status, desired, lease, number } => {
-                // What was wanted before may have been done since: a permit, used. It is looked at again.
+                // The report may be about an older desired state (a permit that was used since): then the
+                // volume is looked at again.
                 if self.desired(&id) == Some(*desired) {
                     self.apply_claim_status(&id, status, lease);
                 }
@@ -186,7 +188,7 @@ impl Reconciler {
         }
     }
 
-    /// What was claimed is claimed no more, or not for sure.
+    /// Every claim is lost, or no longer sure.
     fn lose_claims(&mut self) {
         let held = self.records.values().filter(|record| matches!(record.attachment.claim, Claim::Held(_)));
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
@@ -196,7 +198,7 @@ impl Reconciler {
         }
     }
 
-    /// The kernel has ended what the lease no longer covers; the records follow.
+    /// After the lease the kernel lets nobody begin on what was claimed under it; the records follow.
     pub(super) fn check_lease(&mut self) {
         let lease = self.enforcer.lease();
         if self.sharing.is_some() && since_boot() >= Duration::from_nanos(lease.until) {
@@ -211,7 +213,7 @@ impl Reconciler {
         match status {
             ClaimStatus::Claimed { doubted } if lasts => self.apply(id, claimed(doubted, None)),
             ClaimStatus::Permitted(permit) if lasts => self.apply(id, claimed(false, Some(permit))),
-            // Of a lease that has ended since.
+            // The claim was made under a lease that has ended since.
             ClaimStatus::Claimed { .. } | ClaimStatus::Permitted(_) => self.update_desired(id, true),
             ClaimStatus::PermitEnded => self.apply(id, Event::PermitLost),
             ClaimStatus::Formatted(format) => self.apply(id, Event::Shared(format)),
@@ -223,7 +225,7 @@ impl Reconciler {
         }
     }
 
-    /// The next formats on record here; what is attached tells of itself.
+    /// The next formats on record of volumes that are not attached; attached ones have a desired state.
     fn known_formats(&self, after: Option<&VolumeId>) -> KnownFormats {
         let Some(sharing) = &self.sharing else { return KnownFormats::default() };
         let records = match self.store.formatted_after(after, BATCH) {
@@ -260,7 +262,7 @@ impl Reconciler {
     }
 }
 
-/// Never zero, and never the one that no lease has.
+/// The number of the next lease: never zero, and never the number that no lease has.
 const fn next_number(number: u32) -> u32 {
     if number >= u32::MAX - 1 { 1 } else { number + 1 }
 }
