@@ -1,7 +1,7 @@
 //! The one function that decides: everything else carries to it and from it.
 
 use crate::{
-    Caller, Check, CheckKind, Content, Owner, MAX_CHECK_BYTES, MAX_CHECKS, Operation, Reason, Request, Rule,
+    Caller, Check, CheckKind, Content, MAX_CHECK_BYTES, MAX_CHECKS, Operation, Owner, Reason, Request, Rule,
     State, Verdict, each::each, flag, opaque, program::Class,
 };
 

@@ -17,9 +17,9 @@ pub mod format;
 pub mod header;
 mod opaque;
 pub mod passthrough;
+pub mod preload_request;
 pub mod program;
 pub mod protection;
-pub mod preload_request;
 mod request;
 mod rule;
 pub mod snapshot;
@@ -29,7 +29,7 @@ mod windows;
 pub use decide::decide;
 pub use each::{Turn, each};
 pub use opaque::opaque;
-pub use request::{Caller, Content, Owner, NoContent, Operation, Reason, Request, Verdict};
+pub use request::{Caller, Content, NoContent, Operation, Owner, Reason, Request, Verdict};
 pub use rule::{
     Check, CheckKind, DEVICES, MAX_CHECK_BYTES, MAX_CHECKS, RULES_IN_SEGMENT, Rule, RuleError, State, flag,
 };

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
 };
 use format_guard_common::{
     arguments::{self, ARGUMENTS},
-    event::{Counter, Process, ArgumentClass},
+    event::{ArgumentClass, Counter, Process},
     program::{Class, name_slot},
 };
 
@@ -17,7 +17,7 @@ use crate::{
         MM_ARG_END, MM_ARG_START, TASK_COMM, TASK_GROUP_LEADER, TASK_MM, TASK_START_BOOTTIME, field,
         from_user,
     },
-    maps::{NAMES, PROGRAMS, ARG_CLASSES, count},
+    maps::{ARG_CLASSES, NAMES, PROGRAMS, count},
 };
 
 /// Name of the calling thread.

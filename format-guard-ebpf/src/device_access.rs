@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::DeviceContext,
 };
 use format_guard_common::{
-    Caller, Owner, NoContent, Operation, Reason, Request, Rule, Verdict, decide,
+    Caller, NoContent, Operation, Owner, Reason, Request, Rule, Verdict, decide,
     event::{Counter, EventKind, FormatOwner, KernelEvent, Process},
     program::Class,
 };

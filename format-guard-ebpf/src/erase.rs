@@ -17,9 +17,8 @@ use crate::{
         URING_CMD_FILE, URING_CMD_OP, URING_CMD_SQE, block_device, block_device_probed, field, from_user,
         probed,
     },
-    stacking,
     passthrough::{self, Memory},
-    table,
+    stacking, table,
 };
 
 // include/uapi/linux/blkdev.h (6.12): _IO(0x12, 0), start in sqe->addr, length in sqe->addr3.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns};
 use format_guard_common::{
-    Caller, Content, Owner, NoContent, Operation, Placement, Reason, Request, Rule, State, Verdict,
+    Caller, Content, NoContent, Operation, Owner, Placement, Reason, Request, Rule, State, Verdict,
     clear::{Clear, slots, taint_slot},
     decide,
     event::{Counter, EventKind, FormatOwner, KernelEvent, Process, Taint, TaintKey, wrote},
@@ -13,10 +13,11 @@ use format_guard_common::{
 use crate::{
     caller,
     kernel::diskseq,
-    stacking,
     maps::{
-        self, CLEAR, EVENTS, FORMATTERS, FORMAT_OWNERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS, count,
+        self, CLEAR, EVENTS, FORMAT_OWNERS, FORMATTERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS,
+        count,
     },
+    stacking,
 };
 
 pub(crate) const EPERM: i32 = 1;

@@ -14,7 +14,7 @@ use crate::{
         BDEV_BD_DEV, BDEV_BD_DISK, DISK_DISKSEQ, SIGNAL_LIVE, SUPER_S_BDEV, TASK_EXIT_CODE, TASK_SIGNAL,
         TASK_TGID, field, probed,
     },
-    maps::{self, FORMATTERS, FORMAT_OWNERS, SLOTS},
+    maps::{self, FORMAT_OWNERS, FORMATTERS, SLOTS},
     protect,
 };
 

@@ -12,7 +12,7 @@ use format_guard_common::{
     DEVICES, RULES_IN_SEGMENT, Rule, Windows,
     claim::Lease,
     clear::{CLEAR_SLOTS, Clear, TAINT_SLOTS},
-    event::{COUNTERS as COUNTER_SLOTS, Counter, FormatOwner, Layer, Taint, TaintKey, ArgumentClass},
+    event::{ArgumentClass, COUNTERS as COUNTER_SLOTS, Counter, FormatOwner, Layer, Taint, TaintKey},
     header::Plan,
     program::NAME_SLOTS,
     protection::Protection,

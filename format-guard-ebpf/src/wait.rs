@@ -20,8 +20,8 @@ use crate::{
     caller,
     gate::{read, send},
     kernel::{MM_ARG_START, TASK_MM, field},
+    maps::{self, FORMAT_OWNERS, FORMATTERS, UNKNOWN, WAIT, WAITERS},
     stacking,
-    maps::{self, FORMATTERS, FORMAT_OWNERS, UNKNOWN, WAIT, WAITERS},
 };
 
 /// Not zero: the program may wait, and this kernel has what it waits by. Set before load.

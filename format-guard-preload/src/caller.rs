@@ -6,10 +6,10 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use format_guard_common::{
-    Caller, Owner, Operation, Rule,
+    Caller, Operation, Owner, Rule,
     arguments::{self, ARGUMENTS},
-    program::{self, Class},
     preload_request::{Ask, PreloadRequest},
+    program::{self, Class},
     snapshot::{Entry, Snapshot},
 };
 
@@ -155,8 +155,7 @@ impl Caller for Target<'_> {
     }
 
     fn owner(&self) -> Owner {
-        let Some(owner) = self.entry.map(|entry| &entry.owner).filter(|owner| owner.process.tgid != 0)
-        else {
+        let Some(owner) = self.entry.map(|entry| &entry.owner).filter(|owner| owner.process.tgid != 0) else {
             return Owner::None;
         };
         // Known here by id only as another pid namespace has it: the agent knows better.

@@ -6,8 +6,8 @@ use format_guard_common::{
     Caller, Content, Operation, Placement, Reason, Request, Rule, State, Verdict, decide,
     event::wrote,
     flag,
-    program::Class,
     preload_request::{Ask, PreloadRequest},
+    program::Class,
     snapshot::Snapshot,
 };
 

@@ -5,14 +5,10 @@ use format_guard_common::State;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    mode::Mode,
     enforce::error::ProgramStatus,
-    record::{
-        Content, Formatter, Permit, Record,
-        history::HistoryEvent,
-        store::Loss,
-    },
-    volume::{copies::Piece, marks::Mark, device::Device},
+    mode::Mode,
+    record::{Content, Formatter, Permit, Record, history::HistoryEvent, store::Loss},
+    volume::{copies::Piece, device::Device, marks::Mark},
 };
 
 /// Most lines of the history in one answer.

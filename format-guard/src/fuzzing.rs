@@ -12,7 +12,7 @@ use crate::{
     api::{AdoptRequest, EventsQuery, ModeRequest, PermitRequest, ProtectRequest, ReasonRequest, Selector},
     config::Config,
     enforce::bpf::offsets::KernelTypes,
-    record::shared::{self, Format, NodeLease, Observed, Shared, Desired},
+    record::shared::{self, Desired, Format, NodeLease, Observed, Shared},
     volume::probe,
 };
 

@@ -18,7 +18,7 @@ use format_guard::{
     enforce::rule::{self, Subject},
     record::{
         Attachment, Claim, Formatter, Now, Permit, Record, Seconds, State, Volume, Wrote,
-        shared::{self, ClaimChange, NodeLease, Observed, Shared, ClaimStatus, Desired},
+        shared::{self, ClaimChange, ClaimStatus, Desired, NodeLease, Observed, Shared},
         transition::{self, Effect, Event},
     },
     volume::{
@@ -29,7 +29,7 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Owner, NoContent, Operation, Request, Verdict, claim::Lease, decide, event, program::Class,
+    Caller, NoContent, Operation, Owner, Request, Verdict, claim::Lease, decide, event, program::Class,
 };
 use stateright::{Model, Property};
 
@@ -725,7 +725,9 @@ impl Model for Fleet {
             Property::sometimes("a node formats it and another one knows", |_, moment: &Moment| {
                 moment.disk.is_some_and(|(by, _)| {
                     moment.nodes.iter().enumerate().any(|(i, node)| {
-                        i != by && node.record.state == State::Formatted && node.record.clean_passes == 0
+                        i != by
+                            && node.record.state == State::Formatted
+                            && node.record.attachment.clean_passes == 0
                     })
                 })
             }),

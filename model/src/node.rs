@@ -12,7 +12,7 @@ use format_guard::{
     },
 };
 use format_guard_common::{
-    Caller, Check, CheckKind, Content, Owner, Operation, Request, Rule, Verdict, Windows, decide, event,
+    Caller, Check, CheckKind, Content, Operation, Owner, Request, Rule, Verdict, Windows, decide, event,
     flag, program::Class,
 };
 use stateright::{Model, Property};
@@ -183,7 +183,7 @@ struct Agent {
     /// Who is let go of once that is stored.
     release_later: Option<usize>,
     /// What it stores at its stop, once it has seen that nobody began meanwhile.
-    closed: Option<Record>,
+    closed: Option<Volume>,
 }
 
 /// Everything at one moment.
@@ -384,7 +384,7 @@ impl Moment {
     /// A mount whose event was lost: `Reconciler::repair_mounts`.
     fn mount_is_unseen(&self) -> bool {
         let record = self.agent.as_ref().and_then(|agent| agent.record.as_ref());
-        self.mounted && record.is_some_and(transition::is_mount_untold)
+        self.mounted && record.is_some_and(|record| transition::is_mount_untold(record))
     }
 
     /// The wall clock was set by any amount meanwhile.
@@ -916,7 +916,8 @@ impl Node {
         {
             actions.push(Action::Tick);
         }
-        let refused = record.attachment.is_running() || record.state == State::Blank || Self::untold(moment).is_some();
+        let refused =
+            record.attachment.is_running() || record.state == State::Blank || Self::untold(moment).is_some();
         if moment.permits_given < self.permits && agent.device.is_some() && !refused {
             actions.push(Action::Permit);
         }
@@ -1091,7 +1092,7 @@ impl Model for Node {
                     let (new, _) = transition::next(&old, transition::Event::Disarmed, moment.now());
                     Self::rule(moment, &new);
                     if let Some(agent) = &mut moment.agent {
-                        agent.closed = Some(new.record);
+                        agent.closed = Some(new);
                     }
                 }
                 if let Some(agent) = &mut moment.agent {

@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     command::{command, find, output, read},
-    guest::{Clock, Guest, with_guard, sparse_image},
+    guest::{Clock, Guest, sparse_image, with_guard},
     kernels::Kernel,
 };
 

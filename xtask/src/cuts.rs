@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use crate::{
     build::executable,
     command::workspace,
-    guest::{self, Clock, Disk, Ended, Guest, with_guard, sparse_image},
+    guest::{self, Clock, Disk, Ended, Guest, sparse_image, with_guard},
     kernels::Kernel,
     setup,
 };

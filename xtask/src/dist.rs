@@ -167,7 +167,7 @@ pub(crate) fn stage(guard: &Path, library: &Path) -> Result<PathBuf> {
 
 /// Makes the packages of what is laid out: the Debian package and the RPM.
 pub(crate) fn packages(version: &str, into: &Path) -> Result<(PathBuf, PathBuf)> {
-    tools()?;
+    setup::package_tools()?;
     fs::create_dir_all(into)?;
     let deb = into.join(format!("format-guard_{version}_amd64.deb"));
     let mut make =

@@ -259,7 +259,12 @@ fn no_arrow_runs_back_up() {
             }
         }
     }
-    assert!(found.is_empty(), "{} arrows:\n{}", found.len(), found.into_iter().collect::<Vec<_>>().join("\n"));
+    assert!(
+        found.is_empty(),
+        "{} arrows:\n{}",
+        found.len(),
+        found.into_iter().collect::<Vec<_>>().join("\n")
+    );
 }
 
 #[test]

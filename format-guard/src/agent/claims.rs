@@ -27,11 +27,9 @@ use super::{
 use crate::{
     api::{Failure, FailureKind},
     enforce::since_boot,
-    record::{
-        shared::{
-            ClaimChange, Format, MOVED, NodeLease, Observed, Shared, ClaimStatus, Desired, Write, plan,
-            store::{Connect, Granted, Session, SharedError, Progress, TRIES, converge},
-        },
+    record::shared::{
+        ClaimChange, ClaimStatus, Desired, MOVED, NodeLease, Observed, Shared, Write, plan,
+        store::{Connect, Granted, Progress, Session, SharedError, TRIES, converge},
     },
     volume::VolumeId,
 };
@@ -222,7 +220,8 @@ impl<C: Connect> ClaimWorker<C> {
         loop {
             unwatched |= self.take_desired();
             if std::mem::take(&mut unwatched) {
-                let ids = self.volumes.iter().filter(|(_, volume)| !matches!(volume.desired, Desired::Gone { .. }));
+                let ids =
+                    self.volumes.iter().filter(|(_, volume)| !matches!(volume.desired, Desired::Gone { .. }));
                 watched_ids.send_replace(ids.map(|(id, _)| id.clone()).collect());
             }
             let due = self.due();
@@ -287,14 +286,23 @@ impl<C: Connect> ClaimWorker<C> {
                     kept.insert(id);
                 }
                 Some(volume) => {
-                    others |= matches!(desired, Desired::Gone { .. }) != matches!(volume.desired, Desired::Gone { .. });
+                    others |= matches!(desired, Desired::Gone { .. })
+                        != matches!(volume.desired, Desired::Gone { .. });
                     (volume.requested, volume.desired) = (desired.clone(), desired);
                     (volume.reported, volume.due) = (None, true);
                 }
                 None => {
                     others = true;
-                    self.volumes
-                        .insert(id, Volume { requested: desired.clone(), desired, reported: None, observed: None, due: true });
+                    self.volumes.insert(
+                        id,
+                        Volume {
+                            requested: desired.clone(),
+                            desired,
+                            reported: None,
+                            observed: None,
+                            due: true,
+                        },
+                    );
                 }
             }
         }
@@ -343,10 +351,14 @@ impl<C: Connect> ClaimWorker<C> {
             for (id, observed) in unseen.into_iter().zip(observed) {
                 let Some(volume) = self.volumes.get(&id) else { continue };
                 match (observed, taken_over.get(&id)) {
-                    (Ok(observed), Some(OldName::Claimed(by))) if matches!(volume.desired, Desired::Claim { .. }) => {
+                    (Ok(observed), Some(OldName::Claimed(by)))
+                        if matches!(volume.desired, Desired::Claim { .. }) =>
+                    {
                         waiting.push((id, volume.desired.clone(), by.clone(), observed));
                     }
-                    (Ok(observed), Some(OldName::Armed)) if matches!(volume.desired, Desired::Claim { .. }) => {
+                    (Ok(observed), Some(OldName::Armed))
+                        if matches!(volume.desired, Desired::Claim { .. }) =>
+                    {
                         begin(id, Desired::Claim { doubted: true }, observed);
                     }
                     (observed, _) => match observed {
@@ -357,7 +369,11 @@ impl<C: Connect> ClaimWorker<C> {
             }
         }
         for (id, desired, node, observed) in waiting {
-            self.record_progress(id, Progress { desired, status: Some(ClaimStatus::Waiting { node }), observed }).await?;
+            self.record_progress(
+                id,
+                Progress { desired, status: Some(ClaimStatus::Waiting { node }), observed },
+            )
+            .await?;
         }
         for (id, desired, error) in unreadable {
             let status = Some(ClaimStatus::Unreadable(error.to_string()));
@@ -411,7 +427,11 @@ impl<C: Connect> ClaimWorker<C> {
         Ok(found)
     }
 
-    async fn record_progress(&mut self, id: VolumeId, Progress { desired, status, observed }: Progress) -> Result<(), End> {
+    async fn record_progress(
+        &mut self,
+        id: VolumeId,
+        Progress { desired, status, observed }: Progress,
+    ) -> Result<(), End> {
         let Some(status) = status else {
             self.retry_later(id);
             return Ok(());
@@ -448,11 +468,7 @@ impl<C: Connect> ClaimWorker<C> {
     }
 
     /// A store that was restored from an older state, or is new, learns what is known here.
-    async fn backfill(
-        &mut self,
-        session: &Arc<C::Session>,
-        from: Backfill,
-    ) -> Result<Backfill, End> {
+    async fn backfill(&mut self, session: &Arc<C::Session>, from: Backfill) -> Result<Backfill, End> {
         let after = match from {
             Backfill::FromStart => None,
             Backfill::After(id) => Some(id),
@@ -537,7 +553,9 @@ async fn keep_lease<S: Session>(session: Arc<S>, granted: Granted, inputs: mpsc:
             Ok(kept) => kept,
             Err(error) => return End::Store(error),
         };
-        if let Err(error) = report(&inputs, StoreUpdate::Lease { id: kept.id, until: end_of(asked, kept) }).await {
+        if let Err(error) =
+            report(&inputs, StoreUpdate::Lease { id: kept.id, until: end_of(asked, kept) }).await
+        {
             return End::Agent(error);
         }
     }

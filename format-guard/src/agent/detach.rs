@@ -13,8 +13,9 @@ use crate::{
     config::Config,
     enforce::bpf::pins,
     record::{
-        sqlite::SqliteStore,
+        Volume,
         history::HistoryEvent,
+        sqlite::SqliteStore,
         store::Store,
         transition::{self, Event},
     },
@@ -41,7 +42,12 @@ fn record(config: &Config, reason: &str, uid: u32) -> Result<()> {
     let (mut store, _) = SqliteStore::open(&config.state_dir, at)?;
     for record in store.list()? {
         if !matches!(record.state, State::Formatted | State::Exempt) {
-            store.put(&transition::next(&Volume::of(record), Event::MissedFormatSuspected, super::clocks()).0.record, &[])?;
+            store.put(
+                &transition::next(&Volume::of(record), Event::MissedFormatSuspected, super::clocks())
+                    .0
+                    .record,
+                &[],
+            )?;
         }
     }
     let text = format!("enforcement was ended by user {uid}: {reason}");

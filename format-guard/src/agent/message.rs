@@ -30,7 +30,7 @@ pub enum Input {
         /// Its kernel name.
         name: String,
         /// When the kernel's word of it was read.
-        told: Instant,
+        received_at: Instant,
     },
     /// A block device is gone.
     Removed {
@@ -253,7 +253,7 @@ pub enum StoreUpdate {
 
 /// Formats that are on record here, of volumes that are not attached.
 #[derive(Default)]
-pub struct Known {
+pub struct KnownFormats {
     /// Them.
     pub formats: Vec<(VolumeId, Format)>,
     /// The volume after which there are more.

@@ -157,7 +157,8 @@ pub async fn run(start: Start) -> Result<()> {
     })
     .await??;
     info!("every device has its rule");
-    let (mut reconciler, events) = selector.put_in_force(reconciler, events, &mut tasks, &senders.urgent).await?;
+    let (mut reconciler, events) =
+        selector.put_in_force(reconciler, events, &mut tasks, &senders.urgent).await?;
     let tier = reconciler.enforcer_mut().tier();
     if tier != Tier::Preload {
         preload::publish_that_all_passes(&config.run_dir)?;
@@ -229,7 +230,8 @@ fn share(
     if !config.store.endpoints.is_empty() {
         let etcd = crate::record::shared::etcd::Etcd::new(config.store.clone());
         let (lease, seconds) = (reconciler.lease(), config.store.lease);
-        let (claim_worker, desired_claims) = claims::ClaimWorker::new(etcd, node_name(), seconds, lease, inputs.clone());
+        let (claim_worker, desired_claims) =
+            claims::ClaimWorker::new(etcd, node_name(), seconds, lease, inputs.clone());
         reconciler.share(desired_claims.clone(), config.store.required);
         tasks.spawn(claim_worker.run());
         return Some(desired_claims);

@@ -36,8 +36,8 @@ use super::{
 use crate::volume::{
     Dev,
     copies::{Wanted, hexadecimal},
-    probe::{Answered, Finding, ProbeError, Request},
     device::Device,
+    probe::{Answered, ProbeError, Request},
 };
 
 /// Probes that run at a time, those that take long not counted.

@@ -164,9 +164,12 @@ mod tests {
     fn answers_are_taken_together_and_what_comes_behind_them_is_not_lost() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
         let (senders, mut inputs) = channels();
-        for input in
-            [answer(0), answer(1), Input::Changed { name: "sda".to_owned(), told: Instant::now() }, answer(2)]
-        {
+        for input in [
+            answer(0),
+            answer(1),
+            Input::Changed { name: "sda".to_owned(), received_at: Instant::now() },
+            answer(2),
+        ] {
             senders.others.try_send(input).expect("room");
         }
         let Some(Input::Probed(first)) = inputs.next(runtime.handle()) else { panic!("no answer") };

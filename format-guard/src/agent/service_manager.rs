@@ -47,7 +47,9 @@ pub(super) async fn keep_alive(inputs: mpsc::Sender<Input>) -> Result<()> {
         return std::future::pending().await;
     };
     loop {
-        ask(&inputs, Request::Guard(GuardRequest::Alive), OWN_UID, None).await.context("the reconciler does not answer")?;
+        ask(&inputs, Request::Guard(GuardRequest::Alive), OWN_UID, None)
+            .await
+            .context("the reconciler does not answer")?;
         send("WATCHDOG=1");
         time::sleep(interval / 3).await;
     }

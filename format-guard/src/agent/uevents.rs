@@ -69,11 +69,11 @@ impl Hints {
 
     /// Of one that went and came the reconciler hears both: it looks which of them is still so.
     fn into_inputs(mut self) -> impl Iterator<Item = Input> {
-        let told = Instant::now();
+        let received_at = Instant::now();
         self.order.into_iter().flat_map(move |name| {
             let hint = self.of.remove(&name).unwrap_or_default();
             let removed = hint.removed.then(|| Input::Removed { name: name.clone() });
-            removed.into_iter().chain(hint.changed.then_some(Input::Changed { name, told }))
+            removed.into_iter().chain(hint.changed.then_some(Input::Changed { name, received_at }))
         })
     }
 }

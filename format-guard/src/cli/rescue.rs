@@ -21,9 +21,9 @@ use crate::{
     api::{Copy, Failure, FailureKind, Selector, Volume},
     volume::{
         copies::Piece,
+        device::Devices,
         marks::ReadAt,
         probe::{Direct, node_path},
-        device::Devices,
     },
 };
 

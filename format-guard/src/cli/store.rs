@@ -16,14 +16,14 @@ use crate::{
     api,
     config::Config,
     record::{
-        Record,
+        Record, Volume,
+        history::HistoryEvent,
         shared::{
-            self, Format, MAX_VALUE, NodeLease, Shared, ClaimStatus, ValueError, Desired,
+            self, ClaimStatus, Desired, Format, MAX_VALUE, NodeLease, Shared, ValueError,
             etcd::{Etcd, Member},
             store::{Connect, Session, SharedError, converge},
         },
         sqlite::SqliteStore,
-        history::HistoryEvent,
         store::Store,
         transition::{self, Event},
     },
@@ -239,7 +239,8 @@ fn put_here(config: &Config, formats: &[(VolumeId, Format)]) -> Result<String> {
         let old = store.get(id)?;
         let had = old.as_ref().map_or(0, |record| record.generation);
         let record = old.unwrap_or_else(|| Record::new(id.clone(), "imported".to_owned(), false, at));
-        let new = transition::next(&Volume::of(record.clone()), Event::Shared(format.clone()), clocks()).0.record;
+        let new =
+            transition::next(&Volume::of(record.clone()), Event::Shared(format.clone()), clocks()).0.record;
         if new == record || had >= format.generation {
             known += 1;
             continue;

@@ -12,16 +12,12 @@ pub mod rule;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use format_guard_common::{
-    Rule, Windows,
-    claim::Lease,
-    event::FormatOwner,
-};
+use format_guard_common::{Rule, Windows, claim::Lease, event::FormatOwner};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{tier::Tier, volume::Dev};
-use report::Report;
 use error::{LoadError, MapError, ProgramStatus, ProtectionError};
+use report::Report;
 
 /// What the guard itself has counted since its maps were made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use format_guard_common::{
     Rule, State, Windows,
     claim::Lease,
     event::{EventKind, FormatOwner, KernelEvent, Process, wrote},
-    program,
     preload_request::{Ask, PreloadRequest},
+    program,
     snapshot::{self, Entry, FILE, Header, Known, SUPERSEDED},
 };
 
@@ -112,7 +112,8 @@ impl Published {
                 if of_rule.count > 0 {
                     windows.push(*of_rule);
                 }
-                let owner = self.owners.get(&rule.lock_dev).filter(|entry| entry.diskseq == rule.lock_diskseq);
+                let owner =
+                    self.owners.get(&rule.lock_dev).filter(|entry| entry.diskseq == rule.lock_diskseq);
                 Entry {
                     rule: *rule,
                     owner: owner.copied().unwrap_or_default(),
@@ -226,7 +227,12 @@ pub struct Questions(Arc<Mutex<Published>>);
 impl Questions {
     /// The answer to one question, and what is to be told of it.
     #[must_use]
-    pub fn answer(&self, ask: Ask, question: &PreloadRequest, caller: &Caller) -> (bool, Option<KernelEvent>) {
+    pub fn answer(
+        &self,
+        ask: Ask,
+        question: &PreloadRequest,
+        caller: &Caller,
+    ) -> (bool, Option<KernelEvent>) {
         let mut published = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         published.judged += 1;
         let (answer, kind) = match ask {
@@ -329,7 +335,12 @@ impl Enforcer for PreloadEnforcer {
         // Published with the canary's rule, and once more without it.
         self.published().in_force = true;
         self.prove()?;
-        Ok(vec![ProgramStatus { program: LIBRARY.to_owned(), attached: true, open: String::new(), skipped: 0 }])
+        Ok(vec![ProgramStatus {
+            program: LIBRARY.to_owned(),
+            attached: true,
+            open: String::new(),
+            skipped: 0,
+        }])
     }
 
     fn prove(&mut self) -> Result<(), LoadError> {

@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn a_record_of_no_known_kind_is_none_and_unknown_numbers_are_no_error() {
         assert_eq!(Report::decode(&KernelEvent { kind: 77, ..KernelEvent::default() }), None);
-        let record = KernelEvent { kind: 1, reason: 99, operation: 99, dev: 8 << 20, ..KernelEvent::default() };
+        let record =
+            KernelEvent { kind: 1, reason: 99, operation: 99, dev: 8 << 20, ..KernelEvent::default() };
         let report = Report::decode(&record).expect("a refusal");
         let Happened::Refused(refused) = report.what else { panic!("{report:?}") };
         assert_eq!((refused.reason, refused.operation, refused.through), (None, None, None));

@@ -13,8 +13,8 @@ use crate::{
     record::{Content, Overlap, Progress, Record, Volume, transition},
     volume::{
         Dev,
-        marks::{MAX_MARKS, Mark},
         graph::{Relation, Shared},
+        marks::{MAX_MARKS, Mark},
     },
 };
 
@@ -213,8 +213,10 @@ fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
         marks.extend(subject.record.marks.iter().cloned());
     }
     if matches!(state, State::Unverified | State::Formatted) {
-        let others =
-            subject.others.iter().filter(|other| other.relation != Relation::Above && holds_format(other.record));
+        let others = subject
+            .others
+            .iter()
+            .filter(|other| other.relation != Relation::Above && holds_format(other.record));
         for mark in others.flat_map(|other| shifted(&other.record.marks, &other.shared)) {
             let end = mark.offset + mark.bytes.len() as u64;
             let overlaps = marks
@@ -317,8 +319,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn record(id: &str, state: State) -> Record {
-        let mut record = Record::new(id.into(), "test".into(), false, 0);
+    fn record(id: &str, state: State) -> Volume {
+        let mut record = Volume::of(Record::new(id.into(), "test".into(), false, 0));
         record.state = state;
         if state == State::Formatted {
             record.marks = vec![Mark { offset: 0, kind: MarkKind::Magic, bytes: b"XFSB".to_vec() }];
@@ -327,7 +329,7 @@ mod tests {
         record
     }
 
-    fn subject<'a>(record: &'a Record, others: Vec<Other<'a>>) -> Subject<'a> {
+    fn subject<'a>(record: &'a Volume, others: Vec<Other<'a>>) -> Subject<'a> {
         Subject {
             dev: 7,
             diskseq: 9,
@@ -340,7 +342,7 @@ mod tests {
         }
     }
 
-    fn above(dev: u32, record: &Record, ours: u64, length: u64) -> Other<'_> {
+    fn above(dev: u32, record: &Volume, ours: u64, length: u64) -> Other<'_> {
         Other { dev, record, relation: Relation::Above, shared: vec![Shared { ours, theirs: 0, length }] }
     }
 
@@ -386,7 +388,7 @@ mod tests {
 
     #[test]
     fn what_only_carries_others_takes_a_table_where_they_leave_it_room() {
-        let takes = |change: &dyn Fn(&mut Record)| {
+        let takes = |change: &dyn Fn(&mut Volume)| {
             let mut disk = record("disk", State::Formatted);
             disk.content = None;
             disk.attachment.looked_at = Some(1);
@@ -403,7 +405,7 @@ mod tests {
             !start
         };
         assert!(takes(&|_| {}));
-        let refused: [&dyn Fn(&mut Record); 6] = [
+        let refused: [&dyn Fn(&mut Volume); 6] = [
             &|disk| disk.marks[0].offset = 0,
             &|disk| disk.marks[0].offset = (64 << 20) - 512,
             &|disk| disk.marks.clear(),
@@ -443,7 +445,9 @@ mod tests {
     fn whoever_may_format_the_disk_may_format_what_lies_on_it() {
         let upper = record("upper", State::Formatted);
         for state in [State::Permitted, State::Formatting] {
-            let disk = Record { armed: Some("boot".into()), running: true, ..record("disk", state) };
+            let mut disk = record("disk", state);
+            disk.armed = Some("boot".into());
+            disk.attachment.progress = Progress::Running;
             let (rule, windows) = of(&subject(&disk, vec![above(8, &upper, MIB, MIB)]), false);
             assert_eq!((rule.state, windows.count), (state as u32, 0));
         }
@@ -452,7 +456,8 @@ mod tests {
     #[test]
     fn a_permit_counts_only_while_its_use_would_be_recorded() {
         for (ever_formatted, state) in [(true, State::Formatted), (false, State::Unverified)] {
-            let disk = Record { ever_formatted, ..record("disk", State::Permitted) };
+            let mut disk = record("disk", State::Permitted);
+            disk.ever_formatted = ever_formatted;
             assert_eq!(of(&subject(&disk, Vec::new()), false).0.state, state as u32);
         }
     }
@@ -482,9 +487,10 @@ mod tests {
     #[test]
     fn a_partition_that_outlived_its_table_has_no_window_in_what_took_its_place() {
         let (disk, mut stale) = (record("disk", State::Formatted), record("part", State::Unverified));
-        let windows = |stale: &Record| of(&subject(&disk, vec![above(8, stale, MIB, MIB)]), false).1.count;
+        let windows = |stale: &Volume| of(&subject(&disk, vec![above(8, stale, MIB, MIB)]), false).1.count;
         assert_eq!(windows(&stale), 1, "not probed yet, it may hold anything");
-        stale.attachment.overlay = Some(Overlay { by: "disk, which holds xfs".into(), overlap: Overlap::Inside });
+        stale.attachment.overlay =
+            Some(Overlay { by: "disk, which holds xfs".into(), overlap: Overlap::Inside });
         assert_eq!(windows(&stale), 0);
     }
 
@@ -523,7 +529,7 @@ mod tests {
     #[test]
     fn what_has_no_room_is_nobodys() {
         let disk = record("disk", State::Formatted);
-        let uppers: Vec<Record> = (0..100).map(|i| record(&format!("lv{i}"), State::Formatted)).collect();
+        let uppers: Vec<Volume> = (0..100).map(|i| record(&format!("lv{i}"), State::Formatted)).collect();
         let others =
             (0_u32..).zip(&uppers).map(|(i, upper)| above(8 + i, upper, u64::from(i) * MIB, MIB)).collect();
         let (_, windows) = of(&subject(&disk, others), false);

@@ -26,7 +26,10 @@ pub enum Progress {
 
 /// What is known of a volume while it is attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state: the state is the record's")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, not a state: the state is the record's"
+)]
 pub struct Attachment {
     /// Why it is not armed, however blank it reads.
     pub not_armed_because: Option<&'static str>,

@@ -347,7 +347,12 @@ pub struct NodeLease<'a> {
 
 /// What is to be written next, if anything; if nothing is, the node's status.
 #[must_use]
-pub fn plan(observed: &Observed, desired: &Desired, me: NodeLease<'_>, now: Seconds) -> (Option<Write>, ClaimStatus) {
+pub fn plan(
+    observed: &Observed,
+    desired: &Desired,
+    me: NodeLease<'_>,
+    now: Seconds,
+) -> (Option<Write>, ClaimStatus) {
     let old = observed.shared.clone().unwrap_or_default();
     let mut plan = Planner {
         claim: ClaimChange::Keep,
@@ -395,7 +400,8 @@ impl Planner<'_> {
             Desired::Gone { clean, .. } => *clean,
             _ => false,
         };
-        let doubted_here = matches!(desired, Desired::Watch { doubted: true } | Desired::Claim { doubted: true });
+        let doubted_here =
+            matches!(desired, Desired::Watch { doubted: true } | Desired::Claim { doubted: true });
         let ended = self.by_permit && (!lasts || ours && !goes_on);
         let expired = self.new.permit.as_ref().is_some_and(|permit| permit.expires <= self.now);
         if ended || expired && !ours {

@@ -313,9 +313,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 
 /// Looks at every record and setting: a flipped bit must not be found when it has been acted upon.
 fn check_sums(connection: &Connection) -> Result<(), StoreError> {
-    let damaged = |what: &str| {
-        Err(StoreError::Damaged { reason: format!("{what} is not what was stored") })
-    };
+    let damaged = |what: &str| Err(StoreError::Damaged { reason: format!("{what} is not what was stored") });
     for_each(connection, |found| checked(found).map(drop)).or_else(|error| match error {
         StoreError::Row { volume, .. } => damaged(&volume),
         error => Err(error),
@@ -368,7 +366,6 @@ fn add_sums(connection: &Connection) -> Result<(), StoreError> {
     }
     Ok(())
 }
-
 
 fn is_damage(error: &StoreError) -> bool {
     match error {

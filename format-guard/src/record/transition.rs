@@ -8,8 +8,8 @@
 use format_guard_common::{State, event::Process};
 
 use super::{
-    Attachment, Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Progress, Record, Seconds, Volume,
-    Wrote, shared::Format,
+    Attachment, Claim, Content, Ends, Formatter, Now, Overlap, Overlay, Permit, Progress, Record, Seconds,
+    Volume, Wrote, shared::Format,
 };
 use crate::{
     config::RawContent,
@@ -619,8 +619,9 @@ impl Step {
     /// Nothing is stored of it, so there is nothing to lose: whoever had what was recorded has cut the file, and it is a new
     /// volume. Not once somebody may have mounted it: what a file system has in memory comes back to the file.
     fn is_unwritten(&mut self) {
-        let anew =
-            self.record.state == State::Formatted && self.attachment.untouched && !self.attachment.is_held_back();
+        let anew = self.record.state == State::Formatted
+            && self.attachment.untouched
+            && !self.attachment.is_held_back();
         if anew && !self.reads_blank_again() {
             return;
         }
@@ -678,8 +679,10 @@ impl Step {
 
     /// What reads blank where another volume was: it stays protected for the quarantine, and is another one then.
     fn reads_as_anothers(&mut self, ends: Ends) {
-        let doubted =
-            self.attachment.suspect_since.is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
+        let doubted = self
+            .attachment
+            .suspect_since
+            .is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
         if !self.reads_blank_again() || doubted {
             self.reads_as_nothing(&ends);
             return;
@@ -737,8 +740,10 @@ impl Step {
     }
 
     fn clean_pass(&mut self, cause: &str, ends: Ends) {
-        let doubted =
-            self.attachment.suspect_since.is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
+        let doubted = self
+            .attachment
+            .suspect_since
+            .is_some_and(|since| self.now.boot < since + self.attachment.quarantine);
         if !self.reads_blank_again() || doubted {
             return;
         }
@@ -765,8 +770,8 @@ impl Step {
             }
             State::Unverified
                 if self
-                    .record
-                    .overlaid
+                    .attachment
+                    .overlay
                     .as_ref()
                     .is_some_and(|overlay| overlay.overlap == Overlap::Inside) => {}
             State::Blank if self.attachment.left.as_ref() == Some(&content) => {}
@@ -989,7 +994,9 @@ impl Step {
                     self.fill();
                 }
             }
-            State::Formatted if !self.attachment.has_exited() && goes_on(&self.record, formatter.process()) => {
+            State::Formatted
+                if !self.attachment.has_exited() && goes_on(&self.record, formatter.process()) =>
+            {
                 self.attachment.progress = Progress::Running;
             }
             // Told late: a later one must not find it in its place.

@@ -72,8 +72,7 @@ impl Devices {
     #[must_use]
     pub fn device(&self, name: &str) -> Option<Device> {
         let node = self.sysfs.node(name)?;
-        let sources =
-            Sources { sysfs: &self.sysfs, loops: &self.loops, longhorn: self.longhorn.as_deref() };
+        let sources = Sources { sysfs: &self.sysfs, loops: &self.loops, longhorn: self.longhorn.as_deref() };
         Some(Device {
             name: name.to_owned(),
             dev: node.dev()?,

@@ -199,7 +199,13 @@ impl DeviceGraph {
                     Relation::Beside
                 };
                 let transformed = shared.is_empty() && written.contains(&other);
-                Some(Related { dev: other, relation, layer: self.layer(other, MAX_DEPTH), shared, transformed })
+                Some(Related {
+                    dev: other,
+                    relation,
+                    layer: self.layer(other, MAX_DEPTH),
+                    shared,
+                    transformed,
+                })
             })
             .collect();
         related.sort_by_key(|related| (related.layer, related.dev));
@@ -289,7 +295,12 @@ impl DeviceGraph {
         self.extents_on_base_to(dev, is_container, MAX_DEPTH)
     }
 
-    fn extents_on_base_to(&self, dev: Dev, is_container: &dyn Fn(Dev) -> bool, depth: usize) -> Vec<BaseExtent> {
+    fn extents_on_base_to(
+        &self,
+        dev: Dev,
+        is_container: &dyn Fn(Dev) -> bool,
+        depth: usize,
+    ) -> Vec<BaseExtent> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
         let mut runs = Vec::new();
         for below in device.below.iter().filter(|below| depth > 0 && !is_container(below.dev)) {
@@ -422,7 +433,10 @@ mod tests {
         ]);
         assert_eq!(
             related(&present, 1),
-            [(2, Relation::Above, vec![(MIB, 0, 10 * MIB)]), (3, Relation::Above, vec![(11 * MIB, 0, 10 * MIB)])]
+            [
+                (2, Relation::Above, vec![(MIB, 0, 10 * MIB)]),
+                (3, Relation::Above, vec![(11 * MIB, 0, 10 * MIB)])
+            ]
         );
         assert_eq!(related(&present, 2), [(1, Relation::Below, vec![(0, MIB, 10 * MIB)])]);
     }
@@ -537,8 +551,8 @@ mod tests {
                 let related = present.related(device.dev);
                 for other in present.iter().filter(|other| other.identity.id != device.identity.id) {
                     let bytes = shared(
-                        &graph.extents_on_base(device.dev, &|_| false),
-                        &graph.extents_on_base(other.dev, &|_| false),
+                        &present.extents_on_base(device.dev, &|_| false),
+                        &present.extents_on_base(other.dev, &|_| false),
                     );
                     let found = related.iter().find(|related| related.dev == other.dev);
                     prop_assert_eq!(found.map_or(&[][..], |found| &found.shared), bytes.as_slice());

@@ -12,14 +12,15 @@ use anyhow::{Context, Result, ensure};
 use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp};
 use format_guard::{
     agent::{
-        claims::{ClaimWorker, KnownFormats, StoreUpdate, DesiredClaims},
-        reconciler::Input,
+        claims::ClaimWorker,
+        desired_claims::DesiredClaims,
+        message::{Input, KnownFormats, StoreUpdate},
     },
     config,
     record::{
         Claim, Now, Record, Volume,
         shared::{
-            Armed, Format, NodeLease, Observed, Shared, ClaimStatus, Desired,
+            Armed, ClaimStatus, Desired, Format, NodeLease, Observed, Shared,
             etcd::Etcd,
             store::{Connect, Session, converge},
         },
@@ -121,7 +122,8 @@ async fn claims() -> Result<()> {
                 let id = VolumeId::from(format!("iscsi:iqn.2020-01.org:pvc-{number},lun=1"));
                 let me = NodeLease { node: "node", lease: Some(lease) };
                 let stands =
-                    converge(&*member, &id, Desired::Claim { doubted: false }, Observed::default(), me, 0).await?;
+                    converge(&*member, &id, Desired::Claim { doubted: false }, Observed::default(), me, 0)
+                        .await?;
                 ensure!(stands.status == Some(ClaimStatus::Claimed { doubted: false }), "{stands:?}");
                 Ok(())
             }

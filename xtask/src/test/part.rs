@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
 
 use super::{
     commands,
@@ -24,7 +23,7 @@ use crate::{
     cgroup, chart, cluster,
     command::{command, logged, workspace},
     cuts, dist, fuzz,
-    guest::{self, Clock, Disk, EMULATOR_FAILED, Guest, with_guard, sparse_image},
+    guest::{self, Clock, Disk, EMULATOR_FAILED, Guest, sparse_image, with_guard},
     kernels::Kernel,
     matrix, preload,
 };

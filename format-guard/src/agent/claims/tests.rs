@@ -1,12 +1,18 @@
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use super::*;
-use crate::record::shared::{Claim, VERSION, ValueError};
+use crate::record::{
+    Permit,
+    shared::{Claim, Format, VERSION, ValueError},
+};
 
 /// A store in memory, whose leases end when the test says so.
 #[derive(Default)]
@@ -135,7 +141,8 @@ struct Node {
 impl Node {
     fn start(memory: &Arc<Memory>, name: &str, lease: Option<u64>) -> Self {
         let (sender, inputs) = mpsc::channel(64);
-        let (claim_worker, desired_claims) = ClaimWorker::new(Connected(memory.clone()), name.to_owned(), 60, lease, sender);
+        let (claim_worker, desired_claims) =
+            ClaimWorker::new(Connected(memory.clone()), name.to_owned(), 60, lease, sender);
         tokio::spawn(claim_worker.run());
         Self { desired_claims, inputs, known: Vec::new() }
     }
@@ -191,7 +198,10 @@ async fn one_of_two_nodes_claims_and_the_other_is_told_of_the_format() {
     assert_eq!(b.progress(None).await, ClaimStatus::Waiting { node: "a".to_owned() });
     a.desired_claims.set(&ID.into(), Desired::Formatting, false);
     a.progress(Some(Desired::Formatted(format(1, "a")))).await;
-    assert_eq!(b.progress(Some(Desired::Formatted(format(1, "a")))).await, ClaimStatus::Formatted(format(1, "a")));
+    assert_eq!(
+        b.progress(Some(Desired::Formatted(format(1, "a")))).await,
+        ClaimStatus::Formatted(format(1, "a"))
+    );
     assert_eq!(memory.observed(ID).claim, None);
 }
 
@@ -227,7 +237,7 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
     assert!(matches!(node.next().await, StoreUpdate::Disconnected(_)));
     let (reply, answer) = oneshot::channel();
     let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
-    node.desired_claims.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
+    node.desired_claims.command(OperatorCommand::Permit { id: ID.into(), permit: permit.clone(), reply });
     assert!(
         answer.await.expect("an answer").is_err_and(|failure| failure.error.contains("nothing was done"))
     );
@@ -236,8 +246,8 @@ async fn what_is_known_is_told_whenever_the_store_answers_again() {
     while !matches!(node.next().await, StoreUpdate::Connected) {}
     // The question after them is answered once they are written.
     let (reply, _) = oneshot::channel();
-    node.desired_claims.command(Command::Permit { id: ID.into(), permit, reply });
-    while !matches!(node.next().await, StoreUpdate::Done(Command::Permit { .. })) {}
+    node.desired_claims.command(OperatorCommand::Permit { id: ID.into(), permit, reply });
+    while !matches!(node.next().await, StoreUpdate::Done(OperatorCommand::Permit { .. })) {}
     assert_eq!(memory.observed(ID).shared.and_then(|shared| shared.format), Some(format(7, "a")));
     // A store that was put back to an older state.
     memory.volumes.lock().expect("no panic").clear();
@@ -291,7 +301,7 @@ async fn a_permit_is_claimed_where_the_volume_is_and_by_one_node() {
     while !matches!(a.next().await, StoreUpdate::Connected) {}
     let permit = Permit { reason: "x".to_owned(), uid: 0, at: 0, expires: i64::MAX, used: false };
     let (reply, _) = oneshot::channel();
-    a.desired_claims.command(Command::Permit { id: ID.into(), permit: permit.clone(), reply });
+    a.desired_claims.command(OperatorCommand::Permit { id: ID.into(), permit: permit.clone(), reply });
     let first = tokio::select! {
         status = a.progress(Some(Desired::Permitted)) => status,
         status = b.progress(Some(Desired::Permitted)) => status,

@@ -26,7 +26,7 @@ use crate::{
 const AWAITED: Duration = Duration::from_millis(MAX_WAIT);
 /// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
 /// node after the device, and no uevent tells of it.
-const NAMING: Seconds = 10;
+pub(super) const NAMING: Seconds = 10;
 
 impl Reconciler {
     /// Completes an identity that sysfs alone does not tell. An array goes by the UUID in its members'
@@ -218,9 +218,14 @@ impl Reconciler {
             self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
                 self.desire_nothing_more(&record, !held);
-                if record.state == State::Formatting && record.attachment.is_running() && self.formats.departed.len() < MAX_ENDS {
-                    record.attachment.wrote =
-                        record.attachment.wrote.max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
+                if record.state == State::Formatting
+                    && record.attachment.is_running()
+                    && self.formats.departed.len() < MAX_ENDS
+                {
+                    record.attachment.wrote = record
+                        .attachment
+                        .wrote
+                        .max(owner.map_or(Wrote::Bytes, |entry| Wrote::of(entry.wrote)));
                     self.formats.departed.insert(id.clone(), record);
                 }
             }
@@ -258,7 +263,11 @@ impl Reconciler {
         self.awaited.retain(|_, told| told.elapsed() < AWAITED);
         self.awaited.insert(dev, Instant::now());
         // A probe may have been put off for the sake of the formatter that has just ended.
-        if self.records.get(&id).is_some_and(|record| record.state == State::Formatting && record.attachment.has_exited()) {
+        if self
+            .records
+            .get(&id)
+            .is_some_and(|record| record.state == State::Formatting && record.attachment.has_exited())
+        {
             self.probe(&id);
         }
         if let Some(device) = self.path(&id) {
@@ -281,7 +290,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn apply_probe_batch(&mut self, answers: Vec<Answer>) {
+    pub(super) fn apply_probe_batch(&mut self, answers: Vec<ProbeAnswer>) {
         self.batch = (answers.len() > 1).then(Batch::default);
         for answer in answers {
             self.probed(answer);
@@ -289,7 +298,7 @@ impl Reconciler {
         self.apply_batch();
     }
 
-    pub(super) fn probed(&mut self, answer: Answer) {
+    pub(super) fn probed(&mut self, answer: ProbeAnswer) {
         // An answer about an earlier attachment says nothing of this one.
         let Some(device) = self.graph.get(answer.dev).filter(|device| device.diskseq == answer.diskseq)
         else {

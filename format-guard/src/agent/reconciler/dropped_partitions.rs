@@ -10,9 +10,9 @@ use crate::{
     record::{Overlap, Overlay, Volume},
     volume::{
         Dev, VolumeId,
+        device::Device,
         graph::Relation,
         probe::Finding,
-        device::Device,
         topology::{Extent, SECTOR},
     },
 };
@@ -44,13 +44,18 @@ impl Reconciler {
             && let Some(disk) = self.graph.get(below.dev)
         {
             self.prober.ask(disk, None);
-            self.dropped_partitions.push(DroppedPartition { disk: below.dev, region: *region, record: record.clone() });
+            self.dropped_partitions.push(DroppedPartition {
+                disk: below.dev,
+                region: *region,
+                record: record.clone(),
+            });
         }
     }
 
     /// Forgets dropped partitions: those of a disk that is gone, one that is there again, one that an operator forgets.
     pub(super) fn forget_dropped(&mut self, disk: Option<Dev>, id: Option<&VolumeId>) {
-        self.dropped_partitions.retain(|dropped| Some(dropped.disk) != disk && Some(&dropped.record.id) != id);
+        self.dropped_partitions
+            .retain(|dropped| Some(dropped.disk) != disk && Some(&dropped.record.id) != id);
     }
 
     /// Forgets dropped partitions that the table of their disk does not name any more. A table that cannot be

@@ -28,7 +28,7 @@ use crate::{
 
 /// How long an exit status is kept: nobody waits for the end of most processes. A format whose event was lost
 /// is recovered by the next resync.
-const ENDS_LAST: Duration = Duration::from_mins(1);
+pub(super) const ENDS_LAST: Duration = Duration::from_mins(1);
 
 /// What the kernel programs and the processes themselves have told of formats that are under way, or were.
 #[derive(Default)]
@@ -167,7 +167,8 @@ impl Reconciler {
             self.formats.exit_statuses.remove(&process);
         }
         let formats = |record: &Volume| {
-            record.attachment.is_running() && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
+            record.attachment.is_running()
+                && record.formatter.as_ref().is_some_and(|formatter| formatter.is(process))
         };
         let ended: Vec<VolumeId> =
             self.records.values().filter(|record| formats(record)).map(|record| record.id.clone()).collect();

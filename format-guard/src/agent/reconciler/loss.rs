@@ -14,12 +14,7 @@ use super::{
 use crate::{
     agent::now,
     api::{self, Failure},
-    record::{
-        Content,
-        history::HistoryEvent,
-        store::Loss,
-        transition::Event,
-    },
+    record::{Content, history::HistoryEvent, store::Loss, transition::Event},
     volume::{
         Dev, VolumeId,
         marks::{Mark, MarkKind},
@@ -83,8 +78,9 @@ impl Reconciler {
         self.history.advance();
         self.lost.loss = None;
         self.lost.earlier_rules.clear();
-        let held =
-            self.records.values().filter(|record| record.state == State::Unverified && record.attachment.not_armed_because.is_some());
+        let held = self.records.values().filter(|record| {
+            record.state == State::Unverified && record.attachment.not_armed_because.is_some()
+        });
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             let Some(device) = self.graph.of(&id).next() else { continue };

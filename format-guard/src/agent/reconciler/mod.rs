@@ -58,16 +58,8 @@ use sharing::Sharing;
 use unstored::{Change, Unstored};
 
 use super::{
-    clocks,
-    closing::Closing,
-    desired_claims::DesiredClaims,
-    kernel_log::KernelLog,
-    kubernetes, mappings,
-    message::Input,
-    metrics::Metrics,
-    process_exit::Watcher,
-    prober::Prober,
-    queue::Inputs,
+    clocks, closing::Closing, desired_claims::DesiredClaims, kernel_log::KernelLog, kubernetes, mappings,
+    message::Input, metrics::Metrics, prober::Prober, process_exit::Watcher, queue::Inputs,
 };
 use crate::{
     config::RawContent,
@@ -79,12 +71,7 @@ use crate::{
         store::Store,
         transition::{self, Effect, Event, Report},
     },
-    volume::{
-        Dev, VolumeId,
-        copies::Wanted,
-        device::Devices,
-        graph::DeviceGraph,
-    },
+    volume::{Dev, VolumeId, copies::Wanted, device::Devices, graph::DeviceGraph},
 };
 
 /// Inputs that a resync waits for at most before it goes on.
@@ -185,6 +172,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// A reconciler that has not looked at its host yet.
+    #[must_use]
     pub fn new(
         store: Box<dyn Store + Send>,
         enforcer: Box<dyn Enforcer + Send>,
@@ -229,6 +217,7 @@ impl Reconciler {
     }
 
     /// Goes up with every line of the history.
+    #[must_use]
     pub fn history_seq(&self) -> watch::Receiver<u64> {
         self.history.seq()
     }
@@ -240,6 +229,7 @@ impl Reconciler {
     }
 
     /// The lease of that store under which an earlier agent has claimed volumes.
+    #[must_use]
     pub fn lease(&self) -> Option<u64> {
         let lease = self.enforcer.lease();
         (lease.number != 0).then_some(lease.id)
@@ -277,7 +267,8 @@ impl Reconciler {
     fn suspect_armed(&mut self) -> Result<()> {
         for id in self.store.armed(&self.host.boot)? {
             if let Some(record) = self.store.get(&id)? {
-                let suspect = transition::next(&Volume::of(record), Event::MissedFormatSuspected, clocks()).0.record;
+                let suspect =
+                    transition::next(&Volume::of(record), Event::MissedFormatSuspected, clocks()).0.record;
                 if let Err(error) = self.store.put(&suspect, &[]) {
                     self.keep_unstored(suspect, &error);
                 }
@@ -334,7 +325,11 @@ impl Reconciler {
         self.proof = Proof::of(programs, clocks());
         self.keep_protected();
         self.keep_waited_for(self.settings.first_format_wait);
-        self.append_history(String::new(), "started", "format-guard is in force, proven by its canary".to_owned());
+        self.append_history(
+            String::new(),
+            "started",
+            "format-guard is in force, proven by its canary".to_owned(),
+        );
         // New mappings are judged from here on: none is missed between.
         for mapping in mappings::present() {
             let Some(device) = self.graph.get(mapping.dev) else { continue };
@@ -384,7 +379,7 @@ impl Reconciler {
 
     fn handle(&mut self, input: Input) -> Result<()> {
         match input {
-            Input::Changed { name, told } => {
+            Input::Changed { name, received_at } => {
                 if let Some(device) = self.host.devices.device(&name) {
                     let (dev, diskseq) = (device.dev, device.diskseq);
                     let attached =
@@ -392,7 +387,7 @@ impl Reconciler {
                     let known = attached(&self.graph);
                     self.device_changed(device);
                     if !known && attached(&self.graph) {
-                        self.metrics.ruled(told.elapsed());
+                        self.metrics.ruled(received_at.elapsed());
                     }
                 }
             }
@@ -478,7 +473,11 @@ impl Reconciler {
             .collect();
         let was_whole = self.unstored.count() == 0;
         let differs = !new.is_stored_as(&old) || self.unread.contains(id);
-        if self.batch.is_none() && told.is_empty() && new.attachment.unrecorded_past && transition::is_unread(&new) {
+        if self.batch.is_none()
+            && told.is_empty()
+            && new.attachment.unrecorded_past
+            && transition::is_unread(&new)
+        {
             self.unread.insert(id.clone());
         } else if (differs || !told.is_empty()) && !transition::is_provisional(&new) {
             self.unread.remove(id);
@@ -541,7 +540,6 @@ impl Reconciler {
             self.put_rule(dev);
         }
     }
-
 }
 
 fn history(at: Seconds, id: &VolumeId, report: &Report) -> HistoryEvent {

@@ -12,9 +12,9 @@ use super::{
 use crate::{
     agent::{clocks, now},
     api::{self, Failure, FailureKind},
-    mode::Mode,
     enforce::rule,
-    record::{self, Now, Record, Seconds, history::HistoryEvent, transition::Event},
+    mode::Mode,
+    record::{self, Now, Seconds, Volume, history::HistoryEvent, transition::Event},
     volume::Dev,
 };
 
@@ -150,7 +150,7 @@ impl Reconciler {
         let id = self.select(selector)?;
         self.device_of(&id)?;
         self.apply(&id, Event::ModeChosen { mode, reason, uid });
-        let holds_nothing = |record: &Record| matches!(record.state, State::Unverified | State::Blank);
+        let holds_nothing = |record: &Volume| matches!(record.state, State::Unverified | State::Blank);
         let note = if mode == Mode::Strict && self.records.get(&id).is_some_and(holds_nothing) {
             format!(
                 ", as soon as it is known to hold something; if it does already: format-guard volume adopt {id} --raw --reason TEXT"

@@ -15,13 +15,13 @@ use crate::{
     agent::now,
     record::{
         Record, Volume,
-        merge::{disagree, merge},
         history::HistoryEvent,
+        merge::{disagree, merge},
     },
     volume::{
         Dev, VolumeId,
-        identity::{Kind, Strength},
         device::Device,
+        identity::{Kind, Strength},
     },
 };
 
@@ -163,8 +163,7 @@ impl Reconciler {
     /// paths.
     pub(super) fn probe_new_path(&self, id: &VolumeId, dev: Dev) {
         let is_one_of_several = self.graph.of(id).nth(1).is_some();
-        if let Some(device) =
-            self.graph.get(dev).filter(|_| is_one_of_several && self.map_over(id).is_none())
+        if let Some(device) = self.graph.get(dev).filter(|_| is_one_of_several && self.map_over(id).is_none())
         {
             self.prober.ask(device, None);
         }

@@ -48,8 +48,12 @@ impl Reconciler {
     pub(super) fn word_on_disk(&mut self, partition: &VolumeId) {
         let Some(disk) = identity::disk_of(partition) else { return };
         let Some(record) = self.records.get(&disk) else { return };
-        let passed_on =
-            record.attachment.passed_on.as_ref().filter(|(_, end)| clocks().boot < *end).map(|(permit, _)| permit);
+        let passed_on = record
+            .attachment
+            .passed_on
+            .as_ref()
+            .filter(|(_, end)| clocks().boot < *end)
+            .map(|(permit, _)| permit);
         let (state, permit) = (record.state, record.permit.as_ref().or(passed_on).cloned());
         let unverified =
             || self.records.get(partition).is_some_and(|record| record.state == State::Unverified);

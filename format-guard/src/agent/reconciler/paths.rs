@@ -4,9 +4,7 @@
 use format_guard_common::State;
 
 use super::Reconciler;
-use crate::{
-    volume::{Dev, VolumeId, probe::Finding, device::Device},
-};
+use crate::volume::{Dev, VolumeId, device::Device, probe::Finding};
 
 /// By which devices a volume can be read.
 #[derive(Default)]

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     agent::now,
     api,
-    mode::Mode,
     enforce::{report::Report, since_boot},
+    mode::Mode,
     record::history::HistoryEvent,
 };
 
@@ -43,7 +43,8 @@ impl Protection {
 impl Reconciler {
     /// Puts off the end of the protection, or ends it now.
     pub(super) fn keep_protected(&mut self) {
-        let wanted = self.settings.protect && !self.protection.off_by_operator && self.mode() == Mode::Enforce;
+        let wanted =
+            self.settings.protect && !self.protection.off_by_operator && self.mode() == Mode::Enforce;
         let until = since_boot() + 2 * self.settings.resync_interval + MARGIN;
         let until = if wanted { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) } else { 0 };
         let result = self.enforcer.protect(until).map_err(|error| error.to_string());
@@ -89,14 +90,7 @@ impl Reconciler {
         let (comm, pid) = (text_of(&report.comm), report.process.tgid);
         let exe = exe_of(pid);
         let text = format!("{comm} (pid {pid}) was refused {tried}; {WAY_OUT}");
-        warn!(
-            kind = "tampering",
-            pid,
-            comm,
-            exe = exe.as_deref().unwrap_or("?"),
-            number,
-            "{text}"
-        );
+        warn!(kind = "tampering", pid, comm, exe = exe.as_deref().unwrap_or("?"), number, "{text}");
         self.append_history(String::new(), "tampering", text);
     }
 }

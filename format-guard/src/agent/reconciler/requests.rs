@@ -16,12 +16,7 @@ use crate::{
     api::{self, Condition, Failure, FailureKind},
     config::Config,
     enforce::error::{MapError, ProgramStatus},
-    record::{
-        Permit, Record,
-        history::HistoryEvent,
-        store::Wanted,
-        transition::Event,
-    },
+    record::{Permit, Record, history::HistoryEvent, store::Wanted, transition::Event},
     volume::{Dev, VolumeId, device::Device},
 };
 
@@ -38,7 +33,9 @@ impl Reconciler {
                 Ok(id) => match (self.desired_claims_for(&id), what) {
                     (Some(claims), VolumeRequest::Permit { seconds, reason }) => {
                         match self.permit_for(&id, seconds, &reason, uid) {
-                            Ok(permit) => return claims.command(OperatorCommand::Permit { id, permit, reply }),
+                            Ok(permit) => {
+                                return claims.command(OperatorCommand::Permit { id, permit, reply });
+                            }
                             Err(failure) => Err(failure),
                         }
                     }
@@ -60,7 +57,7 @@ impl Reconciler {
         let _ = reply.send(answer);
     }
 
-    fn answer(&mut self, what: GuardRequest, uid: u32) -> Result<Reply, Failure> {
+    pub(super) fn answer(&mut self, what: GuardRequest, uid: u32) -> Result<Reply, Failure> {
         Ok(match what {
             GuardRequest::Alive => Reply::Alive,
             GuardRequest::Status => Reply::Status(Box::new(self.status()?)),
@@ -85,7 +82,12 @@ impl Reconciler {
         })
     }
 
-    fn answer_of(&mut self, id: &VolumeId, what: VolumeRequest, uid: u32) -> Result<Reply, Failure> {
+    pub(super) fn answer_of(
+        &mut self,
+        id: &VolumeId,
+        what: VolumeRequest,
+        uid: u32,
+    ) -> Result<Reply, Failure> {
         Ok(match what {
             VolumeRequest::Show => Reply::Volume(Box::new(self.volume(id)?)),
             VolumeRequest::Copy => Reply::Copy(Box::new(self.copy(id)?)),
@@ -293,7 +295,7 @@ impl Reconciler {
 
     /// The volume that a request is about. Where data may be lost by the request the selector must be a device or a whole id, and
     /// never the beginning of one, which may be another volume's tomorrow.
-    fn resolve(&self, selector: &str, what: &VolumeRequest) -> Result<VolumeId, Failure> {
+    pub(super) fn resolve(&self, selector: &str, what: &VolumeRequest) -> Result<VolumeId, Failure> {
         let id = self.select(selector)?;
         let is_whole = self.names.volume(selector) == Some(&id)
             || id.as_str() == selector
@@ -305,13 +307,7 @@ impl Reconciler {
     }
 
     /// The permit that is asked for, if it may be given.
-    fn permit_for(
-        &mut self,
-        id: &VolumeId,
-        seconds: u64,
-        reason: &str,
-        uid: u32,
-    ) -> Result<Permit, Failure> {
+    fn permit_for(&mut self, id: &VolumeId, seconds: u64, reason: &str, uid: u32) -> Result<Permit, Failure> {
         let reason = reason_of(reason, "a permit")?;
         if !(1..=MAX_PERMIT).contains(&seconds) {
             return Err(bad(format!("a permit lasts 1 to {MAX_PERMIT} seconds (a week), not {seconds}")));
@@ -321,8 +317,9 @@ impl Reconciler {
             self.recover_format_on(dev);
         }
         let record = self.records.get(id);
-        if let Some(formatter) =
-            record.filter(|record| record.attachment.is_running()).and_then(|record| record.formatter.as_ref())
+        if let Some(formatter) = record
+            .filter(|record| record.attachment.is_running())
+            .and_then(|record| record.formatter.as_ref())
         {
             let (comm, pid) = (&formatter.comm, formatter.pid);
             return Err(bad(format!("{comm} (pid {pid}) formats {id}: wait for its end, or end it")));
@@ -439,8 +436,7 @@ impl Reconciler {
 
     /// Forgets the refusals on a volume's devices; how many processes may write there again.
     pub(super) fn forget_refusals(&mut self, id: &VolumeId) -> Result<u64, MapError> {
-        let devices: Vec<(Dev, u64)> =
-            self.graph.of(id).map(|device| (device.dev, device.diskseq)).collect();
+        let devices: Vec<(Dev, u64)> = self.graph.of(id).map(|device| (device.dev, device.diskseq)).collect();
         let mut count = 0;
         for (dev, diskseq) in devices {
             count += self.enforcer.untaint(dev, diskseq)?;
@@ -472,4 +468,3 @@ impl Reconciler {
         Ok(())
     }
 }
-

@@ -71,7 +71,7 @@ impl Reconciler {
     pub(super) fn repair_mounts(&mut self) {
         for dev in mounted_devices() {
             let record = self.graph.id(dev).and_then(|id| self.records.get(id));
-            if record.is_some_and(transition::is_mount_untold) {
+            if record.is_some_and(|record| transition::is_mount_untold(record)) {
                 if self.enforcer.tier().tells_of_mounts() {
                     warn!("device {dev}: the event of a mount was lost");
                     self.health.repaired += 1;
@@ -84,12 +84,8 @@ impl Reconciler {
     /// Puts rules that are missing, and records formats whose event was lost.
     pub(super) fn repair(&mut self) {
         let ruled: HashSet<Dev> = self.enforcer.ruled().into_iter().collect();
-        let missing: Vec<Dev> = self
-            .graph
-            .iter()
-            .map(|device| device.dev)
-            .filter(|dev| !ruled.contains(dev))
-            .collect();
+        let missing: Vec<Dev> =
+            self.graph.iter().map(|device| device.dev).filter(|dev| !ruled.contains(dev)).collect();
         for dev in missing {
             warn!("device {dev}: its rule was missing");
             self.health.repaired += 1;
@@ -98,7 +94,9 @@ impl Reconciler {
         self.remove_rules_of_nobody();
         for (lock_dev, entry) in self.enforcer.owners() {
             let lock_dev = self.graph.get(lock_dev);
-            if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq) && self.recover_format(&entry) {
+            if lock_dev.is_some_and(|lock_dev| lock_dev.diskseq == entry.diskseq)
+                && self.recover_format(&entry)
+            {
                 warn!("device {}: the event of a format was lost", Dev::from_kernel(entry.dev));
                 self.health.repaired += 1;
             }

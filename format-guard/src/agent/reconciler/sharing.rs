@@ -17,13 +17,13 @@ use crate::{
     enforce::since_boot,
     record::{
         Claim, Seconds, Volume,
-        shared::{self, Format, ClaimStatus, Desired},
+        shared::{self, ClaimStatus, Desired, Format},
         transition::Event,
     },
     volume::{
         VolumeId,
-        identity::{Kind, Strength},
         device::Device,
+        identity::{Kind, Strength},
     },
 };
 
@@ -145,7 +145,9 @@ impl Reconciler {
                 }
             }
             // Who asked may have gone; so with every other reply.
-            StoreUpdate::KnownFormats { after, reply } => drop(reply.send(self.known_formats(after.as_ref()))),
+            StoreUpdate::KnownFormats { after, reply } => {
+                drop(reply.send(self.known_formats(after.as_ref())));
+            }
             StoreUpdate::Done(OperatorCommand::Permit { id, permit, reply }) => {
                 let answer = self.volume(&id).map(|mut volume| {
                     volume.permit.get_or_insert(permit);

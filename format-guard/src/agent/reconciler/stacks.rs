@@ -11,9 +11,10 @@ use crate::{
     enforce::rule::{self, Other, Subject, holds_format, shifted},
     record::{Claim, Overlap, Overlay, Record, Volume, transition::Event},
     volume::{
-        Dev, VolumeId, identity,
-        marks::Mark,
+        Dev, VolumeId,
         graph::{Related, Relation},
+        identity,
+        marks::Mark,
         probe,
     },
 };
@@ -30,7 +31,8 @@ impl Reconciler {
     /// The lock device of a device, and its attachment: under it the format owner is kept for all that share
     /// bytes with the device.
     pub(super) fn lock_dev(&self, dev: Dev) -> (Dev, u64) {
-        let is_container = |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
+        let is_container =
+            |lower: Dev| self.record_at(lower).is_some_and(|record| record.state == State::Formatted);
         let attachment = |lock_dev: Dev| self.graph.get(lock_dev).map_or(0, |device| device.diskseq);
         // A format owner stays under the lock device where it began until it is released.
         let bottom = self.graph.lock_dev(dev, &|_| false);
@@ -75,7 +77,12 @@ impl Reconciler {
         let (Some(device), Some(record)) = (self.graph.get(dev), self.record_at(dev)) else { return };
         let others = self.graph.related(dev).into_iter().filter_map(|related| {
             let record = self.record_at(related.dev)?;
-            Some(Other { dev: related.dev.to_kernel(), record, relation: related.relation, shared: related.shared })
+            Some(Other {
+                dev: related.dev.to_kernel(),
+                record,
+                relation: related.relation,
+                shared: related.shared,
+            })
         });
         let others = others.chain(self.dropped_on(dev)).collect();
         let subject = Subject {

@@ -8,34 +8,40 @@ mod unstored;
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use format_guard_common::{
-    Rule, Windows,
+    Rule, State, Windows,
     claim::Lease,
-    event::{FormatOwner, wrote},
+    event::{EventKind, KernelEvent, Process, wrote},
     flag,
 };
 
-use super::*;
+use super::{devices::NAMING, requests::MAX_PERMIT, resync::lower_first, *};
 use crate::{
-    api::Condition,
+    agent::{
+        message::{GuardRequest, ProbeAnswer, Reply, VolumeRequest},
+        now,
+    },
+    api::{self, Condition},
     enforce::{
         Counts,
         canary::CanaryError,
         error::{LoadError, MapError, ProtectionError},
+        report::Report,
     },
     record::{
-        Now, Permit,
+        Now, Permit, Progress, Record,
         store::{StoreError, StoredCopy, Wanted},
     },
     tier::Tier,
     volume::{
         copies,
-        marks::MarkKind,
+        device::Device,
+        marks::{Found, Mark, MarkKind},
         probe::{Finding, ProbeError},
         topology::Below,
     },
@@ -281,7 +287,7 @@ impl Enforcer for RecordingEnforcer {
     }
 
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError> {
-        self.protection.active.set(until);
+        self.protected.set(until);
         Ok(())
     }
 
@@ -356,8 +362,15 @@ fn setting() -> Setting {
     let entered = runtime.enter();
     let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
     let (watcher, _) = Watcher::new();
-    let mut reconciler =
-        Reconciler::new(Box::new(store), Box::new(enforcer.clone()), settings, host, prober, watcher, Metrics::default());
+    let mut reconciler = Reconciler::new(
+        Box::new(store),
+        Box::new(enforcer.clone()),
+        settings,
+        host,
+        prober,
+        watcher,
+        Metrics::default(),
+    );
     reconciler.compare_with_sysfs().expect("sysfs");
     drop(entered);
     Setting { runtime, sysfs, deeds, broken, pruned, enforcer, reconciler }
@@ -368,11 +381,11 @@ fn reported(record: &KernelEvent) -> Input {
 }
 
 fn changed(name: &str) -> Input {
-    Input::Changed { name: name.to_owned(), told: Instant::now() }
+    Input::Changed { name: name.to_owned(), received_at: Instant::now() }
 }
 
 fn answer(dev: Dev, diskseq: u64, result: Result<Finding, ProbeError>) -> Input {
-    Input::Probed(Answer { dev, diskseq, begun: Instant::now(), result, twice: false, copy: None })
+    Input::Probed(ProbeAnswer { dev, diskseq, begun: Instant::now(), result, twice: false, copy: None })
 }
 
 fn attach(root: &Path, diskseq: u64) {
@@ -436,7 +449,7 @@ fn armed_is_stored_before_it_is_allowed() {
 #[test]
 fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     let mut setting = setting();
-    let answers = [Finding::Blank, Finding::Blank].map(|finding| Answer {
+    let answers = [Finding::Blank, Finding::Blank].map(|finding| ProbeAnswer {
         dev: DEV,
         diskseq: 5,
         begun: Instant::now(),
@@ -451,8 +464,14 @@ fn answers_that_come_together_are_stored_once_before_the_rule_is_put_once() {
     assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
     *setting.broken.lock().expect("one thread") = true;
     setting.give(Input::Removed { name: "dm-0".to_owned() });
-    let holding =
-        Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
+    let holding = ProbeAnswer {
+        dev: DEV,
+        diskseq: 5,
+        begun: Instant::now(),
+        result: Ok(holds()),
+        twice: false,
+        copy: None,
+    };
     let entered = setting.runtime.enter();
     setting.reconciler.apply_probe_batch(vec![holding.clone(), holding]);
     drop(entered);
@@ -470,7 +489,7 @@ fn a_fresh_volume_is_stored_once_and_armed_by_one_answer() {
     let unread = |setting: &Setting| setting.rule_of(dev).flags & flag::UNREAD != 0;
     assert!(unread(&setting));
     let result = Ok(Finding::Blank);
-    let answer = Answer { dev, diskseq: 7, begun: Instant::now(), result, twice: true, copy: None };
+    let answer = ProbeAnswer { dev, diskseq: 7, begun: Instant::now(), result, twice: true, copy: None };
     setting.give(Input::Probed(answer));
     assert_eq!(setting.deeds.take(), [Deed::Stored(State::Blank), Deed::Ruled(State::Blank)]);
     assert!(!unread(&setting));
@@ -535,7 +554,7 @@ fn an_agent_that_starts_leaves_no_rule_of_a_device_that_is_gone() {
     let gone = Rule::new(Dev { major: 7, minor: 9 }.to_kernel(), 3, State::Blank);
     setting.enforcer.rules.lock().insert(gone.dev, gone);
     start_again(&mut setting);
-    assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
+    assert_eq!(setting.enforcer.ruled(), [DEV]);
 }
 
 #[test]
@@ -644,7 +663,7 @@ fn a_comparison_undoes_nothing_that_was_told_meanwhile() {
     }
     assert_eq!(reconciler.graph.get(DEV).map(|device| device.diskseq), Some(6));
     assert_eq!(reconciler.graph.get(other).map(|device| device.diskseq), Some(7));
-    assert!(setting.enforcer.ruled().contains(&other.to_kernel()));
+    assert!(setting.enforcer.ruled().contains(&other));
 }
 
 #[test]
@@ -653,7 +672,7 @@ fn a_rule_that_vanished_is_put_back_and_one_of_nobody_is_removed() {
     setting.enforcer.rules.lock().clear();
     setting.enforcer.rules.lock().insert(99, Rule::new(99, 1, State::Blank));
     setting.give(Input::Tick);
-    assert_eq!(setting.enforcer.ruled(), [DEV.to_kernel()]);
+    assert_eq!(setting.enforcer.ruled(), [DEV]);
     assert_eq!(setting.reconciler.health.repaired, 1);
 }
 
@@ -683,7 +702,9 @@ fn hostile_kernel_records_change_nothing() {
             operation: 99,
             ..KernelEvent::default()
         };
-        Report::decode(&event).into_iter().for_each(|report| setting.give(Input::Kernel(report)));
+        if let Some(report) = Report::decode(&event) {
+            setting.give(Input::Kernel(report));
+        }
         assert_eq!(setting.state(), State::Formatted);
     }
 }
@@ -692,30 +713,27 @@ fn hostile_kernel_records_change_nothing() {
 fn a_permit_is_asked_for_properly_or_not_given() {
     let mut setting = setting();
     setting.probed(5, holds());
-    let ask = |volume: &str, reason: &str, seconds| api::PermitRequest {
-        volume: volume.into(),
-        reason: reason.into(),
-        seconds,
+    let ask = |setting: &mut Setting, volume: &str, reason: &str, seconds| {
+        let what = VolumeRequest::Permit { seconds, reason: reason.into() };
+        let id = setting.reconciler.resolve(volume, &what)?;
+        setting.reconciler.answer_of(&id, what, 0)
     };
     for (volume, reason, seconds) in [
         ("dm:UUID-1", " ", 60),
         ("dm:UUID-1", "x", 0),
-        ("dm:UUID-1", "x", answers::MAX_PERMIT + 1),
+        ("dm:UUID-1", "x", MAX_PERMIT + 1),
         ("dm:", "x", 60),
         ("nobody", "x", 60),
         ("", "x", 60),
     ] {
-        assert!(
-            setting.reconciler.permit(&ask(volume, reason, seconds), 0).is_err(),
-            "{volume} {reason} {seconds}"
-        );
+        assert!(ask(&mut setting, volume, reason, seconds).is_err(), "{volume} {reason} {seconds}");
         assert_eq!(setting.state(), State::Formatted);
     }
     *setting.broken.lock().expect("one thread") = true;
-    assert!(setting.reconciler.permit(&ask("dm:UUID-1", "x", 60), 0).is_err());
+    assert!(ask(&mut setting, "dm:UUID-1", "x", 60).is_err());
     assert_eq!(setting.rule().state, State::Formatted as u32);
     *setting.broken.lock().expect("one thread") = false;
-    assert!(setting.reconciler.permit(&ask("dm:UUID-1", "x", 60), 0).is_ok());
+    assert!(ask(&mut setting, "dm:UUID-1", "x", 60).is_ok());
     assert_eq!(setting.rule().state, State::Permitted as u32);
 }
 
@@ -768,8 +786,14 @@ fn what_answers_that_come_together_mean_is_carried_to_what_shares_the_bytes() {
         setting.reconciler.records[id].attachment.overlay.is_some()
     };
     assert!(!overlaid(&setting));
-    let holding =
-        Answer { dev: DEV, diskseq: 5, begun: Instant::now(), result: Ok(holds()), twice: false, copy: None };
+    let holding = ProbeAnswer {
+        dev: DEV,
+        diskseq: 5,
+        begun: Instant::now(),
+        result: Ok(holds()),
+        twice: false,
+        copy: None,
+    };
     let entered = setting.runtime.enter();
     setting.reconciler.apply_probe_batch(vec![holding.clone(), holding]);
     drop(entered);
@@ -1050,7 +1074,7 @@ fn a_probe_from_before_the_end_of_a_format_is_not_what_the_format_left() {
         status: None,
         last: true,
     });
-    setting.give(Input::Probed(Answer {
+    setting.give(Input::Probed(ProbeAnswer {
         dev: DEV,
         diskseq: 5,
         begun,

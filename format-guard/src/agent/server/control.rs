@@ -42,7 +42,7 @@ use crate::{
         AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
         ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled,
     },
-    volume::{probe::Finding, device::Device},
+    volume::{device::Device, probe::Finding},
 };
 
 /// For root alone.

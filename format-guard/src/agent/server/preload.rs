@@ -6,8 +6,8 @@ use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use format_guard_common::{
-    program,
     preload_request::{Answer, PreloadRequest},
+    program,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

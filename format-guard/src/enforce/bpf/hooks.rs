@@ -40,7 +40,8 @@ pub(super) struct HookProgram {
 }
 
 /// All of the tier `cgroup`.
-pub(super) const CGROUP_PROGRAMS: &[HookProgram] = &[HookProgram { program: "device_access", hook: Hook::Cgroup, without: None }];
+pub(super) const CGROUP_PROGRAMS: &[HookProgram] =
+    &[HookProgram { program: "device_access", hook: Hook::Cgroup, without: None }];
 
 /// Of the other tiers, in the order of attaching: what learns comes before what refuses.
 pub(super) const LSM_PROGRAMS: &[HookProgram] = &[

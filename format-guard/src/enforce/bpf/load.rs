@@ -173,7 +173,9 @@ impl BpfEnforcer {
                 syscall::pin(&link.map_err(|error| failed(error.to_string()))?, &path)
             }
             (_, _, Some(btf)) => {
-                let link = self.load_hook_program(part, btf).map_err(|error| failed(verifier_log::reason(&error)))?;
+                let link = self
+                    .load_hook_program(part, btf)
+                    .map_err(|error| failed(verifier_log::reason(&error)))?;
                 link.pin(&path).map(drop).map_err(io::Error::other)
             }
         };

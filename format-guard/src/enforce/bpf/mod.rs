@@ -214,7 +214,7 @@ impl BpfEnforcer {
             return Ok(());
         }
         let (held, refused) = (canary::Node::make()?, canary::Node::make_second()?);
-        let [unread, other] = [&held, &refused].map(|node| node.dev());
+        let [unread, other] = [&held, &refused].map(canary::Node::dev);
         let rule = |flags| Rule { flags, ..Rule::new(unread.to_kernel(), 0, State::Unverified) };
         self.put_rule(&rule(flag::UNREAD), &Windows::new())?;
         self.put_rule(&Rule::new(other.to_kernel(), 0, State::Formatted), &Windows::new())?;
@@ -448,7 +448,8 @@ impl Enforcer for BpfEnforcer {
     fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError> {
         let lock_dev = lock_dev.to_kernel();
         fault::point(Point::BeforeRelease);
-        absent_is_done(self.owners.remove(&lock_dev)).map_err(map_error("release the formatter", lock_dev))?;
+        absent_is_done(self.owners.remove(&lock_dev))
+            .map_err(map_error("release the formatter", lock_dev))?;
         fault::point(Point::AfterRelease);
         Ok(())
     }
@@ -474,7 +475,9 @@ impl Enforcer for BpfEnforcer {
         report.process = process;
         let held: Vec<(u32, FormatOwner)> = self.owners.iter().filter_map(Result::ok).collect();
         let ours = held.into_iter().filter(|(_, entry)| {
-            entry.process.started == 0 && entry.process.tgid == process.tgid && entry.dev == report.dev.to_kernel()
+            entry.process.started == 0
+                && entry.process.tgid == process.tgid
+                && entry.dev == report.dev.to_kernel()
         });
         for (lock_dev, entry) in ours {
             if let Err(error) = self.owners.insert(lock_dev, FormatOwner { process, ..entry }, 0) {

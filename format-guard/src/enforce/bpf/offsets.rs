@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn places_that_cannot_be_are_an_error_and_no_panic() {
         // A fuzzer came upon it: the offsets of two members add up to more than 32 bits hold.
-        let bytes = include_bytes!("../../../fuzz/seeds/kernel_types/overflow");
+        let bytes = include_bytes!("../../../../fuzz/seeds/kernel_types/overflow");
         let types = KernelTypes::of(bytes).expect("it looks like BTF");
         assert!(matches!(types.offsets(), Err(OffsetError::NoField { .. })));
     }

@@ -4,11 +4,7 @@
 //! has process ids of its own, and overlayfs and btrfs tell another device than the kernel's. So the agent introduces itself,
 //! by a system call that the kernel programs know.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use aya::{
     maps::{Array, HashMap, MapData, MapError as AyaMapError, MapInfo},

@@ -269,7 +269,8 @@ fn observed(record: &GetResponse, claim: &GetResponse) -> Result<Observed, Value
             return Err(ValueError::Version(value.version));
         }
         let node = value.node.chars().filter(|c| !c.is_control()).take(256).collect();
-        observed.claim = Some(Claim { lease: pair.lease().cast_unsigned(), node, revision: pair.mod_revision() });
+        observed.claim =
+            Some(Claim { lease: pair.lease().cast_unsigned(), node, revision: pair.mod_revision() });
     }
     Ok(observed)
 }

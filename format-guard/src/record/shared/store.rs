@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{NodeLease, Observed, ClaimStatus, ValueError, Desired, Write, plan};
+use super::{ClaimStatus, Desired, NodeLease, Observed, ValueError, Write, plan};
 use crate::{record::Seconds, volume::VolumeId};
 
 /// Why the store that nodes share failed.
@@ -122,7 +122,11 @@ pub async fn converge<S: Session>(
         match session.look(std::slice::from_ref(id)).await?.pop() {
             Some(Ok(newer)) => observed = newer,
             Some(Err(error)) => {
-                return Ok(Progress { desired, status: Some(ClaimStatus::Unreadable(error.to_string())), observed });
+                return Ok(Progress {
+                    desired,
+                    status: Some(ClaimStatus::Unreadable(error.to_string())),
+                    observed,
+                });
             }
             None => break,
         }

@@ -90,7 +90,10 @@ fn ids_that_are_the_same_everywhere_are_shared_and_no_others() {
 #[test]
 fn a_blank_volume_is_claimed_by_one_node() {
     let mut store = Store::default();
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 1), ClaimStatus::Claimed { doubted: false });
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "a", 1),
+        ClaimStatus::Claimed { doubted: false }
+    );
     assert_eq!(
         store.settle(&Desired::Claim { doubted: false }, "b", 2),
         ClaimStatus::Waiting { node: "a".to_owned() }
@@ -98,21 +101,34 @@ fn a_blank_volume_is_claimed_by_one_node() {
     // It let nobody through, and goes.
     store.settle(&Desired::Gone { clean: true, format: None }, "a", 1);
     assert_eq!(store.observed.shared, None, "nothing is left to be remembered");
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Claimed { doubted: false });
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "b", 2),
+        ClaimStatus::Claimed { doubted: false }
+    );
     // It is gone without a word.
     store.end_lease(2);
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 3), ClaimStatus::Claimed { doubted: true });
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "a", 3),
+        ClaimStatus::Claimed { doubted: true }
+    );
     // Of one whose agent has lost its records one wonders, too: it may have formatted it.
     let mut lost = Store::default();
     lost.settle(&Desired::Claim { doubted: false }, "a", 1);
     assert_eq!(lost.settle(&Desired::Watch { doubted: true }, "a", 1), ClaimStatus::Watching);
-    assert_eq!(lost.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Claimed { doubted: true });
+    assert_eq!(
+        lost.settle(&Desired::Claim { doubted: false }, "b", 2),
+        ClaimStatus::Claimed { doubted: true }
+    );
     // So is one that a node gives up which does not know what became of it.
     let unseen = Record::new("iscsi:t,lun=1".into(), String::new(), false, 0);
-    let unseen = Record { doubted_since: Some(1), ..unseen };
+    let mut unseen = Volume::of(unseen);
+    unseen.attachment.suspect_since = Some(1);
     assert_eq!(desired(&unseen, "a"), Desired::Watch { doubted: true });
     // And that is not forgotten by one more who asks.
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 3), ClaimStatus::Claimed { doubted: true });
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "a", 3),
+        ClaimStatus::Claimed { doubted: true }
+    );
 }
 
 #[test]
@@ -122,14 +138,23 @@ fn what_holds_a_format_is_claimed_by_nobody_and_the_newest_is_told() {
     assert_eq!(store.settle(&Desired::Formatting, "a", 1), ClaimStatus::Claimed { doubted: false });
     assert_eq!(store.settle(&Desired::Formatted(format(1, "a")), "a", 1), ClaimStatus::Watching);
     assert_eq!(store.observed.claim, None);
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "b", 2), ClaimStatus::Formatted(format(1, "a")));
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "b", 2),
+        ClaimStatus::Formatted(format(1, "a"))
+    );
     assert_eq!(store.settle(&Desired::Formatted(format(3, "b")), "b", 2), ClaimStatus::Watching);
-    assert_eq!(store.settle(&Desired::Formatted(format(2, "a")), "a", 1), ClaimStatus::Formatted(format(3, "b")));
+    assert_eq!(
+        store.settle(&Desired::Formatted(format(2, "a")), "a", 1),
+        ClaimStatus::Formatted(format(3, "b"))
+    );
     // One that was armed when another told of a format.
     let mut store = Store::default();
     store.settle(&Desired::Claim { doubted: false }, "a", 1);
     store.settle(&Desired::Formatted(format(1, "b")), "b", 2);
-    assert_eq!(store.settle(&Desired::Claim { doubted: false }, "a", 1), ClaimStatus::Formatted(format(1, "b")));
+    assert_eq!(
+        store.settle(&Desired::Claim { doubted: false }, "a", 1),
+        ClaimStatus::Formatted(format(1, "b"))
+    );
     assert!(store.observed.claim.is_some(), "its kernel is not told yet");
     assert_eq!(store.settle(&Desired::Formatted(format(1, "b")), "a", 1), ClaimStatus::Watching);
     assert_eq!(store.observed.claim, None, "its claim does not stand in the way of a permit");
@@ -142,12 +167,18 @@ fn a_permit_is_one_format_on_one_node() {
         store.settle(&Desired::Formatted(format(1, "a")), "a", 1);
         store.observed.shared.as_mut().expect("a record").permit = Some(permit(1000));
         let observed = store.observed.clone();
-        let (write, _) = plan(&observed, &Desired::Formatted(format(1, "a")), NodeLease { node: "a", lease: Some(1) }, 100);
+        let (write, _) = plan(
+            &observed,
+            &Desired::Formatted(format(1, "a")),
+            NodeLease { node: "a", lease: Some(1) },
+            100,
+        );
         assert!(store.write(&observed, &write.expect("it claims"), "a"));
         assert_eq!(store.settle(&Desired::Permitted, "a", 1), ClaimStatus::Permitted(permit(1000)));
         store
     };
-    let is_spent = |store: &Store| store.observed.shared.as_ref().is_some_and(|shared| shared.permit.is_none());
+    let is_spent =
+        |store: &Store| store.observed.shared.as_ref().is_some_and(|shared| shared.permit.is_none());
     // Used.
     let mut store = given();
     assert_eq!(store.settle(&Desired::Formatted(format(1, "b")), "b", 2), ClaimStatus::Watching);

@@ -468,7 +468,9 @@ fn what_operators_did_is_kept_for_good() {
     let directory = tempfile::tempdir().expect("directory");
     let (mut store, _) = SqliteStore::open(directory.path(), 0).expect("opened");
     store.keep_lines(10);
-    store.append_history(&[event("permitted by user 7").by_operator(), event("one"), event("two")]).expect("told");
+    store
+        .append_history(&[event("permitted by user 7").by_operator(), event("one"), event("two")])
+        .expect("told");
     for i in 0..30 {
         store.append_history(&[event(&i.to_string())]).expect("told");
     }

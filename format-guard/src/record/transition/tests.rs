@@ -173,8 +173,8 @@ fn a_format_that_ended_well_is_there_however_blank_it_reads() {
     let (once, _) =
         run(record(), begun.clone().into_iter().chain([ended(Some(0)), blank(), holds("ext4", "a")]));
     assert_eq!(
-        (once.state, once.discrepancy, &*once.cause),
-        (State::Formatted, None, "formatted by mkfs.ext4")
+        (once.state, &once.discrepancy, &*once.cause),
+        (State::Formatted, &None, "formatted by mkfs.ext4")
     );
     // One that wrote nothing has left nothing.
     let untouched = Event::FormatEnded { status: Some(0), wrote: Wrote::Nothing, unseen: false };
@@ -189,7 +189,7 @@ fn a_permit_ends_with_the_boot_in_which_it_could_be_used() {
     let (restarted, _) = run(record.clone(), [attached()]);
     assert_eq!(restarted.state, State::Permitted);
     let (later, _) = run(record.clone(), [attached_in("boot-2")]);
-    assert_eq!((later.state, later.permit), (State::Formatted, None));
+    assert_eq!((later.state, later.record.permit), (State::Formatted, None));
     let (closed, _) = run(record, [Event::Disarmed, attached_in("boot-2")]);
     assert_eq!((closed.state, closed.armed.as_deref()), (State::Permitted, Some("boot-2")));
 }
@@ -271,7 +271,10 @@ fn a_magic_of_one_that_is_no_formatter_is_recorded_while_it_lives() {
     let (running, _) = run(record(), [attached(), blank(), blank(), monitor_began()]);
     assert!(waits(&running, clock(10)) && is_held(&running) && running.ever_formatted);
     let (settled, effects) = run(running, [holds("gpt", "a")]);
-    assert_eq!((settled.state, settled.attachment.is_running(), settled.marks.is_empty()), (State::Formatted, true, false));
+    assert_eq!(
+        (settled.state, settled.attachment.is_running(), settled.marks.is_empty()),
+        (State::Formatted, true, false)
+    );
     assert!(!effects.contains(&Effect::ReleaseOwner), "it goes on");
     // What its guest makes of the disk meanwhile is followed, and not taken back by a reading of zeros.
     let (followed, _) = run(settled.clone(), [holds("gpt", "b"), blank()]);
@@ -467,7 +470,7 @@ fn a_permit_ends_with_its_boot_also_while_its_job_goes_on() {
     let mut begun = permitted([began()]);
     begun.attachment.progress = Progress::Past;
     let (later, _) = run(begun, [attached_in("boot-2"), holds("xfs", "b")]);
-    assert_eq!((later.state, later.permit), (State::Formatted, None));
+    assert_eq!((later.state, later.record.permit), (State::Formatted, None));
 }
 
 /// A host whose clock is set while it runs (no battery, a virtual machine, NTP after the boot).
@@ -499,7 +502,8 @@ fn a_permit_outlives_a_boot_by_the_shorter_of_both_clocks() {
     let permitted = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000)), Event::Disarmed];
     let (mut stored, _) = run(record(), permitted);
     stored.attachment.permit_ends = None;
-    let later = |wall, boot| next(&stored, attached_in("boot-2"), Now { wall, boot }).0.attachment.permit_ends;
+    let later =
+        |wall, boot| next(&stored, attached_in("boot-2"), Now { wall, boot }).0.attachment.permit_ends;
     assert_eq!(later(900, 50), Some(150), "100 seconds are left");
     assert_eq!(later(5000, 50), Some(50), "none");
     assert_eq!(later(-5000, 50), Some(1050), "never more than it was given for");
@@ -654,7 +658,7 @@ fn what_an_operator_allows_at_a_place_ends_with_the_attachment() {
     let permitted = [weakly("boot-1", 5), holds("ext4", "a"), Event::Permitted(permit(1000))];
     let (permitted, _) = run(record(), permitted);
     let (ended, _) = run(permitted, [Event::Detached, weakly("boot-1", 6)]);
-    assert_eq!((ended.state, ended.permit), (State::Formatted, None));
+    assert_eq!((ended.state, ended.record.permit), (State::Formatted, None));
 }
 
 #[test]
@@ -696,7 +700,7 @@ fn swap_space_on_a_plain_mapping_is_forgotten_when_it_is_opened_anew() {
 fn what_nothing_is_stored_of_any_more_is_a_new_volume_where_nothing_happened_since_it_was_attached() {
     let recorded = || run(record(), [attached(), holds("ext4", "a"), Event::Disarmed]).0;
     let (once, _) = run(recorded(), [attached(), unwritten()]);
-    assert_eq!((once.state, once.discrepancy.is_some()), (State::Formatted, false));
+    assert_eq!((once.state, once.record.discrepancy.is_some()), (State::Formatted, false));
     let (cut, effects) = run(once.clone(), [unwritten()]);
     assert_eq!((cut.state, &cut.content, cut.ever_formatted), (State::Unverified, &None, false));
     assert!(cut.cause.contains("ext4") && cut.marks.is_empty(), "{}", cut.cause);
@@ -830,7 +834,7 @@ fn a_new_uuid_is_learnt_after_a_relabelling_tool_only() {
     let (changed, _) = run(formatted.clone(), [holds("ext4", "b")]);
     assert!(changed.discrepancy.is_some());
     let (relabelled, _) = run(formatted, [Event::Relabelled(tool()), holds("ext4", "b")]);
-    assert_eq!(relabelled.content.and_then(|content| content.uuid).as_deref(), Some("b"));
+    assert_eq!(relabelled.record.content.and_then(|content| content.uuid).as_deref(), Some("b"));
 }
 
 #[test]
@@ -1161,7 +1165,10 @@ fn what_others_reach_is_armed_by_a_claim_and_two_probes_after_it() {
     let (armed, _) = run(claimed, [blank()]);
     assert_eq!((armed.state, armed.attachment.claim), (State::Blank, Claim::Held(3)));
     let (lost, _) = run(armed.clone(), [Event::ClaimLost]);
-    assert_eq!((lost.state, lost.attachment.claim, lost.wants_claim()), (State::Unverified, Claim::Wanted, true));
+    assert_eq!(
+        (lost.state, lost.attachment.claim, lost.wants_claim()),
+        (State::Unverified, Claim::Wanted, true)
+    );
     // Taken over from a node that is gone: the quarantine begins.
     let (doubted, _) =
         run(volume, [Event::Claimed { lease: 3, doubted: true, permit: None }, blank(), blank()]);
@@ -1183,7 +1190,7 @@ fn a_newer_format_of_another_node_replaces_what_is_recorded_and_an_older_one_doe
     assert_eq!(same.content.as_ref().map(Content::name), Some("xfs"));
     let (newer, _) = run(volume, [blank(), Event::Shared(told(2))]);
     assert_eq!(newer.content.as_ref().map(Content::name), Some("ext4"));
-    assert_eq!((newer.generation, newer.discrepancy), (2, None));
+    assert_eq!((newer.generation, newer.record.discrepancy), (2, None));
 }
 
 #[test]
@@ -1195,10 +1202,13 @@ fn a_permit_of_the_cluster_is_this_nodes_as_long_as_its_claim() {
     assert_eq!(run(permitted.clone(), [claimed.clone()]).0, permitted, "told again");
     for event in [Event::ClaimLost, Event::PermitLost] {
         let (lost, _) = run(permitted.clone(), [event]);
-        assert_eq!((lost.state, lost.permit, lost.attachment.claim), (State::Formatted, None, Claim::Wanted));
+        assert_eq!(
+            (lost.state, lost.record.permit, lost.attachment.claim),
+            (State::Formatted, None, Claim::Wanted)
+        );
     }
     let (begun, _) = run(permitted, [began(), claimed]);
-    assert_eq!((begun.state, begun.permit), (State::Formatting, None), "there is no second one");
+    assert_eq!((begun.state, begun.record.permit), (State::Formatting, None), "there is no second one");
 }
 
 /// What is known of a volume by what happened to it, whatever the record says: that somebody may have put data there.

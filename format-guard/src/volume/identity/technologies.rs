@@ -6,8 +6,8 @@
 use std::{fs, os::unix::fs::FileTypeExt, path::Path};
 
 use super::{
-    Identity, Kind, Sources, Strength, VolumeId, by_place, lies::lie, loop_device, md_of_uuid, name, nbd, of_layer,
-    place,
+    Identity, Kind, Sources, Strength, VolumeId, by_place, lies::lie, loop_device, md_of_uuid, name, nbd,
+    of_layer, place,
 };
 use crate::volume::{Dev, sysfs::Node};
 

@@ -477,8 +477,7 @@ fn every_device_of_a_guest_is_known_by_its_own() {
         let root = replayed(recorded);
         let present = Devices::recorded(root.path());
         let names = present.names().expect("devices");
-        let devices: Vec<Device> =
-            names.iter().filter_map(|name| present.device(name)).collect();
+        let devices: Vec<Device> = names.iter().filter_map(|name| present.device(name)).collect();
         let of = |name: &str| devices.iter().find(|device| device.name == name).expect(name);
         let id = |name: &str| of(name).identity.id.to_string();
         let strength = |name: &str| of(name).identity.strength;

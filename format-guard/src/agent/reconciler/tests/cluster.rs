@@ -5,16 +5,21 @@
 use std::{io::Write, process::Stdio};
 
 use format_guard_common::{
-    Caller, Owner, NoContent, Operation, Reason, Request, Verdict, decide, program::Class,
+    Caller, NoContent, Operation, Owner, Reason, Request, Verdict, decide, program::Class,
 };
 use format_guard_tests_etcd::{Members, Plan};
 use rustix::process::Signal;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    agent::claims::ClaimWorker,
+    agent::{
+        claims::ClaimWorker,
+        message::{self, StoreUpdate},
+    },
     config,
-    record::shared::{self, Shared, ClaimStatus, Desired, etcd::Etcd},
+    enforce::since_boot,
+    record::shared::{self, ClaimStatus, Desired, Shared, etcd::Etcd},
 };
 
 const ID: &str = "dm:LVM-shared";
@@ -114,11 +119,7 @@ impl Node {
         sysfs: &Path,
         enforcer: &RecordingEnforcer,
         records: BTreeMap<VolumeId, Record>,
-    ) -> (
-        Reconciler,
-        tokio::sync::mpsc::Receiver<Input>,
-        tokio::task::JoinHandle<Result<()>>,
-    ) {
+    ) -> (Reconciler, tokio::sync::mpsc::Receiver<Input>, tokio::task::JoinHandle<Result<()>>) {
         let store = RecordingStore {
             deeds: Deeds::default(),
             records,
@@ -150,8 +151,15 @@ impl Node {
         };
         let (prober, _) = Prober::new("/bin/false", Duration::from_secs(1), Metrics::default());
         let (watcher, _) = Watcher::new();
-        let mut reconciler =
-            Reconciler::new(Box::new(store), Box::new(enforcer.clone()), settings, host, prober, watcher, Metrics::default());
+        let mut reconciler = Reconciler::new(
+            Box::new(store),
+            Box::new(enforcer.clone()),
+            settings,
+            host,
+            prober,
+            watcher,
+            Metrics::default(),
+        );
         let settings =
             config::Store { endpoints: endpoints.to_vec(), timeout: 1, lease: 5, ..config::Store::default() };
         let (sender, inputs) = tokio::sync::mpsc::channel(1024);
@@ -166,20 +174,13 @@ impl Node {
     fn restart(&mut self, keeps_records: bool, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
         self.claim_worker.abort();
-        let stored = |record: &Record| {
-            // What is not stored is found out anew.
-            let fresh = Record::new(record.id.clone(), record.origin.clone(), record.weak, record.first_seen);
-            let (claim, attached_in) = (fresh.attachment.claim, fresh.attachment.attached_in);
-            let stored =
-                Record { claim, attached_in, clean_passes: 0, running: false, over: false, ..record.clone() };
-            (record.id.clone(), Record { doubted_since: None, tool_at_work: None, ..stored })
-        };
+        let stored = |volume: &Volume| (volume.record.id.clone(), volume.record.clone());
         let records = self.reconciler.records.values().filter(|_| keeps_records).map(stored).collect();
         (self.reconciler, self.inputs, self.claim_worker) =
             Self::agent(&self.name, &self.endpoints, self.sysfs.path(), &self.enforcer, records);
     }
 
-    fn record(&self) -> &Record {
+    fn record(&self) -> &Volume {
         &self.reconciler.records[&VolumeId::from(ID)]
     }
 
@@ -214,7 +215,7 @@ impl Node {
     fn permit(&mut self, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
         let what = VolumeRequest::Permit { seconds: 3, reason: "test".to_owned() };
-        let request = Request::Volume { selector: ID.to_owned(), what };
+        let request = message::Request::Volume { selector: ID.to_owned(), what };
         let (reply, _) = oneshot::channel();
         self.reconciler.handle(Input::Asked { request, uid: 0, reply }).expect("handled");
     }

@@ -11,7 +11,7 @@ impl Setting {
     fn probed_with_copy(&mut self, finding: Finding, byte: u8) {
         let copy = Some(copies::pack(&[Piece { offset: 0, bytes: vec![byte; 4096] }]));
         let (result, begun) = (Ok(finding), Instant::now());
-        self.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result, twice: false, copy }));
+        self.give(Input::Probed(ProbeAnswer { dev: DEV, diskseq: 5, begun, result, twice: false, copy }));
     }
 
     /// The first byte of what is copied.
@@ -74,7 +74,7 @@ fn a_copy_that_is_none_or_too_old_is_taken_again() {
     let mut setting = setting();
     let (result, begun) = (Ok(holds()), Instant::now());
     let copy = Some(b"garbage".to_vec());
-    setting.give(Input::Probed(Answer { dev: DEV, diskseq: 5, begun, result, twice: false, copy }));
+    setting.give(Input::Probed(ProbeAnswer { dev: DEV, diskseq: 5, begun, result, twice: false, copy }));
     assert_eq!((setting.state(), setting.copied()), (State::Formatted, None));
     setting.probed_with_copy(holds(), 1);
     for day in [-2, 2] {
@@ -92,7 +92,7 @@ fn a_copy_that_is_none_or_too_old_is_taken_again() {
 fn what_answers_that_come_together_have_copied_is_kept_once_all_is_stored() {
     let mut setting = setting();
     let copy = || Some(copies::pack(&[Piece { offset: 0, bytes: vec![1; 4096] }]));
-    let answer = || Answer {
+    let answer = || ProbeAnswer {
         dev: DEV,
         diskseq: 5,
         begun: Instant::now(),

@@ -1,7 +1,7 @@
 //! Records that were lost: nothing is armed but by a permit, whoever starts, until an operator ends it.
 
 use super::*;
-use crate::record::store::Loss;
+use crate::{api::Failure, record::store::Loss};
 
 impl Setting {
     fn lose(&mut self) {
@@ -40,7 +40,9 @@ fn nothing_is_armed_after_a_loss_however_often_the_agent_starts() {
         setting.blank_twice();
         assert_eq!(setting.state(), State::Unverified);
     }
-    let Ok(Reply::Status(status)) = setting.reconciler.answer(GuardRequest::Status, 0) else { panic!("no status") };
+    let Ok(Reply::Status(status)) = setting.reconciler.answer(GuardRequest::Status, 0) else {
+        panic!("no status")
+    };
     assert!(
         status.records_lost.is_some() && status.degraded[0].contains("format-guard loss end"),
         "{status:?}"
@@ -78,7 +80,7 @@ fn the_rule_of_a_formatted_volume_is_taken_over_as_its_record() {
     start_again(&mut setting);
     let record = setting.reconciler.records[&VolumeId::from("dm:UUID-1")].clone();
     assert_eq!((record.state, record.ever_formatted), (State::Formatted, true));
-    assert!(record.content.is_some_and(|content| content.name().starts_with("ext")));
+    assert!(record.content.as_ref().is_some_and(|content| content.name().starts_with("ext")));
     assert_eq!(record.marks, [Mark { offset: 1080, kind: MarkKind::Magic, bytes: vec![0x53, 0xef] }]);
     // It is on record from now on, and is not forgotten for a false reading.
     setting.probed(5, Finding::Blank);

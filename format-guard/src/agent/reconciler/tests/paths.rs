@@ -1,6 +1,6 @@
 //! Several devices that lead to one volume, and what else must not be kept for ever.
 
-use super::*;
+use super::{super::kernel_events::ENDS_LAST, *};
 
 const OTHER: Dev = Dev { major: 253, minor: 1 };
 
@@ -28,17 +28,21 @@ fn a_path_that_fails_says_nothing_while_another_one_answers() {
     setting.probed(5, holds());
     setting.fails(DEV, 5);
     let record = |setting: &Setting| setting.reconciler.records[&VolumeId::from("dm:UUID-1")].clone();
-    assert_eq!(record(&setting).discrepancy, None);
+    assert_eq!(record(&setting).record.discrepancy, None);
     assert_eq!(setting.next_path(), OTHER, "the next one is probed");
     setting.give(answer(OTHER, 7, Ok(holds())));
-    assert_eq!((record(&setting).discrepancy, setting.next_path()), (None, OTHER), "and stays the one");
+    assert_eq!(
+        (record(&setting).record.discrepancy, setting.next_path()),
+        (None, OTHER),
+        "and stays the one"
+    );
     // It fails, too: then nothing can be read.
     setting.fails(OTHER, 7);
-    assert_eq!((record(&setting).discrepancy, setting.next_path()), (None, DEV));
+    assert_eq!((record(&setting).record.discrepancy, setting.next_path()), (None, DEV));
     setting.fails(DEV, 5);
     assert!(record(&setting).discrepancy.is_some());
     setting.give(answer(OTHER, 7, Ok(holds())));
-    assert_eq!(record(&setting).discrepancy, None);
+    assert_eq!(record(&setting).record.discrepancy, None);
 }
 
 #[test]
@@ -82,7 +86,7 @@ fn where_multipath_has_the_paths_its_map_is_read() {
         "one volume"
     );
     setting.fails(DEV, 5);
-    assert_eq!((record(&setting).discrepancy, setting.next_path()), (None, MAP));
+    assert_eq!((record(&setting).record.discrepancy, setting.next_path()), (None, MAP));
     setting.fails(MAP, 8);
     assert!(record(&setting).discrepancy.is_some(), "nothing can be read");
     for link in ["class/block/dm-2", "dev/block/253:2"] {
@@ -118,7 +122,10 @@ fn the_ends_of_processes_that_nobody_waits_for_are_forgotten() {
     }
     assert_eq!(setting.reconciler.formats.exit_statuses.len(), MAX_ENDS);
     let newest = Process { started: MAX_ENDS as u64 + 9, tgid: 1, zero: 0 };
-    assert!(setting.reconciler.formats.exit_statuses.contains_key(&newest), "the newest is what somebody waits for");
+    assert!(
+        setting.reconciler.formats.exit_statuses.contains_key(&newest),
+        "the newest is what somebody waits for"
+    );
     setting.give(Input::Tick);
     assert_eq!(setting.reconciler.formats.exit_statuses.len(), MAX_ENDS);
     let Some(long_ago) = Instant::now().checked_sub(ENDS_LAST * 2) else { return };

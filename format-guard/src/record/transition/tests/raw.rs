@@ -51,7 +51,7 @@ fn raw_content_is_its_users_to_change_and_does_not_vanish() {
         effects.iter().any(|effect| matches!(effect, Effect::Report(told) if told.kind == "discrepancy"))
     );
     let (record, _) = run(record, [raw("d")]);
-    assert_eq!((record.ends.as_ref().map(Ends::text), record.discrepancy), (Some("d"), None));
+    assert_eq!((record.ends.as_ref().map(Ends::text), &record.discrepancy), (Some("d"), &None));
 }
 
 #[test]
