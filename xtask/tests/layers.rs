@@ -48,8 +48,11 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["graph", "probe"],
         ],
     ),
-    ("record", &[&["shared"], &["transition"], &["merge"], &["store"], &["sqlite"]]),
-    ("enforce", &[&["canary", "rule"], &["error", "programs"], &["bpf", "preload"]]),
+    (
+        "record",
+        &[&["attachment", "history"], &["shared"], &["transition"], &["merge"], &["store"], &["sqlite"]],
+    ),
+    ("enforce", &[&["canary", "report", "rule"], &["error", "programs"], &["bpf", "preload"]]),
     (
         "enforce::bpf",
         &[
