@@ -12,8 +12,8 @@ fn main() -> anyhow::Result<()> {
         let object = Path::new(&env::var("OUT_DIR")?).join("format-guard-ebpf");
         return Ok(fs::write(object, [])?);
     }
-    // SAFETY: a build script's main thread, before any other exists. Building core for the BPF target wants an
-    // unstable flag of cargo; only the inner build sees this.
+    // SAFETY: a build script's main thread, before any other exists. Building core for the BPF target wants
+    // an unstable flag of cargo; only the inner build sees this.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
     // SAFETY: as above. What the inner build prints would come out as warnings.
     unsafe { env::set_var("CARGO_TERM_QUIET", "true") };

@@ -1,8 +1,8 @@
 //! What a program's arguments say that it is about to do, read as the program itself reads them.
 //!
-//! Some programs destroy, re-label or do nothing at all, as they are told: their names alone say too little. What their
-//! arguments say is a convenience for the honest caller, as the names are ([`crate::program`]); it never lets more through
-//! than the class that is told.
+//! Some programs destroy, re-label or do nothing at all, as they are told: their names alone say too little.
+//! What their arguments say is a convenience for the honest caller, as the names are ([`crate::program`]); it
+//! never lets more through than the class that is told.
 
 use crate::{
     each::each,
@@ -78,7 +78,8 @@ const fn valued_letters(grammar: u32) -> u64 {
 #[inline(always)]
 const fn short(grammar: u32, letter: u8) -> Class {
     match (Grammar(grammar), letter) {
-        // They overwrite what is no partition table of theirs, too: the first key slot of a LUKS1 volume for one.
+        // They overwrite what is no partition table of theirs, too: the first key slot of a LUKS1 volume for
+        // one.
         (Grammar::SGDISK, b'Z' | b'z') => Class::ERASER,
         // A new table. Its backup is written before anything that is a mark.
         (Grammar::SGDISK, b'o') => Class::FORMATTER,
@@ -216,8 +217,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The verifier follows the next byte once, wherever this one has led: on Linux 6.12 it followed 374,285 instructions of a reader
-    /// whose places it knew, and 5,259 on 6.1.
+    /// The verifier follows the next byte once, wherever this one has led: on Linux 6.12 it followed 374,285
+    /// instructions of a reader whose places it knew, and 5,259 on 6.1.
     #[inline(always)]
     fn forget(&mut self) {
         let unknown = self.unknown;

@@ -1,13 +1,15 @@
-//! Until when this node may let a formatter through on volumes that other nodes reach, too: by the kernel's own clock, whatever
-//! becomes of the agent.
+//! Until when this node may let a formatter through on volumes that other nodes reach, too: by the kernel's
+//! own clock, whatever becomes of the agent.
 
-/// The lease of the cluster's store under which this node claims volumes, as sure as it is: value of the map `LEASE`.
+/// The lease of the cluster's store under which this node claims volumes, as sure as it is: value of the map
+/// `LEASE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Lease {
     /// Nanoseconds of `CLOCK_BOOTTIME` at which it ends.
     pub until: u64,
-    /// What the store knows it by. Kept here so that the next agent goes on with it: an upgrade ends no format.
+    /// What the store knows it by. Kept here so that the next agent goes on with it: an upgrade ends no
+    /// format.
     pub id: u64,
     /// What rules know it by ([`crate::Rule::claim`]); never zero, and never an earlier lease's.
     pub number: u32,

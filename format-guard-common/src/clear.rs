@@ -4,19 +4,20 @@ use crate::{Check, Rule, State, flag, program::Class};
 
 /// Slots of the map `CLEAR`.
 pub const CLEAR_SLOTS: u32 = 4096;
-/// Stretches that are named at most: five of an XFS with four allocation groups, whose marks lie in each, and two around a magic that
-/// another format has behind the end of the device.
+/// Stretches that are named at most: five of an XFS with four allocation groups, whose marks lie in each, and
+/// two around a magic that another format has behind the end of the device.
 pub const MAX_GAPS: usize = 7;
 
 /// Slots of the map `TAINTED`.
 pub const TAINT_SLOTS: u32 = 8192;
 
-/// The slots of which a device (kernel `dev_t`) has one in the map `CLEAR`: with two to choose from, and an occupant that may move
-/// to its other one, some hundred devices do not get in each other's way.
+/// The slots of which a device (kernel `dev_t`) has one in the map `CLEAR`: with two to choose from, and an
+/// occupant that may move to its other one, some hundred devices do not get in each other's way.
 #[inline(always)]
 #[must_use]
 pub const fn slots(dev: u32) -> [u32; 2] {
-    // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4), of which two stretches of bits serve.
+    // Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4), of which two stretches of bits
+    // serve.
     let hash = dev.wrapping_mul(0x9e37_79b9);
     [hash >> 20, (hash >> 8) & (CLEAR_SLOTS - 1)]
 }
@@ -38,12 +39,13 @@ pub struct Gap {
     pub end: u64,
 }
 
-/// The longest stretches of a device in which [`decide`](crate::decide) allows every write: value of the map `CLEAR`.
+/// The longest stretches of a device in which [`decide`](crate::decide) allows every write: value of the map
+/// `CLEAR`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Clear {
-    /// Kernel `dev_t`; zero: of no device. Written before the gaps and read after them: one that is being taken away
-    /// passes nothing.
+    /// Kernel `dev_t`; zero: of no device. Written before the gaps and read after them: one that is being
+    /// taken away passes nothing.
     pub dev: u32,
     /// Bits of a [`Class`] of which a caller must have one; zero: none of them.
     pub only: u32,
@@ -52,10 +54,10 @@ pub struct Clear {
 }
 
 impl Clear {
-    /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other volumes lie on the device,
-    /// which have rules of their own, of a layer over a format, of a blank volume whose first bytes are content, and of one that is
-    /// claimed, whose formatter is cut off with the claim; nor where the rule for `unknown` devices has a check, should this rule be
-    /// out of date.
+    /// Those of a rule: whatever the state, a write that touches no check means nothing. None where other
+    /// volumes lie on the device, which have rules of their own, of a layer over a format, of a blank volume
+    /// whose first bytes are content, and of one that is claimed, whose formatter is cut off with the claim;
+    /// nor where the rule for `unknown` devices has a check, should this rule be out of date.
     #[must_use]
     pub fn of(rule: &Rule, unknown: &Rule) -> Self {
         let fills = rule.state == State::Blank as u32 && rule.flags & flag::RAW != 0;
@@ -87,8 +89,8 @@ impl Clear {
         Self { gaps, dev: rule.dev, only: only.0 }
     }
 
-    /// Whether a write lies in one of them. It passes whatever its bytes are, by any process that is [taken](Self::takes) and was not
-    /// refused on the device before.
+    /// Whether a write lies in one of them. It passes whatever its bytes are, by any process that is
+    /// [taken](Self::takes) and was not refused on the device before.
     #[inline(always)]
     #[must_use]
     pub fn passes(&self, dev: u32, offset: u64, length: u64) -> bool {
@@ -105,7 +107,8 @@ impl Clear {
         false
     }
 
-    /// Whether writes of a program pass that is known as this by its name, where a caller must have one of these bits.
+    /// Whether writes of a program pass that is known as this by its name, where a caller must have one of
+    /// these bits.
     #[inline(always)]
     #[must_use]
     pub const fn takes(only: u32, class: Class) -> bool {
@@ -130,7 +133,8 @@ pub enum Choice {
     Nowhere,
 }
 
-/// Chooses one of the slots of a device (kernel `dev_t`); `occupant` knows whose a slot is, zero for nobody's.
+/// Chooses one of the slots of a device (kernel `dev_t`); `occupant` knows whose a slot is, zero for
+/// nobody's.
 pub fn choose(dev: u32, occupant: impl Fn(u32) -> u32) -> Choice {
     let own = slots(dev);
     let first = |wanted: u32| own.into_iter().find(|slot| occupant(*slot) == wanted);

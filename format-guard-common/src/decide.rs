@@ -109,7 +109,8 @@ fn judge<C: Caller, B: Content>(
     }
 }
 
-/// A program that says that it will write nothing, when it opens a device. Should it write, it is what its name says.
+/// A program that says that it will write nothing, when it opens a device. Should it write, it is what its
+/// name says.
 #[inline(always)]
 fn is_dry(class: Class, operation: Operation) -> bool {
     class.is(Class::DRY_RUN) && matches!(operation, Operation::Open)
@@ -119,7 +120,8 @@ fn is_dry(class: Class, operation: Operation) -> bool {
 /// (`ext2fs_add_journal_device`, e2fsprogs 1.47).
 const JOURNAL_SUPERBLOCK: u64 = 1024;
 
-/// Whether a formatter does no more than to add a file system to the journal that the volume holds, or is about to hold.
+/// Whether a formatter does no more than to add a file system to the journal that the volume holds, or is
+/// about to hold.
 #[inline(always)]
 fn adds_to_journal(rule: &Rule, request: &Request, class: Class) -> bool {
     let journal = rule.flags & flag::JOURNAL != 0 || rule.state == State::Formatting as u32;
@@ -131,8 +133,9 @@ fn adds_to_journal(rule: &Rule, request: &Request, class: Class) -> bool {
     class.is(Class::JOURNAL_USER) && journal && little
 }
 
-/// Whether a member that its running array has dropped is about to be added to it: `mdadm` wipes its superblock before it
-/// writes another of the same UUID (`write_init_super1`, mdadm 4.2). One that the array has not dropped it cannot open.
+/// Whether a member that its running array has dropped is about to be added to it: `mdadm` wipes its
+/// superblock before it writes another of the same UUID (`write_init_super1`, mdadm 4.2). One that the array
+/// has not dropped it cannot open.
 #[inline(always)]
 fn joins_again(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> bool {
     class.is(Class::JOINS)
@@ -150,14 +153,15 @@ fn is_at_home(rule: &Rule, request: &Request) -> bool {
         && u64::from(rule.at_home) & request.length != 0
 }
 
-/// Whether it is metadata of device mapper, in the hands of what makes them anew or of LVM, which hands them out.
+/// Whether it is metadata of device mapper, in the hands of what makes them anew or of LVM, which hands them
+/// out.
 #[inline(always)]
 fn rebuilds(rule: &Rule, class: Class) -> bool {
     Class(rule.tools).is(Class::DM_METADATA) && class.is(Class::REBUILDER.with(Class::OWNER))
 }
 
-/// Whether a program may write to a strict volume: the tools of what it holds, where that is known, and those that are
-/// trusted.
+/// Whether a program may write to a strict volume: the tools of what it holds, where that is known, and those
+/// that are trusted.
 #[inline(always)]
 fn keeps(rule: &Rule, class: Class) -> bool {
     if rule.tools == 0 { !class.is_unknown() } else { class.is(Class(rule.tools).with(Class::TRUSTED)) }
@@ -173,11 +177,13 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
         Operation::Map => Verdict::Deny(Reason::Mapping),
         Operation::Unplaced | Operation::Later => Verdict::Deny(Reason::Unplaced),
         Operation::Across | Operation::Passthrough => Verdict::Deny(Reason::Across),
-        // What was not read yet may be known by what lies on it alone: then whether the header is there is not known, and who asks
-        // has looked for it (vgchange -ay of a volume group with a dm-writecache, LVM 2.03).
+        // What was not read yet may be known by what lies on it alone: then whether the header is there is
+        // not known, and who asks has looked for it (vgchange -ay of a volume group with a dm-writecache, LVM
+        // 2.03).
         Operation::Header | Operation::Give if !known && class.is(Class::ASSEMBLER) => Verdict::Allow,
         Operation::Header | Operation::Give => Verdict::Deny(Reason::KernelFormat),
-        // cryptsetup gives up both headers of a LUKS2 before it has the LUKS1 that it converts it to (fallocate, 2.6).
+        // cryptsetup gives up both headers of a LUKS2 before it has the LUKS1 that it converts it to
+        // (fallocate, 2.6).
         Operation::Erase if touch.has(Touch::MARKS) && relabels && tools.is(Class::LUKS) => Verdict::Relabel,
         Operation::Erase if touch.has(Touch::MAGIC | Touch::START) => Verdict::Deny(Reason::Discard),
         Operation::Erase if touch.has(Touch::UUID) && relabels => Verdict::Relabel,
@@ -200,8 +206,8 @@ fn keep(operation: Operation, touch: Touch, class: Class, tools: Class) -> Verdi
     }
 }
 
-/// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter. `raw`: what he writes is
-/// content, whatever it is.
+/// A blank or permitted volume that nobody formats yet, and a caller that is no known formatter. `raw`: what
+/// he writes is content, whatever it is.
 #[inline(always)]
 fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, content: &B) -> Verdict {
     let begins = match request.operation {
@@ -226,8 +232,8 @@ fn first<B: Content>(blank: bool, raw: bool, request: &Request, touch: Touch, co
     if begins { Verdict::Begin } else { Verdict::Allow }
 }
 
-/// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after pvcreate,
-/// a partition after a label) goes on, a second format does not.
+/// A volume that another process formats or has formatted just now: what comes next on it (vgcreate after
+/// pvcreate, a partition after a label) goes on, a second format does not.
 #[inline(always)]
 fn bystander(owner: Owner, operation: Operation, touch: Touch, class: Class) -> Verdict {
     let mounted = matches!(owner, Owner::Another { mounted: true });
@@ -289,7 +295,8 @@ impl Touch {
     const UNREADABLE: u64 = 8;
     /// An erasure begins in the first [`START`] bytes.
     const START: u64 = 16;
-    /// The write is nothing but bytes at the place of a magic, and not that magic: what wiping a signature looks like.
+    /// The write is nothing but bytes at the place of a magic, and not that magic: what wiping a signature
+    /// looks like.
     const WIPE: u64 = 32;
     /// The place of a foreign magic lies under bytes that cannot be read.
     const HIDDEN: u64 = 64;
@@ -304,8 +311,9 @@ impl Touch {
     }
 }
 
-/// No format has free space in its first bytes, so nothing but a new format erases them. mkfs.ext4 tries there whether
-/// the device discards (BLKDISCARD of [0, 1024), e2fsprogs 1.47) and goes on to write everywhere else if it does not.
+/// No format has free space in its first bytes, so nothing but a new format erases them. mkfs.ext4 tries
+/// there whether the device discards (BLKDISCARD of [0, 1024), e2fsprogs 1.47) and goes on to write
+/// everywhere else if it does not.
 const START: u64 = 1024;
 
 /// Walks the checks that lie under the request's range.
@@ -326,8 +334,8 @@ fn touched<C: Content>(rule: &Rule, request: &Request, content: &C) -> Touch {
     Touch(walk.touch)
 }
 
-/// The number of the first check that may end behind this byte, by bisection: six steps for 64. A function of its own, for the
-/// stack of its caller.
+/// The number of the first check that may end behind this byte, by bisection: six steps for 64. A function of
+/// its own, for the stack of its caller.
 #[inline(never)]
 fn first_behind(rule: &Rule, offset: u64) -> u64 {
     const LAST: u64 = MAX_CHECKS as u64 - 1;

@@ -1,8 +1,8 @@
 //! A loop whose body the kernel's verifier follows once, whatever the number of turns.
 //!
-//! A plain loop over a rule's checks is followed turn by turn, with every combination of branches that cannot be pruned:
-//! hundreds of thousands of instructions of the million that it allows (`BPF_COMPLEXITY_LIMIT_INSNS`,
-//! kernel/bpf/verifier.c).
+//! A plain loop over a rule's checks is followed turn by turn, with every combination of branches that cannot
+//! be pruned: hundreds of thousands of instructions of the million that it allows
+//! (`BPF_COMPLEXITY_LIMIT_INSNS`, kernel/bpf/verifier.c).
 
 /// One turn: its number, and what all turns share. Zero goes on, one ends the loop.
 pub type Turn<T> = extern "C" fn(u32, *mut T) -> i64;

@@ -1,12 +1,14 @@
 //! Ioctls of block devices that erase a range: which they are, and in which unit they say it.
 
-// include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2] in bytes.
+// include/uapi/linux/fs.h: _IO(0x12, 119), _IO(0x12, 125), _IO(0x12, 127), each with a uint64_t range[2] in
+// bytes.
 const BLKDISCARD: u32 = 0x1277;
 const BLKSECDISCARD: u32 = 0x127d;
 const BLKZEROOUT: u32 = 0x127f;
-// include/uapi/linux/blkzoned.h: _IOW(0x12, 131, struct blk_zone_range) and 136: first sector and number of sectors of 512
-// bytes. A zone that is finished reads as full: what a format keeps where the last write was (btrfs its superblock) is not
-// found any more. Opening and closing zones (134, 135) changes no byte and moves nothing.
+// include/uapi/linux/blkzoned.h: _IOW(0x12, 131, struct blk_zone_range) and 136: first sector and number of
+// sectors of 512 bytes. A zone that is finished reads as full: what a format keeps where the last write was
+// (btrfs its superblock) is not found any more. Opening and closing zones (134, 135) changes no byte and
+// moves nothing.
 const BLKRESETZONE: u32 = 0x4010_1283;
 const BLKFINISHZONE: u32 = 0x4010_1288;
 /// Bits by which a sector's number is shifted to be its first byte.

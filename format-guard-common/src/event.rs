@@ -72,7 +72,8 @@ pub struct TaintKey {
 pub struct Layer {
     /// The attachment; zero where it is not known.
     pub diskseq: u64,
-    /// Who made it over nothing but what it formatted at that time, or [`Layer::OVER_A_FORMAT`], or [`Layer::NOBODYS`].
+    /// Who made it over nothing but what it formatted at that time, or [`Layer::OVER_A_FORMAT`], or
+    /// [`Layer::NOBODYS`].
     pub maker: Process,
     /// Kernel `dev_t` of the volume at the bottom that its maker formatted.
     pub bottom: u32,
@@ -81,7 +82,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// In place of who made a device that lies over a volume that holds a format. No process has these numbers.
+    /// In place of who made a device that lies over a volume that holds a format. No process has these
+    /// numbers.
     pub const OVER_A_FORMAT: Process = Process { started: 1, tgid: 0, zero: 0 };
     /// In place of who made a device over whatever else.
     pub const NOBODYS: Process = Process { started: 0, tgid: 0, zero: 0 };
@@ -100,9 +102,9 @@ pub struct Taint {
 }
 
 impl Taint {
-    /// For how long a process must not try to write before it may do so again, in nanoseconds. A virtual machine's monitor
-    /// goes on where its guest has given up to format its disk; what fails at each block and goes on all the same (badblocks)
-    /// never pauses for so long.
+    /// For how long a process must not try to write before it may do so again, in nanoseconds. A virtual
+    /// machine's monitor goes on where its guest has given up to format its disk; what fails at each block
+    /// and goes on all the same (badblocks) never pauses for so long.
     pub const QUIET: u64 = 10_000_000_000;
 }
 
@@ -114,7 +116,8 @@ pub enum EventKind {
     Denied = 1,
     /// Audit: a request would have been refused.
     WouldDeny = 2,
-    /// A process has begun to format a blank or permitted volume; `reason` is what it has written, bits of [`wrote`].
+    /// A process has begun to format a blank or permitted volume; `reason` is what it has written, bits of
+    /// [`wrote`].
     FormatBegan = 3,
     /// The process that formatted has ended; `status` is its wait status.
     FormatEnded = 4,
@@ -126,8 +129,8 @@ pub enum EventKind {
     Mounted = 7,
     /// The device is gone.
     Gone = 8,
-    /// Somebody was kept from taking the guard away: `operation` is a [`Tampering`](crate::protection::Tampering), `offset`
-    /// the number of the object or signal.
+    /// Somebody was kept from taking the guard away: `operation` is a
+    /// [`Tampering`](crate::protection::Tampering), `offset` the number of the object or signal.
     Tampered = 9,
     /// A known formatter waits until the device is read.
     Waits = 10,
@@ -153,7 +156,8 @@ impl EventKind {
     }
 }
 
-/// One record of the ring buffer. Integers are of native byte order; fields that mean nothing to a kind are zero.
+/// One record of the ring buffer. Integers are of native byte order; fields that mean nothing to a kind are
+/// zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct KernelEvent {

@@ -1,8 +1,8 @@
 //! The formats whose magic and UUID are known by place: for foreign magics, and for UUID marks.
 //!
 //! Places and bytes are those of libblkid's probers (util-linux 2.38, libblkid/src/superblocks/*.c and
-//! partitions/*.c). A format that is not listed is still probed and kept by the magic that libblkid reports; it is
-//! only not recognised while it is being written.
+//! partitions/*.c). A format that is not listed is still probed and kept by the magic that libblkid reports;
+//! it is only not recognised while it is being written.
 
 use crate::program::Class;
 
@@ -35,8 +35,8 @@ pub struct Format {
     pub uuid: Option<Location>,
     /// Whose tools keep it ([`Class::EXT`] and its like).
     pub tools: Class,
-    /// Its first sector is a boot sector and ends as an MBR's does (FAT, NTFS, exFAT, GPT's protective MBR): that magic is
-    /// not foreign to it.
+    /// Its first sector is a boot sector and ends as an MBR's does (FAT, NTFS, exFAT, GPT's protective MBR):
+    /// that magic is not foreign to it.
     pub boot_sector: bool,
 }
 
@@ -71,7 +71,8 @@ pub const FORMATS: &[Format] = &[
     by(Class::XFS, format(&["xfs_external_log"], &[], None)),
     by(Class::BTRFS, format(&["btrfs"], &[magic(65600, b"_BHRfS_M")], uuid(65568, 16))),
     by(Class::LUKS, format(&["crypto_LUKS"], &[magic(0, b"LUKS\xba\xbe")], uuid(168, 16))),
-    // Beside its label the header of its metadata area, where that usually lies (lib/format_text/layout.h): LVM writes it first.
+    // Beside its label the header of its metadata area, where that usually lies (lib/format_text/layout.h):
+    // LVM writes it first.
     by(
         Class::LVM,
         format(&["LVM2_member"], &[magic(512, b"LABELONE"), magic(4100, b" LVM2 x[5A%r0N*>")], uuid(544, 16)),
@@ -128,11 +129,11 @@ pub const FORMATS: &[Format] = &[
     by(Class::PARTITIONS, boot(&[MBR], &[magic(510, b"\x55\xaa")], uuid(440, 4))),
 ];
 
-/// Headers that the kernel alone writes when it makes a layer ([`crate::header`]), or device mapper's own tools: no program is looked
-/// at for them while it writes.
+/// Headers that the kernel alone writes when it makes a layer ([`crate::header`]), or device mapper's own
+/// tools: no program is looked at for them while it writes.
 pub const OF_THE_KERNEL: &[Format] = &[
-    // struct thin_disk_superblock, drivers/md/dm-thin-metadata.c; cache_disk_superblock, dm-cache-metadata.c; superblock_disk,
-    // dm-era-target.c and dm-clone-metadata.c: sum, flags, block, UUID, then the magic.
+    // struct thin_disk_superblock, drivers/md/dm-thin-metadata.c; cache_disk_superblock, dm-cache-metadata.c;
+    // superblock_disk, dm-era-target.c and dm-clone-metadata.c: sum, flags, block, UUID, then the magic.
     by(Class::DM_METADATA, format(&["dm_thin_pool"], &[magic(32, &27_022_010_u64.to_le_bytes())], None)),
     by(Class::DM_METADATA, format(&["dm_cache"], &[magic(32, &0o6_142_003_u64.to_le_bytes())], None)),
     by(Class::DM_METADATA, format(&["dm_era"], &[magic(32, &2_126_579_579_u64.to_le_bytes())], None)),
@@ -145,7 +146,8 @@ pub const OF_THE_KERNEL: &[Format] = &[
     format(&["dm_log_writes"], &[magic(0, &0x006a_7366_7773_6872_u64.to_le_bytes())], None),
 ];
 
-/// Formats that libblkid 2.38 does not know, by their magic at its place. None is short enough to be met by chance.
+/// Formats that libblkid 2.38 does not know, by their magic at its place. None is short enough to be met by
+/// chance.
 pub const NOT_OF_LIBBLKID: &[&str] = &[
     "bcachefs",
     "spdk_blobstore",
@@ -158,16 +160,16 @@ pub const NOT_OF_LIBBLKID: &[&str] = &[
     "dm_log_writes",
 ];
 
-/// The magics that formats keep at the end of a device of `size` bytes, with libblkid's name of each. Some tools write
-/// them before anything else.
+/// The magics that formats keep at the end of a device of `size` bytes, with libblkid's name of each. Some
+/// tools write them before anything else.
 #[must_use]
 pub fn at_end(size: u64) -> [(&'static str, Magic); 6] {
     const SECTOR: u64 = 512;
     const MD: &[u8] = b"\xfc\x4e\x2b\xa9";
     let sectors = size / SECTOR;
-    // The last sector (UEFI specification 2.10, 5.3.2); include/uapi/linux/raid/md_p.h (MD_NEW_SIZE_SECTORS) and
-    // drivers/md/md.c (super_1_load); drivers/block/drbd/drbd_int.h (drbd_md_ss) and its magics of version 8, 8.4 and 9, whose
-    // superblock is shorter. What does not fit lies behind every device.
+    // The last sector (UEFI specification 2.10, 5.3.2); include/uapi/linux/raid/md_p.h (MD_NEW_SIZE_SECTORS)
+    // and drivers/md/md.c (super_1_load); drivers/block/drbd/drbd_int.h (drbd_md_ss) and its magics of
+    // version 8, 8.4 and 9, whose superblock is shorter. What does not fit lies behind every device.
     let place = |sector: Option<u64>| sector.map_or(u64::MAX - SECTOR, |sector| sector * SECTOR);
     let drbd = place((sectors & !7).checked_sub(8));
     [

@@ -1,9 +1,9 @@
-//! Headers that the kernel writes by itself when a device is given to it: which layer writes one, on which of the devices that it
-//! is given, and which recorded formats it finds there as its own.
+//! Headers that the kernel writes by itself when a device is given to it: which layer writes one, on which of
+//! the devices that it is given, and which recorded formats it finds there as its own.
 //!
-//! Device mapper's targets are given as text. It is read here as the kernel reads it (`dm_split_args`, drivers/md/dm-table.c);
-//! what it says is a convenience for the honest caller, who may still change it before the kernel reads it. What is not understood
-//! must never lead to a refusal.
+//! Device mapper's targets are given as text. It is read here as the kernel reads it (`dm_split_args`,
+//! drivers/md/dm-table.c); what it says is a convenience for the honest caller, who may still change it
+//! before the kernel reads it. What is not understood must never lead to a refusal.
 
 use crate::{each::each, opaque};
 
@@ -34,9 +34,11 @@ impl Header {
     pub const MIRROR_LOG: Self = Self(1 << 8);
     /// dm-log-writes' (drivers/md/dm-log-writes.c: `log_super`).
     pub const LOG_WRITES: Self = Self(1 << 9);
-    /// A further device of a mounted btrfs, or the replacement of one (fs/btrfs/volumes.c: `btrfs_init_new_device`).
+    /// A further device of a mounted btrfs, or the replacement of one (fs/btrfs/volumes.c:
+    /// `btrfs_init_new_device`).
     pub const BTRFS: Self = Self(1 << 10);
-    /// A member of an md array that is not the first (drivers/md/md.c: `md_add_new_disk`): what the first holds is copied over it.
+    /// A member of an md array that is not the first (drivers/md/md.c: `md_add_new_disk`): what the first
+    /// holds is copied over it.
     pub const MD: Self = Self(1 << 11);
 
     /// In words, after "the header of".
@@ -64,7 +66,8 @@ impl Header {
         Self(self.0 | other.0)
     }
 
-    /// Which headers are at home on a volume that holds the format of this name: the kernel finds its own there, and writes none.
+    /// Which headers are at home on a volume that holds the format of this name: the kernel finds its own
+    /// there, and writes none.
     #[must_use]
     pub fn at_home(format: &str) -> Self {
         match format {
@@ -125,8 +128,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What becomes of a device that the target opens for writing, by its number, or else as the next one that has none. It is not
-    /// asked for again.
+    /// What becomes of a device that the target opens for writing, by its number, or else as the next one
+    /// that has none. It is not asked for again.
     #[inline(always)]
     pub fn take(&mut self, dev: u32) -> u32 {
         let numbered = |slot: Use| slot.role != 0 && slot.dev == dev;
@@ -162,7 +165,8 @@ pub trait Text {
 /// Bytes of a target's arguments that are looked at: those of dm-integrity name keys before a device.
 pub const TEXT: u32 = 1024;
 
-/// A target's name as it stands in `struct dm_target_spec` (include/uapi/linux/dm-ioctl.h), as two words of native byte order.
+/// A target's name as it stands in `struct dm_target_spec` (include/uapi/linux/dm-ioctl.h), as two words of
+/// native byte order.
 const fn name(text: &[u8]) -> [u64; 2] {
     let mut words = [0; 2];
     let mut i = 0;
@@ -183,8 +187,9 @@ const fn roles(arguments: &[(u32, Role)]) -> u32 {
     roles
 }
 
-/// Whose header a target writes, and the roles of its arguments, each opened for writing in this order; zero where it writes none.
-/// Documentation/admin-guide/device-mapper/*.rst and the functions that are named at [`Header`].
+/// Whose header a target writes, and the roles of its arguments, each opened for writing in this order; zero
+/// where it writes none. Documentation/admin-guide/device-mapper/*.rst and the functions that are named at
+/// [`Header`].
 #[inline(always)]
 #[must_use]
 pub const fn of_target(target: [u64; 2]) -> (Header, u32) {

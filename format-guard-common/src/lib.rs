@@ -1,8 +1,8 @@
 //! What the kernel programs and user space share: the rule for a device, the request that is judged, the one
 //! function that judges it, and the records that tell of it.
 //!
-//! This crate decides and nothing else. It must never allocate, panic, loop without a bound or reach outside its
-//! arguments: the same code runs inside the kernel's verifier, in the agent and under the tests.
+//! This crate decides and nothing else. It must never allocate, panic, loop without a bound or reach outside
+//! its arguments: the same code runs inside the kernel's verifier, in the agent and under the tests.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

@@ -1,7 +1,8 @@
-//! Which commands sent to a device past the block layer (`SG_IO`, `NVMe` passthrough) can change what it holds.
+//! Which commands sent to a device past the block layer (`SG_IO`, `NVMe` passthrough) can change what it
+//! holds.
 //!
-//! Tables of what is known to leave the medium alone; everything else, what a vendor made up included, may change it.
-//! A command that only reads is never held up: udev, multipathd and smartd live by them.
+//! Tables of what is known to leave the medium alone; everything else, what a vendor made up included, may
+//! change it. A command that only reads is never held up: udev, multipathd and smartd live by them.
 
 /// Commands by opcode: bit `opcode % 64` of word `opcode / 64`.
 type Opcodes = [u64; 4];
@@ -21,8 +22,8 @@ const fn has(set: &Opcodes, opcode: u8) -> bool {
     set[(opcode >> 6) as usize] >> (opcode & 63) & 1 == 1
 }
 
-/// SPC-5 and SBC-4, annexes of operation codes; MMC-6 for optical drives. What sets parameters of the device (MODE SELECT,
-/// PERSISTENT RESERVE OUT) is here: it leaves the medium alone.
+/// SPC-5 and SBC-4, annexes of operation codes; MMC-6 for optical drives. What sets parameters of the device
+/// (MODE SELECT, PERSISTENT RESERVE OUT) is here: it leaves the medium alone.
 const SCSI: Opcodes = opcodes(&[
     0x00, // TEST UNIT READY
     0x03, // REQUEST SENSE

@@ -1,5 +1,5 @@
-//! What the `LD_PRELOAD` library asks and tells the agent over its Unix socket: one [`PreloadRequest`], one [`Answer`], and the
-//! connection is over. Who asks, the kernel tells the agent (`SO_PEERCRED`).
+//! What the `LD_PRELOAD` library asks and tells the agent over its Unix socket: one [`PreloadRequest`], one
+//! [`Answer`], and the connection is over. Who asks, the kernel tells the agent (`SO_PEERCRED`).
 
 use crate::snapshot::Plain;
 

@@ -1,8 +1,8 @@
 //! The tables of programs that are known by name, each entry with its reason.
 //!
-//! A name is `task_struct.comm`, which the kernel cuts to 15 bytes. It is a convenience for the honest caller: a
-//! formatter that goes by another name meets the marks instead. No entry may widen what an unknown program may do
-//! to a mark's magic.
+//! A name is `task_struct.comm`, which the kernel cuts to 15 bytes. It is a convenience for the honest
+//! caller: a formatter that goes by another name meets the marks instead. No entry may widen what an unknown
+//! program may do to a mark's magic.
 
 /// What a program is known as: a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,33 +20,39 @@ impl Class {
     pub const RELABELLER: Self = Self(4);
     /// Acts on what its own layer hands out: may wipe a logical volume that it has just made.
     pub const OWNER: Self = Self(8);
-    /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the guard
-    /// does not know yet which format it holds: holding it up there would be an outage.
+    /// Repairs or resizes an existing format and rewrites its magic as it is, also on a volume of which the
+    /// guard does not know yet which format it holds: holding it up there would be an outage.
     pub const MAINTAINER: Self = Self(16);
-    /// May write to strict volumes of any format, by these tables or by an operator's word. No more than that.
+    /// May write to strict volumes of any format, by these tables or by an operator's word. No more than
+    /// that.
     pub const TRUSTED: Self = Self(32);
 
-    /// It says that it writes nothing (`mke2fs -n`): let in, and judged as what it is when it writes all the same.
+    /// It says that it writes nothing (`mke2fs -n`): let in, and judged as what it is when it writes all the
+    /// same.
     pub const DRY_RUN: Self = Self(64);
-    /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its volume's UUID.
+    /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its
+    /// volume's UUID.
     pub const JOURNAL_USER: Self = Self(128);
 
-    /// Makes a device a member of an array that runs (`mdadm --add`): what the device was as a member it begins anew.
+    /// Makes a device a member of an array that runs (`mdadm --add`): what the device was as a member it
+    /// begins anew.
     pub const JOINS: Self = Self(1 << 12);
 
-    /// Writes the metadata of a thin pool or a cache anew over a whole device, block 0 last: refused where another format is known
-    /// to lie. What such a tool repairs is a logical volume that holds no known format.
+    /// Writes the metadata of a thin pool or a cache anew over a whole device, block 0 last: refused where
+    /// another format is known to lie. What such a tool repairs is a logical volume that holds no known
+    /// format.
     pub const REBUILDER: Self = Self(1 << 13);
 
-    /// Puts layers together: it has read the header of its own layer when it gives a device to the kernel, or has just made the
-    /// logical volume that it gives.
+    /// Puts layers together: it has read the header of its own layer when it gives a device to the kernel, or
+    /// has just made the logical volume that it gives.
     pub const ASSEMBLER: Self = Self(1 << 14);
 
     /// Where the number of a [`Grammar`] stands: such a program's arguments say more.
     pub const GRAMMAR_SHIFT: u32 = 8;
     const GRAMMAR: u32 = 0xf << Self::GRAMMAR_SHIFT;
 
-    // Whose tool it is, or which formats a volume holds (`Rule::tools`): a strict volume takes writes of its own tools.
+    // Whose tool it is, or which formats a volume holds (`Rule::tools`): a strict volume takes writes of its
+    // own tools.
     /// e2fsprogs.
     pub const EXT: Self = Self(1 << 16);
     /// xfsprogs.
@@ -75,7 +81,8 @@ impl Class {
     pub const PARTITIONS: Self = Self(1 << 28);
     /// Of a volume alone: metadata of a thin pool, dm-cache or dm-era.
     pub const DM_METADATA: Self = Self(1 << 29);
-    /// Of a volume, and of tools of such formats that re-label them: a known format that none of these tools keeps.
+    /// Of a volume, and of tools of such formats that re-label them: a known format that none of these tools
+    /// keeps.
     pub const NO_TOOLS: Self = Self(1 << 31);
 
     /// Whether any bit of `other` is in this set.
@@ -199,8 +206,8 @@ const fn relabeller(of: Class, name: &'static str) -> Program {
 
 /// Every program that is known by name.
 ///
-/// Of some the arguments say what they are there for ([`crate::arguments`]). `dd`, `cp`, `shred`-like copies, `parted`,
-/// `fdisk` do everyday work, too, and are judged by what they write.
+/// Of some the arguments say what they are there for ([`crate::arguments`]). `dd`, `cp`, `shred`-like copies,
+/// `parted`, `fdisk` do everyday work, too, and are judged by what they write.
 pub const PROGRAMS: &[Program] = &[
     // mkfs(8) and what it calls; the names that CSI plugins run (kubernetes mount-utils: mkfs.TYPE).
     formatter("mkfs"),
@@ -233,7 +240,8 @@ pub const PROGRAMS: &[Program] = &[
     formatter("mkfs.gfs2"),
     formatter("mkfs.bcachefs"),
     formatter("mkfs.erofs"),
-    // Makes a btrfs of an ext or reiserfs file system, and back: another format either way, of which a half is none.
+    // Makes a btrfs of an ext or reiserfs file system, and back: another format either way, of which a half
+    // is none.
     formatter("btrfs-convert"),
     formatter("make-bcache"),
     formatter("jfs_mkfs"),
@@ -260,8 +268,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { name: "blkdiscard", class: Class::ERASER },
     Program { name: "shred", class: Class::ERASER },
     Program { name: "pvremove", class: Class::ERASER },
-    // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel, exfatlabel -i,
-    // tune.exfat -I, ntfslabel --new-serial, nilfs-tune -U.
+    // tune2fs -U, xfs_admin -U (which runs xfs_db), btrfstune -u, swaplabel -U, fatlabel -i, mlabel,
+    // exfatlabel -i, tune.exfat -I, ntfslabel --new-serial, nilfs-tune -U.
     relabeller(Class::EXT, "tune2fs"),
     relabeller(Class::EXT, "e2label"),
     relabeller(Class::XFS, "xfs_db"),
@@ -278,7 +286,8 @@ pub const PROGRAMS: &[Program] = &[
     relabeller(Class::NO_TOOLS, "tunefs.ocfs2"),
     relabeller(Class::NO_TOOLS, "tunegfs2"),
     relabeller(Class::NO_TOOLS, "udflabel"),
-    // pvchange -u, and what makes a copied physical volume another one: they write their metadata area before the label.
+    // pvchange -u, and what makes a copied physical volume another one: they write their metadata area before
+    // the label.
     relabeller(Class::LVM, "pvchange"),
     relabeller(Class::LVM, "vgimportclone"),
     // Puts back the signature that a hibernation left in the place of its own.
@@ -296,7 +305,8 @@ pub const PROGRAMS: &[Program] = &[
     reads(Grammar::LVM, assembler(Program { name: "lvm", class: Class::OWNER.with(Class::LVM) })),
     assembler(Program { name: "lvcreate", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) }),
     assembler(Program { name: "lvconvert", class: Class::OWNER.with(Class::MAINTAINER).with(Class::LVM) }),
-    // They label a device that holds none as pvcreate does, and maintain nothing: what is not theirs they leave alone.
+    // They label a device that holds none as pvcreate does, and maintain nothing: what is not theirs they
+    // leave alone.
     lvm("vgcreate"),
     lvm("vgextend"),
     lvm("vgreduce"),
@@ -373,8 +383,8 @@ pub fn class_of(name: &str) -> Class {
 /// Slots of the map `NAMES`.
 pub const NAME_SLOTS: u32 = 4096;
 
-/// The slot of a name (its 16 bytes as two words of native byte order). A slot that no known program has tells that the
-/// name is none of theirs, without a look-up.
+/// The slot of a name (its 16 bytes as two words of native byte order). A slot that no known program has
+/// tells that the name is none of theirs, without a look-up.
 #[inline(always)]
 #[must_use]
 pub const fn name_slot(comm: [u64; 2]) -> u32 {

@@ -9,8 +9,8 @@ pub const DIRECTORIES: usize = 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Protection {
-    /// Nanoseconds of `CLOCK_BOOTTIME` until which it is in force; zero: it is not. The agent puts it off again and again:
-    /// one that hangs protects nothing for long.
+    /// Nanoseconds of `CLOCK_BOOTTIME` until which it is in force; zero: it is not. The agent puts it off
+    /// again and again: one that hangs protects nothing for long.
     pub until: u64,
     /// When the agent started, in ticks of 10 ms since boot (field 22 of `proc_pid_stat(5)`).
     pub ticks: u64,

@@ -18,14 +18,14 @@ pub enum Operation {
     Map = 5,
     /// A write or erasure over the border of a volume that lies on the device.
     Across = 6,
-    /// A command that may write, past the block layer (`SG_IO`, `NVMe` passthrough), where the configuration refuses them.
-    /// `offset` is the kernel `dev_t` of the character device that it goes to, or zero; `length` its number
-    /// ([`crate::passthrough::Command::code`]).
+    /// A command that may write, past the block layer (`SG_IO`, `NVMe` passthrough), where the configuration
+    /// refuses them. `offset` is the kernel `dev_t` of the character device that it goes to, or zero;
+    /// `length` its number ([`crate::passthrough::Command::code`]).
     Passthrough = 7,
     /// A write of which nothing is known before the kernel has handed it to a worker (`io_uring`).
     Later = 8,
-    /// The kernel is about to write a header of its own, unless it finds one, as a layer is made over the device or a file system
-    /// takes it in. `length` is a [`Header`](crate::header::Header).
+    /// The kernel is about to write a header of its own, unless it finds one, as a layer is made over the
+    /// device or a file system takes it in. `length` is a [`Header`](crate::header::Header).
     Header = 9,
     /// The device is given to such a layer, which will write over it. `length` as of [`Operation::Header`].
     Give = 10,
@@ -93,8 +93,8 @@ pub struct Request {
     pub length: u64,
 }
 
-/// Who asks. Asked for only after the range was looked at: in the kernel each answer known before would be another
-/// path for the verifier through every check.
+/// Who asks. Asked for only after the range was looked at: in the kernel each answer known before would be
+/// another path for the verifier through every check.
 pub trait Caller {
     /// What the calling program is known as, from [`crate::program`].
     fn class(&self) -> Class;
@@ -102,9 +102,11 @@ pub trait Caller {
     fn tainted(&self) -> bool;
     /// Whose format is in progress.
     fn owner(&self) -> Owner;
-    /// The claim that the rule names lasts ([`crate::claim::Lease::covers`]). Asked for only where it names one.
+    /// The claim that the rule names lasts ([`crate::claim::Lease::covers`]). Asked for only where it names
+    /// one.
     fn claim_lasts(&self) -> bool;
-    /// The permit that the rule is put for lasts ([`crate::Rule::permit_lasts`]). Asked for only where the rule says when it ends.
+    /// The permit that the rule is put for lasts ([`crate::Rule::permit_lasts`]). Asked for only where the
+    /// rule says when it ends.
     fn permit_lasts(&self) -> bool;
 }
 
@@ -113,12 +115,13 @@ pub trait Content {
     /// The `length` bytes (at most 16) that lie `at` bytes after the start of the write, first byte lowest;
     /// bytes beyond `length` are unspecified. `None` when they cannot be read.
     fn read(&self, at: u64, length: u64) -> Option<[u64; 2]>;
-    /// Whether the `length` bytes from the start of the write are zero, all of them. `None` when they cannot be read, and
-    /// none that can be is anything else.
+    /// Whether the `length` bytes from the start of the write are zero, all of them. `None` when they cannot
+    /// be read, and none that can be is anything else.
     fn is_zero(&self, length: u64) -> Option<bool>;
 }
 
-/// No bytes at all: for requests that carry none, and for writes whose source cannot be read (splice, sendfile).
+/// No bytes at all: for requests that carry none, and for writes whose source cannot be read (splice,
+/// sendfile).
 #[derive(Clone, Copy, Debug)]
 pub struct NoContent;
 
@@ -168,7 +171,8 @@ pub enum Reason {
     Claim = 14,
     /// What the volume holds was not read yet, and will be in a moment.
     NotReadYet = 15,
-    /// The kernel would write over the volume: the header of a layer that is not at home there, or what that layer is used for.
+    /// The kernel would write over the volume: the header of a layer that is not at home there, or what that
+    /// layer is used for.
     KernelFormat = 16,
 }
 
@@ -232,14 +236,15 @@ pub enum Verdict {
     Begin,
     /// As [`Verdict::Begin`]; but what the caller writes cannot be seen: it may be a format, or not.
     Fill,
-    /// As [`Verdict::Begin`]; but what the caller writes is no known format: raw content, as of a database or a virtual
-    /// machine.
+    /// As [`Verdict::Begin`]; but what the caller writes is no known format: raw content, as of a database or
+    /// a virtual machine.
     Raw,
     /// It goes on: a re-labelling tool changes the UUID.
     Relabel,
     /// It goes on: LVM wipes what an earlier logical volume left where it has just made a new one.
     OwnerWipe,
-    /// The kernel is told to come again by a worker of its own, which nobody but the kernel sees; then it is judged.
+    /// The kernel is told to come again by a worker of its own, which nobody but the kernel sees; then it is
+    /// judged.
     Later,
     /// It is refused, and the process is tainted.
     Deny(Reason),

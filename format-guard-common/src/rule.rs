@@ -62,16 +62,16 @@ pub mod flag {
     pub const STACKED: u32 = 2;
     /// Nobody but the tools of what it holds opens the volume for writing while it holds a format.
     pub const STRICT: u32 = 4;
-    /// It lies over a volume that holds a format, and where its bytes come to lie there is not known: it has no rule of its own
-    /// yet, or a layer between encrypts or scatters them.
+    /// It lies over a volume that holds a format, and where its bytes come to lie there is not known: it has
+    /// no rule of its own yet, or a layer between encrypts or scatters them.
     pub const LAYER: u32 = 8;
-    /// The process that formatted the volume still runs and has it open (a virtual machine's monitor, a target's daemon): what
-    /// others must keep it may change.
+    /// The process that formatted the volume still runs and has it open (a virtual machine's monitor, a
+    /// target's daemon): what others must keep it may change.
     pub const HELD: u32 = 16;
     /// It holds a journal that ext file systems on other volumes use.
     pub const JOURNAL: u32 = 32;
-    /// While it is blank, bytes that are not zero are content, whoever but a formatter writes them. While it holds something,
-    /// that is raw content: no known format's, and its user's to change.
+    /// While it is blank, bytes that are not zero are content, whoever but a formatter writes them. While it
+    /// holds something, that is raw content: no known format's, and its user's to change.
     pub const RAW: u32 = 64;
     /// It is a member of an array that runs, or was one until that dropped it: the array holds what it holds.
     pub const ARRAY_RUNS: u32 = 128;
@@ -143,20 +143,25 @@ pub struct Rule {
     pub state: u32,
     /// `diskseq` of the device `lock_dev`.
     pub lock_diskseq: u64,
-    /// Kernel `dev_t` of the one among the devices that share their bytes (paths to one logical unit, a layer and what
-    /// it lies on) under which the process that formats them is held: only one of them may be formatted at a time.
+    /// Kernel `dev_t` of the one among the devices that share their bytes (paths to one logical unit, a layer
+    /// and what it lies on) under which the process that formats them is held: only one of them may be
+    /// formatted at a time.
     pub lock_dev: u32,
     /// Bits of [`flag`].
     pub flags: u32,
     /// Checks in use.
     pub count: u32,
-    /// Number of the lease ([`crate::claim::Lease`]) without which nobody formats the volume; zero: none is needed.
+    /// Number of the lease ([`crate::claim::Lease`]) without which nobody formats the volume; zero: none is
+    /// needed.
     pub claim: u32,
-    /// Whose tools keep what the volume holds ([`Class::EXT`](crate::program::Class::EXT) and its like); zero: that is not known.
+    /// Whose tools keep what the volume holds ([`Class::EXT`](crate::program::Class::EXT) and its like);
+    /// zero: that is not known.
     pub tools: u32,
-    /// When the permit that the rule is put for ends, in whole seconds of `CLOCK_BOOTTIME`; zero: with the rule.
+    /// When the permit that the rule is put for ends, in whole seconds of `CLOCK_BOOTTIME`; zero: with the
+    /// rule.
     pub permit_ends: u32,
-    /// The headers that the kernel finds there as its own ([`Header::at_home`](crate::header::Header::at_home)).
+    /// The headers that the kernel finds there as its own
+    /// ([`Header::at_home`](crate::header::Header::at_home)).
     pub at_home: u32,
     /// Always zero; keeps the layout free of padding.
     pub zero: u32,

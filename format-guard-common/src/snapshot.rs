@@ -1,7 +1,8 @@
-//! The rules as the agent publishes them for the `LD_PRELOAD` library: one file, replaced by rename, mapped by its readers.
+//! The rules as the agent publishes them for the `LD_PRELOAD` library: one file, replaced by rename, mapped
+//! by its readers.
 //!
-//! A reader takes nothing of a file whose length, version or checksum is not as it should be. Integers are of native byte
-//! order: the file never leaves the host.
+//! A reader takes nothing of a file whose length, version or checksum is not as it should be. Integers are of
+//! native byte order: the file never leaves the host.
 
 use core::{fmt, mem::align_of, slice};
 
@@ -24,7 +25,8 @@ pub struct Header {
     pub magic: [u8; 8],
     /// [`VERSION`].
     pub version: u32,
-    /// Not zero once another file has this one's name: the one field that changes, and no part of the checksum.
+    /// Not zero once another file has this one's name: the one field that changes, and no part of the
+    /// checksum.
     pub superseded: u32,
     /// Bytes in the file.
     pub length: u64,
@@ -43,7 +45,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of a file with this body: the rule for unknown devices, then so many entries, tables of windows and programs.
+    /// The header of a file with this body: the rule for unknown devices, then so many entries, tables of
+    /// windows and programs.
     #[must_use]
     pub fn of(body: &[u8], [entries, windows, programs]: [u32; 3], passes: bool, lease: Lease) -> Self {
         let mut header = Self {
@@ -62,8 +65,8 @@ impl Header {
         header
     }
 
-    /// The checksum of a file that begins with this header: of what follows, and of the header itself but for the checksum and
-    /// what changes.
+    /// The checksum of a file that begins with this header: of what follows, and of the header itself but for
+    /// the checksum and what changes.
     fn sum(&self, body: &[u8]) -> u64 {
         let header = Self { superseded: 0, checksum: 0, ..*self };
         checksum(bytes(&header)).rotate_left(1) ^ checksum(body)
@@ -255,8 +258,9 @@ fn array<'a, T: Plain>(bytes: &mut &'a [u8], count: u32) -> Result<&'a [T], Snap
     Ok(unsafe { slice::from_raw_parts(front.as_ptr().cast(), count as usize) })
 }
 
-/// Tells a file that is torn or cut from a whole one; no proof against somebody who can write it. Eight bytes at a time, as
-/// FNV-1a takes one (its 64-bit offset basis and prime: RFC 9923), and a turn, so that high bits come to count.
+/// Tells a file that is torn or cut from a whole one; no proof against somebody who can write it. Eight bytes
+/// at a time, as FNV-1a takes one (its 64-bit offset basis and prime: RFC 9923), and a turn, so that high
+/// bits come to count.
 #[must_use]
 fn checksum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();

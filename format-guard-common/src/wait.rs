@@ -1,4 +1,5 @@
-//! How long a known formatter waits that comes before a volume was read: the agent will have read it in a moment.
+//! How long a known formatter waits that comes before a volume was read: the agent will have read it in a
+//! moment.
 
 /// Formatters that wait at a time: each takes a processor while nobody else wants it.
 pub const WAITERS: u32 = 16;
@@ -9,8 +10,8 @@ pub const WAITERS: u32 = 16;
 pub struct Wait {
     /// For how long one waits at most, in nanoseconds; zero: none does.
     pub limit: u64,
-    /// Nanoseconds of `CLOCK_BOOTTIME` until which there is an agent to wait for. It puts that off again and again: nobody waits for
-    /// one that has ended, or hangs.
+    /// Nanoseconds of `CLOCK_BOOTTIME` until which there is an agent to wait for. It puts that off again and
+    /// again: nobody waits for one that has ended, or hangs.
     pub until: u64,
 }
 

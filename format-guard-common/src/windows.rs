@@ -1,5 +1,5 @@
-//! Volumes that lie on a device: what is written there through the device below is judged as if it were written to
-//! the volume itself.
+//! Volumes that lie on a device: what is written there through the device below is judged as if it were
+//! written to the volume itself.
 
 use crate::opaque;
 
@@ -77,7 +77,8 @@ impl Windows {
         }
         let count = self.count as usize;
         let end = offset.saturating_add(length);
-        // The last window that starts at or before the range, by bisection: six steps for 64, in the kernel, too.
+        // The last window that starts at or before the range, by bisection: six steps for 64, in the kernel,
+        // too.
         let mut found = 0_usize;
         let mut step = MAX_WINDOWS / 2;
         while step > 0 {

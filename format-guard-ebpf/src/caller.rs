@@ -25,8 +25,9 @@ use crate::{
 pub(crate) fn comm() -> [u8; 16] {
     let mut comm = MaybeUninit::<[u64; 2]>::uninit();
     let start: *mut u64 = comm.as_mut_ptr().cast();
-    // SAFETY: 16 bytes of stack. Each word is zeroed by itself, else LLVM calls a loop of bytes; zeroed at all, as Linux 6.1
-    // writes no more than the name and its NUL (strscpy in bpf_get_current_comm, kernel/bpf/helpers.c).
+    // SAFETY: 16 bytes of stack. Each word is zeroed by itself, else LLVM calls a loop of bytes; zeroed at
+    // all, as Linux 6.1 writes no more than the name and its NUL (strscpy in bpf_get_current_comm,
+    // kernel/bpf/helpers.c).
     unsafe {
         start.write_volatile(0);
         start.add(1).write_volatile(0);
@@ -58,7 +59,8 @@ pub(crate) fn class_by_name() -> Class {
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
 }
 
-/// What the arguments of this process said. A function of its own: what a write is looked at by leaves no room on the stack.
+/// What the arguments of this process said. A function of its own: what a write is looked at by leaves no
+/// room on the stack.
 #[inline(never)]
 fn class_at_open() -> u32 {
     let process = process();
@@ -69,8 +71,8 @@ fn class_at_open() -> u32 {
     }
 }
 
-/// What the caller is known as by its arguments, too, and remembers that for what it will write; only for programs whose
-/// purpose these tell, and only where the program may wait for its memory.
+/// What the caller is known as by its arguments, too, and remembers that for what it will write; only for
+/// programs whose purpose these tell, and only where the program may wait for its memory.
 #[inline(always)]
 pub(crate) fn class_by_arguments() -> Class {
     let class = class_by_name();
@@ -84,7 +86,8 @@ pub(crate) fn class_by_arguments() -> Class {
 #[inline(never)]
 fn ask_arguments(class: u32) -> u32 {
     let mut arguments = [0_u8; ARGUMENTS];
-    // SAFETY: BTF pointers of the running task, and as many bytes of stack; the helper checks the user address.
+    // SAFETY: BTF pointers of the running task, and as many bytes of stack; the helper checks the user
+    // address.
     unsafe {
         let mm: *const u8 = field(bpf_get_current_task_btf() as *const u8, &TASK_MM);
         let (start, end): (u64, u64) = (field(mm, &MM_ARG_START), field(mm, &MM_ARG_END));

@@ -1,7 +1,9 @@
-//! The tier `cgroup`: opens for writing by known formatters, for kernels that have neither type information nor trampolines.
+//! The tier `cgroup`: opens for writing by known formatters, for kernels that have neither type information
+//! nor trampolines.
 //!
-//! The kernel asks for its own opens, too (device mapper, mounts), and tells no more than number, access and caller: so nobody
-//! is refused but a known formatter or eraser, and of the process its id alone is known; the agent completes it.
+//! The kernel asks for its own opens, too (device mapper, mounts), and tells no more than number, access and
+//! caller: so nobody is refused but a known formatter or eraser, and of the process its id alone is known;
+//! the agent completes it.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns, macros::cgroup_device,
@@ -19,7 +21,8 @@ use crate::{
     maps::{FORMAT_OWNERS, UNKNOWN, count, rule},
 };
 
-// include/uapi/linux/bpf.h: BPF_DEVCG_DEV_BLOCK in the lower half of access_type, BPF_DEVCG_ACC_WRITE in the upper one.
+// include/uapi/linux/bpf.h: BPF_DEVCG_DEV_BLOCK in the lower half of access_type, BPF_DEVCG_ACC_WRITE in the
+// upper one.
 pub(crate) const BLOCK: u32 = 1;
 pub(crate) const WRITE: u32 = 4;
 
@@ -77,7 +80,8 @@ pub(crate) fn device_access(ctx: DeviceContext) -> i32 {
     if access & 0xffff != BLOCK || access >> 16 & WRITE == 0 {
         return ALLOWED;
     }
-    // By its name alone: what its arguments said is found by fields of the kernel, whose types this tier does without.
+    // By its name alone: what its arguments said is found by fields of the kernel, whose types this tier does
+    // without.
     let class = caller::class_by_name();
     if !class.is(Class::FORMATTER.with(Class::ERASER)) {
         return ALLOWED;

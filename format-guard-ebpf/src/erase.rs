@@ -1,5 +1,5 @@
-//! Ioctls, those of 32-bit callers, and commands of `io_uring`: discards, zero-outs and resets of zones are judged here, commands past the
-//! block layer by `passthrough`.
+//! Ioctls, those of 32-bit callers, and commands of `io_uring`: discards, zero-outs and resets of zones are
+//! judged here, commands past the block layer by `passthrough`.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_probe_read_user as probe_read_user},

@@ -55,8 +55,8 @@ pub(crate) fn target_of_file<'a>(file: *const u8, dev: u32) -> Option<Target<'a>
     Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(stacking::of_unknown(file, dev))? })
 }
 
-/// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a caller whom
-/// nobody refused, and who is no formatter nor shut out of a strict volume.
+/// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a
+/// caller whom nobody refused, and who is no formatter nor shut out of a strict volume.
 #[inline(always)]
 pub(crate) fn fast_path(dev: u32, offset: u64, length: u64) -> bool {
     is_clear(dev, offset, length) != 0
@@ -100,8 +100,8 @@ fn window_of(dev: u32, request: &Request) -> Option<Placement> {
     (read(&windows.dev) == dev).then_some(placement)
 }
 
-/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's rule. The
-/// request as it is for that volume.
+/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's
+/// rule. The request as it is for that volume.
 #[inline(always)]
 pub(crate) fn resolve_window(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
     if target.rule.flags & flag::STACKED == 0
@@ -124,7 +124,8 @@ pub(crate) fn resolve_window(target: Target<'_>, mut request: Request) -> (Targe
     (target, request)
 }
 
-/// Whether the claim of this number lasts. A function of its own: what a write is looked at by leaves no room on the stack.
+/// Whether the claim of this number lasts. A function of its own: what a write is looked at by leaves no room
+/// on the stack.
 #[inline(never)]
 pub(crate) fn claim_lasts(claim: u32) -> bool {
     // SAFETY: no arguments.
@@ -274,14 +275,15 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
     enforce(target, &request, kind, reason)
 }
 
-/// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records that it
-/// fills would not fit into one stack with what a write is looked at by.
+/// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records
+/// that it fills would not fit into one stack with what a write is looked at by.
 #[inline(never)]
 fn enforce(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     let process = caller::process();
     if kind == DENIED {
-        // Of a layer that the agent will know in a moment nobody is cut off, nor who could not even open what it has not read yet.
+        // Of a layer that the agent will know in a moment nobody is cut off, nor who could not even open what
+        // it has not read yet.
         let early = reason == Reason::NotReadYet as u32 && matches!(request.operation, Operation::Open);
         if target.rule.flags & flag::LAYER == 0 && !early {
             taint(target, process);
@@ -339,8 +341,8 @@ fn taint(target: &Target<'_>, process: Process) {
     }
 }
 
-/// Makes the caller the one process that formats the device; false when another was faster. A function of its own, for the
-/// stack of its caller.
+/// Makes the caller the one process that formats the device; false when another was faster. A function of its
+/// own, for the stack of its caller.
 #[inline(never)]
 fn begin(target: &Target<'_>, wrote: u32) -> bool {
     let process = caller::process();
@@ -370,8 +372,8 @@ fn begin(target: &Target<'_>, wrote: u32) -> bool {
     true
 }
 
-/// Sends one record, made in its place: on the stack there is no room for it. A full ring buffer is counted, and the agent's
-/// resync makes good for it.
+/// Sends one record, made in its place: on the stack there is no room for it. A full ring buffer is counted,
+/// and the agent's resync makes good for it.
 #[inline(always)]
 pub(crate) fn send(event: impl FnOnce() -> KernelEvent) {
     match EVENTS.reserve::<KernelEvent>(0) {

@@ -1,7 +1,7 @@
 //! Fields of kernel structures, at offsets that user space found in the kernel's BTF.
 //!
-//! Offsets live in `.rodata`, which is frozen before load: that lets the verifier take direct loads through BTF
-//! pointers at them. Nothing here may be a map value or a constant of one kernel version.
+//! Offsets live in `.rodata`, which is frozen before load: that lets the verifier take direct loads through
+//! BTF pointers at them. Nothing here may be a map value or a constant of one kernel version.
 
 use core::ffi::c_void;
 
@@ -34,13 +34,13 @@ offsets! {
     MNT_NS_INUM, MAP_ID, PROG_AUX, PROG_AUX_ID,
 }
 
-/// Not zero: the programs that judge stand at the functions `security_*` (tier `fmod_ret`) and not at the hooks of BPF LSM.
-/// Set before load.
+/// Not zero: the programs that judge stand at the functions `security_*` (tier `fmod_ret`) and not at the
+/// hooks of BPF LSM. Set before load.
 #[unsafe(no_mangle)]
 pub(crate) static MODIFY_RETURN: Global<u32> = Global::new(0);
 
-/// Copies from the caller's memory; zero when all was read. At a hook of BPF LSM the program is one that may wait for a page
-/// that is not there; at the functions `security_*` none may.
+/// Copies from the caller's memory; zero when all was read. At a hook of BPF LSM the program is one that may
+/// wait for a page that is not there; at the functions `security_*` none may.
 ///
 /// # Safety
 /// `into` must have room for `length` bytes, and the program must be sleepable at its hook of BPF LSM.
@@ -64,8 +64,8 @@ const S_IFCHR: u16 = 0o020_000;
 /// A field read directly through a BTF pointer.
 ///
 /// # Safety
-/// `base` must come from a program argument, a helper or such a read, all of type BTF pointer, and `offset` from
-/// BTF: the verifier proves the rest.
+/// `base` must come from a program argument, a helper or such a read, all of type BTF pointer, and `offset`
+/// from BTF: the verifier proves the rest.
 #[inline(always)]
 pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: &Global<u32>) -> T {
     // SAFETY: as above; a fault is handled by the kernel (exception table) and reads as zero.

@@ -1,9 +1,9 @@
-//! What the kernel opens for writing when it makes a layer or takes a device into a file system: it writes a header there by itself,
-//! and no hook of a security module is asked. The device controller of control groups is: for every open of a block device, by
-//! whomever, in the task that asked the kernel for it.
+//! What the kernel opens for writing when it makes a layer or takes a device into a file system: it writes a
+//! header there by itself, and no hook of a security module is asked. The device controller of control groups
+//! is: for every open of a block device, by whomever, in the task that asked the kernel for it.
 //!
-//! That task's system call says what for; everything else that the kernel opens (mounts, layers without a header) leaves by the
-//! second branch. Nothing may be refused here whose purpose is not known.
+//! That task's system call says what for; everything else that the kernel opens (mounts, layers without a
+//! header) leaves by the second branch. Nothing may be refused here whose purpose is not known.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
@@ -23,7 +23,8 @@ use crate::{
     table::DM_TABLE_LOAD,
 };
 
-// include/uapi/linux/btrfs.h; the device that takes the place of another is the only one that is opened for writing.
+// include/uapi/linux/btrfs.h; the device that takes the place of another is the only one that is opened for
+// writing.
 const BTRFS_IOC_ADD_DEV: u32 = 0x5000_940a;
 const BTRFS_IOC_DEV_REPLACE: u32 = 0xca28_9435;
 // include/uapi/linux/raid/md_u.h, and the member's number in the array in its `mdu_disk_info_t`.

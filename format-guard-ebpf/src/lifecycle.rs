@@ -1,4 +1,5 @@
-//! What the agent learns from: a mount proves a format, a formatter ends, a device goes. Nothing is refused here.
+//! What the agent learns from: a mount proves a format, a formatter ends, a device goes. Nothing is refused
+//! here.
 
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
@@ -50,8 +51,8 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
     0
 }
 
-// void bdev_free_security(struct block_device *bdev), from 6.12: late, when the last reference is gone; the number may
-// be in use again, so only a rule of this very medium goes.
+// void bdev_free_security(struct block_device *bdev), from 6.12: late, when the last reference is gone; the
+// number may be in use again, so only a rule of this very medium goes.
 #[lsm(hook = "bdev_free_security")]
 pub(crate) fn bdev_free_security(ctx: LsmContext) -> i32 {
     let bdev: u64 = ctx.arg(0);

@@ -1,10 +1,10 @@
-//! The kernel programs of format-guard: BPF LSM programs that judge opens, writes, erasures and mappings of block
-//! devices.
+//! The kernel programs of format-guard: BPF LSM programs that judge opens, writes, erasures and mappings of
+//! block devices.
 //!
-//! Threat model: a caller of any name, in any namespace, that takes a volume for blank. Every hook carries its
-//! request to `decide()` of `format-guard-common` and the verdict back; no other place here refuses anything. What
-//! is no block device leaves by the first branch. A failure to look something up is never an error to the caller
-//! unless a mark lies under it.
+//! Threat model: a caller of any name, in any namespace, that takes a volume for blank. Every hook carries
+//! its request to `decide()` of `format-guard-common` and the verdict back; no other place here refuses
+//! anything. What is no block device leaves by the first branch. A failure to look something up is never an
+//! error to the caller unless a mark lies under it.
 //!
 //! | Program | What it is asked for, and what it does | File |
 //! |---|---|---|
@@ -22,8 +22,9 @@
 //! | `inode_unlink`, `inode_rmdir`, `inode_rename`, `sb_umount` | who takes the guard's pins away | `protect.rs` |
 //! | `task_kill`, `ptrace_access_check` | who ends, stops or traces the agent | `protect.rs` |
 //!
-//! `gate.rs` carries a request to `decide()`, `caller.rs` knows the calling process, `place.rs` finds the range of a write,
-//! `user_content.rs` reads its bytes, `maps.rs` has every map, `kernel.rs` the fields of the kernel's structures.
+//! `gate.rs` carries a request to `decide()`, `caller.rs` knows the calling process, `place.rs` finds the
+//! range of a write, `user_content.rs` reads its bytes, `maps.rs` has every map, `kernel.rs` the fields of
+//! the kernel's structures.
 //!
 //! `x86_64` only: system call numbers and `struct pt_regs` are that architecture's.
 #![no_std]

@@ -1,6 +1,7 @@
 //! Every map, in one place. The pinned ones outlive the agent: enforcement goes on without it.
 //!
-//! Those that have an entry for each device are made for as many as the configuration says: `DEVICES` is no more than its default.
+//! Those that have an entry for each device are made for as many as the configuration says: `DEVICES` is no
+//! more than its default.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -24,9 +25,10 @@ use format_guard_common::{
 pub(crate) static SLOTS: HashMap<u32, u32> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
 /// Some rules.
 type Segment = btf_maps::Array<Rule, { RULES_IN_SEGMENT as usize }>;
-/// Rules, by slot, in segments that the agent makes when it needs them and never takes away. Not by `dev_t`: a hash map's element that
-/// is replaced is reused at once for another key (kernel/bpf/memalloc.c), under the hands of a program that reads it, which then
-/// judges by another device's rule. A slot is written in place, and is another device's only after some others have been.
+/// Rules, by slot, in segments that the agent makes when it needs them and never takes away. Not by `dev_t`:
+/// a hash map's element that is replaced is reused at once for another key (kernel/bpf/memalloc.c), under the
+/// hands of a program that reads it, which then judges by another device's rule. A slot is written in place,
+/// and is another device's only after some others have been.
 #[btf_map]
 pub(crate) static RULES: ArrayOfMaps<Segment, { DEVICES.div_ceil(RULES_IN_SEGMENT) as usize }> =
     ArrayOfMaps::new();
@@ -49,8 +51,8 @@ pub(crate) static FORMAT_OWNERS: HashMap<u32, FormatOwner> = HashMap::pinned(DEV
 /// Start times of the processes in `FORMAT_OWNERS`, by thread group id, so that their end is reported.
 #[map]
 pub(crate) static FORMATTERS: HashMap<u32, u64> = HashMap::pinned(DEVICES, BPF_F_NO_PREALLOC);
-/// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set after its entry in
-/// `TAINTS` is there, so that who clears it and looks there afterwards loses none.
+/// Not zero where a process of that slot (`clear::taint_slot`) was refused: the others need no look-up. Set
+/// after its entry in `TAINTS` is there, so that who clears it and looks there afterwards loses none.
 #[map]
 pub(crate) static TAINTED: Array<u32> = Array::pinned(TAINT_SLOTS, 0);
 /// Where devices have no check, each in one of its `clear::slots`. The agent writes them.

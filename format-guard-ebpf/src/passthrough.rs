@@ -1,5 +1,6 @@
-//! Commands past the block layer: `SG_IO` and `NVMe` passthrough, by ioctl and by `io_uring`, on block and character devices.
-//! Looked at only where the configuration refuses those that may write; else the verifier drops all of it.
+//! Commands past the block layer: `SG_IO` and `NVMe` passthrough, by ioctl and by `io_uring`, on block and
+//! character devices. Looked at only where the configuration refuses those that may write; else the verifier
+//! drops all of it.
 
 use aya_ebpf::{EbpfContext, Global, programs::LsmContext};
 use format_guard_common::{NoContent, Operation, Request, passthrough::Command};
@@ -17,7 +18,8 @@ pub(crate) static REFUSE_PASSTHROUGH: Global<u32> = Global::new(0);
 const SG_IO: u32 = 0x2285;
 const SCSI_IOCTL_SEND_COMMAND: u32 = 1;
 const CDROM_SEND_PACKET: u32 = 0x5393;
-/// `struct sg_io_hdr`: where it holds the length of the command and its address, of a 64-bit and of a 32-bit caller.
+/// `struct sg_io_hdr`: where it holds the length of the command and its address, of a 64-bit and of a 32-bit
+/// caller.
 const SG_CMD_LEN: u64 = 8;
 const SG_CMDP: u64 = 24;
 const SG_CMDP_COMPAT: u64 = 20;

@@ -1,8 +1,9 @@
-//! Where a write goes: `file_permission` is told of neither place nor bytes. Found in what belongs to this very call and to no
-//! other: the arguments of the running system call, what it has taken from a ring, the request that a worker does.
+//! Where a write goes: `file_permission` is told of neither place nor bytes. Found in what belongs to this
+//! very call and to no other: the arguments of the running system call, what it has taken from a ring, the
+//! request that a worker does.
 //!
-//! Nothing may be noted for later here: the kernel skips the programs that would note it, and what they left behind would then
-//! decide another write.
+//! Nothing may be noted for later here: the kernel skips the programs that would note it, and what they left
+//! behind would then decide another write.
 
 use aya_ebpf::{
     bindings::task_struct,
@@ -44,7 +45,8 @@ const SYS_IO_URING_ENTER: u64 = 426;
 // arch/x86/entry/syscalls/syscall_32.tbl
 const SYS_IOCTL_COMPAT: u64 = 54;
 
-// struct pt_regs, arch/x86/include/asm/ptrace.h: 64-bit user space, the same in all kernels that have BPF LSM.
+// struct pt_regs, arch/x86/include/asm/ptrace.h: 64-bit user space, the same in all kernels that have BPF
+// LSM.
 const REGS_R10: usize = 56;
 const REGS_R8: usize = 72;
 const REGS_AX: usize = 80;
@@ -53,8 +55,8 @@ const REGS_DX: usize = 96;
 const REGS_SI: usize = 104;
 const REGS_ORIG_AX: usize = 120;
 
-/// What `ax` holds from the entry of a system call to its end (`arch/x86/entry/entry_64.S`): the arguments count no longer than
-/// that. At its end `io_uring` may go on with a linked write, as task work.
+/// What `ax` holds from the entry of a system call to its end (`arch/x86/entry/entry_64.S`): the arguments
+/// count no longer than that. At its end `io_uring` may go on with a linked write, as task work.
 const RUNNING: u64 = (-38_i64).cast_unsigned();
 
 /// A length that covers whatever lies behind the position.
@@ -69,7 +71,8 @@ const IORING_OP_WRITEV_FIXED: u8 = 61;
 const LINKS: u64 = 1 << 2 | 1 << 3;
 const IORING_SETUP_SQE128: u32 = 1 << 10;
 const IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
-/// `IORING_SETUP_SQPOLL`, and from `IORING_SETUP_SQE_MIXED` on all that change how entries are taken from the queue, or may.
+/// `IORING_SETUP_SQPOLL`, and from `IORING_SETUP_SQE_MIXED` on all that change how entries are taken from the
+/// queue, or may.
 const TAKEN_OTHERWISE: u32 = 1 << 1 | !((1 << 19) - 1);
 
 // include/uapi/linux/aio_abi.h
@@ -138,7 +141,8 @@ impl Write {
     }
 }
 
-/// The write to `file` (a BTF pointer) that is about to be made. A function of its own, for the stack of its caller.
+/// The write to `file` (a BTF pointer) that is about to be made. A function of its own, for the stack of its
+/// caller.
 #[inline(never)]
 pub(crate) fn find(file: *const u8, write: &mut Write) {
     // SAFETY: a program argument.
@@ -193,8 +197,8 @@ fn found(file: *const u8) -> Write {
     }
 }
 
-/// A write under a system call whose arguments do not tell, as it is over or of a 32-bit caller: it can be known later where
-/// `io_uring` makes it.
+/// A write under a system call whose arguments do not tell, as it is over or of a 32-bit caller: it can be
+/// known later where `io_uring` makes it.
 ///
 /// # Safety
 /// `task` must be the running task, a BTF pointer.
@@ -283,8 +287,9 @@ impl Iocb {
     }
 }
 
-/// The entry that the running `io_uring_enter` has taken from its ring last, if that is what it does at this moment: not the
-/// work that it takes up while it waits, and not the first of a chain whose last one that entry is.
+/// The entry that the running `io_uring_enter` has taken from its ring last, if that is what it does at this
+/// moment: not the work that it takes up while it waits, and not the first of a chain whose last one that
+/// entry is.
 #[inline(always)]
 unsafe fn of_ring(current: *const task_struct, f_pos: u64) -> Write {
     // SAFETY: BTF pointers of the running task.
@@ -335,8 +340,8 @@ fn sqe(queue: u64, index: u64, flags: u32, count: u32, number: u32, into: &mut [
     at < count && unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), 32, place as *const _) == 0 }
 }
 
-/// The same, of which the verifier forgets what it knew: else it follows each of the ways above through all that comes after.
-/// `unknown` must come from a field or a map value.
+/// The same, of which the verifier forgets what it knew: else it follows each of the ways above through all
+/// that comes after. `unknown` must come from a field or a map value.
 #[inline(always)]
 fn forget(write: Write, unknown: u64) -> Write {
     Write {

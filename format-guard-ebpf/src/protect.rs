@@ -1,5 +1,6 @@
-//! Keeps others from taking the guard away while its agent lives: its pins, maps, programs and links, and the agent. Only the
-//! agent's own executable, process 1 and the kernel itself may; whoever asks the agent gets the way out.
+//! Keeps others from taking the guard away while its agent lives: its pins, maps, programs and links, and the
+//! agent. Only the agent's own executable, process 1 and the kernel itself may; whoever asks the agent gets
+//! the way out.
 //!
 //! Nothing here judges a block device, and what is not the guard's own leaves by the first branches.
 
@@ -94,8 +95,8 @@ fn is_ours(kind: Object, id: u32) -> bool {
     unsafe { OURS.get(kind.key(id)) }.is_some()
 }
 
-/// The agent introduces itself by asking for one of its links before anything is protected: which process it is, and of which
-/// executable, is known for certain in the kernel alone.
+/// The agent introduces itself by asking for one of its links before anything is protected: which process it
+/// is, and of which executable, is known for certain in the kernel alone.
 #[inline(never)]
 fn introduced() {
     let Some(protection) = PROTECTION.get_ptr_mut(0) else { return };
@@ -133,7 +134,8 @@ pub(crate) fn bpf(ctx: LsmContext) -> i32 {
     0
 }
 
-// int bpf_map(struct bpf_map *map, fmode_t fmode): before a descriptor of it is given out. Who reads counts what is there.
+// int bpf_map(struct bpf_map *map, fmode_t fmode): before a descriptor of it is given out. Who reads counts
+// what is there.
 #[lsm(hook = "bpf_map")]
 pub(crate) fn bpf_map(ctx: LsmContext) -> i32 {
     let mode: u32 = ctx.arg(1);
@@ -192,7 +194,8 @@ pub(crate) fn inode_rmdir(ctx: LsmContext) -> i32 {
     0
 }
 
-// int inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir, struct dentry *new_dentry)
+// int inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir, struct dentry
+// *new_dentry)
 #[lsm(hook = "inode_rename")]
 pub(crate) fn inode_rename(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };
@@ -206,7 +209,8 @@ pub(crate) fn inode_rename(ctx: LsmContext) -> i32 {
     0
 }
 
-// int sb_umount(struct vfsmount *mnt, int flags): umount(2) alone. A mount namespace that ends takes its mounts with it.
+// int sb_umount(struct vfsmount *mnt, int flags): umount(2) alone. A mount namespace that ends takes its
+// mounts with it.
 #[lsm(hook = "sb_umount")]
 pub(crate) fn sb_umount(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };
@@ -229,8 +233,8 @@ fn is_agent(protection: &Protection, task: *const u8) -> bool {
         && probed::<u64>(leader, TASK_START_BOOTTIME.load()) == protection.agent.started
 }
 
-// int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred): not for what the
-// kernel sends by itself.
+// int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred): not
+// for what the kernel sends by itself.
 #[lsm(hook = "task_kill")]
 pub(crate) fn task_kill(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };
@@ -242,8 +246,8 @@ pub(crate) fn task_kill(ctx: LsmContext) -> i32 {
     if is_agent(protection, task) { refuse(protection, Tampering::Signal, signal.into()) } else { 0 }
 }
 
-// int ptrace_access_check(struct task_struct *child, unsigned int mode): also of process_vm_writev(2), pidfd_getfd(2) and
-// writes to /proc/PID/mem.
+// int ptrace_access_check(struct task_struct *child, unsigned int mode): also of process_vm_writev(2),
+// pidfd_getfd(2) and writes to /proc/PID/mem.
 #[lsm(hook = "ptrace_access_check")]
 pub(crate) fn ptrace_access_check(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };

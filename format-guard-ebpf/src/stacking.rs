@@ -1,6 +1,7 @@
-//! Devices made over others: who made them, and over what. Over a volume that holds a format only programs with a known name
-//! write until the agent has put the rule: where the marks of the volume below come to lie is not known here. What somebody
-//! made over nothing but volumes that it formats itself is its own as long as it formats them.
+//! Devices made over others: who made them, and over what. Over a volume that holds a format only programs
+//! with a known name write until the agent has put the rule: where the marks of the volume below come to lie
+//! is not known here. What somebody made over nothing but volumes that it formats itself is its own as long
+//! as it formats them.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
@@ -28,8 +29,8 @@ const LOOP_CHANGE_FD: u32 = 0x4c06;
 /// With a `struct loop_config`, which begins with the descriptor.
 const LOOP_CONFIGURE: u32 = 0x4c0a;
 
-/// A place in `UNKNOWN`: of devices of which nothing is known, of those that lie over a volume that holds a format, and of those
-/// that are the caller's own.
+/// A place in `UNKNOWN`: of devices of which nothing is known, of those that lie over a volume that holds a
+/// format, and of those that are the caller's own.
 pub(crate) const ALONE: u32 = 0;
 const OVER_A_FORMAT: u32 = 1;
 pub(crate) const OWN: u32 = 2;
@@ -92,7 +93,8 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
     if above == 0 {
         return;
     }
-    // What the kernel refuses in a moment must not make a device the caller's own that lies over something else.
+    // What the kernel refuses in a moment must not make a device the caller's own that lies over something
+    // else.
     if holds_format(block_device_probed(file_of_descriptor(descriptor))) {
         let _ = LAYERS.insert(above, Layer { maker: Layer::OVER_A_FORMAT, ..Layer::default() }, 0);
     } else {
@@ -114,7 +116,8 @@ pub(crate) fn file_of_descriptor(descriptor: u32) -> *const u8 {
     probed::<u64>(array, descriptor.wrapping_mul(8)) as *const u8
 }
 
-/// Whether a device was made over others later than what has this attachment: of another one under its number before.
+/// Whether a device was made over others later than what has this attachment: of another one under its number
+/// before.
 #[inline(always)]
 pub(crate) fn is_newer(dev: u32, diskseq: u64) -> bool {
     // SAFETY: a torn entry is one of the two.
@@ -161,14 +164,16 @@ fn is_formatted_by_caller(dev: u32) -> bool {
             .is_some_and(|entry| entry.diskseq == rule.lock_diskseq && entry.process == caller::process())
 }
 
-/// Whether a device that holds no format on record is the caller's own. A function of its own, for the stack of its callers.
+/// Whether a device that holds no format on record is the caller's own. A function of its own, for the stack
+/// of its callers.
 #[inline(never)]
 pub(crate) fn is_own(dev: u32, state: u32) -> bool {
     let bottom = bottom_of(dev);
     bottom != dev && state != State::Formatted as u32 && is_formatted_by_caller(bottom)
 }
 
-/// The place in `UNKNOWN` of an opened device that has no rule. A function of its own, for the stack of its callers.
+/// The place in `UNKNOWN` of an opened device that has no rule. A function of its own, for the stack of its
+/// callers.
 #[inline(never)]
 pub(crate) fn of_unknown(file: *const u8, dev: u32) -> u32 {
     match maker(dev) {

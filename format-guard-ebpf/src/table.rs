@@ -1,8 +1,9 @@
-//! Tables of device mapper on their way to the kernel: what it will make of the devices that they name, noted for when it opens them
-//! (`kernel_open`).
+//! Tables of device mapper on their way to the kernel: what it will make of the devices that they name, noted
+//! for when it opens them (`kernel_open`).
 //!
-//! Devices are named by paths as well as by numbers, and only the kernel finds the device of a path: so nothing is refused here. The
-//! note is of this thread and for this call alone; one that an earlier call left is removed first.
+//! Devices are named by paths as well as by numbers, and only the kernel finds the device of a path: so
+//! nothing is refused here. The note is of this thread and for this call alone; one that an earlier call left
+//! is removed first.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::LsmContext};
 use format_guard_common::{
@@ -18,11 +19,14 @@ use crate::{
 
 // include/uapi/linux/dm-ioctl.h
 pub(crate) const DM_TABLE_LOAD: u32 = 0xc138_fd09;
-/// `struct dm_ioctl`: three numbers of the version, then the size of all, where the targets begin, and how many there are.
+/// `struct dm_ioctl`: three numbers of the version, then the size of all, where the targets begin, and how
+/// many there are.
 const HEAD: usize = 24;
-/// `struct dm_target_spec`: first sector, sectors, status, where the next one begins, name; then the arguments as text.
+/// `struct dm_target_spec`: first sector, sectors, status, where the next one begins, name; then the
+/// arguments as text.
 const SPEC: usize = 40;
-/// Of how many targets of a table the first one counts that has a header. Those of layers that have one have a single target.
+/// Of how many targets of a table the first one counts that has a header. Those of layers that have one have
+/// a single target.
 const TARGETS: u32 = 4;
 
 /// Notes what a table will do; false where this is none, which is judged otherwise.

@@ -1,5 +1,5 @@
-//! The bytes of a write, in the caller's memory. Nothing of it is kept: the iovecs are read again for every check that lies under
-//! the write.
+//! The bytes of a write, in the caller's memory. Nothing of it is kept: the iovecs are read again for every
+//! check that lies under the write.
 
 use core::mem::MaybeUninit;
 
@@ -8,10 +8,11 @@ use format_guard_common::{Content, each, opaque};
 
 /// Iovecs that are read at once.
 const FEW: u64 = 4;
-/// Iovecs that the kernel takes in one call (`UIO_MAXIOV`, include/uapi/linux/uio.h): more of them fail before any hook.
+/// Iovecs that the kernel takes in one call (`UIO_MAXIOV`, include/uapi/linux/uio.h): more of them fail
+/// before any hook.
 const UIO_MAXIOV: u64 = 1024;
-/// The length of what cannot be read, which reaches everything behind its start. The kernel has read the array a moment ago, so
-/// that it is there.
+/// The length of what cannot be read, which reaches everything behind its start. The kernel has read the
+/// array a moment ago, so that it is there.
 const UNKNOWN: u64 = 1 << 40;
 /// Bytes of a `struct iovec`.
 const IOVEC: u64 = 16;
@@ -94,7 +95,8 @@ fn at_most(count: u64) -> u32 {
     if count > UIO_MAXIOV { UIO_MAXIOV as u32 } else { count as u32 }
 }
 
-/// The same value, of which the compiler forgets what it knew: it would drop a bound that the verifier must see.
+/// The same value, of which the compiler forgets what it knew: it would drop a bound that the verifier must
+/// see.
 #[inline(always)]
 fn hidden(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -105,7 +107,8 @@ fn hidden(mut value: u64) -> u64 {
     value
 }
 
-/// `value` with a bound that the verifier sees, below 32; LLVM drops a plain mask, as it knows that it changes nothing.
+/// `value` with a bound that the verifier sees, below 32; LLVM drops a plain mask, as it knows that it
+/// changes nothing.
 #[inline(always)]
 fn bounded(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -225,7 +228,8 @@ pub(crate) struct UserContent {
 }
 
 impl UserContent {
-    /// The bytes at `address`, or in `iovecs` there; at address zero is nothing. `unknown` comes from a map value.
+    /// The bytes at `address`, or in `iovecs` there; at address zero is nothing. `unknown` comes from a map
+    /// value.
     #[inline(always)]
     pub(crate) fn new(address: u64, iovecs: u64, unknown: u64) -> Self {
         Self { address: opaque(address, unknown), iovecs: opaque(iovecs, unknown) }
@@ -301,8 +305,8 @@ extern "C" fn gather(number: u32, gathered: *mut Gathered<'_>) -> i64 {
     i64::from(end >= gathered.end)
 }
 
-/// Reads the `length` bytes at `at` of a write; zero where they cannot be read. Exported, so that the verifier follows it by itself
-/// and once: in the loop over the checks it would be followed again and again.
+/// Reads the `length` bytes at `at` of a write; zero where they cannot be read. Exported, so that the
+/// verifier follows it by itself and once: in the loop over the checks it would be followed again and again.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn read_bytes(address: u64, iovecs: u64, at: u64, length: u64, into: *mut Bytes) -> u64 {

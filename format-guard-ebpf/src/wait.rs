@@ -1,8 +1,10 @@
-//! A known formatter that opens a device which nobody has read yet, or of which it is not known yet what the formatter before it has
-//! left, is held until the agent has read that, for a bounded time. Nothing is decided here: it is only asked later.
+//! A known formatter that opens a device which nobody has read yet, or of which it is not known yet what the
+//! formatter before it has left, is held until the agent has read that, for a bounded time. Nothing is
+//! decided here: it is only asked later.
 //!
-//! Between two looks at the rule it reads a byte of its own arguments through its page tables, which gives up the processor, and fails at
-//! once where the process is being killed; a loop that only looks does neither (Linux 6.1 and 6.12).
+//! Between two looks at the rule it reads a byte of its own arguments through its page tables, which gives up
+//! the processor, and fails at once where the process is being killed; a loop that only looks does neither
+//! (Linux 6.1 and 6.12).
 
 use aya_ebpf::{
     Global,
@@ -62,7 +64,8 @@ extern "C" fn wait_until_read(dev: u32, arguments: u32) -> u64 {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let Some(until) = WAIT.get(0).and_then(|wait| wait.end(now)) else { return 0 };
     let Some(slot) = WAITERS.get_ptr_mut(caller::tgid() & (WAITER_SLOTS - 1)) else { return 0 };
-    // SAFETY: aligned words of a map value; two that take one slot at the same moment are one more than may wait.
+    // SAFETY: aligned words of a map value; two that take one slot at the same moment are one more than may
+    // wait.
     unsafe {
         if slot.read_volatile() > now {
             return 0;

@@ -1,5 +1,5 @@
-//! `file_permission`: every road that writes to an opened block device. The hook carries neither position nor bytes:
-//! `place` finds them.
+//! `file_permission`: every road that writes to an opened block device. The hook carries neither position nor
+//! bytes: `place` finds them.
 
 use aya_ebpf::{EbpfContext, macros::lsm, programs::LsmContext};
 use format_guard_common::{Operation, Request, each, event::Counter, opaque};
@@ -120,8 +120,8 @@ struct Asked {
     answer: u64,
 }
 
-/// Whether one of a batch is a write to the file; puts it in the place of the one before. A function of its own, for the stack of
-/// its caller.
+/// Whether one of a batch is a write to the file; puts it in the place of the one before. A function of its
+/// own, for the stack of its caller.
 #[inline(never)]
 fn is_next(asked: &mut Asked, number: u32) -> bool {
     let iocb = place::iocb(asked.list, number.into());
@@ -140,8 +140,8 @@ extern "C" fn ask(number: u32, asked: *mut Asked) -> i64 {
     i64::from(asked.answer != PASS)
 }
 
-/// Judges one write. Exported, so that the verifier follows it by itself and once: by each way that leads here, or in the loop
-/// over a batch, it would be followed again and again.
+/// Judges one write. Exported, so that the verifier follows it by itself and once: by each way that leads
+/// here, or in the loop over a batch, it would be followed again and again.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_write(asked: *const Asked) -> u64 {

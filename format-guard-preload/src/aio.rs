@@ -1,4 +1,5 @@
-//! Linux aio, as libaio submits it (LVM's tools write by it), and POSIX aio, which the C library makes in threads of its own.
+//! Linux aio, as libaio submits it (LVM's tools write by it), and POSIX aio, which the C library makes in
+//! threads of its own.
 
 use core::{
     ffi::{c_int, c_long, c_void},

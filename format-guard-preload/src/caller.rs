@@ -1,7 +1,7 @@
 //! What is known of the program that asks: its name, what it was refused, and what it formats.
 //!
-//! The tables are this process's own. After a fork the child has a copy, in which nothing is its own: each entry carries the
-//! process id.
+//! The tables are this process's own. After a fork the child has a copy, in which nothing is its own: each
+//! entry carries the process id.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
@@ -18,14 +18,16 @@ use crate::{
     system::{Descriptor, comm, process, since_boot},
 };
 
-/// Devices on which one process is refused, or which it formats, at most; what comes after that takes the place of the oldest.
+/// Devices on which one process is refused, or which it formats, at most; what comes after that takes the
+/// place of the oldest.
 const PLACES: usize = 16;
 
 /// One place: process and device, and what must still be so.
 struct Slot {
     key: AtomicU64,
     diskseq: AtomicU64,
-    /// [`Entry::forgotten`] of a refusal; of a format not zero once the agent knows that something was written.
+    /// [`Entry::forgotten`] of a refusal; of a format not zero once the agent knows that something was
+    /// written.
     more: AtomicU64,
 }
 

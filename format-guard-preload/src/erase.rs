@@ -24,8 +24,8 @@ pub(crate) fn refused_ioctl(fd: c_int, command: c_ulong, argument: *mut c_void) 
     erases(command) && refused(fd, words(argument as usize).map_or(WHOLE, |words| range(command, words)))
 }
 
-/// Whether a `fallocate` is refused: whatever its mode, on a block device it zeroes or discards (`blkdev_fallocate`,
-/// block/fops.c).
+/// Whether a `fallocate` is refused: whatever its mode, on a block device it zeroes or discards
+/// (`blkdev_fallocate`, block/fops.c).
 pub(crate) fn refused_fallocate(fd: c_int, offset: off_t, length: off_t) -> bool {
     match (u64::try_from(offset), u64::try_from(length)) {
         (Ok(offset), Ok(length)) => refused(fd, [offset, length]),

@@ -27,8 +27,8 @@ static NOTHING: Rule = Rule::new(0, 0, State::Unverified);
 /// A request was refused, and errno says so.
 pub(crate) struct Refused;
 
-/// Whether nothing is to be refused to a descriptor: it is of no block device, or the library leaves the program alone.
-/// The device's number otherwise (kernel `dev_t`).
+/// Whether nothing is to be refused to a descriptor: it is of no block device, or the library leaves the
+/// program alone. The device's number otherwise (kernel `dev_t`).
 pub(crate) fn block_device(fd: i32) -> Option<u32> {
     let status = status(fd)?;
     if status.st_mode & libc::S_IFMT != libc::S_IFBLK || environment::is_ignored() {
@@ -75,8 +75,8 @@ pub(crate) fn judge_device<B: Content>(
     })
 }
 
-/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's rule. The
-/// request as it is for that volume.
+/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's
+/// rule. The request as it is for that volume.
 fn placed(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
     let windows = target.entry.zip(target.snapshot).and_then(|(entry, snapshot)| snapshot.windows(entry));
     let Some((windows, snapshot)) = windows.zip(target.snapshot) else { return (target, request) };

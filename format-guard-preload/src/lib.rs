@@ -1,11 +1,13 @@
-//! The library that is loaded before the C library (`LD_PRELOAD`) into programs on hosts whose kernel cannot refuse.
+//! The library that is loaded before the C library (`LD_PRELOAD`) into programs on hosts whose kernel cannot
+//! refuse.
 //!
-//! It stands at the functions that open and write to block devices, carries each request to `decide()` under the rules that
-//! the agent publishes, and carries out the verdict. It must never change what a program sees of anything but a refused
-//! request: no allocation, no lock, no thread, no signal, no descriptor that stays, and errno as it was.
+//! It stands at the functions that open and write to block devices, carries each request to `decide()` under
+//! the rules that the agent publishes, and carries out the verdict. It must never change what a program sees
+//! of anything but a refused request: no allocation, no lock, no thread, no signal, no descriptor that stays,
+//! and errno as it was.
 //!
-//! It is a tier for programs that cooperate. One that makes its system calls by itself (Go, static programs, `io_uring`), or
-//! writes by stdio to a descriptor that somebody else opened, passes it.
+//! It is a tier for programs that cooperate. One that makes its system calls by itself (Go, static programs,
+//! `io_uring`), or writes by stdio to a descriptor that somebody else opened, passes it.
 #![no_std]
 #![expect(
     clippy::cast_sign_loss,
@@ -54,8 +56,8 @@ fn find_what_comes_after() {
     syscall::find();
 }
 
-/// musl loads the library too, as it takes itself for whatever is named libc; nobody has held what it does there. A program that
-/// is not guarded must not go on as if it were.
+/// musl loads the library too, as it takes itself for whatever is named libc; nobody has held what it does
+/// there. A program that is not guarded must not go on as if it were.
 fn refuse_to_start() {
     const LINE: &[u8] = b"format-guard: the library is for glibc, and this program is linked to another C library: it is not \
         started, as nobody knows what of it would be refused; start it without LD_PRELOAD\n";

@@ -14,7 +14,8 @@ use crate::{
     system::{Descriptor, call3},
 };
 
-/// Whether the process, or one that it was forked from, has ever mapped a block device that it may come to write to.
+/// Whether the process, or one that it was forked from, has ever mapped a block device that it may come to
+/// write to.
 static MAPPED: AtomicBool = AtomicBool::new(false);
 
 const fn is_shared(flags: c_int) -> bool {
@@ -83,7 +84,8 @@ impl Lines {
     }
 }
 
-/// The path of a shared mapping that lies between these addresses (`proc_pid_maps(5)`), if it may be a device node.
+/// The path of a shared mapping that lies between these addresses (`proc_pid_maps(5)`), if it may be a device
+/// node.
 fn mapped_node(line: &[u8], start: u64, end: u64) -> Option<&[u8]> {
     let mut fields = line.splitn(6, |byte| *byte == b' ');
     let mut bounds = fields.next()?.splitn(2, |byte| *byte == b'-');

@@ -1,5 +1,5 @@
-//! The functions that come after ours: the C library's, or those of another library that is loaded before it. They are found
-//! before the program runs; for whom comes earlier the kernel is called.
+//! The functions that come after ours: the C library's, or those of another library that is loaded before it.
+//! They are found before the program runs; for whom comes earlier the kernel is called.
 
 use core::{
     ffi::c_char,
@@ -38,9 +38,9 @@ pub(crate) fn is_glibc() -> bool {
 
 /// Defines functions that stand before those of the same name.
 ///
-/// `unless` says that a call is refused, and what it gives then; errno is set. `then` makes of the result what the program gets. `or`
-/// is done in the place of a function that is not found (yet). Optional arguments lie where named ones do (System V ABI for
-/// x86-64 and `AArch64`).
+/// `unless` says that a call is refused, and what it gives then; errno is set. `then` makes of the result
+/// what the program gets. `or` is done in the place of a function that is not found (yet). Optional arguments
+/// lie where named ones do (System V ABI for x86-64 and `AArch64`).
 macro_rules! stand_before {
     ($(fn $name:ident($($argument:ident: $kind:ty),*) -> $result:ty $(, unless $refused:expr => $failed:expr)?, or $otherwise:expr
        $(, then $after:expr)?;)*) => {

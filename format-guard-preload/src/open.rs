@@ -1,5 +1,5 @@
-//! Opens for writing. The device is opened first and judged then: what was opened is what is judged, by the number of its
-//! attachment, and a refused descriptor is closed before the program sees it.
+//! Opens for writing. The device is opened first and judged then: what was opened is what is judged, by the
+//! number of its attachment, and a refused descriptor is closed before the program sees it.
 
 use core::ffi::{c_char, c_int, c_uint};
 

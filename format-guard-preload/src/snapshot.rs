@@ -1,6 +1,7 @@
 //! The rules as the agent has published them last: mapped once, and again when they were replaced.
 //!
-//! Nobody waits here, whoever is interrupted: readers count themselves, and only what nobody reads is unmapped.
+//! Nobody waits here, whoever is interrupted: readers count themselves, and only what nobody reads is
+//! unmapped.
 
 use core::{
     slice,
@@ -14,7 +15,8 @@ use crate::{
     system::{Descriptor, call, call3, status},
 };
 
-/// Mappings at a time: the current one, and those that somebody still reads, also one who was forked in two meanwhile.
+/// Mappings at a time: the current one, and those that somebody still reads, also one who was forked in two
+/// meanwhile.
 const SLOTS: usize = 8;
 const NONE: usize = SLOTS;
 /// Largest file, in bytes: as many rules as the kernel's map has.
@@ -112,7 +114,8 @@ fn current() -> Option<Read> {
     let number = CURRENT.load(SeqCst);
     let slot = MAPPED.get(number)?;
     slot.readers.fetch_add(1, SeqCst);
-    // Looked at only if it still is the current one now that this reader is counted: nobody unmaps it from here on.
+    // Looked at only if it still is the current one now that this reader is counted: nobody unmaps it from
+    // here on.
     let stays = CURRENT.load(SeqCst) == number;
     let read = Read { mapping: slot.mapping(), slot: Some(slot) };
     // SAFETY: as said.

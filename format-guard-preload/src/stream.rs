@@ -1,5 +1,5 @@
-//! Streams of the C library. What is written to them goes to the kernel by functions that nobody can stand before: one that
-//! is opened for writing is judged as a write of which neither position nor bytes are known.
+//! Streams of the C library. What is written to them goes to the kernel by functions that nobody can stand
+//! before: one that is opened for writing is judged as a write of which neither position nor bytes are known.
 
 use core::ffi::{CStr, c_char, c_int};
 

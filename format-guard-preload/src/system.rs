@@ -163,9 +163,9 @@ pub(crate) fn copy(from: usize, into: &mut [u8]) -> bool {
     // SAFETY: the kernel checks the address to read from; as many bytes as the slice has are written.
     let copied = unsafe { call(libc::SYS_process_vm_readv, [process() as usize, local, 1, remote, 1, 0]) };
     if copied == -(libc::ENOSYS as isize) || copied == -(libc::EPERM as isize) {
-        // Container runtimes forbid the call (Docker's seccomp profile on kernels before 4.8): a wrong address ends the
-        // program here, which its own call would have told of by EFAULT.
-        // SAFETY: bytes that the program is about to hand to the kernel.
+        // Container runtimes forbid the call (Docker's seccomp profile on kernels before 4.8): a wrong
+        // address ends the program here, which its own call would have told of by EFAULT. SAFETY: bytes that
+        // the program is about to hand to the kernel.
         unsafe { core::ptr::copy_nonoverlapping(from as *const u8, into.as_mut_ptr(), into.len()) };
         return true;
     }

@@ -23,7 +23,8 @@ pub(crate) enum Position {
 }
 
 impl Position {
-    /// The first byte. What cannot be told is the start: a mark is always there, and the kernel will fail the call.
+    /// The first byte. What cannot be told is the start: a mark is always there, and the kernel will fail the
+    /// call.
     fn first(self, fd: c_int) -> u64 {
         match self {
             Self::At(offset) => offset.cast_unsigned(),

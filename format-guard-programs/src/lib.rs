@@ -1,5 +1,6 @@
-//! The kernel programs as they are loaded, apart from what loads them: that is built with one set of features and another, and
-//! they take a minute each time. Nothing else may be in here.
+//! The kernel programs as they are loaded, apart from what loads them: that is built with one set of features
+//! and another, and they take a minute each time. Nothing else may be in here.
 
-/// The object file: ELF of 64-bit little-endian BPF, with BTF. Empty where it was built with `FORMAT_GUARD_WITHOUT_PROGRAMS`.
+/// The object file: ELF of 64-bit little-endian BPF, with BTF. Empty where it was built with
+/// `FORMAT_GUARD_WITHOUT_PROGRAMS`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/format-guard-ebpf"));

@@ -1,5 +1,5 @@
-//! What the agent and its clients say to each other: JSON over HTTP on a Unix socket. Stable: fields are added, never
-//! renamed.
+//! What the agent and its clients say to each other: JSON over HTTP on a Unix socket. Stable: fields are
+//! added, never renamed.
 
 use format_guard_common::State;
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,8 @@ impl Condition {
         }
     }
 
-    /// That of a guard which is proven or not, in this mode, with or without something that is less than it should be.
+    /// That of a guard which is proven or not, in this mode, with or without something that is less than it
+    /// should be.
     #[must_use]
     pub fn of(proven: bool, mode: Mode, degraded: bool) -> Self {
         match mode {
@@ -194,8 +195,8 @@ pub struct Volume {
     pub content: Option<Content>,
     /// The bytes that identify it.
     pub marks: Vec<Mark>,
-    /// Without a known format: SHA-256 of its first and last MiB in hexadecimal digits, or "zeros", as they were read last, or
-    /// when it was armed.
+    /// Without a known format: SHA-256 of its first and last MiB in hexadecimal digits, or "zeros", as they
+    /// were read last, or when it was armed.
     #[serde(default)]
     pub ends: Option<String>,
     /// A file system on it was mounted since it was formatted.
@@ -212,7 +213,8 @@ pub struct Volume {
     pub permit: Option<Permit>,
     /// What a probe found that is not what is recorded.
     pub discrepancy: Option<String>,
-    /// Goes up with each format, and with each change of what identifies it; zero: of before that was counted.
+    /// Goes up with each format, and with each change of what identifies it; zero: of before that was
+    /// counted.
     #[serde(default)]
     pub generation: u64,
     /// When it was first seen, in seconds since 1970.
@@ -290,7 +292,8 @@ pub struct Copy {
     pub pieces: Vec<Piece>,
 }
 
-/// Which volume is meant: `dev=MAJOR:MINOR`, an id, or, where no data can be lost, the unique beginning of one.
+/// Which volume is meant: `dev=MAJOR:MINOR`, an id, or, where no data can be lost, the unique beginning of
+/// one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Selector {
     /// The text.

@@ -14,7 +14,8 @@ pub fn mount() -> Option<&'static Path> {
     PLACES.into_iter().map(Path::new).find(is_cgroup2)
 }
 
-/// Whether every process of the host is in this control group: a container may see one of its own in that place.
+/// Whether every process of the host is in this control group: a container may see one of its own in that
+/// place.
 #[must_use]
 pub fn is_root(group: &Path) -> bool {
     /// Number of a hierarchy's first inode (fs/kernfs/dir.c: `kernfs_create_root`).

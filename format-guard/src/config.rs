@@ -1,4 +1,5 @@
-//! The configuration: one TOML file, every key with a default. A malformed file never starts a guard with defaults.
+//! The configuration: one TOML file, every key with a default. A malformed file never starts a guard with
+//! defaults.
 
 use std::{
     fmt::Write,
@@ -507,8 +508,8 @@ impl Config {
         Self::parse(&text).map_err(|reason| ConfigError::Malformed { path: path.to_owned(), reason })
     }
 
-    /// Where things are, as far as a file says it that cannot be used as a whole: its directories, and defaults for all else. With why it
-    /// cannot be used. For what must be possible whatever the file holds.
+    /// Where things are, as far as a file says it that cannot be used as a whole: its directories, and
+    /// defaults for all else. With why it cannot be used. For what must be possible whatever the file holds.
     #[must_use]
     pub fn salvaged(file: Option<&Path>) -> (Self, Option<ConfigError>) {
         let error = match Self::read(file) {
@@ -623,7 +624,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The ways to refuse that are tried where these security modules are active, best first; none weaker than is required.
+    /// The ways to refuse that are tried where these security modules are active, best first; none weaker
+    /// than is required.
     #[must_use]
     pub fn tiers(&self, modules: Option<&str>) -> Vec<Tier> {
         let mut tiers = self.tier.tiers(modules);

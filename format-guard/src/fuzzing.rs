@@ -1,4 +1,5 @@
-//! Entrances for fuzzers to what reads input that is not trusted. They are there in builds with the feature `fuzzing` alone.
+//! Entrances for fuzzers to what reads input that is not trusted. They are there in builds with the feature
+//! `fuzzing` alone.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what a fuzzer looks for")]
 
 use axum::{extract::Query, http::Uri};
@@ -53,7 +54,8 @@ pub fn kernel_record(bytes: &[u8]) {
     }
 }
 
-/// What the `LD_PRELOAD` library and the agent tell each other: a question, and a file of rules that is whole by its head.
+/// What the `LD_PRELOAD` library and the agent tell each other: a question, and a file of rules that is whole
+/// by its head.
 pub fn library(bytes: &[u8]) {
     if let Some(question) = bytes.first_chunk()
         && let Some((_, question)) = PreloadRequest::read(question)
@@ -83,7 +85,8 @@ pub fn library(bytes: &[u8]) {
     let _ = snapshot.class([7; 16]);
 }
 
-/// What is on a device, as patches to one of 4 MiB that is blank: three bytes of offset, one of length, and the bytes.
+/// What is on a device, as patches to one of 4 MiB that is blank: three bytes of offset, one of length, and
+/// the bytes.
 pub fn content(bytes: &[u8]) {
     const SIZE: usize = 4 << 20;
     let mut device = vec![0; SIZE];

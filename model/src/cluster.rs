@@ -1,8 +1,8 @@
 //! Some nodes that share one volume and the record of it.
 //!
-//! A node arms a blank volume for as long as its claim is sure to last: the claim is kept under a lease of the cluster's store,
-//! and the kernel's rule ends by the node's own clock before the store can have given the claim to another. Time passes in
-//! steps; a node that is paused is one that does nothing meanwhile.
+//! A node arms a blank volume for as long as its claim is sure to last: the claim is kept under a lease of
+//! the cluster's store, and the kernel's rule ends by the node's own clock before the store can have given
+//! the claim to another. Time passes in steps; a node that is paused is one that does nothing meanwhile.
 
 use stateright::{Model, Property};
 
@@ -62,7 +62,8 @@ enum Shared {
 enum Asked {
     /// The question is on its way.
     At(u8),
-    /// The store has renewed the lease, or given a new one, under which there is no claim yet; the answer is on its way.
+    /// The store has renewed the lease, or given a new one, under which there is no claim yet; the answer is
+    /// on its way.
     Renewed { at: u8, anew: bool },
 }
 
@@ -180,7 +181,8 @@ impl Cluster {
         }
         if !node.knows && node.clean < CLEAN {
             actions.push(ClusterAction::Probe(i));
-            // What may have been formatted by a node that is gone is trusted to read as what it is: nothing else tells.
+            // What may have been formatted by a node that is gone is trusted to read as what it is: nothing
+            // else tells.
             if !moment.taken_over {
                 actions.push(ClusterAction::FalseBlank(i));
             }

@@ -1,9 +1,10 @@
-//! Some nodes that share one volume, each with the product's own record of it: what [`crate::Node`] checks of one node and
-//! [`crate::Cluster`] of the claim, together.
+//! Some nodes that share one volume, each with the product's own record of it: what [`crate::Node`] checks of
+//! one node and [`crate::Cluster`] of the claim, together.
 //!
-//! What decides is the product's: `transition::next` for each node's record, `shared::desired` and `shared::plan` for what it asks of
-//! the store, `rule::of` and `decide` for verdicts. What carries between them (the reconciler, the claim worker) is modelled here.
-//! A record is stored and ruled in one step, a lease renewed in one: [`crate::Node`] and [`crate::Cluster`] take those apart.
+//! What decides is the product's: `transition::next` for each node's record, `shared::desired` and
+//! `shared::plan` for what it asks of the store, `rule::of` and `decide` for verdicts. What carries between
+//! them (the reconciler, the claim worker) is modelled here. A record is stored and ruled in one step, a
+//! lease renewed in one: [`crate::Node`] and [`crate::Cluster`] take those apart.
 
 use std::{
     cell::RefCell,
@@ -39,7 +40,8 @@ use crate::node::plain;
 const DEV: u32 = 0x80_0000;
 const DISKSEQ: u64 = 1;
 const BOOT: &str = "boot";
-/// Steps of time that the store keeps a lease after it was last renewed. Clocks go alike here: see [`crate::Cluster`].
+/// Steps of time that the store keeps a lease after it was last renewed. Clocks go alike here: see
+/// [`crate::Cluster`].
 const TTL: u8 = 1;
 /// Steps of time for which a volume must read blank where a format may have gone unseen.
 const QUARANTINE: Seconds = 1;
@@ -134,8 +136,8 @@ enum Read {
     Format(usize),
 }
 
-/// What a formatter asks for: under a record's rule, to open or to write, as the one that formats or not, while the claim lasts or
-/// not.
+/// What a formatter asks for: under a record's rule, to open or to write, as the one that formats or not,
+/// while the claim lasts or not.
 type Question = (Kept<Volume>, bool, bool, bool);
 
 /// What the kernel has of the one who formats.
@@ -178,7 +180,8 @@ pub struct Moment {
     /// Each node's lease as the store keeps it, and its end.
     leases: Vec<Option<(u64, u8)>>,
     nodes: Vec<Node>,
-    /// Whose format lies on the volume, and whether its formatter ended well: somebody may have put data there.
+    /// Whose format lies on the volume, and whether its formatter ended well: somebody may have put data
+    /// there.
     disk: Option<(usize, bool)>,
     permits_given: u8,
     permits_used: u8,
@@ -203,8 +206,9 @@ pub enum FleetAction {
     SeeLeaseEnded(usize),
     /// The claim worker takes up what the reconciler wants.
     TakeUp(usize),
-    /// It looks at the store, and writes what follows from that, or tells where the node stands. A write is made only if the store
-    /// still is as it was seen: that the look may be old matters to what is told alone, which may come late.
+    /// It looks at the store, and writes what follows from that, or tells where the node stands. A write is
+    /// made only if the store still is as it was seen: that the look may be old matters to what is told
+    /// alone, which may come late.
     Advance(usize),
     /// The reconciler is told.
     Deliver(usize),
@@ -512,7 +516,8 @@ impl Fleet {
             actions.push(FleetAction::Answer(i));
         } else if probed {
             actions.push(FleetAction::Probe(i));
-            // What may have been formatted unseen is trusted to read as what it is after a while: nothing else tells.
+            // What may have been formatted unseen is trusted to read as what it is after a while: nothing
+            // else tells.
             if moment.disk.is_some() && node.record.attachment.suspect_since.is_none() {
                 actions.push(FleetAction::FalseBlank(i));
             }

@@ -71,8 +71,8 @@ enum Written {
 struct Disk {
     written: Written,
     by: usize,
-    /// Somebody may have put data there: its formatter ended well, or the agent has seen it mounted; it is a monitor's, which
-    /// puts data there all its life; or it was there before, and the agent has seen it.
+    /// Somebody may have put data there: its formatter ended well, or the agent has seen it mounted; it is a
+    /// monitor's, which puts data there all its life; or it was there before, and the agent has seen it.
     precious: bool,
 }
 
@@ -238,7 +238,8 @@ pub enum Action {
     Detach,
     /// The host goes down without a word, and comes up again.
     PowerCut,
-    /// From now on, in this boot, probes tell the truth, and the quarantine has passed: what fails with a host comes back.
+    /// From now on, in this boot, probes tell the truth, and the quarantine has passed: what fails with a
+    /// host comes back.
     Calm,
     /// The database is lost while no agent runs.
     LoseDatabase,
@@ -991,8 +992,9 @@ impl Model for Node {
         {
             actions.push(Action::Read(Reading::Truth));
             if !moment.calm {
-                // What was there before the guard and reads as zeros twice before it was ever recorded is armed: nothing that could
-                // be remembered tells otherwise. A store that nodes share, or a probe in an earlier boot, does.
+                // What was there before the guard and reads as zeros twice before it was ever recorded is
+                // armed: nothing that could be remembered tells otherwise. A store that nodes share, or a
+                // probe in an earlier boot, does.
                 let unseen = self.earlier && !moment.known;
                 actions.extend((!unseen).then_some(Action::Read(Reading::Blank)));
                 actions.push(Action::Read(Reading::Error));

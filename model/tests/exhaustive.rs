@@ -1,5 +1,5 @@
-//! Every interleaving of the protocol's steps, and for each of its guards that is broken on purpose the proof that the
-//! checker sees it.
+//! Every interleaving of the protocol's steps, and for each of its guards that is broken on purpose the proof
+//! that the checker sees it.
 
 mod checker;
 

@@ -1,5 +1,5 @@
-//! Every interleaving of the steps of nodes that share a volume, and for each guard of their protocol that is broken on
-//! purpose the proof that the checker sees it.
+//! Every interleaving of the steps of nodes that share a volume, and for each guard of their protocol that is
+//! broken on purpose the proof that the checker sees it.
 
 mod checker;
 

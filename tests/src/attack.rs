@@ -54,7 +54,8 @@ fn some(device: &Path) -> Result<Vec<(String, &'static str)>> {
     Ok(all(device)?.into_iter().filter(|(line, _)| named(line)).collect())
 }
 
-/// Runs every one under the guard and makes sure that each failed because the guard refused it; what each said.
+/// Runs every one under the guard and makes sure that each failed because the guard refused it; what each
+/// said.
 ///
 /// # Errors
 /// When one succeeded, or failed for another reason.
@@ -62,7 +63,8 @@ pub fn all_refused(guard: &Guard, device: &Path) -> Result<Vec<Ran>> {
     all(device)?.into_iter().map(|(line, input)| refused(guard, &line, input)).collect()
 }
 
-/// Runs some of them, for what is about something else than the tools: the tables hold every one against every volume.
+/// Runs some of them, for what is about something else than the tools: the tables hold every one against
+/// every volume.
 ///
 /// # Errors
 /// When one succeeded, or failed for another reason.

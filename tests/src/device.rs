@@ -41,8 +41,9 @@ pub trait Device {
     }
 }
 
-/// sha256 of everything in the device at `path`: of every block that is not zero, with its place, and of the length. It is
-/// the same for two devices where sha256sum(1) says the same of them; what is zero costs most of the time under emulation.
+/// sha256 of everything in the device at `path`: of every block that is not zero, with its place, and of the
+/// length. It is the same for two devices where sha256sum(1) says the same of them; what is zero costs most
+/// of the time under emulation.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -531,7 +532,8 @@ impl Iscsi {
         })
     }
 
-    /// From now on a session that has lost its target fails what waits for it after this time; open-iscsi's own is two minutes.
+    /// From now on a session that has lost its target fails what waits for it after this time; open-iscsi's
+    /// own is two minutes.
     ///
     /// # Errors
     /// When it cannot be set.
@@ -542,7 +544,8 @@ impl Iscsi {
         Ok(())
     }
 
-    /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids change sides.
+    /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids
+    /// change sides.
     ///
     /// # Errors
     /// When one cannot be remade.
@@ -897,8 +900,8 @@ pub fn start_initiator(name: &str) -> Result<()> {
     wait_for("iscsid", || Ok((run("iscsiadm -m session")?.status != 20).then_some(())))
 }
 
-/// Takes the partitions of a disk away, which would outlive a loop device's file. One that is open stays: a probe opens
-/// it for a moment, as udev's does.
+/// Takes the partitions of a disk away, which would outlive a loop device's file. One that is open stays: a
+/// probe opens it for a moment, as udev's does.
 ///
 /// # Errors
 /// When one stays for good.

@@ -1,5 +1,5 @@
-//! A guard with state, socket and pins of its own, beside whatever runs on the host: one that scenarios share, or one
-//! that a scenario may stop, kill and reconfigure.
+//! A guard with state, socket and pins of its own, beside whatever runs on the host: one that scenarios
+//! share, or one that a scenario may stop, kill and reconfigure.
 
 use std::{
     env,
@@ -55,12 +55,12 @@ pub const PRELOAD: &str = "preload";
 /// The tier in which a known formatter waits for a volume to be read.
 pub const LSM: &str = "lsm";
 
-/// Guests are emulated, and what takes a processor milliseconds takes one of theirs a hundred times as long: formatters may wait as
-/// long as the configuration lets them.
+/// Guests are emulated, and what takes a processor milliseconds takes one of theirs a hundred times as long:
+/// formatters may wait as long as the configuration lets them.
 pub const PATIENT: &str = "first_format_wait = 10000";
 
-/// What the unit gives a start (`TimeoutStartSec`): an emulated processor that others share takes minutes to verify the programs and to
-/// patch them into its kernel.
+/// What the unit gives a start (`TimeoutStartSec`): an emulated processor that others share takes minutes to
+/// verify the programs and to patch them into its kernel.
 const START: Duration = Duration::from_mins(5);
 
 /// The tier that judges opens.
@@ -72,8 +72,8 @@ pub fn tier() -> String {
     env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| LSM.to_owned())
 }
 
-/// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build keeps the
-/// programs, and loading new ones takes longer under emulation than most scenarios do.
+/// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build
+/// keeps the programs, and loading new ones takes longer under emulation than most scenarios do.
 pub const PINS: &str = "/sys/fs/bpf/fg-tests";
 
 /// An agent and the enforcement that it leaves.
@@ -91,8 +91,8 @@ pub struct Guard {
     since: i64,
 }
 
-/// The guard that scenarios share while nobody uses it. Only one guard is there at a time: another one's refusals would
-/// be taken for its own.
+/// The guard that scenarios share while nobody uses it. Only one guard is there at a time: another one's
+/// refusals would be taken for its own.
 static SHARED: Mutex<Option<Guard>> = Mutex::new(None);
 
 /// The guard that scenarios share, in the hands of one.
@@ -113,8 +113,8 @@ impl Drop for Shared {
 }
 
 impl Guard {
-    /// The guard that scenarios share, proven to be in force. Its volumes are another scenario's devices, gone since; its
-    /// events are this scenario's.
+    /// The guard that scenarios share, proven to be in force. Its volumes are another scenario's devices,
+    /// gone since; its events are this scenario's.
     ///
     /// # Errors
     /// As of [`Guard::start`].
@@ -262,8 +262,8 @@ impl Guard {
         Ok(())
     }
 
-    /// From now on its events are those of what is refused from now on: an agent that takes over what an earlier one left in force is
-    /// told, too, of what was refused while there was none.
+    /// From now on its events are those of what is refused from now on: an agent that takes over what an
+    /// earlier one left in force is told, too, of what was refused while there was none.
     ///
     /// # Errors
     /// When it is not told in time of what is refused here.
@@ -301,7 +301,8 @@ impl Guard {
         self.variables.push((name, value.to_owned()));
     }
 
-    /// Starts an agent that is killed when it comes to this point of `format_guard::fault` for the so-many-th time.
+    /// Starts an agent that is killed when it comes to this point of `format_guard::fault` for the so-many-th
+    /// time.
     ///
     /// # Errors
     /// When there is one, or it cannot be started.
@@ -425,7 +426,8 @@ impl Guard {
         Ok(fs::write(self.config(), lines.join("\n"))?)
     }
 
-    /// Runs the agent where it must fail with this exit status, by another program if one is named; what it says.
+    /// Runs the agent where it must fail with this exit status, by another program if one is named; what it
+    /// says.
     ///
     /// # Errors
     /// When it cannot be started, or does not fail.
@@ -592,7 +594,8 @@ impl Guard {
         Ok(newest.unwrap_or(0))
     }
 
-    /// Every event of this kind of this scenario, oldest first; what one line of the history tells of several is there as often.
+    /// Every event of this kind of this scenario, oldest first; what one line of the history tells of several
+    /// is there as often.
     ///
     /// # Errors
     /// When the agent does not answer.

@@ -1,5 +1,5 @@
-//! What was done to a volume, as seen from outside the guard: whether one more format may go through, and the bytes that
-//! must be there until it does.
+//! What was done to a volume, as seen from outside the guard: whether one more format may go through, and the
+//! bytes that must be there until it does.
 
 use std::{
     fs::OpenOptions,

@@ -1,8 +1,8 @@
-//! What scenario tests are made of: a guard of their own, real block devices, real tools, and the sha256 of a whole
-//! device before and after.
+//! What scenario tests are made of: a guard of their own, real block devices, real tools, and the sha256 of a
+//! whole device before and after.
 //!
-//! Nothing here sleeps to wait for a state: it waits for the state, with a deadline. A guard that is not proven by
-//! its canary fails the test that wanted it.
+//! Nothing here sleeps to wait for a state: it waits for the state, with a deadline. A guard that is not
+//! proven by its canary fails the test that wanted it.
 
 pub mod attack;
 pub mod device;

@@ -1,5 +1,5 @@
-//! Every road by which a program without a known name reaches the bytes of a mark, without a tool between: one function
-//! each, which tries to change them and tells what the kernel answered.
+//! Every road by which a program without a known name reaches the bytes of a mark, without a tool between:
+//! one function each, which tries to change them and tells what the kernel answered.
 
 use std::{
     fs::{File, OpenOptions},
@@ -294,7 +294,8 @@ fn store(aim: &Aim, protection: libc::c_int, unprotect: bool) -> io::Result<()> 
     }
 }
 
-/// One write by Linux aio: of these bytes, in pieces of so many, to this offset. Zero: in one piece, that is none.
+/// One write by Linux aio: of these bytes, in pieces of so many, to this offset. Zero: in one piece, that is
+/// none.
 #[derive(Clone, Copy, Debug)]
 pub struct AioWrite<'a> {
     /// What is written.
@@ -621,8 +622,8 @@ pub fn documented(tier: &str) -> Result<Vec<(&'static str, Road, bool)>> {
     ROADS.iter().map(|(name, road)| Ok((*name, *road, said(name)?))).collect()
 }
 
-/// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap space by its file
-/// system, and no target of `copy_file_range`.
+/// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap
+/// space by its file system, and no target of `copy_file_range`.
 fn is_absent(name: &str, errno: Option<i32>) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
         && ["BLKSECDISCARD", "io_uring discard", "swapon", "copy_file_range"].contains(&name)
@@ -659,8 +660,8 @@ pub struct Child(libc::pid_t);
 /// # Errors
 /// When there can be none.
 pub fn in_child(work: impl FnOnce() -> io::Result<()>) -> Result<Child> {
-    // SAFETY: the child makes system calls and exits; it allocates and starts threads, which glibc allows after fork
-    // where the parent has one thread.
+    // SAFETY: the child makes system calls and exits; it allocates and starts threads, which glibc allows
+    // after fork where the parent has one thread.
     match unsafe { libc::fork() } {
         -1 => bail!(io::Error::last_os_error()),
         0 => {

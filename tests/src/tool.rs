@@ -65,8 +65,8 @@ pub fn run_with(line: &str, input: &str) -> Result<Ran> {
 /// How long one tool may take; one that hangs is a finding of its own.
 const TIME_LIMIT: Duration = Duration::from_mins(2);
 
-/// Runs a command that is known by this line, with this standard input, and kills it, with what it has started, when it
-/// takes too long.
+/// Runs a command that is known by this line, with this standard input, and kills it, with what it has
+/// started, when it takes too long.
 ///
 /// # Errors
 /// When it cannot be started.

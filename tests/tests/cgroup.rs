@@ -1,7 +1,9 @@
-//! Tier `cgroup`: known formatters are refused by their name when they open a volume, and nobody else is held up.
+//! Tier `cgroup`: known formatters are refused by their name when they open a volume, and nobody else is held
+//! up.
 //!
-//! Run as root in a control group that the guard stands at, in which this process is: `cargo xtask test` does it on this host,
-//! where it hides the kernel's types from the guard, and at the root of the groups of a guest.
+//! Run as root in a control group that the guard stands at, in which this process is: `cargo xtask test` does
+//! it on this host, where it hides the kernel's types from the guard, and at the root of the groups of a
+//! guest.
 
 use std::{
     fs,

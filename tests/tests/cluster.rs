@@ -1,5 +1,5 @@
-//! One of two nodes that share iSCSI volumes and the record of them: `cargo xtask test cluster` boots both. What they agree on
-//! besides goes through the same etcd.
+//! One of two nodes that share iSCSI volumes and the record of them: `cargo xtask test cluster` boots both.
+//! What they agree on besides goes through the same etcd.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -151,8 +151,8 @@ fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
     world.meet("end", "done").map(drop)
 }
 
-/// Formatted on A and detached, it is refused on B, where every read gives zeros; and where every read fails, by an agent that has
-/// lost its records.
+/// Formatted on A and detached, it is refused on B, where every read gives zeros; and where every read fails,
+/// by an agent that has lost its records.
 fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Result<()> {
     const NUMBER: u32 = 1;
     let armed = |guard: &Guard, path: &Path| {
@@ -236,7 +236,8 @@ fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -
     Ok(ours.len())
 }
 
-/// Opens a device for writing, writes a block, and goes on once it may. What is accepted is on the device before it goes on.
+/// Opens a device for writing, writes a block, and goes on once it may. What is accepted is on the device
+/// before it goes on.
 const STOPS_HALF_WAY: &str = r"#!/usr/bin/perl
 use IO::Handle;
 my ($device, $begun, $goes_on) = @ARGV;
@@ -250,7 +251,8 @@ put(0) and exit 0;
 exit($!{EPERM} ? 4 : 5);
 ";
 
-/// Node A stands still in the middle of a format, for longer than its lease lasts, and goes on when B has formatted the volume.
+/// Node A stands still in the middle of a format, for longer than its lease lasts, and goes on when B has
+/// formatted the volume.
 fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32) -> Result<()> {
     let place = |what: &str| format!("{number}/{what}");
     if world.node == "b" {

@@ -1,8 +1,8 @@
-//! The `DaemonSet` on a node: its container is made of what the chart says and of nothing else, by runc, and formatters in other
-//! containers meet what it left in the kernel.
+//! The `DaemonSet` on a node: its container is made of what the chart says and of nothing else, by runc, and
+//! formatters in other containers meet what it left in the kernel.
 //!
-//! `cargo xtask test` lays out the image and renders the chart: `FORMAT_GUARD_IMAGE` is the image's directory,
-//! `FORMAT_GUARD_CHART` the manifests as a JSON array.
+//! `cargo xtask test` lays out the image and renders the chart: `FORMAT_GUARD_IMAGE` is the image's
+//! directory, `FORMAT_GUARD_CHART` the manifests as a JSON array.
 
 use std::{
     env, fs,
@@ -269,7 +269,8 @@ fn bundle(name: &str, configuration: &Value) -> Result<PathBuf> {
     Ok(bundle)
 }
 
-/// Runs a line in a container like a CSI driver's: privileged, with the node's devices, and programs of its own.
+/// Runs a line in a container like a CSI driver's: privileged, with the node's devices, and programs of its
+/// own.
 fn in_a_driver(line: &str, change: impl FnOnce(&mut Value)) -> Result<Ran> {
     let root = Path::new(ROOT).join("driver-root");
     let mut mounts = vec![
@@ -343,8 +344,8 @@ fn the_daemonset_guards_its_node() -> Result<()> {
     // The same driver, before there is a guard: it can.
     let ran = in_a_driver("dd if=/dev/vdb of=/dev/vdb bs=4k count=1 conv=fsync", |_| {})?;
     ensure!(ran.status == 0, "{ran:?}");
-    // Why the chart's container is privileged: with every capability, but the devices that any other pod is given, nothing can
-    // be read of a volume.
+    // Why the chart's container is privileged: with every capability, but the devices that any other pod is
+    // given, nothing can be read of a volume.
     let ran = in_a_driver(&format!("dd if={VOLUME} of=/dev/null count=1"), |made| {
         made["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
     })?;

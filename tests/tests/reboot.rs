@@ -1,6 +1,6 @@
-//! What was recorded is known after a reboot. Two boots share two disks: one holds the state directory, the other the
-//! volumes. `cargo xtask test` runs one half in each. `cargo xtask cuts` boots again and again, with a third disk for what
-//! was done to each volume.
+//! What was recorded is known after a reboot. Two boots share two disks: one holds the state directory, the
+//! other the volumes. `cargo xtask test` runs one half in each. `cargo xtask cuts` boots again and again,
+//! with a third disk for what was done to each volume.
 
 use std::{
     env,
@@ -37,7 +37,8 @@ fn mount_state(format: bool) -> Result<PathBuf> {
     Ok(PathBuf::from(STATE))
 }
 
-/// The volumes: dm-linear over the two halves of the second disk, the second one served as iSCSI; a loop over a file.
+/// The volumes: dm-linear over the two halves of the second disk, the second one served as iSCSI; a loop over
+/// a file.
 fn volumes(state: &Path) -> Result<Vec<PathBuf>> {
     for name in ["dm_mod", "loop"] {
         module(name)?;
@@ -156,8 +157,8 @@ impl Place {
 
     fn attach(part: u64) -> Result<Linear> {
         let name = format!("fg-part-{part}");
-        // Not at the disk's own start: what a volume that is gone has left there is a format of the disk, to anybody who
-        // looks at it, and nothing may be formatted inside of that.
+        // Not at the disk's own start: what a volume that is gone has left there is a format of the disk, to
+        // anybody who looks at it, and nothing may be formatted inside of that.
         let start = (part + 1) * SIZE;
         Linear::over(&name, &format!("FGTEST-part-{part}"), Path::new("/dev/vdb"), start, SIZE)
     }

@@ -1,8 +1,10 @@
-//! The packages on a host that boots: the guard is there before anything mounts or formats a volume, comes back when it is
-//! killed or hangs, leaves enforcement when it is stopped, is upgraded without a gap, and is gone when it is removed.
+//! The packages on a host that boots: the guard is there before anything mounts or formats a volume, comes
+//! back when it is killed or hangs, leaves enforcement when it is stopped, is upgraded without a gap, and is
+//! gone when it is removed.
 //!
-//! `cargo xtask test` runs it twice in one guest: to prepare the host, and, when systemd has started it, to look. It names the
-//! packages: `FORMAT_GUARD_DEB`, `FORMAT_GUARD_NEWER_DEB`, `FORMAT_GUARD_RPM` and `FORMAT_GUARD_NEWER_RPM`.
+//! `cargo xtask test` runs it twice in one guest: to prepare the host, and, when systemd has started it, to
+//! look. It names the packages: `FORMAT_GUARD_DEB`, `FORMAT_GUARD_NEWER_DEB`, `FORMAT_GUARD_RPM` and
+//! `FORMAT_GUARD_NEWER_RPM`.
 
 use std::{
     env, fs,
@@ -181,7 +183,8 @@ fn keep() -> Result<()> {
     Ok(fs::write(KNOWN, sha256(Path::new(VOLUME))?)?)
 }
 
-/// Upgrades while a formatter tries without pause: another agent is in force at the end, and it never came through.
+/// Upgrades while a formatter tries without pause: another agent is in force at the end, and it never came
+/// through.
 fn upgrade(line: &str) -> Result<()> {
     let pid = property(UNIT, "MainPID")?;
     let (done, tries) = (AtomicBool::new(false), AtomicU32::new(0));

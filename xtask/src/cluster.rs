@@ -1,7 +1,8 @@
-//! Two guests that share iSCSI volumes, and an etcd of three members between them: `cargo xtask test --part nodes`.
+//! Two guests that share iSCSI volumes, and an etcd of three members between them:
+//! `cargo xtask test --part nodes`.
 //!
-//! The volumes and the members are of this host, which the guests reach at 10.0.2.2 (qemu's user network); what the guests agree on
-//! goes through the same etcd, below a prefix of its own.
+//! The volumes and the members are of this host, which the guests reach at 10.0.2.2 (qemu's user network);
+//! what the guests agree on goes through the same etcd, below a prefix of its own.
 
 use std::{
     ffi::OsString,
@@ -33,7 +34,8 @@ const TIMEOUT: Duration = Duration::from_mins(20);
 const TIMEOUT_OF_A_ROUND: Duration = Duration::from_secs(40);
 /// How long a program of this host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a node may stand still: its lease ends meanwhile, and what it left behind is looked at for a while.
+/// How long a node may stand still: its lease ends meanwhile, and what it left behind is looked at for a
+/// while.
 const PAUSE: Duration = Duration::from_mins(6);
 
 /// A process that ends with the value.
@@ -130,8 +132,9 @@ impl Cluster {
         Ok(self.etcd.ask(&["get", key, "--print-value-only"])?.trim().to_owned())
     }
 
-    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `cut N` every one fail, `sum N`
-    /// tells whether it holds nothing but zeros, `pause N` has node A stand still until node B says that it has formatted volume N.
+    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `cut N`
+    /// every one fail, `sum N` tells whether it holds nothing but zeros, `pause N` has node A stand still
+    /// until node B says that it has formatted volume N.
     fn serve(&self, first: &OnceLock<Pid>, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
             thread::sleep(Duration::from_millis(100));

@@ -30,7 +30,8 @@ pub(crate) fn show(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it quietly and returns what it printed; anything but success is an error that shows its standard error.
+/// Runs it quietly and returns what it printed; anything but success is an error that shows its standard
+/// error.
 pub(crate) fn read(mut command: Command) -> Result<String> {
     let output = output(&mut command)?;
     if !output.status.success() {

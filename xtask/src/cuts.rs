@@ -1,5 +1,5 @@
-//! `cargo xtask cuts`: the power of a guest is cut again and again while volumes are formatted. qemu is killed: what the
-//! guest had not written through is gone.
+//! `cargo xtask cuts`: the power of a guest is cut again and again while volumes are formatted. qemu is
+//! killed: what the guest had not written through is gone.
 
 use std::{
     fs::File,
@@ -23,7 +23,8 @@ use crate::{
 
 /// When a boot that has not come to life is given up.
 const TIMEOUT: Duration = Duration::from_mins(10);
-/// What the guest prints before it starts the agent, and when everything from before the cut was found as it must be.
+/// What the guest prints before it starts the agent, and when everything from before the cut was found as it
+/// must be.
 const SAID: [&str; 2] = ["starts", "found"];
 /// How long a life may be after one of them.
 const LIFE: Duration = Duration::from_secs(30);
@@ -107,7 +108,8 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
             parameters: String::new(),
             network: false,
         };
-        // Every other one, more or less, is cut while its agent starts and what was there before is looked at.
+        // Every other one, more or less, is cut while its agent starts and what was there before is looked
+        // at.
         let (since, spared) = (rng.usize(..2), LIFE.mul_f64(rng.f64()));
         let mut output = Watched::default();
         let start = Instant::now();

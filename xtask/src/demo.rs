@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a guest.
+//! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a
+//! guest.
 
 use std::{process::ExitCode, time::Duration};
 

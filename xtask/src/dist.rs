@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: what is released. A tarball, a Debian package and an RPM of the same files, what the program is made of,
-//! and checksums.
+//! `cargo xtask dist`: what is released. A tarball, a Debian package and an RPM of the same files, what the
+//! program is made of, and checksums.
 
 use std::{
     env,
@@ -17,7 +17,8 @@ use crate::{
     preload, python, setup, toolchain,
 };
 
-/// What the program is built for: the C library of the oldest distributions whose kernels a tier is for (RHEL 8).
+/// What the program is built for: the C library of the oldest distributions whose kernels a tier is for (RHEL
+/// 8).
 const GLIBC: &str = "2.28";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A linker that knows the symbols of every version of glibc.
@@ -209,7 +210,8 @@ fn tarball(root: &Path, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Lays out the image's files: the program, the library, and the shared libraries of this machine that the program asks for.
+/// Lays out the image's files: the program, the library, and the shared libraries of this machine that the
+/// program asks for.
 pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
     let program = root.join("usr/bin/format-guard");
     for below in ["usr/bin/format-guard", "usr/lib/format-guard/libformat_guard_preload.so"] {

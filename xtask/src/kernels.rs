@@ -124,8 +124,9 @@ fn unpack(archive: &Archive, release: &str, into: &Path) -> Result<()> {
     uncompressed(&fs::read(image)?, &into.join("vmlinux"))
 }
 
-/// Takes the ELF file out of a bzImage: qemu starts it directly, without seconds of decompression under emulation.
-/// Offsets of Documentation/arch/x86/boot.rst: setup sectors at 0x1f1, payload offset and length at 0x248.
+/// Takes the ELF file out of a bzImage: qemu starts it directly, without seconds of decompression under
+/// emulation. Offsets of Documentation/arch/x86/boot.rst: setup sectors at 0x1f1, payload offset and length
+/// at 0x248.
 fn uncompressed(image: &[u8], vmlinux: &Path) -> Result<()> {
     let word = |at: usize| -> Result<usize> {
         let bytes = image.get(at..at + 4).context("vmlinuz is too short")?;

@@ -1,4 +1,5 @@
-//! `cargo xtask matrix`: what must be refused and what must go on, on every kind of volume, as tables in `docs/matrix`.
+//! `cargo xtask matrix`: what must be refused and what must go on, on every kind of volume, as tables in
+//! `docs/matrix`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -91,8 +92,8 @@ pub(crate) fn rows(text: &str, whole: bool) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Runs one part of a table in one guest, with the guard and the program of the tables: whether all of it is as it must be. Its
-/// rows go to `output`, as lines of JSON.
+/// Runs one part of a table in one guest, with the guard and the program of the tables: whether all of it is
+/// as it must be. Its rows go to `output`, as lines of JSON.
 pub(crate) fn run_part(
     kernel: &Kernel,
     table: &str,
@@ -118,7 +119,8 @@ pub(crate) fn run_part(
     Ok(guest.run(output)? == 0)
 }
 
-/// Runs a whole table on a kernel, in some guests at the same time: whether all of it is as it must be, and the rows.
+/// Runs a whole table on a kernel, in some guests at the same time: whether all of it is as it must be, and
+/// the rows.
 fn whole_table(
     kernel: &Kernel,
     table: &str,
@@ -154,8 +156,8 @@ fn page_path(table: &str, key: &str) -> PathBuf {
     workspace().join("docs/matrix").join(format!("{table}-{key}.md"))
 }
 
-/// Rows that a run did not try although the last whole run of the table did: a tool has gone that was there, and with it what
-/// the row proves.
+/// Rows that a run did not try although the last whole run of the table did: a tool has gone that was there,
+/// and with it what the row proves.
 pub(crate) fn no_longer_tried(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
     // A table that never was run whole on this kernel tells nothing.
     let page = fs::read_to_string(page_path(table, key)).unwrap_or_default();
@@ -205,8 +207,8 @@ fn tools() -> Result<String> {
     Ok(format!("{}: {}.", date.trim(), versions.join(", ")))
 }
 
-/// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be said of
-/// those that are not simply held.
+/// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be
+/// said of those that are not simply held.
 fn page(table: &str, on: &str, tools: &str, rows: &[Value]) -> String {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or("").to_owned();
     let count = |outcome: &str| rows.iter().filter(|row| text(row, "outcome") == outcome).count();

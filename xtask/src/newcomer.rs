@@ -1,5 +1,6 @@
-//! `cargo xtask newcomer`: types the README's first command in a new Debian that has cargo, a C compiler and git, and nothing else of
-//! what the project needs. It is what a stranger's machine is: no package, no tool and no cache of this one.
+//! `cargo xtask newcomer`: types the README's first command in a new Debian that has cargo, a C compiler and
+//! git, and nothing else of what the project needs. It is what a stranger's machine is: no package, no tool
+//! and no cache of this one.
 
 use std::{
     env, fs,
@@ -72,7 +73,8 @@ fn base(suite: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Types a line in a copy of it, over which everything else of this machine is out of sight; whether that ended well.
+/// Types a line in a copy of it, over which everything else of this machine is out of sight; whether that
+/// ended well.
 fn types(base: &Path, line: &str) -> Result<bool> {
     let home = env::home_dir().context("HOME is not set")?;
     let (cargo, rustup) = (home.join(".cargo/bin"), home.join(".rustup"));

@@ -1,7 +1,8 @@
-//! Debian packages that this machine does not install but the project unpacks: kernels for guests, their emulator, rustc's sources.
+//! Debian packages that this machine does not install but the project unpacks: kernels for guests, their
+//! emulator, rustc's sources.
 //!
-//! apt does the work, with its state in a directory of ours: the mirror is the one that it is set up with, indices
-//! are verified by signature, packages by checksum, and downloads show their progress.
+//! apt does the work, with its state in a directory of ours: the mirror is the one that it is set up with,
+//! indices are verified by signature, packages by checksum, and downloads show their progress.
 
 use std::{
     collections::BTreeSet,
@@ -48,7 +49,8 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Reads the indices, if they are not fresh. Each suite is `ARCHIVE/SUITE`, such as `debian/trixie-backports`.
+    /// Reads the indices, if they are not fresh. Each suite is `ARCHIVE/SUITE`, such as
+    /// `debian/trixie-backports`.
     pub(crate) fn open(suites: &[&str]) -> Result<Self> {
         let root = cache()?.join("apt");
         let archive = Self { root };

@@ -29,8 +29,9 @@ const SCENARIOS: [&str; 8] = [
     "states::",
     "roads::a_descriptor",
 ];
-/// Those of them that are about more: device mapper and a hierarchy of control groups of version 2 alone, which not every host
-/// has; what kernel programs do and tell while no agent runs; a run directory of their own.
+/// Those of them that are about more: device mapper and a hierarchy of control groups of version 2 alone,
+/// which not every host has; what kernel programs do and tell while no agent runs; a run directory of their
+/// own.
 const NEEDS_MORE_HOST: [&str; 10] = [
     "command_line::a_refusal_names",
     "command_line::ensure_fs_goes_on_after",
@@ -62,14 +63,16 @@ pub(crate) fn scenarios() -> impl Iterator<Item = &'static str> {
     SCENARIOS.into_iter().chain(NEEDS_MORE_HOST.into_iter().flat_map(|name| ["--skip", name]))
 }
 
-/// Runs tests under the library, which is beside the guard; whether they ended well. What they print is in the log.
+/// Runs tests under the library, which is beside the guard; whether they ended well. What they print is in
+/// the log.
 pub(crate) fn run_tests(guard: &Path, tests: &Path, words: &[&str], log: &File) -> Result<bool> {
     let run_dir = run_directory()?;
     let words = [&["--test-threads=1"], words].concat();
     logged(&mut under_the_library(guard, tests, &words, &run_dir, &[])?, log)
 }
 
-/// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and what it printed.
+/// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and
+/// what it printed.
 pub(crate) fn table(guard: &Path, matrix: &Path, table: &str, kinds: &[String]) -> Result<(bool, String)> {
     library(guard)?;
     let run_dir = run_directory()?;

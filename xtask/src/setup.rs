@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: brings a machine to where everything builds and tests. It says what it does and does nothing
-//! twice.
+//! `cargo xtask setup`: brings a machine to where everything builds and tests. It says what it does and does
+//! nothing twice.
 
 use std::{fs, path::Path};
 
@@ -85,7 +85,8 @@ const PACKAGES: &[(&str, &str)] = &[
 /// cargo-deny's version.
 const CARGO_DENY: &str = "0.20.2";
 
-/// What packages are made with. The builds that the Python package index has of these are too old to read this workspace.
+/// What packages are made with. The builds that the Python package index has of these are too old to read
+/// this workspace.
 const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
 
@@ -192,7 +193,8 @@ struct Changes {
 }
 
 impl Changes {
-    /// As `apt-get --simulate` tells it: `Remv NAME [VERSION]`, and `Inst NAME [VERSION] (...)` where another version is there.
+    /// As `apt-get --simulate` tells it: `Remv NAME [VERSION]`, and `Inst NAME [VERSION] (...)` where another
+    /// version is there.
     fn of(simulated: &str) -> Self {
         let (mut removed, mut upgraded) = (Vec::new(), Vec::new());
         for line in simulated.lines() {

@@ -1,4 +1,5 @@
-//! What building the kernel programs needs beyond cargo: the sources of core for this very rustc, and bpf-linker.
+//! What building the kernel programs needs beyond cargo: the sources of core for this very rustc, and
+//! bpf-linker.
 
 use std::{fs, path::PathBuf};
 
@@ -48,8 +49,8 @@ pub(crate) fn rust_src() -> Result<()> {
     Ok(())
 }
 
-/// The distribution's package of the sources of this very rustc. A suite whose index cannot be read, as one that has expired on a
-/// mirror, is no obstacle: the next one may have them.
+/// The distribution's package of the sources of this very rustc. A suite whose index cannot be read, as one
+/// that has expired on a mirror, is no obstacle: the next one may have them.
 fn packaged(version: &str) -> Result<(Archive, String)> {
     for suite in SUITES {
         let archive = match Archive::open(&[suite]) {

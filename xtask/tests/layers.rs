@@ -1,7 +1,8 @@
-//! A module uses those below it, and none above: no circle among the modules of a crate, and no arrow that runs back up.
+//! A module uses those below it, and none above: no circle among the modules of a crate, and no arrow that
+//! runs back up.
 //!
-//! What counts is what a file names by `crate::` and `super::`. That a part of a module names the module that it is a part of
-//! is no circle: it is one thing in two files.
+//! What counts is what a file names by `crate::` and `super::`. That a part of a module names the module that
+//! it is a part of is no circle: it is one thing in two files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,8 +24,8 @@ const CRATES: [&str; 8] = [
     "xtask",
 ];
 
-/// The layers of `format-guard`, from the ground up; those of one line stand side by side and name nothing of each other. A
-/// folder's own are stated after it.
+/// The layers of `format-guard`, from the ground up; those of one line stand side by side and name nothing of
+/// each other. A folder's own are stated after it.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "",

@@ -118,8 +118,8 @@ fn by(class: Class, rule: &Rule, operation: Operation) -> Verdict {
 }
 
 proptest! {
-    /// Whatever is written anywhere: if it was allowed, every mark is as it was, and no foreign magic came to be
-    /// by this write.
+    /// Whatever is written anywhere: if it was allowed, every mark is as it was, and no foreign magic came to
+    /// be by this write.
     #[test]
     fn an_allowed_write_keeps_every_mark(
         offset in 1000_usize..1200,
@@ -180,7 +180,8 @@ proptest! {
         }
     }
 
-    /// Whatever a damaged or hostile rule holds: an answer comes, without a panic and without an endless loop.
+    /// Whatever a damaged or hostile rule holds: an answer comes, without a panic and without an endless
+    /// loop.
     #[test]
     fn any_rule_and_any_request_get_an_answer(
         words in prop::collection::vec(any::<u64>(), 4 * MAX_CHECKS),
@@ -850,7 +851,8 @@ fn any_class() -> impl Strategy<Value = Class> {
 }
 
 proptest! {
-    /// Whatever is recorded, whoever asks: the kernel writes no header, and over nothing, where it is not at home.
+    /// Whatever is recorded, whoever asks: the kernel writes no header, and over nothing, where it is not at
+    /// home.
     #[test]
     fn the_kernel_writes_over_no_recorded_format_but_its_own(
         header in 0_u32..12,
@@ -870,8 +872,8 @@ proptest! {
         prop_assert_eq!(verdict == Verdict::Allow, !destroyer, "{:?}", verdict);
     }
 
-    /// In no state but the operator's exemption, and a permit, does a header come to lie where a format may be, unless who asks has
-    /// looked for it.
+    /// In no state but the operator's exemption, and a permit, does a header come to lie where a format may
+    /// be, unless who asks has looked for it.
     #[test]
     fn a_header_of_the_kernel_is_refused_where_a_format_may_be(class in any_class(), header in 0_u32..12) {
         let rule = with_state(State::Unverified);

@@ -1,5 +1,5 @@
-//! Tells when somebody has closed a device that he had open for writing: of what is armed, what is there now is read then. udevd
-//! does the same where it runs; nobody is refused by it.
+//! Tells when somebody has closed a device that he had open for writing: of what is armed, what is there now
+//! is read then. udevd does the same where it runs; nobody is refused by it.
 
 use std::{
     collections::HashMap,
@@ -45,7 +45,8 @@ impl Closing {
         Ok(Self { inotify: Some(Arc::new(inotify)), watched: Arc::default() })
     }
 
-    /// From now on closes of this device by its node are told, or no more. A node that is not there is watched by nobody.
+    /// From now on closes of this device by its node are told, or no more. A node that is not there is
+    /// watched by nobody.
     pub fn watch(&self, dev: Dev, node: Option<&Path>) {
         let Some(inotify) = &self.inotify else { return };
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,8 +13,8 @@ use crate::cgroup;
 /// Hexadecimal digits of a container's id, as Docker, containerd, CRI-O and Podman make them.
 const ID: usize = 64;
 
-/// The container's id; `None` for a process of the host. The process may have ended: then its group tells, if that is
-/// still there.
+/// The container's id; `None` for a process of the host. The process may have ended: then its group tells, if
+/// that is still there.
 pub(super) fn of(pid: u32, cgroup: u64) -> Option<String> {
     let path = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().or_else(|| path_of(cgroup))?;
     in_path(&path)

@@ -1,4 +1,5 @@
-//! The desired state of each volume that nodes share, as the reconciler wants it now: only the last word counts.
+//! The desired state of each volume that nodes share, as the reconciler wants it now: only the last word
+//! counts.
 //!
 //! The reconciler writes it, the claim worker reads it; neither waits for the other.
 
@@ -32,7 +33,8 @@ pub(super) struct State {
     pub(super) desired: HashMap<VolumeId, Desired>,
     /// Volumes whose desired state is new, or to be looked at again.
     pub(super) changed: BTreeSet<VolumeId>,
-    /// Volumes that went and came again before that was carried out, and that may have been formatted by then.
+    /// Volumes that went and came again before that was carried out, and that may have been formatted by
+    /// then.
     pub(super) touched: BTreeSet<VolumeId>,
     /// The number of the last report that these follow from.
     pub(super) acknowledged: u64,
@@ -51,7 +53,8 @@ impl DesiredClaims {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the desired state of a volume. `again`: its status is to be reported again, even if it is the same.
+    /// Sets the desired state of a volume. `again`: its status is to be reported again, even if it is the
+    /// same.
     pub fn set(&self, id: &VolumeId, desired: Desired, again: bool) {
         let mut state = self.state();
         if state.desired.get(id) == Some(&desired) && !again {

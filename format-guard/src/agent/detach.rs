@@ -1,7 +1,7 @@
 //! Ends enforcement on this host, by an operator's word.
 //!
-//! It must never do so beside a running agent, which would go on in the belief that it enforces; nor leave a volume
-//! trusted to be blank that may be formatted unseen from then on.
+//! It must never do so beside a running agent, which would go on in the belief that it enforces; nor leave a
+//! volume trusted to be blank that may be formatted unseen from then on.
 
 use std::fs;
 

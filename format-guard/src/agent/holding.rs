@@ -14,8 +14,8 @@ use crate::{
     volume::Dev,
 };
 
-/// Whether a process has one of these devices open, or mapped for writing; `None` where that cannot be seen: it has ended, or is
-/// not ours to look at.
+/// Whether a process has one of these devices open, or mapped for writing; `None` where that cannot be seen:
+/// it has ended, or is not ours to look at.
 pub(super) fn has_open(process: Process, devices: &[Dev]) -> Option<bool> {
     let pid = process.tgid;
     let path = format!("/proc/{pid}/fd");

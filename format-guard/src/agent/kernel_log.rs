@@ -1,5 +1,6 @@
-//! A refusal as one line of the kernel's log: whoever is refused sees "Operation not permitted", as root, and looks there. The line says
-//! what the agent's own log says. It must hold nobody up, and must not fill the log.
+//! A refusal as one line of the kernel's log: whoever is refused sees "Operation not permitted", as root, and
+//! looks there. The line says what the agent's own log says. It must hold nobody up, and must not fill the
+//! log.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +15,8 @@ use tracing::warn;
 const DEVICE: &str = "/dev/kmsg";
 /// `KERN_WARNING`.
 const LEVEL: &str = "<4>";
-/// Bytes of one line at most: the kernel refuses more than 1,024 less its own prefix (`PRINTKRB_RECORD_MAX`, kernel/printk/internal.h).
+/// Bytes of one line at most: the kernel refuses more than 1,024 less its own prefix (`PRINTKRB_RECORD_MAX`,
+/// kernel/printk/internal.h).
 const LONGEST: usize = 900;
 /// Lines at most in [`WHILE`].
 const MOST: usize = 10;

@@ -1,9 +1,11 @@
-//! What a node's own directories tell of a volume in Kubernetes' words, for whoever reads of a refusal. No API is asked.
+//! What a node's own directories tell of a volume in Kubernetes' words, for whoever reads of a refusal. No
+//! API is asked.
 //!
-//! kubelet keeps a directory for each volume of each pod (`pods/UID/volumes/kubernetes.io~csi/PV`, and `volumeDevices` for
-//! raw block volumes: pkg/volume/csi, pkg/kubelet/config in Kubernetes 1.34); container runtimes' logs are below
-//! `/var/log/pods/NAMESPACE_POD_UID` (pkg/kubelet/kuberuntime). The name of a claim is in neither; its UID is a part of
-//! the name that the provisioner gives the volume (`pvc-UID`, sigs.k8s.io/sig-storage-lib-external-provisioner).
+//! kubelet keeps a directory for each volume of each pod (`pods/UID/volumes/kubernetes.io~csi/PV`, and
+//! `volumeDevices` for raw block volumes: pkg/volume/csi, pkg/kubelet/config in Kubernetes 1.34); container
+//! runtimes' logs are below `/var/log/pods/NAMESPACE_POD_UID` (pkg/kubelet/kuberuntime). The name of a claim
+//! is in neither; its UID is a part of the name that the provisioner gives the volume (`pvc-UID`,
+//! sigs.k8s.io/sig-storage-lib-external-provisioner).
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Refusals as Events of a cluster's API, for whoever reads `kubectl describe`. The guard never waits for the API: what that does
-//! not take in time is dropped, and counted.
+//! Refusals as Events of a cluster's API, for whoever reads `kubectl describe`. The guard never waits for the
+//! API: what that does not take in time is dropped, and counted.
 
 use std::{
     collections::HashMap,
@@ -32,7 +32,8 @@ const REFILL: Duration = Duration::from_secs(6);
 const VOLUMES: usize = 1024;
 /// Pods of one volume that are told.
 const PODS: usize = 4;
-/// Bytes of a message, as the API's newer kind of Event has it (pkg/apis/core/validation/events.go, Kubernetes 1.34).
+/// Bytes of a message, as the API's newer kind of Event has it (pkg/apis/core/validation/events.go,
+/// Kubernetes 1.34).
 const MESSAGE: usize = 1024;
 /// The namespace of Events of objects that are in none.
 const NO_NAMESPACE: &str = "default";

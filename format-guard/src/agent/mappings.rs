@@ -1,5 +1,5 @@
-//! Shared writable mappings of block devices that were there before the agent: stores into them pass no hook, so all
-//! that can be done about them is to tell.
+//! Shared writable mappings of block devices that were there before the agent: stores into them pass no hook,
+//! so all that can be done about them is to tell.
 
 use std::{
     fs::{self, File},

@@ -163,7 +163,8 @@ pub enum VolumeRequest {
 }
 
 impl VolumeRequest {
-    /// Whether data may be lost by it: then the beginning of an id, which may be another volume's tomorrow, names no volume.
+    /// Whether data may be lost by it: then the beginning of an id, which may be another volume's tomorrow,
+    /// names no volume.
     #[must_use]
     pub const fn needs_whole_id(&self) -> bool {
         !matches!(self, Self::Show | Self::Copy | Self::Device | Self::Untaint { .. })
@@ -219,8 +220,8 @@ pub enum StoreUpdate {
     Connected,
     /// It does not.
     Disconnected(String),
-    /// The lease lasts until then, in nanoseconds of `CLOCK_BOOTTIME`. Of another id than before: what was claimed is claimed no
-    /// more.
+    /// The lease lasts until then, in nanoseconds of `CLOCK_BOOTTIME`. Of another id than before: what was
+    /// claimed is claimed no more.
     Lease {
         /// The store's name for it.
         id: u64,
@@ -237,7 +238,8 @@ pub enum StoreUpdate {
         desired: Box<Desired>,
         /// Under which lease.
         lease: u64,
-        /// To be acknowledged ([`super::desired_claims::DesiredClaims::acknowledge`]) once the desired state takes this into account.
+        /// To be acknowledged ([`super::desired_claims::DesiredClaims::acknowledge`]) once the desired state
+        /// takes this into account.
         number: u64,
     },
     /// The store may lack formats that are on record here: which are there after this volume?

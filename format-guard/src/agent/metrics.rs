@@ -1,4 +1,5 @@
-//! What the agent counts while it runs, and what Prometheus is told of that and of `status`. Who serves it is `server::metrics`.
+//! What the agent counts while it runs, and what Prometheus is told of that and of `status`. Who serves it is
+//! `server::metrics`.
 
 use std::{fmt, sync::Arc, time::Duration};
 

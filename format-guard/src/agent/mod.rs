@@ -1,7 +1,7 @@
 //! The agent: one process, few tasks, each with one job and a channel between.
 //!
-//! Only the reconciler changes records and rules. A task that ends is an error that ends the process, for the service
-//! manager to start it again; enforcement stays pinned in the kernel meanwhile.
+//! Only the reconciler changes records and rules. A task that ends is an error that ends the process, for the
+//! service manager to start it again; enforcement stays pinned in the kernel meanwhile.
 
 pub mod claims;
 mod closing;
@@ -58,13 +58,15 @@ use reconciler::{Host, Reconciler, Settings};
 use server::{control, metrics::Scraped};
 use tiers::{EventSource, TierSelector};
 
-/// How long the records may take to be closed at a stop; a service manager waits longer (`DefaultTimeoutStopSec`, 90 s).
+/// How long the records may take to be closed at a stop; a service manager waits longer
+/// (`DefaultTimeoutStopSec`, 90 s).
 const STOPPING: Duration = Duration::from_secs(30);
 
 /// How long claims may take to be given up at a stop: those that are not end with their lease.
 const GIVING_UP: Duration = Duration::from_secs(3);
 
-/// The boot parameter that keeps the guard from starting: the way out of a host that it would not let come up.
+/// The boot parameter that keeps the guard from starting: the way out of a host that it would not let come
+/// up.
 const SWITCHED_OFF: &str = "format_guard=off";
 
 fn is_switched_off(boot_parameters: &str) -> bool {

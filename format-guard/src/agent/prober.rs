@@ -1,10 +1,10 @@
 //! Probes devices: one probe at a time per device, each with a deadline, each in a process of its own.
 //!
-//! A read that hangs in the kernel cannot be cut off, and a process does not end before the last of its threads has
-//! come back from there. So the agent reads no device itself: it runs its own program as `format-guard probe` and
-//! leaves one that hangs behind. Its device stays without an answer; no other device waits for it, nor does the agent's
-//! stop. A few run at a time: thousands at once would take the processors from whoever puts the rules.
-//! What parses a device's hostile content is not what holds the records either.
+//! A read that hangs in the kernel cannot be cut off, and a process does not end before the last of its
+//! threads has come back from there. So the agent reads no device itself: it runs its own program as
+//! `format-guard probe` and leaves one that hangs behind. Its device stays without an answer; no other device
+//! waits for it, nor does the agent's stop. A few run at a time: thousands at once would take the processors
+//! from whoever puts the rules. What parses a device's hostile content is not what holds the records either.
 
 mod places;
 mod workers;
@@ -44,8 +44,9 @@ use crate::volume::{
 const AT_A_TIME: usize = 8;
 /// When a probe takes long: the device hangs, or lags, and costs nobody a processor.
 const LONG: Duration = Duration::from_secs(1);
-/// For how long a device that has changed is left alone before it is probed for another change: each time for twice as
-/// long, while it changes without a pause. Whoever opens it for writing and closes it again changes it.
+/// For how long a device that has changed is left alone before it is probed for another change: each time for
+/// twice as long, while it changes without a pause. Whoever opens it for writing and closes it again changes
+/// it.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long whoever has formatted a device may take to take it away without meeting a probe.
@@ -64,7 +65,8 @@ pub struct Prober {
     deadline: Arc<AtomicU64>,
     answers: mpsc::UnboundedSender<ProbeAnswer>,
     metrics: Metrics,
-    /// Attachments being probed; with a device: to be probed once more, as this one, which has changed meanwhile.
+    /// Attachments being probed; with a device: to be probed once more, as this one, which has changed
+    /// meanwhile.
     busy: Arc<Mutex<Busy>>,
     /// Devices that have changed a short while ago.
     changes: Arc<Mutex<HashMap<Dev, Changes>>>,
@@ -318,7 +320,8 @@ mod tests {
         }
     }
 
-    /// A program in the place of a probe: writes down for which size it was asked, and waits while there is a file `wait`.
+    /// A program in the place of a probe: writes down for which size it was asked, and waits while there is a
+    /// file `wait`.
     fn prober(directory: &Path) -> (Prober, Answers) {
         let program = directory.join("probe");
         let place = directory.display();

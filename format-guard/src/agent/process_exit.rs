@@ -44,8 +44,8 @@ pub(super) async fn run(mut watched: Watched, inputs: mpsc::Sender<Input>) -> Re
         tokio::spawn(async move {
             let fd = wait(process).await;
             let status = || fd.as_ref().and_then(|fd| status_of(fd.as_fd()));
-            // First with patience, for the status to arrive; then whatever is known. A closed channel means that
-            // the agent stops.
+            // First with patience, for the status to arrive; then whatever is known. A closed channel means
+            // that the agent stops.
             let _ = inputs.send(Input::Ended { process, status: status(), last: false }).await;
             time::sleep(PATIENCE).await;
             let _ = inputs.send(Input::Ended { process, status: status(), last: true }).await;
@@ -64,8 +64,8 @@ async fn wait(process: Process) -> Option<OwnedFd> {
     Some(fd.into_inner())
 }
 
-/// Wait status of a process that has ended and was waited for, where the kernel keeps it with the pidfd (Linux 6.15:
-/// `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, include/uapi/linux/pidfd.h).
+/// Wait status of a process that has ended and was waited for, where the kernel keeps it with the pidfd
+/// (Linux 6.15: `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, include/uapi/linux/pidfd.h).
 fn status_of(fd: BorrowedFd<'_>) -> Option<u32> {
     /// `struct pidfd_info` in its first version: 64 bytes.
     #[repr(C)]

@@ -1,5 +1,5 @@
-//! What the reconciler reacts to comes in by two queues: thousands of devices that appear at once must hold up neither an
-//! operator's question nor what the kernel tells.
+//! What the reconciler reacts to comes in by two queues: thousands of devices that appear at once must hold
+//! up neither an operator's question nor what the kernel tells.
 
 use std::time::Duration;
 

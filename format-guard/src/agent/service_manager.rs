@@ -40,7 +40,8 @@ fn send(state: &str) {
     }
 }
 
-/// Tells a watchdog that the reconciler answers, for as long as it does; enforcement stays when an agent is restarted.
+/// Tells a watchdog that the reconciler answers, for as long as it does; enforcement stays when an agent is
+/// restarted.
 pub(super) async fn keep_alive(inputs: mpsc::Sender<Input>) -> Result<()> {
     let variable = |name| env::var(name).ok();
     let Some(interval) = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), process::id()) else {

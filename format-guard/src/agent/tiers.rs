@@ -74,7 +74,8 @@ impl TierSelector {
         }
     }
 
-    /// Whether another one may be tried: not where an earlier agent's programs are in force, which are better, and stay.
+    /// Whether another one may be tried: not where an earlier agent's programs are in force, which are
+    /// better, and stay.
     fn may_be_weaker(&self) -> bool {
         !self.left.is_empty() && pins::enforce(&self.start.config.pin_dir).is_ok_and(|enforced| !enforced)
     }

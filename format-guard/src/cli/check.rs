@@ -248,8 +248,8 @@ struct Tried {
     better: Option<String>,
 }
 
-/// Loads, attaches and proves the programs of the best of the kernel's tiers, and takes them away again. In audit mode:
-/// nothing else is refused meanwhile.
+/// Loads, attaches and proves the programs of the best of the kernel's tiers, and takes them away again. In
+/// audit mode: nothing else is refused meanwhile.
 fn trial() -> Result<Tried, String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
@@ -283,11 +283,12 @@ fn trial() -> Result<Tried, String> {
 mod tests {
     use super::*;
 
-    /// Lists of active security modules, and of what the kernel was built with the lines that matter, as they were found:
-    /// Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18 (github.com/microsoft/WSL/issues/41612); Flatcar of 2021
-    /// (github.com/flatcar/Flatcar/issues/343); Ubuntu 24.04 and openSUSE (github.com/canonical/snapd/pull/15363); Red Hat
-    /// and `AlmaLinux` 9.8 (kernel 5.14.0-687.el9; github.com/atgreen/block-copyfail). For Google's Container-Optimized OS no
-    /// list was found.
+    /// Lists of active security modules, and of what the kernel was built with the lines that matter, as they
+    /// were found: Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18
+    /// (github.com/microsoft/WSL/issues/41612); Flatcar of 2021 (github.com/flatcar/Flatcar/issues/343);
+    /// Ubuntu 24.04 and openSUSE (github.com/canonical/snapd/pull/15363); Red Hat and `AlmaLinux` 9.8 (kernel
+    /// 5.14.0-687.el9; github.com/atgreen/block-copyfail). For Google's Container-Optimized OS no list was
+    /// found.
     const HOSTS: [(&str, &str, Option<&str>); 8] = [
         (
             "lockdown,capability,landlock,yama,apparmor",

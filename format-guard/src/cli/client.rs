@@ -177,7 +177,8 @@ fn metadata(path: &Path) -> Result<fs::Metadata, CommandError> {
 #[derive(Debug, PartialEq, Eq)]
 enum Mounted {
     Device(Dev),
-    /// Of file systems over several devices (btrfs), which have a number of their own, the one that was named.
+    /// Of file systems over several devices (btrfs), which have a number of their own, the one that was
+    /// named.
     Source(String),
 }
 

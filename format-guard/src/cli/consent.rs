@@ -1,5 +1,5 @@
-//! What somebody at a terminal is shown before a command by which data may be lost, and asked: it must never be asked of a program,
-//! and never be taken for given.
+//! What somebody at a terminal is shown before a command by which data may be lost, and asked: it must never
+//! be asked of a program, and never be taken for given.
 
 use std::{
     io::{self, IsTerminal},
@@ -19,7 +19,8 @@ pub(super) struct Consent {
 }
 
 impl Consent {
-    /// Asks for what is about to be done to a volume, by its selector: `Ok` when 'yes' was typed, or nobody is there to type it.
+    /// Asks for what is about to be done to a volume, by its selector: `Ok` when 'yes' was typed, or nobody
+    /// is there to type it.
     pub(super) fn to(self, socket: &Path, selector: &str, what: &str) -> Result<(), CommandError> {
         if self.yes || !io::stdin().is_terminal() {
             return Ok(());

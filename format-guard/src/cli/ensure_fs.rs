@@ -1,8 +1,9 @@
 //! `format-guard ensure-fs`: formats a blank volume once, succeeds where it holds that type already, refuses
-//! everything else. Safe to call again at any time, by several callers at once, after one was killed half-way.
+//! everything else. Safe to call again at any time, by several callers at once, after one was killed
+//! half-way.
 //!
-//! It never looks at the device itself: whether it is blank is what the agent knows, and who may format it is decided
-//! in the kernel, for this command as for every other.
+//! It never looks at the device itself: whether it is blank is what the agent knows, and who may format it is
+//! decided in the kernel, for this command as for every other.
 
 use std::{
     env,
@@ -174,8 +175,8 @@ fn program(kind: &str) -> Result<PathBuf, CommandError> {
 }
 
 /// One call at a time per device, by the lock that systemd and udev take, too
-/// (<https://systemd.io/BLOCK_DEVICE_LOCKING>). mkfs does not inherit it: where this call is killed, the guard alone
-/// keeps the next one out until mkfs has ended.
+/// (<https://systemd.io/BLOCK_DEVICE_LOCKING>). mkfs does not inherit it: where this call is killed, the
+/// guard alone keeps the next one out until mkfs has ended.
 fn lock(node: &Path, deadline: Instant) -> Result<File, CommandError> {
     let file = OpenOptions::new()
         .read(true)
@@ -208,7 +209,8 @@ fn wait(socket: &Path, after: i64) -> Result<(), CommandError> {
 
 fn format(program: &Path, arguments: &Arguments, permitted: bool) -> Result<(), CommandError> {
     let mut mkfs = Command::new(program);
-    // An old format that may be lost is no reason to ask; without a permit the tools' own check stays in force.
+    // An old format that may be lost is no reason to ask; without a permit the tools' own check stays in
+    // force.
     if permitted {
         match arguments.kind.as_str() {
             "ext2" | "ext3" | "ext4" => drop(mkfs.arg("-F")),

@@ -1,4 +1,5 @@
-//! `format-guard loss`: whether records were lost, and the word that what reads blank may be armed again all the same.
+//! `format-guard loss`: whether records were lost, and the word that what reads blank may be armed again all
+//! the same.
 
 use std::path::Path;
 

@@ -263,7 +263,8 @@ mod tests {
         (name, format!("{text}\n"))
     }
 
-    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes them anew: what is renamed or removed breaks its readers.
+    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes them anew: what is renamed or removed breaks its
+    /// readers.
     #[test]
     fn what_is_printed_as_json_has_its_schema_in_the_documentation() {
         let schemas = [

@@ -14,8 +14,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Carry refusals out (enforce), only tell them (audit), or let the tools of its format alone write (strict, of a volume)
-    /// [default: show the mode]
+    /// Carry refusals out (enforce), only tell them (audit), or let the tools of its format alone write
+    /// (strict, of a volume) [default: show the mode]
     #[arg(value_enum, requires = "reason")]
     mode: Option<Mode>,
     /// End what was set by this command: what the configuration says holds again

@@ -1,7 +1,8 @@
 //! `format-guard probe`: looks at devices for the agent, in a process that may hang in its place.
 //!
-//! It is asked by lines of JSON and answers by lines of JSON. Before it parses what a device holds it says so by an empty line, and ends
-//! after that answer: whatever may have come over it by hostile content says nothing of another device.
+//! It is asked by lines of JSON and answers by lines of JSON. Before it parses what a device holds it says so
+//! by an empty line, and ends after that answer: whatever may have come over it by hostile content says
+//! nothing of another device.
 
 use std::io;
 

@@ -65,7 +65,8 @@ enum Verdict {
     WouldBreak,
 }
 
-/// How long a host is observed before nothing refused says something, in seconds: what runs once a day was there.
+/// How long a host is observed before nothing refused says something, in seconds: what runs once a day was
+/// there.
 const ENOUGH: i64 = 24 * 3600;
 
 /// Refusals of one kind.
@@ -102,8 +103,8 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     Ok(())
 }
 
-/// A format where there is one already, or where nobody knows yet: what a guard is for. Everything else may be work that
-/// was not foreseen.
+/// A format where there is one already, or where nobody knows yet: what a guard is for. Everything else may
+/// be work that was not foreseen.
 fn needs_a_look(refusal: &Refusal) -> bool {
     !matches!(
         refusal.reason.as_str(),

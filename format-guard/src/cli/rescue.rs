@@ -1,4 +1,5 @@
-//! `format-guard volume rescue`: what of a volume is not as it was when it was recorded, and putting that back.
+//! `format-guard volume rescue`: what of a volume is not as it was when it was recorded, and putting that
+//! back.
 
 use std::{
     fs::{self, OpenOptions},

@@ -1,5 +1,5 @@
-//! `format-guard settle`: waits until the agent has read a device. For udev, before it makes links, and for scripts: it holds nobody up where
-//! there is no agent.
+//! `format-guard settle`: waits until the agent has read a device. For udev, before it makes links, and for
+//! scripts: it holds nobody up where there is no agent.
 
 use std::{
     path::{Path, PathBuf},

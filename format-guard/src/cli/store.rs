@@ -1,5 +1,5 @@
-//! `format-guard store`: what is known of formats, out of the store that nodes share or this node's own, and into either. Nothing
-//! is ever lowered by it: the newest format stays.
+//! `format-guard store`: what is known of formats, out of the store that nodes share or this node's own, and
+//! into either. Nothing is ever lowered by it: the newest format stays.
 
 use std::{
     fs::File,

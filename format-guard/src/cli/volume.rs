@@ -105,7 +105,8 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Columns as wide as what is in them, ids alone, or JSON [default: what the terminal has room for; wide elsewhere]
+    /// Columns as wide as what is in them, ids alone, or JSON [default: what the terminal has room for; wide
+    /// elsewhere]
     #[arg(long, short, value_name = "LAYOUT", conflicts_with = "json")]
     output: Option<Layout>,
     /// Leave the line of headings out

@@ -1,7 +1,8 @@
 //! The self-test that proves that this kernel really refuses.
 //!
-//! A kernel whose `lsm=` lacks bpf loads and attaches every program and never runs it, without an error. So one open
-//! is tried that enforcement must refuse, and one beside it that it must not. Nothing is read or written.
+//! A kernel whose `lsm=` lacks bpf loads and attaches every program and never runs it, without an error. So
+//! one open is tried that enforcement must refuse, and one beside it that it must not. Nothing is read or
+//! written.
 
 use std::{
     fs,
@@ -102,8 +103,8 @@ impl Node {
 
     fn make_in(place: &Path, number: u32) -> io::Result<Self> {
         let path = place.join(format!(".format-guard-canary-{}-{number}", process::id()));
-        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minors of one that no
-        // driver has registered.
+        // 240 to 254 are for local use (Documentation/admin-guide/devices.txt); the last minors of one that
+        // no driver has registered.
         let taken = fs::read_to_string("/proc/devices")?;
         let block = taken.split("Block devices:").nth(1).unwrap_or("");
         let major = (240..=254_u32)
@@ -127,8 +128,9 @@ impl Drop for Node {
     }
 }
 
-/// Whether a formatter that opens the first of two nodes waits, and one that opens the second meanwhile, on the same processor, is refused
-/// at once; the first one waits no longer then, and is refused, too. `is_waiting` says whether one waits, `end` has it wait no longer.
+/// Whether a formatter that opens the first of two nodes waits, and one that opens the second meanwhile, on
+/// the same processor, is refused at once; the first one waits no longer then, and is refused, too.
+/// `is_waiting` says whether one waits, `end` has it wait no longer.
 pub fn prove_waiting(
     [held, refused]: [&Node; 2],
     limit: Duration,
@@ -161,7 +163,8 @@ pub fn prove_waiting(
     })
 }
 
-/// What writes by a formatter and by nobody in particular failed with, in a process under the `LD_PRELOAD` library.
+/// What writes by a formatter and by nobody in particular failed with, in a process under the `LD_PRELOAD`
+/// library.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Tried {
     innocent: i32,
@@ -169,8 +172,9 @@ pub struct Tried {
 }
 
 impl Tried {
-    /// Tries both, in the calling thread, through the C library's functions. No driver has the node, and a descriptor that names it only (`O_PATH`)
-    /// takes no write: what is not refused before it comes to the kernel gives EBADF.
+    /// Tries both, in the calling thread, through the C library's functions. No driver has the node, and a
+    /// descriptor that names it only (`O_PATH`) takes no write: what is not refused before it comes to the
+    /// kernel gives EBADF.
     #[must_use]
     pub fn at(node: &Path) -> Self {
         let [innocent, formatter] = [INNOCENT, NAME].map(|name| {

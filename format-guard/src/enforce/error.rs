@@ -1,4 +1,5 @@
-//! Why the guard is not in force, whichever way it is to refuse: every error of enforcement, and what became of each program.
+//! Why the guard is not in force, whichever way it is to refuse: every error of enforcement, and what became
+//! of each program.
 
 use std::{io, path::PathBuf};
 

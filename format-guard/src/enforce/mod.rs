@@ -1,6 +1,7 @@
 //! The enforcement in the kernel, as the rest of the agent sees it.
 //!
-//! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from `decide()`.
+//! Enforcers carry rules and never decide: a rule is derived from a record, and a verdict comes from
+//! `decide()`.
 
 pub mod bpf;
 pub mod canary;
@@ -41,12 +42,14 @@ pub fn since_boot() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs().try_into().unwrap_or(0))
 }
 
-/// Rules and owners of formats, where they are in force. One implementation loads BPF programs, one publishes for the `LD_PRELOAD`
-/// library; the reconciler's tests record.
+/// Rules and owners of formats, where they are in force. One implementation loads BPF programs, one publishes
+/// for the `LD_PRELOAD` library; the reconciler's tests record.
 pub trait Enforcer {
-    /// Puts in force what was put so far, and proves it by the canary. What an earlier agent left stays until then.
+    /// Puts in force what was put so far, and proves it by the canary. What an earlier agent left stays until
+    /// then.
     fn attach(&mut self) -> Result<Vec<ProgramStatus>, LoadError>;
-    /// Proves by the canary that what is in force refuses what it must and nothing else, under a rule that no device has.
+    /// Proves by the canary that what is in force refuses what it must and nothing else, under a rule that no
+    /// device has.
     fn prove(&mut self) -> Result<(), LoadError>;
     /// Puts or replaces the rule for a device, and the windows to the volumes that lie on it.
     fn put_rule(&mut self, rule: &Rule, windows: &Windows) -> Result<(), MapError>;
@@ -62,21 +65,24 @@ pub trait Enforcer {
     fn owner(&self, lock_dev: Dev) -> Option<FormatOwner>;
     /// Who formats what, by the device that speaks for it, as far as not released.
     fn owners(&self) -> Vec<(Dev, FormatOwner)>;
-    /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow it.
+    /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow
+    /// it.
     fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError>;
-    /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this attachment.
+    /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this
+    /// attachment.
     fn untaint(&mut self, dev: Dev, diskseq: u64) -> Result<u64, MapError>;
     /// Adds to what the kernel tells what it could not know.
     fn complete(&mut self, _report: &mut Report) {}
-    /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no longer.
+    /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no
+    /// longer.
     fn protect(&mut self, until: u64) -> Result<(), ProtectionError>;
     /// Under which volumes are claimed, as it was put last; by an earlier agent, too.
     fn lease(&self) -> Lease;
-    /// Puts it, or lets it last longer. One of another number is put with its end in the past first: nobody may read the new
-    /// number with the old end.
+    /// Puts it, or lets it last longer. One of another number is put with its end in the past first: nobody
+    /// may read the new number with the old end.
     fn put_lease(&mut self, lease: &Lease) -> Result<(), MapError>;
-    /// Has known formatters wait for a volume to be read, for so long at most, where they can; it is read until this time in nanoseconds
-    /// of `CLOCK_BOOTTIME`, as far as is known.
+    /// Has known formatters wait for a volume to be read, for so long at most, where they can; it is read
+    /// until this time in nanoseconds of `CLOCK_BOOTTIME`, as far as is known.
     fn let_wait(&mut self, _limit: Duration, _until: u64) -> Result<(), MapError> {
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! The tier `preload`: publishes the rules for the `LD_PRELOAD` library, and keeps what the other tiers' kernel programs keep
-//! in maps: who formats, and who was refused.
+//! The tier `preload`: publishes the rules for the `LD_PRELOAD` library, and keeps what the other tiers'
+//! kernel programs keep in maps: who formats, and who was refused.
 //!
-//! It decides nothing: the library does, by the same `decide()`; a first format it begins by the agent's word alone, which
-//! comes after the record was stored (the rule says so) and before anything is written.
+//! It decides nothing: the library does, by the same `decide()`; a first format it begins by the agent's word
+//! alone, which comes after the record was stored (the rule says so) and before anything is written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -134,8 +134,8 @@ impl Published {
         [snapshot::bytes(&header), &body].concat()
     }
 
-    /// Puts what is known in force. The old file is marked before the new one has its name: who reads it meanwhile looks for
-    /// a newer one until there is one.
+    /// Puts what is known in force. The old file is marked before the new one has its name: who reads it
+    /// meanwhile looks for a newer one until there is one.
     fn publish(&self) -> Result<(), PreloadError> {
         if !self.in_force {
             return Ok(());
@@ -280,8 +280,8 @@ pub struct PreloadEnforcer {
 }
 
 impl PreloadEnforcer {
-    /// Looks for the library. Nothing is published yet, so that rules can be put first; what an earlier agent has published
-    /// stays in force.
+    /// Looks for the library. Nothing is published yet, so that rules can be put first; what an earlier agent
+    /// has published stays in force.
     pub fn new(run_dir: &Path, trusted: &[String], audit: bool) -> Result<Self, PreloadError> {
         let library = library()?;
         let published = Published {

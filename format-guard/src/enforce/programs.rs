@@ -6,8 +6,8 @@ use format_guard_common::program;
 
 use super::canary;
 
-/// What every program is known as, the operator's trust included. Trust adds to what a program is and takes nothing
-/// away: a formatter stays one.
+/// What every program is known as, the operator's trust included. Trust adds to what a program is and takes
+/// nothing away: a formatter stays one.
 pub(super) fn known_programs(trusted: &[String]) -> BTreeMap<[u8; 16], program::Class> {
     let trusted = trusted.iter().map(|name| (program::comm(name), program::Class::TRUSTED));
     let tables = program::PROGRAMS.iter().map(|known| (program::comm(known.name), known.class));

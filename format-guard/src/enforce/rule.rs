@@ -1,5 +1,5 @@
-//! Derives the kernel's rule for a device from its volume's record and from those of the volumes that lie on it, below
-//! it and beside it. Nothing else makes rules.
+//! Derives the kernel's rule for a device from its volume's record and from those of the volumes that lie on
+//! it, below it and beside it. Nothing else makes rules.
 
 use format_guard_common::{
     Check, CheckKind, MAX_WINDOWS, Rule, State, Window, Windows, flag,
@@ -152,8 +152,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     if fills || state == State::Formatted && raw {
         rule.flags |= flag::RAW;
     }
-    // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's own tools
-    // write there.
+    // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's
+    // own tools write there.
     if record.strict || subject.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
     }
@@ -176,11 +176,12 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     (rule, windows)
 }
 
-/// Whether a volume is known by what lies on it alone, and that lies where no partition table does: what makes partitions first and
-/// the table last (`systemd-repart` formats each through a loop device over the disk) goes on. What begins where the volume begins is
-/// found on the volume itself.
+/// Whether a volume is known by what lies on it alone, and that lies where no partition table does: what
+/// makes partitions first and the table last (`systemd-repart` formats each through a loop device over the
+/// disk) goes on. What begins where the volume begins is found on the volume itself.
 fn has_room_for_table(subject: &Subject<'_>) -> bool {
-    // The protective MBR, header and table at the start; table and header at the end (UEFI specification 2.10, 5.3.1).
+    // The protective MBR, header and table at the start; table and header at the end (UEFI specification
+    // 2.10, 5.3.1).
     const FIRST: u64 = 34 * 512;
     const LAST: u64 = 33 * 512;
     let Subject { record, others, size, .. } = subject;
@@ -234,7 +235,8 @@ fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
 /// Where others lie on a device: the window of a later one is cut out of those before it.
 fn windows(others: &[Other<'_>]) -> Windows {
     let mut all: Vec<Window> = Vec::new();
-    // What is not verified because the format below leaves it no room (a partition that outlived its table) is none.
+    // What is not verified because the format below leaves it no room (a partition that outlived its table)
+    // is none.
     let guarded = others.iter().filter(|other| {
         other.relation == Relation::Above
             && other.record.state != State::Exempt
@@ -266,8 +268,8 @@ fn windows(others: &[Other<'_>]) -> Windows {
         windows.count += 1;
     }
     if all.len() > MAX_WINDOWS {
-        // What has no room of its own is refused rather than let through; what lies behind all of it (LVM's second copy of
-        // its metadata, at the end of a physical volume) is nobody's but the device's.
+        // What has no room of its own is refused rather than let through; what lies behind all of it (LVM's
+        // second copy of its metadata, at the end of a physical volume) is nobody's but the device's.
         let end = all.iter().map(|window| window.end).max().unwrap_or(u64::MAX);
         let last = &mut windows.windows[MAX_WINDOWS - 1];
         (last.end, last.dev) = (end, 0);

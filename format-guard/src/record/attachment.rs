@@ -1,5 +1,5 @@
-//! What is known of a volume for as long as it is attached here, and never stored: found out at each attach, or anew after a
-//! restart.
+//! What is known of a volume for as long as it is attached here, and never stored: found out at each attach,
+//! or anew after a restart.
 
 use std::ops::{Deref, DerefMut};
 
@@ -11,8 +11,8 @@ use crate::config::RawContent;
 /// Whether the process that the record names as formatter is still at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Progress {
-    /// As far as is known nobody formats the volume: nobody ever did, or the formatter is one of the past. After a restart of
-    /// the agent its end is found out anew.
+    /// As far as is known nobody formats the volume: nobody ever did, or the formatter is one of the past.
+    /// After a restart of the agent its end is found out anew.
     #[default]
     Past,
     /// It runs; of what is formatted: it may go on.
@@ -43,7 +43,8 @@ pub struct Attachment {
     pub clean_passes: u32,
     /// The boot in which it is attached; empty while it is not.
     pub attached_in: String,
-    /// Since when it must read blank all the time to be armed, by [`Now::boot`](super::Now): a format may have gone unseen.
+    /// Since when it must read blank all the time to be armed, by [`Now::boot`](super::Now): a format may
+    /// have gone unseen.
     pub suspect_since: Option<Seconds>,
     /// For how long then, in seconds; by the configuration.
     pub quarantine: Seconds,
@@ -74,7 +75,8 @@ pub struct Attachment {
     /// The permit under which it was formatted, and until when it holds for partitions that appear on it, by
     /// [`Now::boot`](super::Now).
     pub passed_on: Option<(Permit, Seconds)>,
-    /// Its place is all that is known of what is attached there now, in an attachment of this name: it may be another volume.
+    /// Its place is all that is known of what is attached there now, in an attachment of this name: it may be
+    /// another volume.
     pub unconfirmed: Option<String>,
 }
 

@@ -19,8 +19,8 @@ pub struct HistoryEvent {
     /// The facts of a refusal; the newest, where it is told of several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
-    /// How often it happened: refusals of one program on one volume, of the same operation and for the same reason, are one
-    /// line a day.
+    /// How often it happened: refusals of one program on one volume, of the same operation and for the same
+    /// reason, are one line a day.
     #[serde(default = "once")]
     pub count: u64,
     /// When it happened first, in seconds since 1970; zero: of a version that did not count.
@@ -102,8 +102,8 @@ pub struct Refusal {
     /// Since when it is in its state, in seconds since 1970.
     #[serde(default)]
     pub since: Seconds,
-    /// The command that would permit one re-format, where that is what would help: a volume that reads as it was recorded was about
-    /// to lose its format.
+    /// The command that would permit one re-format, where that is what would help: a volume that reads as it
+    /// was recorded was about to lose its format.
     #[serde(default)]
     pub permit: Option<String>,
     /// What can be done about it, for people.

@@ -1,7 +1,7 @@
 //! Two records that turn out to be one volume's become one: a pure function.
 //!
-//! It must never lower protection: what either record keeps from being formatted or overwritten, the one that comes of them
-//! keeps, too. What an operator allowed of one is not allowed of both.
+//! It must never lower protection: what either record keeps from being formatted or overwritten, the one that
+//! comes of them keeps, too. What an operator allowed of one is not allowed of both.
 
 use super::{Record, State};
 use crate::volume::{
@@ -77,7 +77,8 @@ pub fn disagree(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// The marks of both, those of the first one first; of two at one place the longer, as one at a place is kept.
+/// The marks of both, those of the first one first; of two at one place the longer, as one at a place is
+/// kept.
 fn both(kept: &[Mark], lost: &[Mark]) -> Vec<Mark> {
     let mut marks = kept.to_vec();
     for mark in lost {

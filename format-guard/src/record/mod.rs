@@ -1,5 +1,5 @@
-//! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock are at
-//! its edges.
+//! What is known of a volume, and how that may change: one pure function. The store, the kernel and the clock
+//! are at its edges.
 
 mod attachment;
 pub mod history;
@@ -27,7 +27,8 @@ pub type Seconds = i64;
 pub struct Now {
     /// Seconds since 1970, for people: it may jump.
     pub wall: Seconds,
-    /// Seconds since the host was booted, suspended ones among them (`CLOCK_BOOTTIME`): what has to last is measured by it.
+    /// Seconds since the host was booted, suspended ones among them (`CLOCK_BOOTTIME`): what has to last is
+    /// measured by it.
     pub boot: Seconds,
 }
 
@@ -290,7 +291,8 @@ pub enum Overlap {
     Start,
     /// The format begins elsewhere: what a probe finds in the shared bytes is its data, and no format.
     Inside,
-    /// They have no byte in common, but a layer between them (encryption, stripes) writes every one of the volume over the format.
+    /// They have no byte in common, but a layer between them (encryption, stripes) writes every one of the
+    /// volume over the format.
     Transformed,
 }
 
@@ -398,7 +400,8 @@ impl Record {
         }
     }
 
-    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to store one.
+    /// Whether both are the same, but for the attachment that they are known of: that alone is no reason to
+    /// store one.
     #[must_use]
     pub fn is_stored_as(&self, other: &Self) -> bool {
         let without_medium = |record: &Self| Self { medium: None, ..record.clone() };

@@ -1,8 +1,8 @@
-//! What the nodes of a cluster share of a volume, and what a node does about it: pure functions. The store, the lease and the
-//! clock are at their edges.
+//! What the nodes of a cluster share of a volume, and what a node does about it: pure functions. The store,
+//! the lease and the clock are at their edges.
 //!
-//! They must never lower what is known of a format, nor claim a volume that another node has claimed, or one that holds a
-//! format without a permit.
+//! They must never lower what is known of a format, nor claim a volume that another node has claimed, or one
+//! that holds a format without a permit.
 
 #[cfg(feature = "etcd")]
 pub mod etcd;
@@ -54,7 +54,8 @@ fn is_text(text: &str) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Format {
-    /// Goes up with each format and with each change of what identifies it: an older one never replaces a newer one.
+    /// Goes up with each format and with each change of what identifies it: an older one never replaces a
+    /// newer one.
     pub generation: u64,
     /// What a probe found; none where it is known by a mount alone.
     pub content: Option<Content>,
@@ -256,8 +257,8 @@ pub enum Desired {
     Nothing,
     /// To learn of formats, and to claim a permit.
     Watch {
-        /// A format may have gone unseen here. So it may where nothing was on record when it was attached: an agent of this node
-        /// may have claimed and formatted it, and have lost its records since.
+        /// A format may have gone unseen here. So it may where nothing was on record when it was attached: an
+        /// agent of this node may have claimed and formatted it, and have lost its records since.
         doubted: bool,
     },
     /// To format it once: it reads blank here.

@@ -1,7 +1,7 @@
 //! The embedded store: `SQLite`, one writer, every commit on disk before it returns.
 //!
-//! A damaged file is never written to: it is set aside under a dated name and the start is degraded. Damage that shows
-//! later, when a record is read, is an error of that record alone.
+//! A damaged file is never written to: it is set aside under a dated name and the start is degraded. Damage
+//! that shows later, when a record is read, is an error of that record alone.
 
 mod sum;
 
@@ -103,8 +103,8 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE volumes ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ",
-    // When it was stored last, or found present when others were forgotten. No part of the sum: at most a record that is worth
-    // little is forgotten by a wrong one.
+    // When it was stored last, or found present when others were forgotten. No part of the sum: at most a
+    // record that is worth little is forgotten by a wrong one.
     "
     ALTER TABLE volumes ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
     UPDATE volumes SET last_seen = unixepoch();
@@ -141,7 +141,8 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE events ADD COLUMN pid INTEGER;
     UPDATE events SET pid = json_extract(refusal, '$.pid') WHERE json_valid(refusal);
 ",
-    // The other names by which a volume is known, and of one that is known by its place the attachment that the rest is known of.
+    // The other names by which a volume is known, and of one that is known by its place the attachment that
+    // the rest is known of.
     "
     CREATE TABLE names (
         name    TEXT PRIMARY KEY,
@@ -182,15 +183,16 @@ impl SqliteStore {
         Self::open_after(directory, now, false)
     }
 
-    /// The same. `another`: something else proves that there was a database before; where there is none now, its records are
-    /// lost. A loss is stored in the transaction that makes the new database ([`Loss`]).
+    /// The same. `another`: something else proves that there was a database before; where there is none now,
+    /// its records are lost. A loss is stored in the transaction that makes the new database ([`Loss`]).
     pub fn open_after(directory: &Path, now: Seconds, another: bool) -> Result<(Self, Opened), StoreError> {
         let path = directory.join(FILE);
         let unusable = |error: io::Error| StoreError::Unusable {
             path: directory.to_owned(),
             reason: format!("{error}; make the directory, writable for root, on a disk that is kept"),
         };
-        // One that is there already is somebody's choice, and may hold more than our files: those alone are root's.
+        // One that is there already is somebody's choice, and may hold more than our files: those alone are
+        // root's.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
         let private = |path: &Path| -> io::Result<fs::File> {
             let mut options = fs::OpenOptions::new();
@@ -272,7 +274,8 @@ impl SqliteStore {
     }
 }
 
-/// Whether nobody else has the lock. A child of an agent that was killed has it, too, until it has become another program.
+/// Whether nobody else has the lock. A child of an agent that was killed has it, too, until it has become
+/// another program.
 fn is_locked_in_time(lock: &fs::File) -> bool {
     const PATIENCE: Duration = Duration::from_secs(1);
     let start = Instant::now();
@@ -285,7 +288,8 @@ fn is_locked_in_time(lock: &fs::File) -> bool {
     true
 }
 
-/// Looks at how the file is built, beside a look at what the records say: two long ways through the same pages.
+/// Looks at how the file is built, beside a look at what the records say: two long ways through the same
+/// pages.
 fn check(path: &Path, beside: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
     let structure = || -> Result<(), StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
@@ -389,8 +393,8 @@ fn is_damage_code(error: &rusqlite::Error) -> bool {
     value || matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Renames the database, its log with it, to a dated name. The log first: what is left behind would be read into the new
-/// database.
+/// Renames the database, its log with it, to a dated name. The log first: what is left behind would be read
+/// into the new database.
 fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
     let with = |path: &Path, suffix: &str| {
         let mut name = path.as_os_str().to_owned();
@@ -413,7 +417,8 @@ fn set_aside(path: &Path, now: Seconds) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// Databases that were set aside earlier, by name; true: whoever did it was stopped between the log and the file.
+/// Databases that were set aside earlier, by name; true: whoever did it was stopped between the log and the
+/// file.
 fn set_aside_before(directory: &Path) -> io::Result<BTreeMap<PathBuf, bool>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(directory)? {
@@ -555,7 +560,8 @@ fn read_unchecked(connection: &Connection, volume: &str) -> Result<Option<(Recor
     assemble(found, permit, marks).map(Some)
 }
 
-/// Every record and its sum, in one pass over each table: a query for each takes seconds where there are many.
+/// Every record and its sum, in one pass over each table: a query for each takes seconds where there are
+/// many.
 fn for_each(
     connection: &Connection,
     mut take: impl FnMut((Record, i64)) -> Result<(), StoreError>,
@@ -687,8 +693,8 @@ fn insert_events(connection: &Connection, events: &[HistoryEvent], lines: u32) -
                 && (since..since.saturating_add(ONE_LINE)).contains(&event.at)
             {
                 delete.execute([id])?;
-                // The first thing that a process tries tells what it is about; of several processes it is the newest that
-                // somebody may still find.
+                // The first thing that a process tries tells what it is about; of several processes it is the
+                // newest that somebody may still find.
                 if by.is_some() && by == pid {
                     (text, refusal) = earlier;
                 }

@@ -18,7 +18,8 @@ pub struct StoredCopy {
     pub packed: Vec<u8>,
 }
 
-/// That records were lost. Until an operator ends it nothing is armed but by a permit: what reads blank need not be.
+/// That records were lost. Until an operator ends it nothing is armed but by a permit: what reads blank need
+/// not be.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Loss {
@@ -112,8 +113,8 @@ pub trait Store {
     }
     /// Stores records, each with its lines of the history, in one transaction.
     fn put_all(&mut self, records: &[(&Record, &[HistoryEvent])]) -> Result<(), StoreError>;
-    /// Stores a record in the place of others that are the same volume's, with its lines of the history, in one transaction: their
-    /// ids and names, copies and history are its own from now on.
+    /// Stores a record in the place of others that are the same volume's, with its lines of the history, in
+    /// one transaction: their ids and names, copies and history are its own from now on.
     fn replace(
         &mut self,
         gone: &[VolumeId],
@@ -122,7 +123,8 @@ pub trait Store {
     ) -> Result<(), StoreError>;
     /// Every name, ids among them, with the id of the volume that it names.
     fn names(&self) -> Result<Vec<(VolumeId, VolumeId)>, StoreError>;
-    /// Gives volumes that are on record names beside their ids, in one transaction. A name that was another volume's is no more.
+    /// Gives volumes that are on record names beside their ids, in one transaction. A name that was another
+    /// volume's is no more.
     fn put_names(&mut self, names: &[(VolumeId, VolumeId)]) -> Result<(), StoreError>;
     /// Every record, by id.
     fn list(&self) -> Result<Vec<Record>, StoreError>;
@@ -130,7 +132,8 @@ pub trait Store {
     fn counts(&self) -> Result<Vec<(State, u64)>, StoreError>;
     /// The first volumes, by id, whose id begins with this.
     fn beginning_with(&self, prefix: &str, limit: usize) -> Result<Vec<VolumeId>, StoreError>;
-    /// Volumes of which the kernel was told in this boot that they may be formatted, and not yet what came of it.
+    /// Volumes of which the kernel was told in this boot that they may be formatted, and not yet what came of
+    /// it.
     fn armed(&self, boot: &str) -> Result<Vec<VolumeId>, StoreError>;
     /// The first records of volumes that hold a format, by id, after this one.
     fn formatted_after(&self, after: Option<&VolumeId>, limit: usize) -> Result<Vec<Record>, StoreError>;
@@ -140,9 +143,10 @@ pub trait Store {
     fn history(&self, wanted: &Wanted) -> Result<Vec<HistoryEvent>, StoreError>;
     /// Deletes a record, with its lines of the history; its history stays.
     fn forget(&mut self, id: &VolumeId, events: &[HistoryEvent]) -> Result<(), StoreError>;
-    /// Deletes the records of volumes that are worth none: never formatted, not armed, of which no operator has said anything,
-    /// and not seen since `before`. Those that are `present` are seen `now`. How many were deleted. A weak identity that
-    /// was there in an earlier boot is remembered for good: by that it is not armed.
+    /// Deletes the records of volumes that are worth none: never formatted, not armed, of which no operator
+    /// has said anything, and not seen since `before`. Those that are `present` are seen `now`. How many were
+    /// deleted. A weak identity that was there in an earlier boot is remembered for good: by that it is not
+    /// armed.
     fn prune(&mut self, present: &[&VolumeId], now: Seconds, before: Seconds) -> Result<u64, StoreError>;
     /// Keeps copies of volumes that are on record, each in the place of the one before, in one transaction.
     fn put_copies(&mut self, copies: &[(VolumeId, StoredCopy)]) -> Result<(), StoreError>;

@@ -1,9 +1,9 @@
 //! The states of a record and every way from one to another: a pure function.
 //!
-//! It must never let a record leave Formatted without an operator's permit, or the word of the file system that a file behind it lies
-//! on that nothing is stored of it any more; nor make one Blank (armed) without two clean probes since the volume was attached, nor
-//! at once where a format may have gone unseen. What it returns is stored
-//! before the kernel's rule changes: armed before allowed.
+//! It must never let a record leave Formatted without an operator's permit, or the word of the file system
+//! that a file behind it lies on that nothing is stored of it any more; nor make one Blank (armed) without
+//! two clean probes since the volume was attached, nor at once where a format may have gone unseen. What it
+//! returns is stored before the kernel's rule changes: armed before allowed.
 
 use format_guard_common::{State, event::Process};
 
@@ -23,14 +23,15 @@ use crate::{
 
 /// Clean probes in a row that arm a blank volume.
 pub const CLEAN_PASSES: u32 = 2;
-/// How long after it was first seen a logical volume's signature may be an earlier volume's, in seconds: lvcreate
-/// wipes it at once.
+/// How long after it was first seen a logical volume's signature may be an earlier volume's, in seconds:
+/// lvcreate wipes it at once.
 const SETTLING: Seconds = 10;
-/// How long after a format that a permit let through ended well the job may go on that the permit is for, in seconds: one that
-/// wipes what it has just made, or labels a disk and then formats it.
+/// How long after a format that a permit let through ended well the job may go on that the permit is for, in
+/// seconds: one that wipes what it has just made, or labels a disk and then formats it.
 const REPURPOSING: Seconds = 10;
-/// How often a volume is looked at that nothing is told of, in seconds: one that may be formatted, as what writes to it may go by
-/// a road that nobody sees; and one that is formatted and still in the hands of who did it, as it may be formatted anew.
+/// How often a volume is looked at that nothing is told of, in seconds: one that may be formatted, as what
+/// writes to it may go by a road that nobody sees; and one that is formatted and still in the hands of who
+/// did it, as it may be formatted anew.
 const PACE: Seconds = 300;
 
 /// What happened to a volume.
@@ -83,7 +84,8 @@ pub enum Event {
     Relabelled(Process),
     /// A process was let through that would have been refused: nothing is refused here.
     LetThrough(Formatter),
-    /// LVM wipes what an earlier logical volume left; or a program that does nothing else wipes what a permit gives up.
+    /// LVM wipes what an earlier logical volume left; or a program that does nothing else wipes what a permit
+    /// gives up.
     OwnerWiped(Process),
     /// The tool that was let through has ended.
     ToolEnded,
@@ -109,7 +111,8 @@ pub enum Event {
     ClaimLost,
     /// Another node tells what it holds.
     Shared(Format),
-    /// The rule that an earlier agent of this boot has left is all that is known of it: the records were lost.
+    /// The rule that an earlier agent of this boot has left is all that is known of it: the records were
+    /// lost.
     TakenOver {
         /// What its marks say that it holds, without UUID and label.
         content: Option<Content>,
@@ -199,7 +202,8 @@ impl Event {
 pub enum Effect {
     /// Probe the device.
     Probe,
-    /// The same in a moment: whoever has just formatted a device may be about to take it away, and nothing depends on it.
+    /// The same in a moment: whoever has just formatted a device may be about to take it away, and nothing
+    /// depends on it.
     ProbeSoon,
     /// Forget who formatted it.
     ReleaseOwner,
@@ -289,8 +293,8 @@ pub fn next(volume: &Volume, event: Event, now: Now) -> (Volume, Vec<Effect>) {
     (Volume { record: step.record, attachment: step.attachment }, step.effects)
 }
 
-/// Whether time changes anything about a volume: a permit expires, or what a probe could not settle is probed again.
-/// A data path that comes back sends no uevent.
+/// Whether time changes anything about a volume: a permit expires, or what a probe could not settle is probed
+/// again. A data path that comes back sends no uevent.
 #[must_use]
 pub fn waits(volume: &Volume, now: Now) -> bool {
     let Volume { record, attachment } = volume;
@@ -306,7 +310,8 @@ pub fn waits(volume: &Volume, now: Now) -> bool {
     unresolved || record.state == State::Permitted
 }
 
-/// Whether a format by this process that the kernel has let through on it, as it says itself, was not told yet.
+/// Whether a format by this process that the kernel has let through on it, as it says itself, was not told
+/// yet.
 #[must_use]
 pub fn is_untold(volume: &Volume, process: Process) -> bool {
     let Volume { record, attachment } = volume;
@@ -324,7 +329,8 @@ fn goes_on(record: &Record, process: Process) -> bool {
     record.formatter.as_ref().is_some_and(|formatter| formatter.is(process) && !formatter.is_known())
 }
 
-/// Whether what is formatted at the moment is recorded by what probes see of it, as who formats it may never end.
+/// Whether what is formatted at the moment is recorded by what probes see of it, as who formats it may never
+/// end.
 fn settles(record: &Record, attachment: &Attachment) -> bool {
     attachment.is_running() && record.formatter.as_ref().is_some_and(|formatter| !formatter.is_known())
 }
@@ -348,8 +354,8 @@ pub fn is_provisional(volume: &Volume) -> bool {
     volume.record.state == State::Unverified && volume.attachment.not_armed_because == Some(PENDING)
 }
 
-/// Whether what it holds was not read since it was attached or a tool was let change it, or not under its own name, and nothing but that
-/// is waited for.
+/// Whether what it holds was not read since it was attached or a tool was let change it, or not under its own
+/// name, and nothing but that is waited for.
 #[must_use]
 pub fn is_unread(volume: &Volume) -> bool {
     let Attachment { not_armed_because, looked_at, clean_passes, overlay, suspect_since, .. } =
@@ -445,7 +451,8 @@ impl Step {
             }
             State::Unverified | State::Blank | State::Formatting | State::Formatted => {}
         }
-        // What was swapped out is worth nothing once it is opened anew; with a random key it cannot even be read.
+        // What was swapped out is worth nothing once it is opened anew; with a random key it cannot even be
+        // read.
         let is_plain = self.record.id.as_str().starts_with(PLAIN_MAPPING);
         if is_plain
             && self.record.state == State::Formatted
@@ -616,8 +623,9 @@ impl Step {
         }
     }
 
-    /// Nothing is stored of it, so there is nothing to lose: whoever had what was recorded has cut the file, and it is a new
-    /// volume. Not once somebody may have mounted it: what a file system has in memory comes back to the file.
+    /// Nothing is stored of it, so there is nothing to lose: whoever had what was recorded has cut the file,
+    /// and it is a new volume. Not once somebody may have mounted it: what a file system has in memory comes
+    /// back to the file.
     fn is_unwritten(&mut self) {
         let anew = self.record.state == State::Formatted
             && self.attachment.untouched
@@ -637,8 +645,8 @@ impl Step {
         self.holds_nothing(Ends::Zeros);
     }
 
-    /// Whether what is found where nobody is known to have written is content: where all of it is, or where it is not what was
-    /// there when the volume was armed, and who wrote may have gone unseen.
+    /// Whether what is found where nobody is known to have written is content: where all of it is, or where
+    /// it is not what was there when the volume was armed, and who wrote may have gone unseen.
     fn is_found_raw(&self, ends: &Ends) -> bool {
         let changed = self.record.ends.as_ref().is_some_and(|armed| armed != ends);
         *ends != Ends::Zeros
@@ -670,14 +678,15 @@ impl Step {
         format!("filled by {}", self.formatter_name())
     }
 
-    /// Whether it is known by its place alone, and what is there now need not be what is recorded. Raw content is, whatever it
-    /// reads as.
+    /// Whether it is known by its place alone, and what is there now need not be what is recorded. Raw
+    /// content is, whatever it reads as.
     fn may_be_anothers(&self, ends: &Ends) -> bool {
         let raw = self.record.content.as_ref().is_some_and(Content::is_raw) && *ends != Ends::Zeros;
         self.attachment.unconfirmed.is_some() && !self.attachment.is_held_back() && !raw
     }
 
-    /// What reads blank where another volume was: it stays protected for the quarantine, and is another one then.
+    /// What reads blank where another volume was: it stays protected for the quarantine, and is another one
+    /// then.
     fn reads_as_anothers(&mut self, ends: Ends) {
         let doubted = self
             .attachment
@@ -818,9 +827,9 @@ impl Step {
         self.record.id.as_str().starts_with("dm:LVM-") && new
     }
 
-    /// A first format that has failed, as far as it is known that nothing but a half of it is there: it was made by a known
-    /// formatter, which wrote (what is found is not what was there before) and whose end was seen, on a volume that never was
-    /// mounted; and it is none that is in use without a mount.
+    /// A first format that has failed, as far as it is known that nothing but a half of it is there: it was
+    /// made by a known formatter, which wrote (what is found is not what was there before) and whose end was
+    /// seen, on a volume that never was mounted; and it is none that is in use without a mount.
     fn failed_first_format(&self, left: &Content) -> bool {
         let known = self.record.formatter.as_ref().is_some_and(Formatter::is_known);
         known
@@ -893,8 +902,8 @@ impl Step {
             if self.record.discrepancy.is_some() {
                 self.report("discrepancy-ended", "it reads as recorded again");
             }
-            // A label may change, and a structure be repaired or moved. One that is only missing may be so for the data
-            // path's sake, unless a tool that may take it away has been at work.
+            // A label may change, and a structure be repaired or moved. One that is only missing may be so
+            // for the data path's sake, unless a tool that may take it away has been at work.
             let missing =
                 !self.attachment.relabelled && marks.iter().all(|mark| self.record.marks.contains(mark));
             let marks = if missing { self.record.marks.clone() } else { marks };
@@ -1305,8 +1314,8 @@ impl Step {
         self.attachment.permit_ends = self.record.permit.as_ref().map(|permit| boot + permit.rest(wall));
     }
 
-    /// A permit is for one re-purposing by one job, which may take more than one format; where other nodes may reach the volume it
-    /// is used up by the first.
+    /// A permit is for one re-purposing by one job, which may take more than one format; where other nodes
+    /// may reach the volume it is used up by the first.
     fn use_permit(&mut self) {
         let alone = self.record.state == State::Permitted && self.attachment.claim == Claim::Unneeded;
         match &mut self.record.permit {
@@ -1330,7 +1339,8 @@ impl Step {
         self.record.permit.as_ref().is_some_and(|permit| permit.used)
     }
 
-    /// The operator's word was that what is there may go, a program that does nothing but wipe was let through, and it has ended.
+    /// The operator's word was that what is there may go, a program that does nothing but wipe was let
+    /// through, and it has ended.
     fn is_wiped(&mut self, ends: &Ends) {
         if self.attachment.tool_at_work.is_some() || !self.reads_blank_again() {
             return;
@@ -1355,8 +1365,8 @@ impl Step {
         self.to(State::Formatted, cause);
     }
 
-    /// A format that a permit let through has ended, and the next step of the job may begin. What is there counts for what was
-    /// made of it when the permit has ended. `found`: a probe sees it.
+    /// A format that a permit let through has ended, and the next step of the job may begin. What is there
+    /// counts for what was made of it when the permit has ended. `found`: a probe sees it.
     fn go_on(&mut self, found: bool) {
         let wrote = self.attachment.wrote != Wrote::Nothing;
         let well = self.attachment.exit_status().is_none_or(|status| status == 0);
@@ -1440,8 +1450,8 @@ fn exempt_with(disk: &str) -> String {
     format!("exempt as its disk is, {disk}")
 }
 
-/// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs and a mount
-/// may add, and so is swap space while a hibernation's image lies in it.
+/// Whether two probes saw the same formats: ext2, ext3 and ext4 are one, told apart by features that tune2fs
+/// and a mount may add, and so is swap space while a hibernation's image lies in it.
 fn same_types(one: &Content, other: &Content) -> bool {
     fn families(content: &Content) -> impl Iterator<Item = &str> {
         let family = |name| match name {

@@ -1,5 +1,6 @@
-//! Copies of the bytes that make a volume findable: superblocks, headers, tables. Taken when a format is recorded, kept beside
-//! the record, and put back by an operator where the guard could not prevent their loss (a backend, a layer, another host).
+//! Copies of the bytes that make a volume findable: superblocks, headers, tables. Taken when a format is
+//! recorded, kept beside the record, and put back by an operator where the guard could not prevent their loss
+//! (a backend, a layer, another host).
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -21,7 +22,8 @@ const LEVEL: u8 = 6;
 pub struct Wanted {
     /// At most so many bytes, before they are compressed.
     pub limit: u64,
-    /// The key areas of LUKS, too: without them a header opens nothing, and with them a passphrase does that was changed since.
+    /// The key areas of LUKS, too: without them a header opens nothing, and with them a passphrase does that
+    /// was changed since.
     pub key_areas: bool,
 }
 
@@ -95,8 +97,8 @@ fn regions(
     regions
 }
 
-/// First byte after the superblock and the group descriptors. Fields of `struct ext4_super_block`, little-endian
-/// (fs/ext4/ext4.h).
+/// First byte after the superblock and the group descriptors. Fields of `struct ext4_super_block`,
+/// little-endian (fs/ext4/ext4.h).
 fn ext_descriptors(device: &dyn ReadAt) -> u64 {
     const SIXTY_FOUR_BITS: u64 = 0x80;
     let Some(superblock) = device.read_at(1024, 1024) else { return PAGE };
@@ -148,7 +150,8 @@ fn luks2_key_areas(json: &[u8]) -> Option<Vec<Range<u64>>> {
     Some(areas.collect())
 }
 
-/// As it is stored: offset and length of each piece, eight bytes each, little-endian, and its bytes; compressed (zlib).
+/// As it is stored: offset and length of each piece, eight bytes each, little-endian, and its bytes;
+/// compressed (zlib).
 #[must_use]
 pub fn pack(pieces: &[Piece]) -> Vec<u8> {
     let mut plain = Vec::new();
@@ -303,7 +306,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever numbers a superblock holds: what is copied was read there, in order, and no more than the bound.
+        /// Whatever numbers a superblock holds: what is copied was read there, in order, and no more than the
+        /// bound.
         #[test]
         fn hostile_content_is_copied_within_the_bound(
             content in proptest::collection::vec(any::<u8>(), 4096..20_000),

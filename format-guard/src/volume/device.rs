@@ -1,4 +1,5 @@
-//! The block devices that are present: each with its number, its medium, its volume's identity and the devices it lies on.
+//! The block devices that are present: each with its number, its medium, its volume's identity and the
+//! devices it lies on.
 
 use std::{
     io,

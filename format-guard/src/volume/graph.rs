@@ -1,7 +1,7 @@
 //! The devices that are present now, and how they lie on one another.
 //!
-//! Two devices share bytes where both come down to the same bytes of the same device at the base. Devices with one
-//! volume id are paths to the same volume, and count as one base.
+//! Two devices share bytes where both come down to the same bytes of the same device at the base. Devices
+//! with one volume id are paths to the same volume, and count as one base.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -43,7 +43,8 @@ pub struct Related {
     pub layer: usize,
     /// The bytes that they share unchanged; none where a layer between transforms or scatters them.
     pub shared: Vec<Shared>,
-    /// They share none, but what is written to the device that is looked at is written over it, as other bytes or elsewhere.
+    /// They share none, but what is written to the device that is looked at is written over it, as other
+    /// bytes or elsewhere.
     pub transformed: bool,
 }
 
@@ -169,8 +170,8 @@ impl DeviceGraph {
         Some(&self.devices.get(&dev)?.identity.id)
     }
 
-    /// Every device that shares bytes with this one or lies on or below it, but no other path to its own volume; lower
-    /// layers first.
+    /// Every device that shares bytes with this one or lies on or below it, but no other path to its own
+    /// volume; lower layers first.
     #[must_use]
     pub fn related(&self, dev: Dev) -> Vec<Related> {
         let Some(device) = self.devices.get(&dev) else { return Vec::new() };
@@ -238,9 +239,9 @@ impl DeviceGraph {
         self.below(dev).into_iter().map(|below| 1 + self.layer(below, depth - 1)).max().unwrap_or(0)
     }
 
-    /// The device under which the owner of a format is kept for this one and all that share its bytes: the lowest of them. It is
-    /// followed no further down than to a device that `is_container`: an array, a volume group or a partition table hands out
-    /// its bytes separately.
+    /// The device under which the owner of a format is kept for this one and all that share its bytes: the
+    /// lowest of them. It is followed no further down than to a device that `is_container`: an array, a
+    /// volume group or a partition table hands out its bytes separately.
     #[must_use]
     pub fn lock_dev(&self, dev: Dev, is_container: &dyn Fn(Dev) -> bool) -> Dev {
         let runs = self.extents_on_base(dev, is_container);
@@ -273,7 +274,8 @@ impl DeviceGraph {
         below.iter().map(|below| below.dev).filter(|dev| self.devices.contains_key(dev)).collect()
     }
 
-    /// The devices right below at whose places it is known that this one writes: in a pool or behind a cache it is not.
+    /// The devices right below at whose places it is known that this one writes: in a pool or behind a cache
+    /// it is not.
     fn written_through(&self, dev: Dev) -> Vec<Dev> {
         let below = self.devices.get(&dev).map_or(&[][..], |device| &device.below);
         let written = below.iter().filter(|below| below.transformed || !below.extents.is_empty());

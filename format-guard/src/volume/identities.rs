@@ -1,8 +1,9 @@
 //! One table for each type that libblkid knows: what tells a volume from another of its type.
 //!
-//! A magic alone says what a volume holds, not whose: an image of another volume carries the same one. Where a format has a
-//! UUID at a fixed place, that is in `format_guard_common::format`; here is the rest, by libblkid's names (util-linux 2.38,
-//! libblkid/src/superblocks/*.c, whose structures say the places, unless a row says otherwise).
+//! A magic alone says what a volume holds, not whose: an image of another volume carries the same one. Where
+//! a format has a UUID at a fixed place, that is in `format_guard_common::format`; here is the rest, by
+//! libblkid's names (util-linux 2.38, libblkid/src/superblocks/*.c, whose structures say the places, unless a
+//! row says otherwise).
 
 /// What tells a volume from another of its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +36,8 @@ pub(super) fn identity_of(name: &str) -> Option<&'static Tells> {
 const TYPES: &[(&str, Tells)] = &[
     // `set_uuid`.
     ("linux_raid_member", Own),
-    // mdadm makes these two, too. The header's GUID (SNIA, Common RAID Disk Data Format 2.0, 4.2.1), and the family that the array
-    // was of when it was made (mdadm 4.2, super-intel.c: `orig_family_num`).
+    // mdadm makes these two, too. The header's GUID (SNIA, Common RAID Disk Data Format 2.0, 4.2.1), and the
+    // family that the array was of when it was made (mdadm 4.2, super-intel.c: `orig_family_num`).
     ("ddf_raid_member", Fields(&[(8, 16)])),
     ("isw_raid_member", Fields(&[(64, 4)])),
     ("lsi_mega_raid_member", Nothing(VENDOR)),
@@ -49,7 +50,8 @@ const TYPES: &[(&str, Tells)] = &[
     ("adaptec_raid_member", Nothing(VENDOR)),
     ("jmicron_raid_member", Nothing(VENDOR)),
     ("bcache", Uuid),
-    // Behind the line "bluestore block device" stands the OSD's UUID as text (src/os/bluestore/bluestore_types.cc).
+    // Behind the line "bluestore block device" stands the OSD's UUID as text
+    // (src/os/bluestore/bluestore_types.cc).
     ("ceph_bluestore", Fields(&[(23, 16)])),
     // `device_uuid`, before the magic.
     ("drbd", Uuid),

@@ -1,8 +1,9 @@
 //! Which volume a device holds: the names that it shows, and the strongest one that is the volume's own.
 //!
-//! Device numbers, device names and by-id links are never an identity: all of them are reused. What is only a name, a slot
-//! or a constant makes a weak identity at best, and two volumes must never come to share a strong one. Which technology
-//! shows which names is one table (`technologies`), which of them lie another (`lies`).
+//! Device numbers, device names and by-id links are never an identity: all of them are reused. What is only a
+//! name, a slot or a constant makes a weak identity at best, and two volumes must never come to share a
+//! strong one. Which technology shows which names is one table (`technologies`), which of them lie another
+//! (`lies`).
 
 mod lies;
 mod loop_device;
@@ -43,8 +44,8 @@ pub enum Strength {
 pub enum Kind {
     /// Given by the storage to this volume and to no other, for its whole life.
     Own,
-    /// Where the storage hands it out, or what an earlier version of this program knew it by: its own as long as it shows
-    /// nothing better, and the next volume's there when it does.
+    /// Where the storage hands it out, or what an earlier version of this program knew it by: its own as long
+    /// as it shows nothing better, and the next volume's there when it does.
     Address,
     /// Where it is attached, or a word that is known to name nothing.
     Place,
@@ -104,7 +105,8 @@ impl Identity {
         Self::new("path", value, origin, Strength::Weak)
     }
 
-    /// The same of a device that shows the names of another volume: nothing of them is its own, and nothing better is known.
+    /// The same of a device that shows the names of another volume: nothing of them is its own, and nothing
+    /// better is known.
     #[must_use]
     pub fn in_conflict(self, device: &str) -> Self {
         let id = VolumeId(format!("path:conflict/{device}/{}", self.id));
@@ -180,7 +182,8 @@ pub fn disk_of(id: &VolumeId) -> Option<VolumeId> {
     Some(VolumeId(disk.to_owned()))
 }
 
-/// The identity of an md array of this UUID, wherever that was found. sysfs and libblkid write it differently.
+/// The identity of an md array of this UUID, wherever that was found. sysfs and libblkid write it
+/// differently.
 #[must_use]
 pub fn md_of_uuid(uuid: &str, found_in: &str) -> Identity {
     let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).collect();

@@ -1,8 +1,9 @@
-//! Volumes that LVM makes for itself, as parts of others: it activates one for a moment, writes to it, and takes it away again. Nothing of
-//! what is here may keep such a part busy at that moment; udev's own rules leave them alone, too.
+//! Volumes that LVM makes for itself, as parts of others: it activates one for a moment, writes to it, and
+//! takes it away again. Nothing of what is here may keep such a part busy at that moment; udev's own rules
+//! leave them alone, too.
 
-/// What names of such parts end in, before a number that some have. LVM lets nobody else use them (`lvcreate`, LVM 2.03:
-/// `apply_lvname_restrictions` in lib/misc/lvm-string.c).
+/// What names of such parts end in, before a number that some have. LVM lets nobody else use them
+/// (`lvcreate`, LVM 2.03: `apply_lvname_restrictions` in lib/misc/lvm-string.c).
 const PARTS: [&str; 17] = [
     "_cdata", "_cmeta", "_corig", "_cpool", "_cvol", "_imeta", "_iorig", "_mimage", "_mlog", "_pmspare",
     "_rimage", "_rmeta", "_tdata", "_tmeta", "_vdata", "_vorigin", "_wcorig",

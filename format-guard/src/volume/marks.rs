@@ -1,7 +1,7 @@
 //! Which bytes of a format are marks: derived from what a probe found and read, stored with the record.
 //!
-//! Only bytes that were seen on the device become marks. A structural mark closes what a formatter writes before it
-//! reaches the superblock; each entry says which one that is.
+//! Only bytes that were seen on the device become marks. A structural mark closes what a formatter writes
+//! before it reaches the superblock; each entry says which one that is.
 
 use format_guard_common::{CheckKind, MAX_CHECK_BYTES, format::by_name};
 
@@ -134,7 +134,8 @@ const GPT_GUID: u64 = 56;
 const NEAR: usize = 4096;
 const SECTOR: usize = 512;
 
-/// How formats keep the UUID that libblkid writes so: as 16 bytes, as a number of 64 bits, or as text (its beginning).
+/// How formats keep the UUID that libblkid writes so: as 16 bytes, as a number of 64 bits, or as text (its
+/// beginning).
 fn spellings(text: &str) -> Vec<Vec<u8>> {
     let digits: String = text.chars().filter(|character| *character != '-').collect();
     let number = u128::from_str_radix(&digits, 16).ok();
@@ -196,8 +197,8 @@ impl Marks<'_> {
                 self.push(place.offset, bytes, MarkKind::Uuid);
             }
         }
-        // libblkid saw the magic where the table has none: at the end of the device, or of a format not listed.
-        // No magic is shorter than two bytes.
+        // libblkid saw the magic where the table has none: at the end of the device, or of a format not
+        // listed. No magic is shorter than two bytes.
         if let Some(offset) = found.magic_offset
             && (self.marks.len() == before || !self.marks.iter().any(|mark| mark.offset == offset))
             && let Some(bytes) = self.read(offset, 2)
@@ -248,8 +249,8 @@ impl Marks<'_> {
         }
     }
 
-    /// The array's UUID: `set_uuid` of version 1 (`struct mdp_superblock_1`), or its four words of version 0.90
-    /// (`struct mdp_superblock_s`, `include/uapi/linux/raid/md_p.h`).
+    /// The array's UUID: `set_uuid` of version 1 (`struct mdp_superblock_1`), or its four words of version
+    /// 0.90 (`struct mdp_superblock_s`, `include/uapi/linux/raid/md_p.h`).
     fn md(&mut self, found: &Found) {
         let Some(magic) = found.magic_offset else { return };
         let version = self.read(magic + 4, 4);
@@ -263,8 +264,8 @@ impl Marks<'_> {
         }
     }
 
-    /// The identifier of the volume set, in the primary volume descriptor, to which the anchor at block 256 leads (ECMA-167,
-    /// 3/10.1 and 3/10.2): its first byte says how the others are written.
+    /// The identifier of the volume set, in the primary volume descriptor, to which the anchor at block 256
+    /// leads (ECMA-167, 3/10.1 and 3/10.2): its first byte says how the others are written.
     fn udf(&mut self) {
         for block in [2048, 512, 1024, 4096] {
             let Some(anchor) = self.read(256 * block, 32) else { continue };
@@ -282,7 +283,8 @@ impl Marks<'_> {
         }
     }
 
-    /// `h_fs_uuid` of the record of the log that libblkid has found (`struct xlog_rec_header`). `xfs_admin -U` changes it.
+    /// `h_fs_uuid` of the record of the log that libblkid has found (`struct xlog_rec_header`).
+    /// `xfs_admin -U` changes it.
     fn xfs_log(&mut self, found: &Found) {
         const UUID: u64 = 304;
         if let Some(magic) = found.magic_offset {
@@ -290,8 +292,9 @@ impl Marks<'_> {
         }
     }
 
-    /// The pool's number, which libblkid writes in decimal digits, in the list of names and values of the first label, 16 KiB behind
-    /// the label's start (`OpenZFS`, `include/sys/vdev_impl.h`: `vdev_label_t`), as XDR writes it: big-endian.
+    /// The pool's number, which libblkid writes in decimal digits, in the list of names and values of the
+    /// first label, 16 KiB behind the label's start (`OpenZFS`, `include/sys/vdev_impl.h`: `vdev_label_t`),
+    /// as XDR writes it: big-endian.
     fn zfs(&mut self, found: &Found) {
         const LIST: u64 = 16 << 10;
         let Some(number) = found.uuid.as_deref().and_then(|uuid| uuid.parse::<u64>().ok()) else { return };
@@ -304,8 +307,8 @@ impl Marks<'_> {
         }
     }
 
-    /// When it was made, and the number that Mac OS gives it (last eight bytes of Finder's field). Big-endian; Inside
-    /// Macintosh: Files, 2-60, and Apple's technical note TN1150.
+    /// When it was made, and the number that Mac OS gives it (last eight bytes of Finder's field).
+    /// Big-endian; Inside Macintosh: Files, 2-60, and Apple's technical note TN1150.
     fn hfs(&mut self, found: &Found) {
         let Some(magic) = found.magic_offset else { return };
         let places: [(u64, usize); 2] = match self.read(magic, 2).as_deref() {
@@ -318,8 +321,8 @@ impl Marks<'_> {
         }
     }
 
-    /// mkfs.ext4 writes over the AGI before its superblock; mkfs.xfs writes other allocation groups' superblocks
-    /// first. Fields of `struct xfs_dsb`, big-endian (`fs/xfs/libxfs/xfs_format.h`).
+    /// mkfs.ext4 writes over the AGI before its superblock; mkfs.xfs writes other allocation groups'
+    /// superblocks first. Fields of `struct xfs_dsb`, big-endian (`fs/xfs/libxfs/xfs_format.h`).
     fn xfs(&mut self) {
         let Some(superblock) = self.read(0, 128) else { return };
         let word = |at: usize| u64::from(u32::from_be_bytes([0, 1, 2, 3].map(|i| superblock[at + i])));
@@ -335,8 +338,8 @@ impl Marks<'_> {
         }
     }
 
-    /// What e2fsck -b needs when all else is lost: the first backup superblock, at the start of group 1. Fields of
-    /// `struct ext4_super_block`, little-endian (fs/ext4/ext4.h).
+    /// What e2fsck -b needs when all else is lost: the first backup superblock, at the start of group 1.
+    /// Fields of `struct ext4_super_block`, little-endian (fs/ext4/ext4.h).
     fn ext_backup(&mut self) {
         let Some(superblock) = self.read(1024, 64) else { return };
         let word = |at: usize| u64::from(u32::from_le_bytes([0, 1, 2, 3].map(|i| superblock[at + i])));
@@ -347,9 +350,10 @@ impl Marks<'_> {
         }
     }
 
-    /// mkfs.ext4 without discard writes over the backup boot sector first, sgdisk -Z over `FSInfo`. Their numbers are at
-    /// bytes 50 and 48 of the first sector (FAT specification 1.03). The serial number, which libblkid calls UUID, is where
-    /// the kind of FAT says: that with 32 bits has no number of sectors at byte 22. A signature before it says that it is there.
+    /// mkfs.ext4 without discard writes over the backup boot sector first, sgdisk -Z over `FSInfo`. Their
+    /// numbers are at bytes 50 and 48 of the first sector (FAT specification 1.03). The serial number, which
+    /// libblkid calls UUID, is where the kind of FAT says: that with 32 bits has no number of sectors at byte
+    /// 22. A signature before it says that it is there.
     fn fat(&mut self) {
         let is_fat32 = self.read(22, 2).is_some_and(|sectors| sectors == [0, 0]);
         let serial = if is_fat32 { 67 } else { 39 };
@@ -376,8 +380,8 @@ impl Marks<'_> {
         }
     }
 
-    /// The second header (LUKS2 on-disk format 1.1.1, section 2.1), at the end of the first one's area. `cryptsetup convert`
-    /// to LUKS1 gives it up, and leaves the first one's magic and UUID.
+    /// The second header (LUKS2 on-disk format 1.1.1, section 2.1), at the end of the first one's area.
+    /// `cryptsetup convert` to LUKS1 gives it up, and leaves the first one's magic and UUID.
     fn luks2_second(&mut self) {
         for offset in
             [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000]
@@ -386,7 +390,8 @@ impl Marks<'_> {
         }
     }
 
-    /// The backup header, and the protective MBR's type of partition, over which mkfs.vfat and mkfs.udf begin.
+    /// The backup header, and the protective MBR's type of partition, over which mkfs.vfat and mkfs.udf
+    /// begin.
     fn gpt(&mut self, size: u64) {
         self.keep(450, &[0xee], MarkKind::Magic);
         self.keep_in_last_sector(size, 0, b"EFI PART");

@@ -1,8 +1,9 @@
 //! What a device holds now: direct reads, then libblkid over what was read.
 //!
-//! libblkid sees a memory copy of the device's ends, never the device: its reads cannot hang, it is not fooled by a
-//! page cache that outlived the medium, and nothing is cached for others. The formats that it knows keep their magic
-//! in the first 4 MiB or the last (util-linux 2.38: VMFS at 2 MiB is the farthest from the start).
+//! libblkid sees a memory copy of the device's ends, never the device: its reads cannot hang, it is not
+//! fooled by a page cache that outlived the medium, and nothing is cached for others. The formats that it
+//! knows keep their magic in the first 4 MiB or the last (util-linux 2.38: VMFS at 2 MiB is the farthest from
+//! the start).
 
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
@@ -63,14 +64,14 @@ pub enum Finding {
         found: Vec<Found>,
         /// The bytes that identify them.
         marks: Vec<Mark>,
-        /// First sector (of 512 bytes) of each partition that the partition table names, where there is one that can be
-        /// read.
+        /// First sector (of 512 bytes) of each partition that the partition table names, where there is one
+        /// that can be read.
         partitions: Option<Vec<u64>>,
     },
 }
 
-/// SHA-256 of the first and the last MiB of a device without a known format, in hexadecimal digits. Where the device is
-/// shorter both are read in the same place.
+/// SHA-256 of the first and the last MiB of a device without a known format, in hexadecimal digits. Where the
+/// device is shorter both are read in the same place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Digest(pub String);
@@ -152,8 +153,8 @@ impl Reader {
         Ok(Self { chunk: Aligned::new(CHUNK as usize).ok_or(io::ErrorKind::OutOfMemory)? })
     }
 
-    /// Probes a device, and copies what identifies what it holds. Blocks for as long as the device does. `parses` is called
-    /// before anything that is not zero is looked at.
+    /// Probes a device, and copies what identifies what it holds. Blocks for as long as the device does.
+    /// `parses` is called before anything that is not zero is looked at.
     pub fn probe(&mut self, request: &Request, parses: impl FnOnce()) -> Result<Probed, ProbeError> {
         let Request { name, dev, size, copied } = request;
         let device = Direct::open(name, *dev, *size)?;
@@ -212,8 +213,8 @@ fn with(finding: Finding, format: Found, mut marks: Vec<Mark>) -> Finding {
     Finding::Holds { found, marks, partitions }
 }
 
-/// Where the tail begins that is read. A device mapper device has logical blocks of up to a page: whole pages are read, up
-/// to a shorter end.
+/// Where the tail begins that is read. A device mapper device has logical blocks of up to a page: whole pages
+/// are read, up to a shorter end.
 fn tail_of(size: u64) -> u64 {
     size.saturating_sub(TAIL) / ALIGN as u64 * ALIGN as u64
 }
@@ -253,8 +254,8 @@ pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
     judge(&read, size)
 }
 
-/// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read again, and
-/// what is there then would be taken for it.
+/// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read
+/// again, and what is there then would be taken for it.
 struct Read<'a> {
     head: Vec<u8>,
     tail_start: u64,

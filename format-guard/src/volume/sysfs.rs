@@ -1,4 +1,5 @@
-//! What sysfs says of block devices, attribute by attribute. No udevd is asked, so that it works in a container.
+//! What sysfs says of block devices, attribute by attribute. No udevd is asked, so that it works in a
+//! container.
 //!
 //! The ground of this folder: it knows nothing of identities, layers or formats.
 

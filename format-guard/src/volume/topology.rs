@@ -1,8 +1,9 @@
 //! Which devices lie on which, and where: partitions, loop devices, device mapper, md.
 //!
 //! Where a layer passes bytes on unchanged, an [`Extent`] says where they come to lie; where it transforms or
-//! scatters them (encryption, stripes, thin pools), only that it lies there is known, and whether every byte of the device has
-//! its fixed place there. What cannot be found out is taken for the least of it, never for nothing.
+//! scatters them (encryption, stripes, thin pools), only that it lies there is known, and whether every byte
+//! of the device has its fixed place there. What cannot be found out is taken for the least of it, never for
+//! nothing.
 
 mod dm_table;
 
@@ -32,8 +33,8 @@ pub struct Below {
     pub dev: Dev,
     /// What is passed on unchanged; empty where nothing is, or where that is not known.
     pub extents: Vec<Extent>,
-    /// The device's bytes lie there in other places or as other bytes (stripes, encryption), each at a place that never changes:
-    /// a format made on the device destroys what lies here.
+    /// The device's bytes lie there in other places or as other bytes (stripes, encryption), each at a place
+    /// that never changes: a format made on the device destroys what lies here.
     pub transformed: bool,
 }
 
@@ -63,7 +64,8 @@ fn partition(node: &Node) -> Option<Below> {
 
 fn loop_device(sysfs: &Sysfs, node: &Node) -> Option<Below> {
     let file = node.attribute("loop/backing_file")?;
-    // A node may lie anywhere; one of a block device is nearly always /dev/NAME. Asked by path, as identity does.
+    // A node may lie anywhere; one of a block device is nearly always /dev/NAME. Asked by path, as identity
+    // does.
     let dev = block_device_at(&file)?;
     sysfs.node_by_number(dev)?;
     Some(whole(dev, bytes(node, "size")?, node.number("loop/offset").unwrap_or(0)))

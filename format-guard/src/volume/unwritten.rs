@@ -1,9 +1,10 @@
-//! Whether nothing is stored of a device: a loop device over a file, or a partition of one, of which the file system that the
-//! file lies on says so.
+//! Whether nothing is stored of a device: a loop device over a file, or a partition of one, of which the file
+//! system that the file lies on says so.
 //!
-//! That a device reads as zeros proves nothing: a data path that is degraded reads so, too. That a file has no data is what the
-//! file system keeps beside the data, in a structure that it knows by a magic or a checksum: a medium that lies breaks it, and
-//! leaves an error and no hole. It is what cutting the file to zero leaves.
+//! That a device reads as zeros proves nothing: a data path that is degraded reads so, too. That a file has
+//! no data is what the file system keeps beside the data, in a structure that it knows by a magic or a
+//! checksum: a medium that lies breaks it, and leaves an error and no hole. It is what cutting the file to
+//! zero leaves.
 
 use std::{
     fs::{self, File},
@@ -43,8 +44,9 @@ fn region(device: &File, name: &str) -> Option<(File, u64)> {
     Some((file, offset.checked_add(start.checked_mul(SECTOR)?)?))
 }
 
-/// Whether the file system of a file keeps where its data lie so that it finds out when that is not what it wrote. Not one whose
-/// blocks of pointers are numbers alone (ext2, ext3: zeros there are a hole), nor one that asks a server or another one.
+/// Whether the file system of a file keeps where its data lie so that it finds out when that is not what it
+/// wrote. Not one whose blocks of pointers are numbers alone (ext2, ext3: zeros there are a hole), nor one
+/// that asks a server or another one.
 fn tells_truly(file: &File) -> bool {
     // statfs(2); ext2, ext3 and ext4 share theirs.
     const EXT4: u64 = 0xef53;
@@ -53,7 +55,8 @@ fn tells_truly(file: &File) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     let Ok(statfs) = fstatfs(file) else { return false };
     match u64::from_ne_bytes(statfs.f_type.to_ne_bytes()) {
-        // Each node of a tree of extents begins with a magic, that in the inode too (fs/ext4/extents.c, __ext4_ext_check).
+        // Each node of a tree of extents begins with a magic, that in the inode too (fs/ext4/extents.c,
+        // __ext4_ext_check).
         EXT4 => ioctl_getflags(file).is_ok_and(|flags| flags.contains(IFlags::from_bits_retain(EXTENTS))),
         XFS | BTRFS | TMPFS => true,
         _ => false,

@@ -1,5 +1,6 @@
-//! What a zoned device holds that a copy of its bytes does not tell: btrfs keeps no superblock at a fixed place there, but
-//! appends each to two zones in turn, and how far they are written is the device's word (`BLKREPORTZONE`).
+//! What a zoned device holds that a copy of its bytes does not tell: btrfs keeps no superblock at a fixed
+//! place there, but appends each to two zones in turn, and how far they are written is the device's word
+//! (`BLKREPORTZONE`).
 
 use std::{fmt::Write, fs::File, os::fd::AsRawFd};
 
@@ -16,7 +17,8 @@ const FULL: u8 = 14;
 const REPORTS_CAPACITY: u32 = 1;
 const SECTOR: u64 = 512;
 
-/// Zones that btrfs appends its first superblock to (`BTRFS_NR_SB_LOG_ZONES`, fs/btrfs/zoned.h): the device's first ones.
+/// Zones that btrfs appends its first superblock to (`BTRFS_NR_SB_LOG_ZONES`, fs/btrfs/zoned.h): the device's
+/// first ones.
 const LOG_ZONES: usize = 2;
 /// Bytes of a superblock, each of which begins a write of its own (`BTRFS_SUPER_INFO_SIZE`).
 const SUPERBLOCK: u64 = 4096;
@@ -90,8 +92,8 @@ fn zones(device: &File) -> Result<Vec<Zone>, String> {
     Ok(zones)
 }
 
-/// The btrfs of a zoned device, and its marks; `None` where there is none, or where its superblock does not move, as it is
-/// found there by all others.
+/// The btrfs of a zoned device, and its marks; `None` where there is none, or where its superblock does not
+/// move, as it is found there by all others.
 ///
 /// # Errors
 /// A sentence where the device does not tell of its zones, or a written superblock cannot be read.

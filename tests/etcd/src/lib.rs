@@ -1,4 +1,5 @@
-//! Members of an etcd with data of their own, which end with the value: killed, stopped, cut off and filled up as a test wants.
+//! Members of an etcd with data of their own, which end with the value: killed, stopped, cut off and filled
+//! up as a test wants.
 
 use std::{
     fs::File,

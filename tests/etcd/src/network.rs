@@ -1,5 +1,5 @@
-//! What lies between members, and between them and their clients: any of them can be cut off. What is under way then arrives
-//! when it is connected again, late.
+//! What lies between members, and between them and their clients: any of them can be cut off. What is under
+//! way then arrives when it is connected again, late.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,9 +1,11 @@
-//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time from the kernel's word of a
-//! new device until it has its rule and until it may be formatted, beside what udevd needs for such devices.
+//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time from
+//! the kernel's word of a new device until it has its rule and until it may be formatted, beside what udevd
+//! needs for such devices.
 //!
-//! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one nanosecond each): its
-//! seconds are those of a processor that does a thousand million instructions in one, and the same in every run. With `--here`
-//! it runs on this host, in seconds of its own, over loop devices (`FORMAT_GUARD_DEVICES=loops`).
+//! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one
+//! nanosecond each): its seconds are those of a processor that does a thousand million instructions in one,
+//! and the same in every run. With `--here` it runs on this host, in seconds of its own, over loop devices
+//! (`FORMAT_GUARD_DEVICES=loops`).
 
 use std::{
     collections::HashMap,
@@ -260,7 +262,8 @@ impl Kernel {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until each of these devices is armed: milliseconds from the kernel's word of it until it had its rule, and until then.
+    /// Waits until each of these devices is armed: milliseconds from the kernel's word of it until it had its
+    /// rule, and until then.
     fn until_armed(&self, paths: &[PathBuf]) -> Result<Vec<(f64, f64)>> {
         let deadline = Instant::now() + Duration::from_mins(5);
         let mut seen: Vec<[Option<Instant>; 2]> = vec![[None; 2]; paths.len()];

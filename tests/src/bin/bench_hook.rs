@@ -1,8 +1,8 @@
-//! What the guard costs per system call, in guest instructions: bare, with an LSM program that does nothing on the
-//! same hooks, and guarded.
+//! What the guard costs per system call, in guest instructions: bare, with an LSM program that does nothing
+//! on the same hooks, and guarded.
 //!
-//! `cargo xtask bench hook` runs it in a guest whose clock counts instructions (qemu's `-icount`): a number means
-//! nothing anywhere else.
+//! `cargo xtask bench hook` runs it in a guest whose clock counts instructions (qemu's `-icount`): a number
+//! means nothing anywhere else.
 
 use std::{
     arch::asm,
@@ -134,7 +134,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A node of a loop device that shares its first place in the table of clear stretches with this one, which has that already.
+/// A node of a loop device that shares its first place in the table of clear stretches with this one, which
+/// has that already.
 fn beside(node: &Path) -> Result<PathBuf> {
     let number = |dev: u64| libc::major(dev) << 20 | libc::minor(dev);
     let taken = number(std::os::unix::fs::MetadataExt::rdev(&fs::metadata(node)?));

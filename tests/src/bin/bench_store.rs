@@ -1,5 +1,6 @@
-//! What sharing costs: claims beside bare etcd transactions, transitions beside bare `SQLite` commits, and a thousand nodes at one
-//! etcd. `cargo xtask bench store` runs it; each figure is a ratio, or what one run saw.
+//! What sharing costs: claims beside bare etcd transactions, transitions beside bare `SQLite` commits, and a
+//! thousand nodes at one etcd. `cargo xtask bench store` runs it; each figure is a ratio, or what one run
+//! saw.
 
 use std::{
     collections::VecDeque,
@@ -103,8 +104,8 @@ async fn bare(client: Client, number: u32, value: Vec<u8>, lease: Option<u64>) -
     Ok(())
 }
 
-/// A claim of a volume that the node has looked at when it was attached; beside it, transactions of two keys as large, under no
-/// lease and under one.
+/// A claim of a volume that the node has looked at when it was attached; beside it, transactions of two keys
+/// as large, under no lease and under one.
 async fn claims() -> Result<()> {
     let etcd = Members::start(&Plan::default())?;
     etcd.wait_until_healthy()?;

@@ -1,4 +1,5 @@
-//! Makes a state directory with many records, for `cargo xtask bench attach`: `make-records DIRECTORY NUMBER`.
+//! Makes a state directory with many records, for `cargo xtask bench attach`:
+//! `make-records DIRECTORY NUMBER`.
 
 use std::{env, path::Path};
 

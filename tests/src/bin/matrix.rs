@@ -1,6 +1,6 @@
-//! Runs the two tables of `format_guard_tests::matrix` in a guest and prints each row as a line of JSON. `cargo xtask
-//! matrix` makes tables of them. Arguments: `destructive` or `everyday`, which part of how many (`0/2`), then kinds of
-//! volumes; none are all.
+//! Runs the two tables of `format_guard_tests::matrix` in a guest and prints each row as a line of JSON.
+//! `cargo xtask matrix` makes tables of them. Arguments: `destructive` or `everyday`, which part of how many
+//! (`0/2`), then kinds of volumes; none are all.
 
 use std::{env, process::ExitCode};
 

@@ -1,5 +1,5 @@
-//! Makes one block device of each kind that a guest offers and prints the sysfs tree around them, for the tests of
-//! identity and topology in format-guard/src/volume/recorded.
+//! Makes one block device of each kind that a guest offers and prints the sysfs tree around them, for the
+//! tests of identity and topology in format-guard/src/volume/recorded.
 //!
 //! `cargo xtask vm --kernel 6.12 --disk virtio:a.img --disk scsi:b.img --disk nvme:c.img -- target/debug/record-sysfs`
 

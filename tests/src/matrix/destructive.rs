@@ -1,5 +1,6 @@
-//! What must be refused on every kind of volume: tools whose purpose or mistake destroys it, by their names and as copies
-//! under another; every road to a mark by system calls; and the same through a device that lies over or under it.
+//! What must be refused on every kind of volume: tools whose purpose or mistake destroys it, by their names
+//! and as copies under another; every road to a mark by system calls; and the same through a device that lies
+//! over or under it.
 
 use std::{
     fs::{self, File},
@@ -60,8 +61,8 @@ macro_rules! luks_format {
     };
 }
 
-/// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another. A copy of one whose name
-/// is in no table (`format_guard_common::program`) is the same to the guard.
+/// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another. A copy of
+/// one whose name is in no table (`format_guard_common::program`) is the same to the guard.
 const TOOLS: &[Tool] = &[
     tool("mkfs.ext2", "mkfs.ext2", "$P -F -q $N"),
     by_name(tool("mkfs.ext3", "mkfs.ext3", "$P -F -q $N")),
@@ -194,8 +195,8 @@ const CALLERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// A device that is attacked instead of the volume's own: lines for that one, `$N`, that make it and print its node, the
-/// byte of it at which the volume begins, and lines that take it (`$U`) away.
+/// A device that is attacked instead of the volume's own: lines for that one, `$N`, that make it and print
+/// its node, the byte of it at which the volume begins, and lines that take it (`$U`) away.
 struct Other {
     name: &'static str,
     up: &'static str,
@@ -272,9 +273,11 @@ const EVENT: Duration = Duration::from_secs(1);
 
 /// One try.
 enum Attack {
-    /// A line for the shell; `$N` is the node, `$O` the byte and `$S` the number of the page that a mark lies in.
+    /// A line for the shell; `$N` is the node, `$O` the byte and `$S` the number of the page that a mark lies
+    /// in.
     Line(String),
-    /// The same of a program under another name: what it writes beside the marks is not told from everyday work.
+    /// The same of a program under another name: what it writes beside the marks is not told from everyday
+    /// work.
     Copied(String),
     Road(Road),
     /// By a descriptor that was there before.
@@ -295,8 +298,8 @@ fn through() -> Vec<(String, Attack)> {
     attacks
 }
 
-/// What is tried on the device of a volume of this kind; `image` is a volume of another. `None` where the tool is not
-/// there.
+/// What is tried on the device of a volume of this kind; `image` is a volume of another. `None` where the
+/// tool is not there.
 fn attacks(kind: &str, image: &Path) -> Result<Vec<(String, Option<Attack>)>> {
     let image = image.display().to_string();
     let mut attacks = Vec::new();
@@ -405,8 +408,8 @@ fn opened_before(guard: &Guard, golden: &Golden) -> Result<Row> {
     volume.attack("a descriptor opened before", &attack, &volume.on_itself())
 }
 
-/// What is tried on a device that is made over or beside the volume: the first at once, before the guard can have looked at
-/// it, the others later. Where one got through, the others are tried on another copy.
+/// What is tried on a device that is made over or beside the volume: the first at once, before the guard can
+/// have looked at it, the others later. Where one got through, the others are tried on another copy.
 fn through_other<'a>(
     guard: &'a Guard,
     golden: &'a Golden,
@@ -447,8 +450,9 @@ fn row(volume: &str, name: &str, outcome: Outcome, changed: u64, note: String) -
     Row { table: "destructive", volume: volume.to_owned(), name: name.to_owned(), outcome, changed, note }
 }
 
-/// Whether the tier that this run is about does not see what does this: the library is in no program that is linked statically,
-/// there are roads that it does not stand on, and a new device takes writes by unknown programs until its rule is there.
+/// Whether the tier that this run is about does not see what does this: the library is in no program that is
+/// linked statically, there are roads that it does not stand on, and a new device takes writes by unknown
+/// programs until its rule is there.
 fn is_left_open(name: &str, attack: &Attack, new_device: bool) -> Result<bool> {
     let tier = tier();
     if tier != PRELOAD {

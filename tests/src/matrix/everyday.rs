@@ -1,4 +1,5 @@
-//! What must go on as without the guard: the same work on two copies of a volume, one without a guard and one with it.
+//! What must go on as without the guard: the same work on two copies of a volume, one without a guard and one
+//! with it.
 
 use std::path::PathBuf;
 
@@ -15,8 +16,9 @@ use crate::{
     tool,
 };
 
-/// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is blank, `$M` a
-/// directory to mount on, `$K` the key file of the LUKS volumes. Each line is one step: its exit status must be the same.
+/// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is
+/// blank, `$M` a directory to mount on, `$K` the key file of the LUKS volumes. Each line is one step: its
+/// exit status must be the same.
 struct Work {
     /// The kind of volume; a blank one where it is empty.
     on: &'static str,
@@ -36,8 +38,8 @@ const fn refused(on: &'static str, name: &'static str, steps: &'static [&'static
     Work { on, name, steps, state: "formatted", refused: true }
 }
 
-/// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats what blkid finds
-/// nothing on, checks it, and mounts it.
+/// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats
+/// what blkid finds nothing on, checks it, and mounts it.
 macro_rules! stage {
     ($type:literal, $options:literal) => {
         concat!(
@@ -659,7 +661,8 @@ const WORK: &[Work] = &[
     },
 ];
 
-/// Programs for `python3 -c`, which writes what is on a device over itself. By a name that no shell knows: they hold quotes.
+/// Programs for `python3 -c`, which writes what is on a device over itself. By a name that no shell knows:
+/// they hold quotes.
 const PROGRAMS: &[(&str, &str)] = &[
     ("MAP", "import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)[0:4] = b'none'"),
     (
@@ -718,7 +721,8 @@ impl Place {
 }
 
 impl Drop for Place {
-    /// A loop device that goes keeps partitions which partx has added: they would lie over the next volume of that number.
+    /// A loop device that goes keeps partitions which partx has added: they would lie over the next volume of
+    /// that number.
     fn drop(&mut self) {
         let _ = tool::run(&format!("partx -d {}", self.device.path().display()));
     }
@@ -769,7 +773,8 @@ impl Without {
         Ok(Self { steps, found })
     }
 
-    /// Whether the work does not do here what its row is about: a tool that needs device mapper, on a host that has none.
+    /// Whether the work does not do here what its row is about: a tool that needs device mapper, on a host
+    /// that has none.
     fn fails(&self, work: &Work) -> bool {
         let nothing_made = work.state == "formatted" && !self.found;
         (work.refused || nothing_made) && self.steps.iter().any(|(status, _)| *status != 0)
@@ -840,8 +845,8 @@ fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) 
         );
         return Ok((Outcome::Failed, note));
     }
-    // What was tried again until it was verified, and until the end of the try before was known, has been refused before that, and
-    // gave up nothing.
+    // What was tried again until it was verified, and until the end of the try before was known, has been
+    // refused before that, and gave up nothing.
     let tried_again = |event: &Value| {
         ["not-read-yet", "unverified", "being-formatted"]
             .iter()

@@ -1,9 +1,10 @@
-//! Two tables that are tests: what must be refused on every kind of volume, and what must go on as without the guard.
+//! Two tables that are tests: what must be refused on every kind of volume, and what must go on as without
+//! the guard.
 //!
 //! A row is one entry of a table in code. What a kernel or host does not have is "not tried", never "held".
 
-/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what is open
-/// stays; and what has just appeared may not be formatted before it is verified.
+/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what
+/// is open stays; and what has just appeared may not be formatted before it is verified.
 macro_rules! until {
     ($line:expr) => {
         concat!("for i in $(seq 100); do ", $line, " && exit 0; sleep 0.1; done; exit 1")
@@ -34,7 +35,8 @@ use crate::tool::{Ran, command, run, run_command};
 pub enum Outcome {
     /// It is as it must be.
     Held,
-    /// The marks are intact and the record is true, but bytes beside the marks had changed before it was refused, if it was.
+    /// The marks are intact and the record is true, but bytes beside the marks had changed before it was
+    /// refused, if it was.
     Partly,
     /// The tier that this run is about leaves it open, as `docs/tiers.md` says.
     Open,
@@ -118,7 +120,8 @@ fn has(program: &str) -> bool {
     if program.contains('/') { Path::new(program).is_file() } else { env::split_paths(&path).any(below) }
 }
 
-/// Runs a line for the shell; one of plain words without it, which saves the better part of the time that most tools take.
+/// Runs a line for the shell; one of plain words without it, which saves the better part of the time that
+/// most tools take.
 fn shell(line: &str) -> Result<Ran> {
     let plain = line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" /.,-_=:+%^".contains(&byte));
     if plain && has(line.split(' ').next().unwrap_or_default()) { run(line) } else { shell_with(line, &[]) }

@@ -41,7 +41,8 @@ fn what_programs_do_to_the_c_library_goes_on() -> Result<()> {
     Ok(())
 }
 
-/// The source of `SQLite` lies where cargo keeps what this project is built from: a quarter of a million lines.
+/// The source of `SQLite` lies where cargo keeps what this project is built from: a quarter of a million
+/// lines.
 #[test]
 fn a_program_of_some_size_is_built_and_works() -> Result<()> {
     library()?;
@@ -108,7 +109,8 @@ fn languages_and_daemons_run_under_it() -> Result<()> {
     Ok(())
 }
 
-/// In directories of its own, for this process has its own mounts: what udevd notes, and the links that it makes.
+/// In directories of its own, for this process has its own mounts: what udevd notes, and the links that it
+/// makes.
 const OF_UDEVD: [&str; 2] = ["/run/udev", "/dev/disk"];
 
 /// A udevd under the library, ended and gone with what it made.

@@ -1,4 +1,5 @@
-//! Every road by system calls: those through the C library are refused, and those past it are the ones that `status` names.
+//! Every road by system calls: those through the C library are refused, and those past it are the ones that
+//! `status` names.
 
 use std::{ffi::CString, fs::OpenOptions};
 

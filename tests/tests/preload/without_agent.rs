@@ -1,4 +1,5 @@
-//! Without an agent, or without its rules: known formatters are refused on every block device, and nobody else.
+//! Without an agent, or without its rules: known formatters are refused on every block device, and nobody
+//! else.
 
 use std::{fs, os::unix::fs::FileExt, process::Command};
 

@@ -1,4 +1,5 @@
-//! The command line against a running agent: every command, its exit codes, and one plain sentence for bad input.
+//! The command line against a running agent: every command, its exit codes, and one plain sentence for bad
+//! input.
 
 use std::{
     fs,

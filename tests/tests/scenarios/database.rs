@@ -1,4 +1,5 @@
-//! A database that cannot be used: nothing is loosened, nothing is overwritten, and the message names the way out.
+//! A database that cannot be used: nothing is loosened, nothing is overwritten, and the message names the way
+//! out.
 
 use std::{
     fs,

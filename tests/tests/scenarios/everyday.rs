@@ -144,7 +144,8 @@ fn lvm_makes_volumes_on_a_guarded_physical_volume() -> Result<()> {
     nothing_was_refused(&guard)
 }
 
-/// A file system on a logical volume; then another volume over the same extents, whose stale signature LVM wipes.
+/// A file system on a logical volume; then another volume over the same extents, whose stale signature LVM
+/// wipes.
 fn lvm_rounds(guard: &Guard) -> Result<()> {
     let first = Path::new("/dev/fgvg/one");
     make_ext4(guard, first)?;
@@ -187,8 +188,8 @@ fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
     nothing_was_refused(&guard)
 }
 
-/// What a virtual machine does to its disk its monitor does to the volume: qemu's own block layer serves it here, and what a
-/// guest would write comes over a socket.
+/// What a virtual machine does to its disk its monitor does to the volume: qemu's own block layer serves it
+/// here, and what a guest would write comes over a socket.
 #[test]
 fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Result<()> {
     const SOCKET: &str = "/run/fg-monitor";

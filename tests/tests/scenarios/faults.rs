@@ -1,4 +1,5 @@
-//! The agent is killed between any two of its writes: what was recorded is known, and no volume is formatted twice.
+//! The agent is killed between any two of its writes: what was recorded is known, and no volume is formatted
+//! twice.
 
 use std::{env, path::Path};
 

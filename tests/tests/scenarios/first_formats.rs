@@ -1,4 +1,5 @@
-//! A fresh volume is formatted at once, as provisioners do it, and nobody has to come again; who comes too early all the same is told so.
+//! A fresh volume is formatted at once, as provisioners do it, and nobody has to come again; who comes too
+//! early all the same is told so.
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
-//! A blank volume is formatted once, recorded with type, UUID and marks, and never again: not one byte changes.
+//! A blank volume is formatted once, recorded with type, UUID and marks, and never again: not one byte
+//! changes.
 
 use std::path::Path;
 

@@ -16,8 +16,8 @@ use format_guard_tests::{
 use crate::make_ext4;
 
 const MIB: u64 = 1 << 20;
-/// What probes are given here; whoever waits for one that hangs is held up longer than this. Far more than anything takes
-/// under emulation.
+/// What probes are given here; whoever waits for one that hangs is held up longer than this. Far more than
+/// anything takes under emulation.
 const PROBE_DEADLINE: Duration = Duration::from_secs(50);
 
 /// A guard that gives probes so long.
@@ -27,8 +27,8 @@ fn patient() -> Result<Guard> {
     Ok(guard)
 }
 
-/// Another device is armed, formatted and guarded, and the agent stops and starts, all of it in less time than one
-/// probe that hangs would take.
+/// Another device is armed, formatted and guarded, and the agent stops and starts, all of it in less time
+/// than one probe that hangs would take.
 fn nobody_else_waits(guard: &mut Guard) -> Result<()> {
     let start = Instant::now();
     let other = Loop::new(32)?;
@@ -109,7 +109,8 @@ fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
     Ok(())
 }
 
-/// Whoever has made a file system and takes the device away, as LVM and cryptsetup do, meets no probe that outlasts its tries.
+/// Whoever has made a file system and takes the device away, as LVM and cryptsetup do, meets no probe that
+/// outlasts its tries.
 #[test]
 fn a_device_that_was_just_formatted_is_taken_away_at_once() -> Result<()> {
     let guard = Guard::shared()?;

@@ -12,7 +12,8 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// What kubernetes mount-utils ask before they format (`getDiskFormat`): exit status 2 means "unformatted" to them.
+/// What kubernetes mount-utils ask before they format (`getDiskFormat`): exit status 2 means "unformatted" to
+/// them.
 fn looks_blank_to_kubernetes(path: &Path) -> Result<bool> {
     let ran = run(&format!("blkid -p -s TYPE -s PTTYPE -o export {}", path.display()))?;
     Ok(ran.status == 2)
@@ -95,8 +96,8 @@ fn s3_a_volume_that_fails_is_not_formatted() -> Result<()> {
     whole(&guard, &device, &before)
 }
 
-/// S1: the engine crashes while the plugin stages: the node is gone at the probe and back at the format, under
-/// whatever number.
+/// S1: the engine crashes while the plugin stages: the node is gone at the probe and back at the format,
+/// under whatever number.
 #[test]
 fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,5 +1,5 @@
-//! Headers that the kernel writes by itself when a layer is made or a device is taken into a file system: over nothing that is
-//! recorded, while blank volumes take them and what has one goes on.
+//! Headers that the kernel writes by itself when a layer is made or a device is taken into a file system:
+//! over nothing that is recorded, while blank volumes take them and what has one goes on.
 
 use std::{
     ffi::OsStr,
@@ -106,7 +106,8 @@ fn no_table_writes_its_header_over_a_recorded_volume() -> Result<()> {
     let guard = Guard::shared()?;
     module("btrfs")?;
     let (a, b) = (blank(&guard)?, blank(&guard)?);
-    // What lies where the kernel looks for its header reads as zeros: 512 bytes of the one, 64 KiB of the other.
+    // What lies where the kernel looks for its header reads as zeros: 512 bytes of the one, 64 KiB of the
+    // other.
     for mkfs in ["mkfs.ext4 -F -m0 -q", "mkfs.btrfs -q"] {
         let victim = formatted(&guard, mkfs)?;
         let before = Snapshot::of(&victim)?;
@@ -172,7 +173,8 @@ fn what_is_not_verified_takes_no_header_of_the_kernel() -> Result<()> {
     Ok(())
 }
 
-/// `BTRFS_IOC_ADD_DEV` and `BTRFS_IOC_DEV_REPLACE` (include/uapi/linux/btrfs.h), as programs ask for them that are not btrfs(8).
+/// `BTRFS_IOC_ADD_DEV` and `BTRFS_IOC_DEV_REPLACE` (include/uapi/linux/btrfs.h), as programs ask for them
+/// that are not btrfs(8).
 fn take_in(mounted: &Path, device: &Path, replace: bool) -> Result<i32> {
     let (command, size, at): (libc::Ioctl, usize, usize) =
         if replace { (0xca28_9435, 2600, 1057) } else { (0x5000_940a, 4096, 8) };

@@ -1,4 +1,5 @@
-//! What a cluster is told of refusals: over HTTP, as its API speaks it. No API server of Kubernetes itself is asked here.
+//! What a cluster is told of refusals: over HTTP, as its API speaks it. No API server of Kubernetes itself is
+//! asked here.
 
 use std::{
     fs,

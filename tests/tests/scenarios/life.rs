@@ -79,7 +79,8 @@ fn an_armed_rule_does_not_let_a_formatter_at_another_volume_under_its_number() -
     let _blank = blank.detach()?;
     let swapped = Loop::at(&node, image.path())?;
     for (line, input) in attack::all(swapped.path())? {
-        // Zeros by a program without a known name carry no format; without an agent nobody knows what is there.
+        // Zeros by a program without a known name carry no format; without an agent nobody knows what is
+        // there.
         if !line.starts_with("dd ") {
             let ran = format_guard_tests::tool::run_with(&line, input)?;
             ensure!(ran.status != 0, "{line} succeeded:\n{}", ran.text);

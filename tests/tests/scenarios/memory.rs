@@ -59,7 +59,8 @@ fn image_of(line: &str) -> Result<Image> {
     Ok(image)
 }
 
-/// Its monitor is the one that wrote the magic, and it is killed while the storage reads zeros: nothing ever "ended well".
+/// Its monitor is the one that wrote the magic, and it is killed while the storage reads zeros: nothing ever
+/// "ended well".
 #[test]
 fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_storage_reads_zeros() -> Result<()>
 {
@@ -101,7 +102,8 @@ fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_stor
     Ok(())
 }
 
-/// udisksd, libparted: one process writes a partition table and has others format the partitions while it lives.
+/// udisksd, libparted: one process writes a partition table and has others format the partitions while it
+/// lives.
 #[test]
 fn a_partition_is_formatted_while_the_one_lives_that_wrote_the_table() -> Result<()> {
     let guard = Guard::shared()?;
@@ -213,7 +215,8 @@ fn fail_to_format(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// NTP sets the clock of a host without a battery after the boot; it ends no quarantine, and makes none longer.
+/// NTP sets the clock of a host without a battery after the boot; it ends no quarantine, and makes none
+/// longer.
 #[test]
 fn a_clock_that_is_set_ends_no_quarantine_and_makes_none_longer() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,5 +1,5 @@
-//! Commands past the block layer, where the configuration refuses those that may write: refused by every road, while what
-//! only reads goes on.
+//! Commands past the block layer, where the configuration refuses those that may write: refused by every
+//! road, while what only reads goes on.
 
 use std::{
     fs::{self, OpenOptions},

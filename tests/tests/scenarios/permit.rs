@@ -30,7 +30,8 @@ fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
     Ok(())
 }
 
-/// topolvm wipes and formats; the cleaner of local volumes formats and wipes; rook zaps and formats. Each step at once, as a script does.
+/// topolvm wipes and formats; the cleaner of local volumes formats and wipes; rook zaps and formats. Each
+/// step at once, as a script does.
 #[test]
 fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
     let guard = Guard::shared()?;
@@ -94,7 +95,8 @@ fn keeps_all(guard: &Guard, disk: &Loop, mkfs: &str) -> Result<()> {
     Ok(())
 }
 
-/// `ReaR`, Clonezilla and every guide label the disk and format its partitions, some of which are where old ones were.
+/// `ReaR`, Clonezilla and every guide label the disk and format its partitions, some of which are where old
+/// ones were.
 #[test]
 fn a_permit_of_a_disk_is_one_for_its_partitions() -> Result<()> {
     let guard = Guard::shared()?;

@@ -20,7 +20,8 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// Commands of bpf(2) for one kind of object (include/uapi/linux/bpf.h): the next id, and a descriptor by an id.
+/// Commands of bpf(2) for one kind of object (include/uapi/linux/bpf.h): the next id, and a descriptor by an
+/// id.
 const KINDS: [(&str, i32, i32); 3] = [("map", 12, 14), ("prog", 11, 13), ("link", 31, 30)];
 const OBJ_GET: i32 = 7;
 

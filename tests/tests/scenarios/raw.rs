@@ -152,8 +152,8 @@ fn zeros_are_no_content_and_neither_is_what_an_eraser_leaves() -> Result<()> {
     Ok(())
 }
 
-/// An eraser's writes mean nothing by themselves: what they have left is known soon, and not at the slow pace at which armed
-/// volumes are looked at.
+/// An eraser's writes mean nothing by themselves: what they have left is known soon, and not at the slow pace
+/// at which armed volumes are looked at.
 #[test]
 fn an_armed_volume_is_read_again_when_somebody_has_closed_it() -> Result<()> {
     let guard = Guard::shared()?;
@@ -246,7 +246,8 @@ fn a_policy_says_which_bytes_are_content() -> Result<()> {
     guard.wait_for_state(device.path(), "formatted").map(drop)
 }
 
-/// A test pattern is content, until an operator says otherwise; and a strict volume is its trusted programs' alone.
+/// A test pattern is content, until an operator says otherwise; and a strict volume is its trusted programs'
+/// alone.
 #[test]
 fn a_test_pattern_is_content_until_an_operator_permits_what_comes_after_it() -> Result<()> {
     let guard = Guard::shared()?;

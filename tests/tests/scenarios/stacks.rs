@@ -1,4 +1,5 @@
-//! What lies on, below or beside a guarded volume: its bytes are kept whichever device they are written through.
+//! What lies on, below or beside a guarded volume: its bytes are kept whichever device they are written
+//! through.
 
 use std::{
     fs::OpenOptions,
@@ -21,8 +22,8 @@ use crate::make_ext4;
 
 const MIB: u64 = 1 << 20;
 
-/// Writes that the guard must refuse on a volume whose first byte is at `start` of a device: zeros over its ext4
-/// magic, other bytes over its UUID, another format's magic at its place, the whole of its beginning.
+/// Writes that the guard must refuse on a volume whose first byte is at `start` of a device: zeros over its
+/// ext4 magic, other bytes over its UUID, another format's magic at its place, the whole of its beginning.
 fn writes_refused(guard: &Guard, path: &Path, start: u64) -> Result<()> {
     for (offset, bytes) in [
         (1080, vec![0_u8; 2]),
@@ -92,7 +93,8 @@ fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
         ensure!(disk.path().ends_with(below.as_str().context("no device")?), "{event}");
     }
     ensure!(told.iter().any(|event| event["refusal"]["reason"] == "across-volumes"), "{told:#?}");
-    // What is nobody's mark may be written as ever: through the disk, into the partition's data and the table's slack.
+    // What is nobody's mark may be written as ever: through the disk, into the partition's data and the
+    // table's slack.
     let refusals = guard.events("denied")?.len();
     write_at(disk.path(), 20 * MIB, b"data")?;
     write_at(disk.path(), 61 * MIB, b"slack")?;
@@ -111,8 +113,8 @@ fn a_partition_that_outlived_its_table_does_not_hold_up_what_took_its_place() ->
     let image = format_guard_tests::device::Image::new(64)?;
     let other = Loop::at(&node, image.path())?;
     guard.wait_for_state(other.path(), "blank")?;
-    // Whether the first open of the new disk drops the old one's partitions depends on the kernel (6.1 does, now and
-    // then): the one that is wanted is put back.
+    // Whether the first open of the new disk drops the old one's partitions depends on the kernel (6.1 does,
+    // now and then): the one that is wanted is put back.
     if !Path::new(&format!("{}p1", node.display())).exists() {
         must(&format!("addpart {} 1 2048 63488", node.display()))?;
     }
@@ -131,7 +133,8 @@ fn a_layer_over_a_part_of_a_formatted_volume_is_not_blank() -> Result<()> {
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;
-    // In the middle of the file system: where it reads as zeros, and where one of its backup superblocks lies.
+    // In the middle of the file system: where it reads as zeros, and where one of its backup superblocks
+    // lies.
     let inside = Linear::over("fg-inside", "FGTEST-inside", below.path(), 40 * MIB, 2 * MIB)?;
     let layer = Linear::over("fg-over", "FGTEST-over", below.path(), 44 * MIB, 16 * MIB)?;
     guard.wait_for_volume(inside.path(), "held", |volume| {
@@ -211,7 +214,8 @@ fn what_stripes_scatter_over_formats_destroys_nothing() -> Result<()> {
         make_ext4(&guard, volume.path())?;
     }
     let before = [Snapshot::of(&below[0])?, Snapshot::of(&below[1])?];
-    // Data that begin behind the superblocks read as nothing at all; the first stripe of a volume reads as its beginning.
+    // Data that begin behind the superblocks read as nothing at all; the first stripe of a volume reads as
+    // its beginning.
     for (name, sector) in [("fg-behind", 2048), ("fg-from-the-start", 0)] {
         let [one, two] = [below[0].path().display(), below[1].path().display()];
         let table = format!("0 126976 striped 2 128 {one} {sector} {two} {sector}");
@@ -309,7 +313,8 @@ fn the_members_of_a_mirror_keep_what_the_array_holds() -> Result<()> {
     let volume = guard.wait_for_state(array.path(), "blank")?;
     ensure!(volume["id"].as_str().is_some_and(|id| id.starts_with("md:")), "{volume}");
     make_ext4(&guard, array.path())?;
-    // A mirror's members differ in their superblocks, and mdadm notes events there: compared by what they hold.
+    // A mirror's members differ in their superblocks, and mdadm notes events there: compared by what they
+    // hold.
     let name = array.path().file_name().context("no name")?.to_string_lossy().into_owned();
     let before = array.sha256()?;
     for member in &members {

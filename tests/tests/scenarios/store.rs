@@ -1,4 +1,5 @@
-//! The store that nodes share, as one node meets it: away and back, and what is known moved into it and out of it.
+//! The store that nodes share, as one node meets it: away and back, and what is known moved into it and out
+//! of it.
 
 use std::{fs, path::PathBuf};
 

@@ -1,5 +1,5 @@
-//! The agent is killed again and again, at any time, while volumes come, go, are formatted and permitted: what was recorded is
-//! known, and nothing is formatted twice.
+//! The agent is killed again and again, at any time, while volumes come, go, are formatted and permitted:
+//! what was recorded is known, and nothing is formatted twice.
 
 use std::{
     collections::BTreeMap,

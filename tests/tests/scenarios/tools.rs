@@ -190,7 +190,8 @@ fn what_its_arguments_call_a_format_is_refused_before_its_first_byte() -> Result
     wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
         .with_context(|| ran.text.clone())?;
     before.unchanged(&volume)?;
-    // By another name it meets the place of its magic at the end, and what it wrote before is data beyond the marks.
+    // By another name it meets the place of its magic at the end, and what it wrote before is data beyond the
+    // marks.
     refused(&guard, &format!("{} format /run/fg-verity-data {node}", copy("veritysetup")?), "")?;
     let known = guard.wait_for_state(volume.path(), "formatted")?;
     ensure!(known["content"]["types"][0] == "ext4", "{known}");

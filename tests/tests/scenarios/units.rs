@@ -1,5 +1,5 @@
-//! Logical units of one target, whose numbers are used again; places in which one medium follows another; and the paths to one
-//! volume.
+//! Logical units of one target, whose numbers are used again; places in which one medium follows another; and
+//! the paths to one volume.
 
 use std::path::{Path, PathBuf};
 
@@ -167,7 +167,8 @@ fn the_second_medium_in_a_place_is_formatted_after_the_quarantine() -> Result<()
     Ok(())
 }
 
-/// What crypttab does with `swap` at each boot: the key is another one each time, and so is what the mapping reads as.
+/// What crypttab does with `swap` at each boot: the key is another one each time, and so is what the mapping
+/// reads as.
 #[test]
 fn swap_with_a_random_key_is_made_at_each_opening() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,5 +1,5 @@
-//! Devices go, come back as others, change their size and their tables, and what tells of it is lost: the guard judges by what
-//! is there.
+//! Devices go, come back as others, change their size and their tables, and what tells of it is lost: the
+//! guard judges by what is there.
 
 use std::{
     env,
@@ -28,7 +28,8 @@ fn count(guard: &Guard, name: &str) -> Result<u64> {
     guard.json("status")?[name].as_u64().with_context(|| format!("no {name}"))
 }
 
-/// Neither a formatter nor a write to a mark comes through at this moment, whatever the agent has heard by now.
+/// Neither a formatter nor a write to a mark comes through at this moment, whatever the agent has heard by
+/// now.
 fn refused_at_once(path: &Path) -> Result<()> {
     let opened = open_as_formatter(path).map(drop).map_err(|error| error.kind());
     ensure!(opened == Err(ErrorKind::PermissionDenied), "{} opened: {opened:?}", path.display());

@@ -1,5 +1,5 @@
-//! No write is refused for its shape, and none is let through for it: pieces of any number, batches, chains, by every road that
-//! takes them.
+//! No write is refused for its shape, and none is let through for it: pieces of any number, batches, chains,
+//! by every road that takes them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -70,7 +70,8 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
     let before = device.sha256()?;
     for (name, write) in WRITERS {
         for count in COUNTS {
-            // The magic's second byte alone is another one; its first ends a piece where they are of 1081 bytes.
+            // The magic's second byte alone is another one; its first ends a piece where they are of 1081
+            // bytes.
             let mut changed = start.clone();
             changed[1081] ^= 1;
             let piece = if count == 5 { 1081 } else { changed.len() / count - usize::from(count > 1) };
@@ -101,7 +102,8 @@ fn a_batch_with_one_write_over_a_mark_passes_if_the_mark_stays() -> Result<()> {
     Ok(())
 }
 
-/// Writes zeros at the file's position by the entry that 32-bit programs take, whose registers mean something else.
+/// Writes zeros at the file's position by the entry that 32-bit programs take, whose registers mean something
+/// else.
 fn write_as_32_bit(file: &File) -> io::Result<()> {
     const SYS_WRITE: u32 = 4;
     // SAFETY: a new page, which nobody else has.
@@ -110,7 +112,8 @@ fn write_as_32_bit(file: &File) -> io::Result<()> {
         libc::mmap(std::ptr::null_mut(), 4096, access, how | libc::MAP_32BIT, -1, 0)
     };
     let mut answer = u64::from(SYS_WRITE);
-    // SAFETY: a system call that reads 4096 bytes of that page; rbx, which is not to be named here, is put back.
+    // SAFETY: a system call that reads 4096 bytes of that page; rbx, which is not to be named here, is put
+    // back.
     unsafe {
         std::arch::asm!(
             "xchg rbx, {file}", "int 0x80", "xchg rbx, {file}",
@@ -166,8 +169,9 @@ fn pinned() -> io::Result<()> {
     }
 }
 
-/// A plain write is judged by its own system call, whatever an earlier one by aio or `io_uring` has left behind: the kernel skips
-/// the program that takes it away where it is preemptible and others write on the same CPU.
+/// A plain write is judged by its own system call, whatever an earlier one by aio or `io_uring` has left
+/// behind: the kernel skips the program that takes it away where it is preemptible and others write on the
+/// same CPU.
 #[test]
 fn what_an_earlier_write_left_behind_lets_no_superblock_go() -> Result<()> {
     let guard = Guard::shared()?;
@@ -286,7 +290,8 @@ fn chain(
     result
 }
 
-/// Updates a map of its own by system call, without pause: programs that stand at functions of the kernel are skipped meanwhile.
+/// Updates a map of its own by system call, without pause: programs that stand at functions of the kernel are
+/// skipped meanwhile.
 fn busy_with_maps(end: Instant) -> io::Result<()> {
     const BPF_MAP_CREATE: libc::c_long = 0;
     const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -350,7 +355,8 @@ fn writers_on_one_cpu_are_not_refused_beyond_the_marks() -> Result<()> {
     Ok(())
 }
 
-/// The second of a chain runs as task work at the end of any system call, whose arguments are another write's.
+/// The second of a chain runs as task work at the end of any system call, whose arguments are another
+/// write's.
 #[test]
 fn a_linked_write_is_judged_by_its_own_place() -> Result<()> {
     let guard = Guard::shared()?;

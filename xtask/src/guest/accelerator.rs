@@ -1,6 +1,8 @@
-//! What runs a guest's instructions: the processor by KVM where a canary boot has proven that this works here, else the emulator.
+//! What runs a guest's instructions: the processor by KVM where a canary boot has proven that this works
+//! here, else the emulator.
 //!
-//! A `/dev/kvm` that can be opened proves nothing: inside some virtual machines it hangs its guest, or kills it.
+//! A `/dev/kvm` that can be opened proves nothing: inside some virtual machines it hangs its guest, or kills
+//! it.
 
 use std::{
     fs::{self, File},
@@ -14,7 +16,8 @@ use anyhow::Result;
 use super::{Clock, Ended, Guest};
 use crate::{kernels::Kernel, packages::cache};
 
-/// How long a canary boot may take. A guest that KVM runs is there after two seconds, one that is emulated after ten to thirty.
+/// How long a canary boot may take. A guest that KVM runs is there after two seconds, one that is emulated
+/// after ten to thirty.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What runs the guest's instructions.

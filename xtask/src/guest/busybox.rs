@@ -1,5 +1,5 @@
-//! The busybox of guests: Debian's static one, unpacked into the cache. It is not installed, since it would take the place of
-//! the busybox that a machine may have.
+//! The busybox of guests: Debian's static one, unpacked into the cache. It is not installed, since it would
+//! take the place of the busybox that a machine may have.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
-//! The qemu that guests run under: this machine's, or a newer one of Debian's that is unpacked beside the kernels.
+//! The qemu that guests run under: this machine's, or a newer one of Debian's that is unpacked beside the
+//! kernels.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +11,9 @@ use crate::{
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// The first release that is good enough. Scenarios took 1.4 times as long under 7.2 as under 10.0.2, side by side, and 7.2 gives a
-/// guest flags that no processor has, once in some hours: see [`super::is_the_emulators`].
+/// The first release that is good enough. Scenarios took 1.4 times as long under 7.2 as under 10.0.2, side by
+/// side, and 7.2 gives a guest flags that no processor has, once in some hours: see
+/// [`super::is_the_emulators`].
 const ENOUGH: u32 = 10;
 /// Where Debian has one for its release before last, and what it is made of.
 const SUITE: &str = "debian/bookworm-backports";
@@ -27,8 +29,8 @@ pub(super) fn program() -> Result<PathBuf> {
     find(PROGRAM).with_context(|| format!("{PROGRAM} is missing: cargo xtask setup"))
 }
 
-/// Unpacks a newer emulator than this machine's where that is too old, once, and says which one guests run under. Where there is none
-/// that runs here, guests are slower.
+/// Unpacks a newer emulator than this machine's where that is too old, once, and says which one guests run
+/// under. Where there is none that runs here, guests are slower.
 pub(crate) fn ready() -> Result<()> {
     let mut version = version(&program()?)?;
     if major(&version).is_none_or(|major| major < ENOUGH) && !directory()?.is_dir() {

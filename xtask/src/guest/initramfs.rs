@@ -1,4 +1,5 @@
-//! The initial file system of a guest: a static busybox, the modules that reach the root file system, and an init.
+//! The initial file system of a guest: a static busybox, the modules that reach the root file system, and an
+//! init.
 
 use std::{
     fs,

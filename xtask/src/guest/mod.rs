@@ -1,7 +1,8 @@
 //! Runs a command as root under another kernel, in qemu.
 //!
-//! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every program is
-//! there at its own path, and nothing that the guest writes reaches the host, but through disks that are named.
+//! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every
+//! program is there at its own path, and nothing that the guest writes reaches the host, but through disks
+//! that are named.
 
 mod accelerator;
 pub(crate) mod busybox;
@@ -111,8 +112,8 @@ impl Disk {
         Self { path, bus: Bus::Virtio }
     }
 
-    /// The controller that is shared by all disks of a bus, and the disk itself. Each has an identity of its own,
-    /// made from its number among the guest's disks.
+    /// The controller that is shared by all disks of a bus, and the disk itself. Each has an identity of its
+    /// own, made from its number among the guest's disks.
     fn devices(&self, number: usize) -> (Option<&'static str>, String) {
         match self.bus {
             Bus::Virtio => (None, format!("virtio-blk-pci,drive=disk{number},serial=disk{number}")),
@@ -145,13 +146,13 @@ impl FromStr for Disk {
     }
 }
 
-/// Boot parameters of every guest. Memory that is not zeroed when it is handed out, and RCU that waits for no tick, are worth 9 %
-/// of the scenarios' time, side by side.
+/// Boot parameters of every guest. Memory that is not zeroed when it is handed out, and RCU that waits for no
+/// tick, are worth 9 % of the scenarios' time, side by side.
 const PARAMETERS: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0 \
                           init_on_alloc=0 rcupdate.rcu_expedited=1";
 
-/// Memory of this machine that one guest takes, in MiB: its own 2 GiB, and what qemu keeps beside it (512 MiB of translated code
-/// where it is emulated).
+/// Memory of this machine that one guest takes, in MiB: its own 2 GiB, and what qemu keeps beside it (512 MiB
+/// of translated code where it is emulated).
 pub(crate) const MEMORY: u64 = 2048 + 768;
 
 /// Guests that may run at the same time: each keeps one core busy.
@@ -184,9 +185,10 @@ pub(crate) fn with_guard(
     words
 }
 
-/// Whether a guest's last words tell of a fault with flags that no processor has: bits 22 to 31 of EFLAGS are reserved and zero
-/// (Intel SDM, volume 1, 3.4.3). qemu 7.2 without KVM gives them, once in some hours of guests: as a double fault, or, where the
-/// direction flag came with them, as whatever a string instruction that runs backwards leaves behind.
+/// Whether a guest's last words tell of a fault with flags that no processor has: bits 22 to 31 of EFLAGS are
+/// reserved and zero (Intel SDM, volume 1, 3.4.3). qemu 7.2 without KVM gives them, once in some hours of
+/// guests: as a double fault, or, where the direction flag came with them, as whatever a string instruction
+/// that runs backwards leaves behind.
 fn is_the_emulators(console: &str) -> bool {
     console
         .split_once("Oops: ")
@@ -264,8 +266,8 @@ impl Guest {
         Ok(status)
     }
 
-    /// Boots, and runs the command until it ends or this says that the power is cut: qemu is killed then. How it ended, and
-    /// what is on its console.
+    /// Boots, and runs the command until it ends or this says that the power is cut: qemu is killed then. How
+    /// it ended, and what is on its console.
     pub(crate) fn run_until(
         &self,
         output: &mut (impl Write + Send),

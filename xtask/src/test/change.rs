@@ -12,8 +12,8 @@ fn git(words: &[&str], variables: &[(&str, &str)]) -> Option<String> {
     said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
-/// The commit that the change is counted from: the one that is named, else the last one that was found good here, else the parent of
-/// the newest one. `None` where nobody knows: everything counts as changed then.
+/// The commit that the change is counted from: the one that is named, else the last one that was found good
+/// here, else the parent of the newest one. `None` where nobody knows: everything counts as changed then.
 pub(crate) fn base(named: Option<&str>, good: Option<&str>) -> Result<Option<String>> {
     let commit = |name: &str| git(&["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")], &[]);
     if let Some(named) = named {

@@ -1,5 +1,5 @@
-//! What README and CONTRIBUTING say to type is true: each command of their texts is run, or named with what else runs it. A command
-//! that nobody knows here is a failure, so that none is added to a text unseen.
+//! What README and CONTRIBUTING say to type is true: each command of their texts is run, or named with what
+//! else runs it. A command that nobody knows here is a failure, so that none is added to a text unseen.
 
 use std::{fs, path::Path};
 

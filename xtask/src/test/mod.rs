@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the plan of checks for what has changed, the whole plan, or one scenario in one guest; one summary at the end.
+//! `cargo xtask test`: the plan of checks for what has changed, the whole plan, or one scenario in one guest;
+//! one summary at the end.
 
 mod change;
 mod commands;
@@ -40,7 +41,8 @@ const SHOWN: usize = 60;
 pub(crate) struct Arguments {
     /// Run the scenarios whose names have this word, in one guest, and nothing else
     word: Option<String>,
-    /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as the plan says]
+    /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as
+    /// the plan says]
     #[arg(long)]
     kernel: Vec<String>,
     /// How the guard refuses in these scenarios; `fmod_ret` boots without bpf among the security modules
@@ -118,8 +120,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Held for as long as a run lasts: a second one of the same tree would build over the programs that the first one's guests run, and
-/// remove its logs.
+/// Held for as long as a run lasts: a second one of the same tree would build over the programs that the
+/// first one's guests run, and remove its logs.
 fn alone(target: &Path) -> Result<File> {
     fs::create_dir_all(target)?;
     let path = target.join("test.lock");

@@ -130,9 +130,9 @@ fn append(log: &Path, text: &str) -> Result<()> {
     Ok(appended(log)?.write_all(text.as_bytes())?)
 }
 
-/// How libtest is called in a guest: one test after the other, with the time of each. The guard reads the arguments of a process
-/// that takes a formatter's name, as scenarios do: `-Zunstable-options` in one word has an `n` among its letters, which is a dry run
-/// to mke2fs.
+/// How libtest is called in a guest: one test after the other, with the time of each. The guard reads the
+/// arguments of a process that takes a formatter's name, as scenarios do: `-Zunstable-options` in one word
+/// has an `n` among its letters, which is a dry run to mke2fs.
 const ONE_BY_ONE: [&str; 4] = ["--test-threads=1", "-Z", "unstable-options", "--report-time"];
 
 impl<'a> World<'a> {

@@ -1,5 +1,6 @@
-//! What earlier runs on this machine have shown: how long everything takes, which commit was last found good, and how far a run
-//! of the night came. Nothing that is decided about the product depends on it: it orders the work and spares what was done.
+//! What earlier runs on this machine have shown: how long everything takes, which commit was last found good,
+//! and how far a run of the night came. Nothing that is decided about the product depends on it: it orders
+//! the work and spares what was done.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

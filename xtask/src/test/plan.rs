@@ -1,5 +1,6 @@
-//! The plan of checks, as one table: what is run, on which kernels, when, and which paths bring it forward. What runs follows from
-//! this table and from what has changed, and from nothing else: never from the calendar.
+//! The plan of checks, as one table: what is run, on which kernels, when, and which paths bring it forward.
+//! What runs follows from this table and from what has changed, and from nothing else: never from the
+//! calendar.
 
 use super::select::Select;
 
@@ -217,8 +218,8 @@ pub(crate) const PLAN: &[Part] = &[
         ],
         150,
     ),
-    // All targets are not all: cargo leaves out what it is not to run by itself. Of the whole workspace, since what these depend
-    // on would else be checked once more, with other features.
+    // All targets are not all: cargo leaves out what it is not to run by itself. Of the whole workspace,
+    // since what these depend on would else be checked once more, with other features.
     lint(
         "clippy of the scenarios",
         "the same of the tests that need a guest, a library or a control group",

@@ -1,4 +1,5 @@
-//! One queue for everything that is run: each job has a cost, the longest begins first, and what does not fit waits.
+//! One queue for everything that is run: each job has a cost, the longest begins first, and what does not fit
+//! waits.
 
 use std::{
     path::{Path, PathBuf},
@@ -46,8 +47,8 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
 }
 
-/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after the other, and take as long as all of
-/// them: the first of them begins as early as one job of that length would.
+/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after the other, and
+/// take as long as all of them: the first of them begins as early as one job of that length would.
 fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     let mut keys = vec![0.0; jobs.len()];
@@ -63,8 +64,9 @@ fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by_key(|job| place(&job.name));
 }
 
-/// Runs all of them, each with a log of its own in this folder, and hands each to `ended` as it is there. This machine's cores and
-/// memory bound how many run at the same time; a job that wants more than there is runs alone.
+/// Runs all of them, each with a log of its own in this folder, and hands each to `ended` as it is there.
+/// This machine's cores and memory bound how many run at the same time; a job that wants more than there is
+/// runs alone.
 pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + Sync) -> Result<Vec<Done>> {
     let cores = thread::available_parallelism()?.get();
     let memory = guest::available_memory()?;

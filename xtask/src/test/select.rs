@@ -9,7 +9,8 @@ use crate::command::{command, read};
 /// Seconds of a scenario that nobody has measured.
 const UNMEASURED: f64 = 5.0;
 
-/// Scenarios of the command line that need a guest; the others run under the library on this host, and in the night in guests.
+/// Scenarios of the command line that need a guest; the others run under the library on this host, and in the
+/// night in guests.
 const OF_THE_COMMAND_LINE: &[&str] = &[
     "command_line::a_refusal_names",
     "command_line::ensure_fs_goes_on_after",
@@ -66,7 +67,8 @@ pub(crate) fn with_word(tests: &Path, word: &str) -> Result<Vec<String>> {
     })
 }
 
-/// Deals names out so that every hand takes about as long: the longest first, each to the hand that has least.
+/// Deals names out so that every hand takes about as long: the longest first, each to the hand that has
+/// least.
 pub(crate) fn deal(names: Vec<String>, hands: usize, measured: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
     let mut dealt: Vec<(f64, Vec<String>)> = vec![(0.0, Vec::new()); hands.max(1)];
     let mut timed: Vec<(f64, String)> =

@@ -1,5 +1,5 @@
-//! Who probes next: devices that somebody waits for come before all others, and those that nobody has read before those that only
-//! have changed; but not for ever.
+//! Who probes next: devices that somebody waits for come before all others, and those that nobody has read
+//! before those that only have changed; but not for ever.
 
 use std::{
     collections::VecDeque,
@@ -121,7 +121,8 @@ mod tests {
         (Dev { major: 7, minor }, 1)
     }
 
-    /// The order in which those are served that wait for one place, of which some are read already and some are hurried.
+    /// The order in which those are served that wait for one place, of which some are read already and some
+    /// are hurried.
     async fn served(count: u32, read: &[u32], hurried: impl Iterator<Item = u32>) -> Vec<u32> {
         let places = Places::new(1);
         let first = places.acquire(attachment(u32::MAX), Rank::First).await;

@@ -1,6 +1,8 @@
-//! Processes that probe. Some are there before they are needed: to start one takes longer than to read a device.
+//! Processes that probe. Some are there before they are needed: to start one takes longer than to read a
+//! device.
 //!
-//! One that has parsed what a device holds is not asked again: hostile content must say nothing of another device.
+//! One that has parsed what a device holds is not asked again: hostile content must say nothing of another
+//! device.
 
 use std::{
     io,
@@ -22,7 +24,8 @@ use crate::volume::{
 
 /// Processes that are kept for the next device at most.
 const KEPT: usize = 4;
-/// Longest answer that is read, in bytes: of what is copied each takes two, and compression may not make it less.
+/// Longest answer that is read, in bytes: of what is copied each takes two, and compression may not make it
+/// less.
 const MAX_ANSWER: u64 = (1 << 20) + 3 * MAX_BYTES;
 
 /// One process.

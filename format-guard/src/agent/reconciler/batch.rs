@@ -1,8 +1,9 @@
-//! What many events at once mean for records and rules: carried out once, when all of them are known. So are the first look at
-//! the world, and the answers of probes.
+//! What many events at once mean for records and rules: carried out once, when all of them are known. So are
+//! the first look at the world, and the answers of probes.
 //!
-//! Thousands of volumes on one disk would each have its rule put again and again, and a commit for each. The order stays: all
-//! is stored before the first rule is put, and every rule before the first formatter is let go of or a device is probed.
+//! Thousands of volumes on one disk would each have its rule put again and again, and a commit for each. The
+//! order stays: all is stored before the first rule is put, and every rule before the first formatter is let
+//! go of or a device is probed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

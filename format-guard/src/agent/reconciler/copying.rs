@@ -1,5 +1,5 @@
-//! Copies of what makes a volume findable: taken by the probe that found it, of a volume that reads as it is recorded, and
-//! never of one that does not.
+//! Copies of what makes a volume findable: taken by the probe that found it, of a volume that reads as it is
+//! recorded, and never of one that does not.
 
 use format_guard_common::State;
 use tracing::warn;
@@ -16,7 +16,8 @@ use crate::{
     },
 };
 
-/// How old a copy gets before the next probe takes another one, in seconds: a day. Tools change labels, keys and tables.
+/// How old a copy gets before the next probe takes another one, in seconds: a day. Tools change labels, keys
+/// and tables.
 const LASTS: Seconds = 24 * 3600;
 
 /// Of which generation of its record a volume's copy is, and from when.

@@ -24,8 +24,8 @@ use crate::{
 
 /// For how long a formatter waits at most.
 const AWAITED: Duration = Duration::from_millis(MAX_WAIT);
-/// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn makes the
-/// node after the device, and no uevent tells of it.
+/// How long a device without an identity of its own may wait for a node that names it, in seconds: Longhorn
+/// makes the node after the device, and no uevent tells of it.
 pub(super) const NAMING: Seconds = 10;
 
 impl Reconciler {

@@ -1,6 +1,6 @@
-//! Partitions that the kernel has dropped while their disk's table still names them: their bytes stay guarded, as nobody has
-//! deleted them. Dropping one (partx -d, a table that is read again) takes no more than an ioctl, and so does making another
-//! in its place.
+//! Partitions that the kernel has dropped while their disk's table still names them: their bytes stay
+//! guarded, as nobody has deleted them. Dropping one (partx -d, a table that is read again) takes no more
+//! than an ioctl, and so does making another in its place.
 
 use tracing::info;
 
@@ -52,7 +52,8 @@ impl Reconciler {
         }
     }
 
-    /// Forgets dropped partitions: those of a disk that is gone, one that is there again, one that an operator forgets.
+    /// Forgets dropped partitions: those of a disk that is gone, one that is there again, one that an
+    /// operator forgets.
     pub(super) fn forget_dropped(&mut self, disk: Option<Dev>, id: Option<&VolumeId>) {
         self.dropped_partitions
             .retain(|dropped| Some(dropped.disk) != disk && Some(&dropped.record.id) != id);

@@ -1,4 +1,5 @@
-//! What the kernel programs report: a format begins and ends, a tool is at work, a file system is mounted, a device is gone.
+//! What the kernel programs report: a format begins and ends, a tool is at work, a file system is mounted, a
+//! device is gone.
 
 use std::{
     collections::HashMap,
@@ -33,17 +34,19 @@ pub(super) const ENDS_LAST: Duration = Duration::from_mins(1);
 /// What the kernel programs and the processes themselves have told of formats that are under way, or were.
 #[derive(Default)]
 pub(super) struct Formats {
-    /// Records of volumes that went while somebody formatted them: what came of that is not known before its end.
+    /// Records of volumes that went while somebody formatted them: what came of that is not known before its
+    /// end.
     pub(super) departed: HashMap<VolumeId, Volume>,
-    /// End of the last format on a device or on one that shares its bytes. What was read before is what the format overwrote,
-    /// or half of it.
+    /// End of the last format on a device or on one that shares its bytes. What was read before is what the
+    /// format overwrote, or half of it.
     pub(super) last_end: HashMap<Dev, Instant>,
     /// Exit statuses that the kernel reported, and when, until the pidfd does.
     pub(super) exit_statuses: HashMap<Process, (u32, Instant)>,
 }
 
 impl Formats {
-    /// Keeps an exit status until the pidfd tells of the end, too; the oldest is dropped where there are too many.
+    /// Keeps an exit status until the pidfd tells of the end, too; the oldest is dropped where there are too
+    /// many.
     fn keep_status(&mut self, process: Process, status: u32) {
         if self.exit_statuses.len() >= MAX_ENDS
             && let Some(oldest) =
@@ -91,7 +94,8 @@ impl Reconciler {
                 }
             }
             Happened::Waits => self.hurry(dev),
-            // What was formatted under this number is another volume than the one that is there now: its owner tells of it.
+            // What was formatted under this number is another volume than the one that is there now: its
+            // owner tells of it.
             Happened::FormatBegan(_) | Happened::Relabelled | Happened::OwnerWiped if !attached => {}
             Happened::FormatBegan(wrote) => self.format_began(&FormatOwner {
                 process,

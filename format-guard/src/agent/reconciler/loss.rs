@@ -1,5 +1,6 @@
-//! Records that were lost. Until an operator ends it nothing is armed but by a permit, however often the agent starts; and the
-//! rules that an earlier agent of this boot has left in the kernel are taken over as records.
+//! Records that were lost. Until an operator ends it nothing is armed but by a permit, however often the
+//! agent starts; and the rules that an earlier agent of this boot has left in the kernel are taken over as
+//! records.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,8 @@
 //! The one task that changes records and rules.
 //!
-//! Whatever happens comes in as an [`Input`]; the pure transition function says what follows; then, in this order and
-//! no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing is loosened.
+//! Whatever happens comes in as an [`Input`]; the pure transition function says what follows; then, in this
+//! order and no other: the record is stored, the rule is put, and the rest is done. If storing fails, nothing
+//! is loosened.
 
 mod batch;
 mod copying;
@@ -95,7 +96,8 @@ pub struct Settings {
     pub first_format_wait: Duration,
     /// How often the devices are compared with the records.
     pub resync_interval: Duration,
-    /// After how many seconds a volume is forgotten that was not attached and never held a format; zero: never.
+    /// After how many seconds a volume is forgotten that was not attached and never held a format; zero:
+    /// never.
     pub forget_after: Seconds,
     /// What is copied of each volume that holds a format; nothing, if that is none.
     pub copied: Option<Wanted>,
@@ -140,7 +142,8 @@ pub struct Reconciler {
     sharing: Option<Sharing>,
     history: History,
     formats: Formats,
-    /// Attachment and first sight (by [`Now::boot`](crate::record::Now)) of devices that a node may come to name.
+    /// Attachment and first sight (by [`Now::boot`](crate::record::Now)) of devices that a node may come to
+    /// name.
     unnamed_since: HashMap<Dev, (u64, Seconds)>,
     /// Devices on which a formatter waits, or did a moment ago.
     awaited: HashMap<Dev, Instant>,

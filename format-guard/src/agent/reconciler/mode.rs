@@ -1,5 +1,6 @@
-//! Whether refusals are carried out: what the configuration says, unless an operator has set something else, for good or for a time. The
-//! configuration never outranks an operator's word, and every answer says which of both holds.
+//! Whether refusals are carried out: what the configuration says, unless an operator has set something else,
+//! for good or for a time. The configuration never outranks an operator's word, and every answer says which
+//! of both holds.
 
 use anyhow::{Context, Result};
 use format_guard_common::State;
@@ -20,7 +21,8 @@ use crate::{
 
 /// Name of the setting that holds an [`api::SetMode`], or `null`.
 const SETTING: &str = "mode";
-/// For how long a mode is set at most, in seconds: four weeks. What is to hold for longer belongs into the configuration.
+/// For how long a mode is set at most, in seconds: four weeks. What is to hold for longer belongs into the
+/// configuration.
 const LONGEST: u64 = 28 * 24 * 3600;
 
 /// An operator's word, and when it ends.

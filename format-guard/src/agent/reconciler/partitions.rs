@@ -1,5 +1,6 @@
-//! How far an operator's word on a disk reaches: a permit or an exemption holds for its partitions, too, since whoever may write
-//! over the disk may write over them. It must never reach what has a name of its own (logical volumes, arrays, mappings).
+//! How far an operator's word on a disk reaches: a permit or an exemption holds for its partitions, too,
+//! since whoever may write over the disk may write over them. It must never reach what has a name of its own
+//! (logical volumes, arrays, mappings).
 
 use format_guard_common::State;
 

@@ -1,5 +1,6 @@
-//! A volume that several devices lead to is read by one that answers: a standby path of a logical unit, or one that hangs, says
-//! nothing of what the volume holds. Where multipath has the paths in its hands, its map is read, which knows the good ones.
+//! A volume that several devices lead to is read by one that answers: a standby path of a logical unit, or
+//! one that hangs, says nothing of what the volume holds. Where multipath has the paths in its hands, its map
+//! is read, which knows the good ones.
 
 use format_guard_common::State;
 
@@ -28,7 +29,8 @@ impl Reconciler {
         self.graph.of(id).find(is_good).or_else(untried).or_else(|| self.graph.of(id).next())
     }
 
-    /// The multipath map that has the paths to a volume: a path that lies on others, or one by a wwid that names nothing.
+    /// The multipath map that has the paths to a volume: a path that lies on others, or one by a wwid that
+    /// names nothing.
     pub(super) fn map_over(&self, id: &VolumeId) -> Option<&Device> {
         let lies_on_a_path =
             |device: &&Device| device.below.iter().any(|below| self.graph.id(below.dev) == Some(id));

@@ -1,5 +1,6 @@
-//! That refusals are carried out was proven when the agent started, and is proven again every hour: what was in force then may have been
-//! taken away since. A proof that fails ends nothing: the host goes on, and everybody who asks is told.
+//! That refusals are carried out was proven when the agent started, and is proven again every hour: what was
+//! in force then may have been taken away since. A proof that fails ends nothing: the host goes on, and
+//! everybody who asks is told.
 
 use tracing::{error, info};
 

@@ -1,5 +1,5 @@
-//! Keeps others from taking the guard away, and tells of it: while it enforces, unless the configuration or an operator says
-//! otherwise.
+//! Keeps others from taking the guard away, and tells of it: while it enforces, unless the configuration or
+//! an operator says otherwise.
 
 use std::time::Duration;
 

@@ -26,7 +26,8 @@ pub(super) const MAX_PERMIT: u64 = 7 * 24 * 3600;
 const MAX_CANDIDATES: usize = 10;
 
 impl Reconciler {
-    /// Answers a client. What concerns every node goes to the store that they share: who asked is answered by what comes of it.
+    /// Answers a client. What concerns every node goes to the store that they share: who asked is answered by
+    /// what comes of it.
     pub(super) fn serve(&mut self, request: Request, uid: u32, reply: ReplySender) {
         let answer = match request {
             Request::Volume { selector, what } => match self.resolve(&selector, &what) {
@@ -293,8 +294,8 @@ impl Reconciler {
         }
     }
 
-    /// The volume that a request is about. Where data may be lost by the request the selector must be a device or a whole id, and
-    /// never the beginning of one, which may be another volume's tomorrow.
+    /// The volume that a request is about. Where data may be lost by the request the selector must be a
+    /// device or a whole id, and never the beginning of one, which may be another volume's tomorrow.
     pub(super) fn resolve(&self, selector: &str, what: &VolumeRequest) -> Result<VolumeId, Failure> {
         let id = self.select(selector)?;
         let is_whole = self.names.volume(selector) == Some(&id)

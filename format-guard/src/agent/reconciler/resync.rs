@@ -1,6 +1,8 @@
-//! Makes good what no event has told: the devices are compared with sysfs, the rules and owners with the kernel's maps.
+//! Makes good what no event has told: the devices are compared with sysfs, the rules and owners with the
+//! kernel's maps.
 //!
-//! Some devices at a time: reading thousands takes a second, and neither a new device nor an operator waits for that.
+//! Some devices at a time: reading thousands takes a second, and neither a new device nor an operator waits
+//! for that.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -202,8 +204,8 @@ pub(super) fn mounted_devices() -> Vec<Dev> {
     let text = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
     text.lines()
         .filter_map(|line| {
-            // proc_pid_mountinfo(5): the third field is the device; btrfs has an anonymous one there, and its real
-            // one as the source after the hyphen.
+            // proc_pid_mountinfo(5): the third field is the device; btrfs has an anonymous one there, and its
+            // real one as the source after the hyphen.
             let dev = Dev::parse(line.split(' ').nth(2)?)?;
             if dev.major != 0 {
                 return Some(dev);

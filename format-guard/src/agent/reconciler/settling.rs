@@ -1,4 +1,5 @@
-//! Those who wait until a device is read, whatever comes of it: what makes links to fresh devices, and whoever formats them.
+//! Those who wait until a device is read, whatever comes of it: what makes links to fresh devices, and
+//! whoever formats them.
 
 use tokio::sync::oneshot;
 

@@ -82,7 +82,8 @@ impl Reconciler {
         shared.then(|| desired_claims.clone())
     }
 
-    /// Passes the desired state of a volume on. `again`: its status is to be reported again, even if it is the same.
+    /// Passes the desired state of a volume on. `again`: its status is to be reported again, even if it is
+    /// the same.
     pub(super) fn update_desired(&self, id: &VolumeId, again: bool) {
         if let (Some(sharing), Some(desired)) = (&self.sharing, self.desired(id)) {
             sharing.desired_claims.set(id, desired, again);

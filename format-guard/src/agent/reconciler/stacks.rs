@@ -55,7 +55,8 @@ impl Reconciler {
         self.enforcer.owner(lock_dev).filter(|entry| entry.diskseq == attachment)
     }
 
-    /// Whether a volume that lies on a device, which holds nothing of its own yet, is formatted at this moment.
+    /// Whether a volume that lies on a device, which holds nothing of its own yet, is formatted at this
+    /// moment.
     pub(super) fn is_being_formatted_from_above(&self, dev: Dev) -> bool {
         self.record_at(dev).is_some_and(|record| matches!(record.state, State::Blank | State::Unverified))
             && self.graph.related(dev).iter().any(|related| {
@@ -245,7 +246,8 @@ impl Reconciler {
 
     /// A volume below a layer that writes over it, where that layer is not what the volume is for.
     fn transforms(&self, dev: Dev, record: &Record) -> Option<Overlay> {
-        // While it is formatted it is not known yet what for, and what is swapped out is worth nothing once it is opened anew.
+        // While it is formatted it is not known yet what for, and what is swapped out is worth nothing once
+        // it is opened anew.
         let content = record.content.as_ref().filter(|_| record.state != State::Formatting)?;
         if content.is_container() || content.is_swap_space() || self.is_explained(dev, record) {
             return None;

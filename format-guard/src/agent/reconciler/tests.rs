@@ -644,7 +644,8 @@ fn a_comparison_undoes_nothing_that_was_told_meanwhile() {
     let mut setting = setting();
     let (root, runtime) = (setting.sysfs.path().to_owned(), &setting.runtime);
     let _entered = runtime.enter();
-    // Behind the volume, so that it is read before the comparison is over; without a number they are no devices.
+    // Behind the volume, so that it is read before the comparison is over; without a number they are no
+    // devices.
     for i in 0..40 {
         fs::create_dir_all(root.join(format!("class/block/loop{i}"))).expect("directory");
     }
@@ -988,7 +989,8 @@ fn a_format_of_the_medium_that_was_there_before_says_nothing_of_the_one_that_is_
     attach(setting.sysfs.path(), 9);
     setting.give(changed("dm-0"));
     assert_eq!(setting.state(), State::Unverified);
-    // With the attachment of the first one: both what waited in the ring buffer and what the kernel still has.
+    // With the attachment of the first one: both what waited in the ring buffer and what the kernel still
+    // has.
     begin(&mut setting, DEV, DEV);
     setting.give(Input::Tick);
     assert_eq!(setting.state(), State::Unverified);

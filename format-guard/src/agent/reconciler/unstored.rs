@@ -1,7 +1,7 @@
 //! Records that could not be stored: kept here, and stored once that is possible again.
 //!
-//! Until then the kernel keeps its own note of who formatted such a volume, for an agent that starts anew; and nothing is
-//! armed that is not stored together with all of them.
+//! Until then the kernel keeps its own note of who formatted such a volume, for an agent that starts anew;
+//! and nothing is armed that is not stored together with all of them.
 
 use std::collections::BTreeMap;
 
@@ -219,7 +219,8 @@ impl Reconciler {
         }
     }
 
-    /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had begun one.
+    /// Lets nobody begin a format of a volume any more. Its record before and after, unless somebody had
+    /// begun one.
     pub(super) fn disarm(&mut self, id: &VolumeId) -> Option<(Volume, Volume)> {
         let old = self.records.get(id)?.clone();
         let (new, _) = transition::next(&old, Event::Disarmed, clocks());

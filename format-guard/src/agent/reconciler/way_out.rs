@@ -1,5 +1,5 @@
-//! What somebody who was refused can do: a sentence for each reason. A permit destroys data, so that it is named where nothing else
-//! is wrong and where it would help, and nowhere else.
+//! What somebody who was refused can do: a sentence for each reason. A permit destroys data, so that it is
+//! named where nothing else is wrong and where it would help, and nowhere else.
 
 use format_guard_common::{Operation, Reason, State};
 

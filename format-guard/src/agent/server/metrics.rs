@@ -62,7 +62,8 @@ impl Scraped {
     }
 }
 
-/// Listens, however long it takes until the address is free: nobody's volume is without a guard for want of metrics.
+/// Listens, however long it takes until the address is free: nobody's volume is without a guard for want of
+/// metrics.
 async fn listen(address: SocketAddr) -> TcpListener {
     let mut told = false;
     loop {

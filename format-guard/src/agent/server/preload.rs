@@ -1,6 +1,7 @@
 //! Answers the `LD_PRELOAD` library: one question for each connection, each with a deadline.
 //!
-//! Only root is answered: what is said here makes records and rules. Who asks, the kernel says, not the one who asks.
+//! Only root is answered: what is said here makes records and rules. Who asks, the kernel says, not the one
+//! who asks.
 
 use std::{fs, sync::Arc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! Which program of the object stands at which hook of the kernel, and what is left open where a kernel lacks the hook.
+//! Which program of the object stands at which hook of the kernel, and what is left open where a kernel lacks
+//! the hook.
 
 use std::collections::BTreeSet;
 

@@ -125,7 +125,8 @@ impl BpfEnforcer {
         Ok(parts)
     }
 
-    /// Whether there is a control group to stand at in which all processes are, or the one that the configuration names.
+    /// Whether there is a control group to stand at in which all processes are, or the one that the
+    /// configuration names.
     fn is_cgroup_there(&self) -> bool {
         if self.cgroup.as_os_str().is_empty() {
             cgroup::mount().is_some_and(cgroup::is_root)
@@ -134,8 +135,8 @@ impl BpfEnforcer {
         }
     }
 
-    /// Whether each of these is attached by a link in this directory, and all of our maps are theirs. What cannot be read
-    /// is not.
+    /// Whether each of these is attached by a link in this directory, and all of our maps are theirs. What
+    /// cannot be read is not.
     fn is_attached(&self, parts: &[&HookProgram], links: &Path) -> bool {
         let ids: Option<BTreeSet<u32>> = parts
             .iter()
@@ -194,8 +195,8 @@ impl BpfEnforcer {
         Ok(link)
     }
 
-    /// Attaches a program to the control group: beside what service managers and container runtimes attach below it, each of
-    /// which must allow an access.
+    /// Attaches a program to the control group: beside what service managers and container runtimes attach
+    /// below it, each of which must allow an access.
     fn attach_to_cgroup(&mut self, part: &HookProgram) -> Result<OwnedFd, LoadError> {
         let path = match cgroup::mount() {
             Some(root) if self.cgroup.as_os_str().is_empty() => root,

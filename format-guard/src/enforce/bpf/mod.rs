@@ -1,7 +1,9 @@
-//! The tiers `lsm`, `fmod_ret` and `cgroup`: loads the BPF programs, hands over from an earlier agent, and keeps their maps.
+//! The tiers `lsm`, `fmod_ret` and `cgroup`: loads the BPF programs, hands over from an earlier agent, and
+//! keeps their maps.
 //!
-//! A program that this kernel has a place for and that does not load is an error that names it and carries the
-//! verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its successor refuses.
+//! A program that this kernel has a place for and that does not load is an error that names it and carries
+//! the verifier's reason. A place that a kernel lacks is reported. No link is ever removed before its
+//! successor refuses.
 
 mod hooks;
 mod load;
@@ -58,8 +60,8 @@ use slots::{Rules, Slots};
 
 /// The kernel function by which a program waits.
 const WAITS_BY: &str = "bpf_copy_from_user_task";
-/// How long the canary waits at most: it ends as soon as it is known what comes of it, on a host that is busy as it starts after more
-/// than a second.
+/// How long the canary waits at most: it ends as soon as it is known what comes of it, on a host that is busy
+/// as it starts after more than a second.
 const CANARY_WAITS: Duration = Duration::from_secs(5);
 
 /// The loaded guard.
@@ -106,8 +108,8 @@ pub struct BpfEnforcer {
 }
 
 impl BpfEnforcer {
-    /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put first; what
-    /// an earlier agent attached stays in force.
+    /// Makes or takes over the maps below `pin_root`. Nothing is attached yet, so that rules can be put
+    /// first; what an earlier agent attached stays in force.
     ///
     /// `tier` is to be tried first, and those in `weaker` after it.
     pub fn load(
@@ -206,8 +208,9 @@ impl BpfEnforcer {
         take(&mut self.ebpf, "EVENTS", RingBuf::try_from)
     }
 
-    /// Whether a formatter waits while its device is not read, and whether another one is refused meanwhile on the same processor: before
-    /// about Linux 6.1.54 the kernel runs no program there whose run by another task has not ended.
+    /// Whether a formatter waits while its device is not read, and whether another one is refused meanwhile
+    /// on the same processor: before about Linux 6.1.54 the kernel runs no program there whose run by another
+    /// task has not ended.
     fn prove_waiting(&mut self) -> Result<(), LoadError> {
         self.waits = false;
         if self.tier != Tier::Lsm || self.may_wait == 0 {
@@ -311,8 +314,9 @@ impl BpfEnforcer {
         waiting.iter().try_for_each(|(dev, clear)| self.put_clear(*dev, clear))
     }
 
-    /// Lets processes go the short way again of which none was refused on any device any more. The kernel program notes a refusal
-    /// before it marks the slot: what it notes meanwhile is seen here, or marks the slot afterwards.
+    /// Lets processes go the short way again of which none was refused on any device any more. The kernel
+    /// program notes a refusal before it marks the slot: what it notes meanwhile is seen here, or marks the
+    /// slot afterwards.
     fn unmark(&mut self, tgids: impl Iterator<Item = u32>) -> Result<(), MapError> {
         for slot in tgids.map(clear::taint_slot) {
             let mut set =
@@ -351,8 +355,8 @@ fn absent_is_done(result: Result<(), AyaMapError>) -> Result<(), AyaMapError> {
 }
 
 impl Enforcer for BpfEnforcer {
-    /// Those programs that an earlier agent of this build left, or else new ones, which take the place of an earlier agent's
-    /// once they are proven. Where the kernel does not run them, the next tier is tried.
+    /// Those programs that an earlier agent of this build left, or else new ones, which take the place of an
+    /// earlier agent's once they are proven. Where the kernel does not run them, the next tier is tried.
     fn attach(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
         loop {
             match self.attach_in_tier() {
@@ -466,7 +470,8 @@ impl Enforcer for BpfEnforcer {
         Ok(tainted.iter().filter(|(_, taint)| taint.diskseq == diskseq).count() as u64)
     }
 
-    /// Where the kernel program knew no more than the process's id: its entry, too, so that it is known again when it is over.
+    /// Where the kernel program knew no more than the process's id: its entry, too, so that it is known again
+    /// when it is over.
     fn complete(&mut self, report: &mut Report) {
         if self.tier != Tier::Cgroup || report.process.started != 0 {
             return;

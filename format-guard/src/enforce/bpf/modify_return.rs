@@ -1,8 +1,9 @@
-//! Attaches the programs of the object to the kernel's `security_*` functions (`fmod_ret`), for kernels whose list of security
-//! modules lacks bpf: what such a program returns takes the place of what the function would.
+//! Attaches the programs of the object to the kernel's `security_*` functions (`fmod_ret`), for kernels whose
+//! list of security modules lacks bpf: what such a program returns takes the place of what the function
+//! would.
 //!
-//! aya (0.14) has no such type of program, and this is no more than what it lacks: it goes when aya has it. The maps are those
-//! that aya has made.
+//! aya (0.14) has no such type of program, and this is no more than what it lacks: it goes when aya has it.
+//! The maps are those that aya has made.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -90,7 +91,8 @@ impl Programs {
     ) -> Result<OwnedFd, ModifyReturnError> {
         let program = self.load(program, function, kernel)?;
         let mut attr = empty();
-        // SAFETY: the part of the union that BPF_RAW_TRACEPOINT_OPEN reads; no name: the program itself says where.
+        // SAFETY: the part of the union that BPF_RAW_TRACEPOINT_OPEN reads; no name: the program itself says
+        // where.
         unsafe { &mut attr.raw_tracepoint }.prog_fd = descriptor(&program);
         made(call(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)).map_err(refused("attach"))
     }

@@ -1,7 +1,8 @@
 //! Where the running kernel keeps the fields that the kernel programs read, found in its BTF.
 //!
-//! aya's Rust programs carry no CO-RE relocations, so the offsets are written into their read-only globals before
-//! load. A field that a kernel lacks is an error that names it; there are no defaults, a wrong offset reads garbage.
+//! aya's Rust programs carry no CO-RE relocations, so the offsets are written into their read-only globals
+//! before load. A field that a kernel lacks is an error that names it; there are no defaults, a wrong offset
+//! reads garbage.
 
 use std::{
     collections::BTreeMap,

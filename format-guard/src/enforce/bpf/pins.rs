@@ -1,7 +1,7 @@
 //! Where the kernel objects are pinned, so that enforcement outlives the agent.
 //!
-//! The directory carries the version of the maps' layout, and for how many devices they are made: an agent of another layout, or of
-//! another `max_devices`, never reads these maps.
+//! The directory carries the version of the maps' layout, and for how many devices they are made: an agent of
+//! another layout, or of another `max_devices`, never reads these maps.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,8 @@ use crate::fault::{self, Point};
 const LAYOUT: u32 = 13;
 /// The directory of a layout that holds maps; all others hold links.
 const MAPS: &str = "maps";
-/// How long the kernel may take to detach what nobody holds any more. Twenty programs took seconds under emulation.
+/// How long the kernel may take to detach what nobody holds any more. Twenty programs took seconds under
+/// emulation.
 const DETACHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The pin directories.
@@ -43,8 +44,8 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Takes away what agents of other layouts pinned. Nobody keeps their rules any more: every device that is new since
-    /// would be unknown to them for good.
+    /// Takes away what agents of other layouts pinned. Nobody keeps their rules any more: every device that
+    /// is new since would be unknown to them for good.
     fn retire_other_layouts(&self) -> io::Result<()> {
         layouts(&self.root)?.into_iter().filter(|path| *path != self.layout).try_for_each(fs::remove_dir_all)
     }
@@ -73,7 +74,8 @@ impl Pins {
         self.layout.join(format!("links-{build:016x}"))
     }
 
-    /// An empty directory for links that are not proven yet; what another agent left there unproven is taken away.
+    /// An empty directory for links that are not proven yet; what another agent left there unproven is taken
+    /// away.
     pub fn unproven_links(&self) -> io::Result<PathBuf> {
         let path = self.layout.join("unproven");
         absent_is_done(fs::remove_dir_all(&path))?;
@@ -121,11 +123,12 @@ pub fn enforce(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Takes away what agents of every version pinned below `root`, and returns once the kernel refuses nothing any more.
+/// Takes away what agents of every version pinned below `root`, and returns once the kernel refuses nothing
+/// any more.
 ///
-/// The kernel detaches a program some time after the last pin of its link is gone: milliseconds on a quiet machine, seconds
-/// under emulation (`bpf_link_put` in kernel/bpf/syscall.c hands the work to a queue). Who formats a volume at once must not
-/// be refused by a guard that is said to be gone.
+/// The kernel detaches a program some time after the last pin of its link is gone: milliseconds on a quiet
+/// machine, seconds under emulation (`bpf_link_put` in kernel/bpf/syscall.c hands the work to a queue). Who
+/// formats a volume at once must not be refused by a guard that is said to be gone.
 ///
 /// # Errors
 /// When a pin cannot be removed, or a program is still there after 30 seconds.

@@ -1,8 +1,8 @@
 //! Has the kernel programs keep others from taking the guard away while this agent lives.
 //!
-//! Which process the agent is, and of which executable, user space cannot say so that the kernel knows it again: a container
-//! has process ids of its own, and overlayfs and btrfs tell another device than the kernel's. So the agent introduces itself,
-//! by a system call that the kernel programs know.
+//! Which process the agent is, and of which executable, user space cannot say so that the kernel knows it
+//! again: a container has process ids of its own, and overlayfs and btrfs tell another device than the
+//! kernel's. So the agent introduces itself, by a system call that the kernel programs know.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
@@ -127,8 +127,9 @@ fn objects(pins: &Pins, links: &Path) -> Result<Vec<u64>, ProtectionError> {
     Ok(keys)
 }
 
-/// Whether process 1 of the host started this one and stops it: container runtimes must be able to stop theirs. The first
-/// process of a container with the host's process ids may be left to process 1 as well, but has a root directory of its own.
+/// Whether process 1 of the host started this one and stops it: container runtimes must be able to stop
+/// theirs. The first process of a container with the host's process ids may be left to process 1 as well, but
+/// has a root directory of its own.
 fn is_a_service() -> Result<bool, ProtectionError> {
     let namespace = look(Path::new("/proc/self/ns/pid"), fs::metadata)?;
     let [ours, of_host] =

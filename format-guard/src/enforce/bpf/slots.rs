@@ -1,5 +1,5 @@
-//! Where the rules lie in the kernel: in segments of the map `RULES`, each made when it is needed, so that a host with three devices
-//! keeps one of them.
+//! Where the rules lie in the kernel: in segments of the map `RULES`, each made when it is needed, so that a
+//! host with three devices keeps one of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,9 +25,9 @@ fn new_segment() -> Result<MapData, AyaMapError> {
 }
 
 impl Rules {
-    /// Makes the map for so many devices and pins it, unless it is there. aya would make the sample of a segment with type
-    /// information, and before Linux 6.3 no segment without it is like that one (`timer_off` in `bpf_map_meta_equal`,
-    /// `kernel/bpf/map_in_map.c`).
+    /// Makes the map for so many devices and pins it, unless it is there. aya would make the sample of a
+    /// segment with type information, and before Linux 6.3 no segment without it is like that one
+    /// (`timer_off` in `bpf_map_meta_equal`, `kernel/bpf/map_in_map.c`).
     pub(super) fn make(pin: &Path, devices: u32) -> io::Result<()> {
         if pin.exists() {
             return Ok(());
@@ -81,8 +81,8 @@ impl Rules {
 /// Slots that are free at least when one is taken again, where there may be more of them.
 const RESERVE: usize = 32;
 
-/// Which slot is whose. A kernel program may still read a slot that has just become free, so the next one taken is always the one
-/// that has been free the longest; and segments are taken into use one by one.
+/// Which slot is whose. A kernel program may still read a slot that has just become free, so the next one
+/// taken is always the one that has been free the longest; and segments are taken into use one by one.
 #[derive(Debug)]
 pub(super) struct Slots {
     of: BTreeMap<u32, u32>,

@@ -1,5 +1,5 @@
-//! bpf(2) by itself, for what aya does not offer: programs that stand at functions of the kernel, links to control groups that
-//! can be pinned, and maps of maps.
+//! bpf(2) by itself, for what aya does not offer: programs that stand at functions of the kernel, links to
+//! control groups that can be pinned, and maps of maps.
 
 use std::{
     ffi::CString,
@@ -42,7 +42,8 @@ pub(super) fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
     }
 }
 
-/// Attaches a program to a control group, beside others; detached when the descriptor is closed and no pin holds it.
+/// Attaches a program to a control group, beside others; detached when the descriptor is closed and no pin
+/// holds it.
 pub(super) fn link_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attr = empty();
     // SAFETY: the part of the union that BPF_LINK_CREATE reads.
@@ -74,7 +75,8 @@ pub(super) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
-/// How often the kernel did not run the program of this id, as another run of it stood on that CPU; from Linux 5.12.
+/// How often the kernel did not run the program of this id, as another run of it stood on that CPU; from
+/// Linux 5.12.
 pub(super) fn skipped(program: u32) -> io::Result<u64> {
     let mut attr = empty();
     // SAFETY: the part of the union that BPF_PROG_GET_FD_BY_ID reads.

@@ -1,7 +1,8 @@
-//! The store that nodes share, in etcd (API version 3, as etcd 3.4 and later serve it): two keys a volume, readable below the
-//! prefix, and one lease a node.
+//! The store that nodes share, in etcd (API version 3, as etcd 3.4 and later serve it): two keys a volume,
+//! readable below the prefix, and one lease a node.
 //!
-//! One member is asked at a time, and the next one where that fails: a balancer would go on asking one that hangs.
+//! One member is asked at a time, and the next one where that fails: a balancer would go on asking one that
+//! hangs.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -283,9 +284,10 @@ impl Session for Member {
         Ok(Granted { id: granted.id().cast_unsigned(), seconds: granted.ttl().unsigned_abs().min(seconds) })
     }
 
-    /// A leader that was stopped renews leases when it goes on, before it learns that another one leads by now, which may end
-    /// them (etcd 3.4.23; <https://github.com/etcd-io/etcd/issues/15247>). A read that all agree to, of the same term, shows that
-    /// the one that renewed it led: members tell the term of what they have applied, and a new leader begins with an entry.
+    /// A leader that was stopped renews leases when it goes on, before it learns that another one leads by
+    /// now, which may end them (etcd 3.4.23; <https://github.com/etcd-io/etcd/issues/15247>). A read that all
+    /// agree to, of the same term, shows that the one that renewed it led: members tell the term of what they
+    /// have applied, and a new leader begins with an entry.
     async fn keep_alive(&self, lease: u64) -> Result<Granted, SharedError> {
         for _ in 0..TRIES {
             let (granted, term) = self.renew(lease).await?;

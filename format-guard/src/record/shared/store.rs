@@ -61,7 +61,8 @@ pub trait Session: Send + Sync + Sized + 'static {
         &self,
         ids: &[VolumeId],
     ) -> impl Future<Output = Result<Vec<Result<Observed, ValueError>>, SharedError>> + Send;
-    /// One transaction: the store's revision of it; none where the record or the claim is not as it was seen any more.
+    /// One transaction: the store's revision of it; none where the record or the claim is not as it was seen
+    /// any more.
     fn write(
         &self,
         id: &VolumeId,
@@ -69,7 +70,8 @@ pub trait Session: Send + Sync + Sized + 'static {
         write: &Write,
         node: &str,
     ) -> impl Future<Output = Result<Option<i64>, SharedError>> + Send;
-    /// Tells of every change of these volumes, and of each once more when it is first watched. Ends with an error alone.
+    /// Tells of every change of these volumes, and of each once more when it is first watched. Ends with an
+    /// error alone.
     fn watch(
         self: Arc<Self>,
         wanted: watch::Receiver<BTreeSet<VolumeId>>,
@@ -100,8 +102,8 @@ pub struct Progress {
     pub observed: Observed,
 }
 
-/// Writes what follows from what was seen until nothing more does. What was seen may be old: a write that it leads to is made
-/// only if it still is so; where it leads to none, the caller must know that it is new.
+/// Writes what follows from what was seen until nothing more does. What was seen may be old: a write that it
+/// leads to is made only if it still is so; where it leads to none, the caller must know that it is new.
 pub async fn converge<S: Session>(
     session: &S,
     id: &VolumeId,

@@ -290,8 +290,8 @@ struct Node {
 }
 
 proptest! {
-    /// Whatever the nodes do in whatever order, and however old what they saw: one format at a time, a second one by a permit
-    /// alone, and none is forgotten.
+    /// Whatever the nodes do in whatever order, and however old what they saw: one format at a time, a second
+    /// one by a permit alone, and none is forgotten.
     #[test]
     fn nodes_never_format_one_volume_twice(deeds in prop::collection::vec(deeds(), 1..200)) {
         let mut store = Store::default();
@@ -352,7 +352,8 @@ proptest! {
                 }
                 Deed::Format => {}
                 Deed::Die => {
-                    // The kernel's rule has ended before the lease does; what was formatted is on the node's disk.
+                    // The kernel's rule has ended before the lease does; what was formatted is on the node's
+                    // disk.
                     store.end_lease(node.lease);
                     (node.armed, node.lease) = (false, lease());
                     if !matches!(node.desired, Desired::Formatted(_)) {

@@ -1,5 +1,5 @@
-//! Sums of what is stored: `PRAGMA integrity_check` looks at how a file is built, and passes a bit that has flipped in a
-//! value. Against accidents; whoever may write the file can write a sum, too.
+//! Sums of what is stored: `PRAGMA integrity_check` looks at how a file is built, and passes a bit that has
+//! flipped in a value. Against accidents; whoever may write the file can write a sum, too.
 
 use sha2::{Digest, Sha256};
 

@@ -242,7 +242,8 @@ fn a_failed_writer_over_which_the_volume_reads_blank_begins_the_quarantine() {
     }
 }
 
-/// What is used without a mount (memory is swapped to it, volumes lie on it) is remembered whatever became of its formatter.
+/// What is used without a mount (memory is swapped to it, volumes lie on it) is remembered whatever became of
+/// its formatter.
 #[test]
 fn what_is_in_use_without_a_mount_is_no_half_of_a_format() {
     for name in ["LVM2_member", "crypto_LUKS", "linux_raid_member", "swap", "gpt"] {
@@ -391,7 +392,8 @@ fn a_permit_that_nobody_uses_expires() {
     assert_eq!(next(&permitted, Event::Tick, clock(999)).0.state, State::Permitted);
 }
 
-/// What one job does until that has settled: `wipefs` and then `mkfs`, or the other way round, or a first try that failed.
+/// What one job does until that has settled: `wipefs` and then `mkfs`, or the other way round, or a first try
+/// that failed.
 #[test]
 fn a_permit_is_for_one_job_and_ends_when_that_has_settled() {
     let at = |record: &Volume, event, at| next(record, event, clock(at)).0;
@@ -1061,7 +1063,8 @@ fn any_end() -> impl Strategy<Value = Event> {
     })
 }
 
-/// An attachment: of the same medium, or another under a weak name; with records, or after their loss; in either boot.
+/// An attachment: of the same medium, or another under a weak name; with records, or after their loss; in
+/// either boot.
 fn any_attachment() -> impl Strategy<Value = Event> {
     let strength =
         prop_oneof![4 => Just(Strength::Strong), 1 => Just(Strength::Weak), 1 => Just(Strength::Pending)];
@@ -1211,7 +1214,8 @@ fn a_permit_of_the_cluster_is_this_nodes_as_long_as_its_claim() {
     assert_eq!((begun.state, begun.record.permit), (State::Formatting, None), "there is no second one");
 }
 
-/// What is known of a volume by what happened to it, whatever the record says: that somebody may have put data there.
+/// What is known of a volume by what happened to it, whatever the record says: that somebody may have put
+/// data there.
 fn is_precious(before: &Volume, event: &Event) -> bool {
     let by = before.formatter.as_ref();
     match event {
@@ -1252,8 +1256,9 @@ fn by_its_name(event: Event) -> Event {
 }
 
 proptest! {
-    /// What is known by its place alone is Formatted until another attachment has read blank, twice in a row and to the end of
-    /// the quarantine, with nothing else found or tried meanwhile; or until another format is found in its place.
+    /// What is known by its place alone is Formatted until another attachment has read blank, twice in a row
+    /// and to the end of the quarantine, with nothing else found or tried meanwhile; or until another format
+    /// is found in its place.
     #[test]
     fn a_place_is_given_up_for_another_medium_alone(events in any_history(60)) {
         let (mut volume, _) = run(record(), [weakly("boot-1", 5), holds("ext4", "a")]);
@@ -1270,7 +1275,8 @@ proptest! {
             let probed = matches!(event, Event::Probed(_));
             volume = next(&before, event, now).0;
             if before.state == State::Formatted && volume.state != State::Formatted {
-                // Where other nodes may have it, too, it waits for the claim, as every blank volume does there.
+                // Where other nodes may have it, too, it waits for the claim, as every blank volume does
+                // there.
                 let armed = if before.attachment.claim == Claim::Wanted { State::Unverified } else { State::Blank };
                 prop_assert_eq!(volume.state, armed);
                 prop_assert!(probed && before.attachment.unconfirmed.is_some() && another.is_some(), "{before:?}");
@@ -1280,8 +1286,8 @@ proptest! {
         }
     }
 
-    /// Nothing but a permit, or the word that nothing is stored of it, leaves Formatted, of what has a name of its own; and nobody but who formatted it, and has it in its hands, changes what is
-    /// recorded.
+    /// Nothing but a permit, or the word that nothing is stored of it, leaves Formatted, of what has a name
+    /// of its own; and nobody but who formatted it, and has it in its hands, changes what is recorded.
     #[test]
     fn no_sequence_without_a_permit_leaves_formatted(events in any_history(40), weak: bool) {
         let mut volume = record();
@@ -1295,8 +1301,9 @@ proptest! {
         }
     }
 
-    /// A volume becomes Blank by the second of two clean probes in a row; or by a first format of a known formatter that wrote
-    /// and failed, was never mounted, and left what is in use by a mount alone. Where data may lie on it, it never does.
+    /// A volume becomes Blank by the second of two clean probes in a row; or by a first format of a known
+    /// formatter that wrote and failed, was never mounted, and left what is in use by a mount alone. Where
+    /// data may lie on it, it never does.
     #[test]
     fn blank_is_earned(events in any_history(60)) {
         // Nothing is probed or formatted that is not there, and its quarantine is told with its attachment.
@@ -1346,8 +1353,8 @@ proptest! {
         }
     }
 
-    /// With any number of permits, used or expired: what carried a format is never armed as if it were blank, and an
-    /// unused permit leads back to where it came from.
+    /// With any number of permits, used or expired: what carried a format is never armed as if it were blank,
+    /// and an unused permit leads back to where it came from.
     #[test]
     fn what_carried_a_format_is_never_blank_again(
         events in prop::collection::vec(
@@ -1365,7 +1372,8 @@ proptest! {
         }
     }
 
-    /// However a job goes on under its permit: what is there in the end is never armed as blank at once, and the permit ends.
+    /// However a job goes on under its permit: what is there in the end is never armed as blank at once, and
+    /// the permit ends.
     #[test]
     fn every_permit_ends(events in prop::collection::vec(any_event(), 0..40)) {
         let begun = [attached(), holds("ext4", "a"), Event::Permitted(permit(1000)), began()];

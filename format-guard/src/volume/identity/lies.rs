@@ -1,6 +1,8 @@
-//! Names that look like a volume's own and are not: counters, constants, stock serials, words that are chosen at each attachment.
+//! Names that look like a volume's own and are not: counters, constants, stock serials, words that are chosen
+//! at each attachment.
 //!
-//! One table, each row with its source. What it knows is never taken for an identity; what it does not know is.
+//! One table, each row with its source. What it knows is never taken for an identity; what it does not know
+//! is.
 
 /// What some names have in common, and why they name nothing.
 pub(super) struct Lie {
@@ -117,7 +119,8 @@ fn is_stock(serial: &str) -> bool {
     same || counted || STOCK.iter().any(|stock| serial.to_ascii_uppercase().starts_with(stock))
 }
 
-/// The serial in the name that the kernel makes of vendor, serial, model and namespace (drivers/nvme/host/sysfs.c, `wwid_show`).
+/// The serial in the name that the kernel makes of vendor, serial, model and namespace
+/// (drivers/nvme/host/sysfs.c, `wwid_show`).
 fn serial_of(name: &str) -> Option<&str> {
     name.strip_prefix("nvme:nvme.")?.split('-').nth(1)
 }

@@ -1,5 +1,5 @@
-//! The file behind a loop device. sysfs gives its path, which may be another mount namespace's: the kernel's own word
-//! on device and inode decides which file is meant.
+//! The file behind a loop device. sysfs gives its path, which may be another mount namespace's: the kernel's
+//! own word on device and inode decides which file is meant.
 
 use std::{
     collections::HashMap,
@@ -21,9 +21,9 @@ use crate::volume::{Dev, sysfs::Node};
 /// What lies behind a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::volume) enum Backing {
-    /// A file: its inode number, and its time of birth in nanoseconds since 1970 or, where the file system keeps none, the
-    /// inode's generation. The device that it lies on has no part in it: of btrfs, overlayfs and most disks the number is
-    /// another one after a reboot.
+    /// A file: its inode number, and its time of birth in nanoseconds since 1970 or, where the file system
+    /// keeps none, the inode's generation. The device that it lies on has no part in it: of btrfs, overlayfs
+    /// and most disks the number is another one after a reboot.
     File(String),
     /// A file whose inode may have been another file's: neither is kept.
     Place(String),
@@ -37,13 +37,15 @@ pub(in crate::volume) enum Backing {
 
 /// How long a file system may take to tell what a file is: one on a network may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long while another one hangs: it is likely to be the same file system, and who asks has all others to look after.
+/// How long while another one hangs: it is likely to be the same file system, and who asks has all others to
+/// look after.
 const LITTLE_PATIENCE: Duration = Duration::from_millis(50);
 /// Questions that hang at most: each costs a thread.
 const MAX_HANGING: usize = 64;
 
-/// What lies behind each loop device, asked for once per attachment: the question opens the device, and that waits for
-/// whoever flushes it. One that has no answer yet is waited for once; its answer is taken when it has come.
+/// What lies behind each loop device, asked for once per attachment: the question opens the device, and that
+/// waits for whoever flushes it. One that has no answer yet is waited for once; its answer is taken when it
+/// has come.
 #[derive(Clone, Debug, Default)]
 pub(in crate::volume) struct Loops(Arc<Mutex<Asked>>);
 
@@ -106,7 +108,8 @@ impl Loops {
         };
         asked.hanging.remove(&question);
         let (_, attachment) = question;
-        // Without a diskseq (before 5.15) another file may have taken the place unnoticed; what did not tell may yet.
+        // Without a diskseq (before 5.15) another file may have taken the place unnoticed; what did not tell
+        // may yet.
         if attachment.diskseq != 0
             && matches!(backing, Backing::File(_) | Backing::Place(_) | Backing::Device(_))
         {
@@ -133,8 +136,8 @@ fn ask(look: impl FnOnce() -> Backing + Send + 'static) -> Option<mpsc::Receiver
 
 fn look(path: &Path, name: Option<&str>, live: bool) -> Backing {
     let told = name.and_then(|name| status(&open(name)?));
-    // Its size and its file's path are there, and told by a uevent, a moment before it is bound (drivers/block/loop.c,
-    // loop_configure): until then it does not tell.
+    // Its size and its file's path are there, and told by a uevent, a moment before it is bound
+    // (drivers/block/loop.c, loop_configure): until then it does not tell.
     if live && told.is_none() {
         return Backing::Silent;
     }
@@ -147,8 +150,8 @@ fn places(path: &Path) -> [PathBuf; 2] {
     [path.to_owned(), host]
 }
 
-/// The file behind an open loop device, which sysfs says is at `path`, and the byte of it at which the device begins; nothing
-/// where what is behind it is no file, or is not to be seen from here.
+/// The file behind an open loop device, which sysfs says is at `path`, and the byte of it at which the device
+/// begins; nothing where what is behind it is no file, or is not to be seen from here.
 pub(in crate::volume) fn file_behind(device: &File, path: &Path) -> Option<(File, u64)> {
     let told = status(device)?;
     places(path).iter().find_map(|path| {
@@ -185,8 +188,9 @@ fn seen(path: &Path, told: Option<Status>) -> Option<Backing> {
     })
 }
 
-/// Whether a file system gives an inode its number when it is looked at, or leaves that to a server: it is another one after the
-/// next mount, whatever time of birth it tells (fs/fat/inode.c, fs/exfat/namei.c: `iunique`).
+/// Whether a file system gives an inode its number when it is looked at, or leaves that to a server: it is
+/// another one after the next mount, whatever time of birth it tells (fs/fat/inode.c, fs/exfat/namei.c:
+/// `iunique`).
 fn numbers_inodes_anew(magic: FsWord) -> bool {
     // statfs(2): MSDOS, exFAT, NFS, SMB, CIFS, SMB2.
     const KNOWN: [FsWord; 6] = [0x4d44, 0x2011_bab0, 0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42];

@@ -1,5 +1,5 @@
-//! The image that `qemu-nbd` serves to an nbd device: the kernel's node is the same for one image after another. What is not
-//! known for certain is nobody's identity.
+//! The image that `qemu-nbd` serves to an nbd device: the kernel's node is the same for one image after
+//! another. What is not known for certain is nobody's identity.
 
 use std::{
     fs,
@@ -12,7 +12,8 @@ use super::loop_device::{Backing, recorded};
 /// Options by which it serves something else than the whole of one file (qemu-nbd(8) 7.2).
 const IN_PART: &[&str] = &["-o", "--offset", "-l", "--load-snapshot", "-s", "--snapshot", "--image-opts"];
 
-/// The file that process `pid` serves, as loop devices name theirs; `None` if that is no `qemu-nbd`, or if there is any doubt.
+/// The file that process `pid` serves, as loop devices name theirs; `None` if that is no `qemu-nbd`, or if
+/// there is any doubt.
 pub(super) fn image(process: &Path) -> Option<String> {
     if fs::read_to_string(process.join("comm")).ok()?.trim() != "qemu-nbd" {
         return None;
@@ -42,7 +43,8 @@ pub(super) fn image(process: &Path) -> Option<String> {
     }
 }
 
-/// Whether the identifier that a device shows was made up for this mapping alone: rbd-nbd does so unless it is given one.
+/// Whether the identifier that a device shows was made up for this mapping alone: rbd-nbd does so unless it
+/// is given one.
 pub(super) fn is_made_up(process: &Path) -> bool {
     let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
     let arguments = fs::read(process.join("cmdline")).unwrap_or_default();

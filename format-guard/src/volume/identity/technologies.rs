@@ -1,7 +1,8 @@
-//! Which technology shows which names, what they are worth, and where that is said: one table, asked from its first row on.
+//! Which technology shows which names, what they are worth, and where that is said: one table, asked from its
+//! first row on.
 //!
-//! Names are read from sysfs, and from files and questions beside it only where sysfs lacks one that exists. Nothing here may
-//! take for a volume's own what another volume has, too: such a name is a place.
+//! Names are read from sysfs, and from files and questions beside it only where sysfs lacks one that exists.
+//! Nothing here may take for a volume's own what another volume has, too: such a name is a place.
 
 use std::{fs, os::unix::fs::FileTypeExt, path::Path};
 
@@ -178,7 +179,8 @@ pub(super) const TECHNOLOGIES: &[Technology] = &[
     },
 ];
 
-/// By start, not by PARTUUID: sysfs names the latter on new kernels only, and an upgrade must not lose a record.
+/// By start, not by PARTUUID: sysfs names the latter on new kernels only, and an upgrade must not lose a
+/// record.
 fn partition(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     let parent = of_layer(device.sources, &node.parent()?, device.depth - 1);
@@ -211,7 +213,8 @@ fn of_wwid(wwid: &str) -> Option<VolumeId> {
     }
 }
 
-/// A map is one more path to the volume of its paths, and so is what it is called by that volume's own designator.
+/// A map is one more path to the volume of its paths, and so is what it is called by that volume's own
+/// designator.
 fn multipath(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     let uuid = node.attribute("dm/uuid")?;
@@ -314,7 +317,8 @@ fn md(device: &Shown<'_>) -> Option<Identity> {
     ))
 }
 
-/// A UUID of metadata 0.90 as mdadm and libblkid write it: four numbers, which sysfs gives byte by byte as they lie there.
+/// A UUID of metadata 0.90 as mdadm and libblkid write it: four numbers, which sysfs gives byte by byte as
+/// they lie there.
 fn words_swapped(uuid: &str) -> String {
     let digits: Vec<char> = uuid.chars().filter(char::is_ascii_hexdigit).collect();
     digits.chunks(8).flat_map(|word| word.chunks(2).rev().flatten()).collect()
@@ -369,8 +373,8 @@ fn loop_over(device: &Shown<'_>) -> Option<Identity> {
     Some(identity.read(node.file("loop/backing_file")))
 }
 
-/// `/sys/devices/platform/host0/session1/target0:0:0/0:0:0:1/block/sda`: the session names the target, the last
-/// part of the SCSI address is the unit.
+/// `/sys/devices/platform/host0/session1/target0:0:0/0:0:0:1/block/sda`: the session names the target, the
+/// last part of the SCSI address is the unit.
 fn iscsi(device: &Shown<'_>) -> Option<Identity> {
     let (sysfs, node) = (device.sources.sysfs, device.node);
     let parts: Vec<&str> = node.path.iter().filter_map(|part| part.to_str()).collect();
@@ -392,7 +396,8 @@ fn iscsi(device: &Shown<'_>) -> Option<Identity> {
             None => own,
         });
     }
-    // Without the target's name nothing else is a help: of tgt the designator is made from the target's number.
+    // Without the target's name nothing else is a help: of tgt the designator is made from the target's
+    // number.
     let (address, from) = address?;
     let several = units(node) > 1;
     let origin = format!(
@@ -413,8 +418,8 @@ fn units(node: &Node) -> usize {
     target.entries("").iter().filter(|unit| target.path.join(unit).join("block").is_dir()).count().max(1)
 }
 
-/// A namespace's own identifiers, in the order of their strength (NVM Express Base Specification 2.0, 4.5.1). The
-/// kernel gives zeros for what a namespace lacks.
+/// A namespace's own identifiers, in the order of their strength (NVM Express Base Specification 2.0, 4.5.1).
+/// The kernel gives zeros for what a namespace lacks.
 fn nvme(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     node.name()?.strip_prefix("nvme")?;
@@ -449,8 +454,9 @@ fn nvme(device: &Shown<'_>) -> Option<Identity> {
     })
 }
 
-/// What the kernel makes of vendor, serial, model and namespace (nvme/host/sysfs.c, `wwid_show`) where it knows no better; made
-/// alike where it does, so that a volume is found by it whose better names another kernel does not believe.
+/// What the kernel makes of vendor, serial, model and namespace (nvme/host/sysfs.c, `wwid_show`) where it
+/// knows no better; made alike where it does, so that a volume is found by it whose better names another
+/// kernel does not believe.
 fn nvme_by_serial(node: &Node) -> Option<(String, String)> {
     if let Some(wwid) = node.attribute("wwid").filter(|wwid| wwid.starts_with("nvme.")) {
         return Some((wwid, node.file("wwid")));
@@ -463,7 +469,8 @@ fn nvme_by_serial(node: &Node) -> Option<(String, String)> {
     Some((format!("nvme.{vendor}-{}-{}-{number:08x}", hex(&serial), hex(&model)), node.file("device/serial")))
 }
 
-/// By the ids of pool and image, which outlive their renaming, and not by names, which others may have after them.
+/// By the ids of pool and image, which outlive their renaming, and not by names, which others may have after
+/// them.
 fn rbd(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     let number = node.name()?.strip_prefix("rbd")?;
@@ -498,8 +505,8 @@ fn virtio(device: &Shown<'_>) -> Option<Identity> {
     Some(Identity::strong("virtio", &serial, "serial of the virtio disk").read(node.file("serial")))
 }
 
-/// What the client said that it is connected to (`NBD_ATTR_BACKEND_IDENTIFIER`, Linux 5.14); most say nothing. Of `qemu-nbd`
-/// the file that it serves.
+/// What the client said that it is connected to (`NBD_ATTR_BACKEND_IDENTIFIER`, Linux 5.14); most say
+/// nothing. Of `qemu-nbd` the file that it serves.
 fn nbd_device(device: &Shown<'_>) -> Option<Identity> {
     let node = device.node;
     node.name()?.strip_prefix("nbd")?;
@@ -552,8 +559,8 @@ struct Lying {
     told: String,
 }
 
-/// The designators of SCSI's device identification page, as the kernel shows them (`wwid` in `drivers/scsi/scsi_sysfs.c`): the
-/// unit's own, or what is known to lie.
+/// The designators of SCSI's device identification page, as the kernel shows them (`wwid` in
+/// `drivers/scsi/scsi_sysfs.c`): the unit's own, or what is known to lie.
 fn designator(node: &Node) -> (Option<Identity>, Option<Lying>) {
     const WWID: &str = "device/wwid";
     let Some(wwid) = node.attribute(WWID) else { return (None, None) };
@@ -579,8 +586,8 @@ fn virtual_disk(node: &Node) -> Option<Identity> {
     is_one.then(|| by_place(node))
 }
 
-/// A node below the configured directory. It may be a stale one of an earlier device under this number, so it serves
-/// only where the device itself offers nothing of its own, and only if it is the only one.
+/// A node below the configured directory. It may be a stale one of an earlier device under this number, so it
+/// serves only where the device itself offers nothing of its own, and only if it is the only one.
 pub(super) fn longhorn(device: &Shown<'_>) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
 

@@ -483,7 +483,8 @@ fn every_device_of_a_guest_is_known_by_its_own() {
         let strength = |name: &str| of(name).identity.strength;
         assert_eq!(id("vda"), "virtio:disk0");
         assert_eq!(id("sda"), "scsi:naa.5000c50000000001", "virtio-scsi");
-        // Linux takes no namespace identifier of qemu's controller (NVME_QUIRK_BOGUS_NID): its serial has to do.
+        // Linux takes no namespace identifier of qemu's controller (NVME_QUIRK_BOGUS_NID): its serial has to
+        // do.
         assert_eq!(
             id("nvme0n1"),
             "nvme:nvme.1b36-666f726d61742d6775617264-51454d55204e564d65204374726c-00000001"

@@ -1,6 +1,7 @@
 //! The live table of a device mapper device, by ioctl: sysfs names the devices below, but not where on them.
 //!
-//! A few kinds of targets matter, and one ioctl: the crates that wrap device mapper bring in far more than that.
+//! A few kinds of targets matter, and one ioctl: the crates that wrap device mapper bring in far more than
+//! that.
 
 use std::{fs::OpenOptions, os::fd::AsRawFd};
 
@@ -32,8 +33,8 @@ const SIZES: [usize; 3] = [16 << 10, 256 << 10, 4 << 20];
 pub(super) struct Table {
     /// Every run of bytes that it passes on unchanged, with the device that it lies on.
     pub(super) passed_on: Vec<(Dev, Extent)>,
-    /// The devices on which it lays its bytes in other places or as other bytes, by a rule that never changes. Where they come to
-    /// lie in a pool or a cache changes by what is written.
+    /// The devices on which it lays its bytes in other places or as other bytes, by a rule that never
+    /// changes. Where they come to lie in a pool or a cache changes by what is written.
     pub(super) transformed: Vec<Dev>,
 }
 
@@ -100,8 +101,8 @@ fn targets(answer: &[u8]) -> Option<Table> {
     Some(table)
 }
 
-/// What one target passes on unchanged: Documentation/admin-guide/device-mapper/*.rst. `None` for a table that is no
-/// table.
+/// What one target passes on unchanged: Documentation/admin-guide/device-mapper/*.rst. `None` for a table
+/// that is no table.
 fn passed_on(start: u64, length: u64, kind: &str, parameters: &str) -> Option<Vec<(Dev, Extent)>> {
     let words: Vec<&str> = parameters.split_whitespace().collect();
     let (start, length) = (start.checked_mul(SECTOR)?, length.checked_mul(SECTOR)?);
@@ -123,8 +124,8 @@ fn passed_on(start: u64, length: u64, kind: &str, parameters: &str) -> Option<Ve
     })
 }
 
-/// The devices on which one target lays other bytes, or the same ones elsewhere: Documentation/admin-guide/device-mapper/dm-crypt.rst
-/// and striped.rst.
+/// The devices on which one target lays other bytes, or the same ones elsewhere:
+/// Documentation/admin-guide/device-mapper/dm-crypt.rst and striped.rst.
 fn transformed(kind: &str, parameters: &str) -> Vec<Dev> {
     let words = parameters.split_whitespace();
     match kind {

@@ -1,6 +1,7 @@
-//! Nodes that share one volume through a real etcd of three members: real reconcilers and claim workers, over a kernel that records
-//! and a disk in memory. Members are killed, stopped, cut off, filled up, compacted and brought back, nodes stop, are cut off and
-//! go on, reads lie or fail; what is checked is whom the kernels let through, and what became of the disk and of the record.
+//! Nodes that share one volume through a real etcd of three members: real reconcilers and claim workers, over
+//! a kernel that records and a disk in memory. Members are killed, stopped, cut off, filled up, compacted and
+//! brought back, nodes stop, are cut off and go on, reads lie or fail; what is checked is whom the kernels
+//! let through, and what became of the disk and of the record.
 
 use std::{io::Write, process::Stdio};
 
@@ -170,7 +171,8 @@ impl Node {
         (reconciler, inputs, tokio::spawn(claim_worker.run()))
     }
 
-    /// The agent is killed and comes back, with what the kernel has and what is on its disk, or has lost that.
+    /// The agent is killed and comes back, with what the kernel has and what is on its disk, or has lost
+    /// that.
     fn restart(&mut self, keeps_records: bool, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
         self.claim_worker.abort();
@@ -199,7 +201,8 @@ impl Node {
         while self.reconciler.comparison.is_some() {
             self.reconciler.go_on_with_resync();
         }
-        // What may have been formatted by a node that is gone is trusted to read as what it is: nothing else tells.
+        // What may have been formatted by a node that is gone is trusted to read as what it is: nothing else
+        // tells.
         let lies = read == Read::Zeros && self.record().attachment.suspect_since.is_none() && !self.writing;
         let found = match disk.formats.last() {
             _ if read == Read::Fails => Err(ProbeError::Read("EIO".to_owned())),

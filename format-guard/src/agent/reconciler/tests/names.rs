@@ -1,4 +1,5 @@
-//! Volumes that come back under other numbers, by other paths, with other names; and devices that show another's name.
+//! Volumes that come back under other numbers, by other paths, with other names; and devices that show
+//! another's name.
 
 use super::*;
 use crate::record::Content;
