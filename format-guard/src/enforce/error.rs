@@ -98,7 +98,7 @@ pub struct ProgramStatus {
     pub program: String,
     /// It is attached.
     pub attached: bool,
-    /// What is left open without it; empty when it is attached.
+    /// The operations that stay unguarded without this hook; empty when it is attached.
     pub open: String,
     /// How often the kernel did not run it, as another task's run of it stood preempted on that CPU.
     #[serde(default)]

@@ -65,13 +65,13 @@ pub trait Enforcer {
     fn owner(&self, lock_dev: Dev) -> Option<FormatOwner>;
     /// Who formats what, by the device that speaks for it, as far as not released.
     fn owners(&self) -> Vec<(Dev, FormatOwner)>;
-    /// Forgets who formatted the devices for which this one speaks: it may begin anew, if their rules allow
-    /// it.
+    /// Forgets the owner of the format under this lock device: another process may begin a format where the
+    /// rules allow one.
     fn release_owner(&mut self, lock_dev: Dev) -> Result<(), MapError>;
     /// Forgets every refusal on a device: no process is cut off from it any more. How many were, in this
     /// attachment.
     fn untaint(&mut self, dev: Dev, diskseq: u64) -> Result<u64, MapError>;
-    /// Adds to what the kernel tells what it could not know.
+    /// Completes a report with facts that the kernel programs cannot know.
     fn complete(&mut self, _report: &mut Report) {}
     /// Keeps others from taking the guard away, until this time in nanoseconds of `CLOCK_BOOTTIME`; zero: no
     /// longer.

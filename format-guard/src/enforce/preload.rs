@@ -188,7 +188,7 @@ impl Published {
         true
     }
 
-    /// Who formats what this device shares its bytes with, if this process does.
+    /// The owner of the format on the device whose bytes this one shares, if the process is that owner.
     fn held_by(&mut self, dev: u32, process: Process) -> Option<&mut FormatOwner> {
         let (rule, _) = self.rules.get(&dev)?;
         let diskseq = rule.lock_diskseq;

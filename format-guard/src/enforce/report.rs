@@ -65,7 +65,7 @@ pub struct Refused {
     pub carried_out: bool,
     /// Why; `None`: for a reason that this program does not know.
     pub reason: Option<Reason>,
-    /// What was tried; `None`: what this program does not know.
+    /// The operation; `None` for one that this program does not know.
     pub operation: Option<Operation>,
     /// First byte.
     pub offset: u64,

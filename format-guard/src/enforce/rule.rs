@@ -93,7 +93,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
         subject.others.iter().any(|other| other.relation == Relation::Above && holds_format(other.record));
     let state = match record.state {
         State::Unverified | State::Blank if carries => State::Formatted,
-        // Nobody formats it any more, and what is there is not known: nobody goes on with it.
+        // The formatter has exited and the content is not known: no process may go on with this format.
         State::Formatting if record.attachment.progress == Progress::Past => State::Unverified,
         // Its use could not be recorded.
         State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
@@ -207,7 +207,7 @@ fn tools(record: &Record, own: &[&Format]) -> u32 {
     if tools == Class::UNKNOWN && known { Class::NO_TOOLS.0 } else { tools.0 }
 }
 
-/// Its own marks first; while nothing else is known of it, also those of what it maps.
+/// The volume's own marks first; while its content is not known, the marks of the volumes it maps as well.
 fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
     let mut marks = Vec::new();
     if matches!(subject.record.state, State::Formatted | State::Permitted | State::Formatting) {
@@ -235,8 +235,8 @@ fn marks(subject: &Subject<'_>, state: State) -> Vec<Mark> {
 /// Where others lie on a device: the window of a later one is cut out of those before it.
 fn windows(others: &[Other<'_>]) -> Windows {
     let mut all: Vec<Window> = Vec::new();
-    // What is not verified because the format below leaves it no room (a partition that outlived its table)
-    // is none.
+    // A volume that is unverified because the format below leaves it no room (a partition that outlived its
+    // table) is not guarded.
     let guarded = others.iter().filter(|other| {
         other.relation == Relation::Above
             && other.record.state != State::Exempt

@@ -56,7 +56,7 @@ pub enum Event {
     },
     /// The kernel lets nobody format it any more, and nobody had begun: it is gone, or the agent stops.
     Disarmed,
-    /// It is gone: what is at its place next may be another volume.
+    /// The device is gone; the next device in its place may hold another volume.
     Detached,
     /// A format was let through that nobody saw, and it may have been on this volume.
     MissedFormatSuspected,
@@ -114,7 +114,7 @@ pub enum Event {
     /// The rule that an earlier agent of this boot has left is all that is known of it: the records were
     /// lost.
     TakenOver {
-        /// What its marks say that it holds, without UUID and label.
+        /// The content by the volume's marks, without UUID and label.
         content: Option<Content>,
         /// Its marks.
         marks: Vec<Mark>,
@@ -181,7 +181,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether it is an operator's word: what is told of it is kept for good.
+    /// Whether the event is an operator's word: its line in the history is kept for good.
     #[must_use]
     pub const fn is_an_operators(&self) -> bool {
         matches!(
@@ -324,18 +324,19 @@ pub fn is_untold(volume: &Volume, process: Process) -> bool {
     }
 }
 
-/// Whether what is formatted may be changed by this process: it is what formatted it, and no known formatter.
+/// Whether this process may go on with what it formatted: it formatted the volume and is no known formatter.
 fn goes_on(record: &Record, process: Process) -> bool {
     record.formatter.as_ref().is_some_and(|formatter| formatter.is(process) && !formatter.is_known())
 }
 
-/// Whether what is formatted at the moment is recorded by what probes see of it, as who formats it may never
-/// end.
+/// Whether a running format is recorded by what probes read: a process that is no known formatter may never
+/// exit.
 fn settles(record: &Record, attachment: &Attachment) -> bool {
     attachment.is_running() && record.formatter.as_ref().is_some_and(|formatter| !formatter.is_known())
 }
 
-/// Whether one that is no known formatter has it in its hands: it is asked whether it still has it open.
+/// Whether a process that is no known formatter formats the volume: the agent asks whether that process still
+/// has the device open.
 #[must_use]
 pub fn is_held(volume: &Volume) -> bool {
     matches!(volume.record.state, State::Formatting | State::Formatted)
@@ -354,8 +355,8 @@ pub fn is_provisional(volume: &Volume) -> bool {
     volume.record.state == State::Unverified && volume.attachment.not_armed_because == Some(PENDING)
 }
 
-/// Whether what it holds was not read since it was attached or a tool was let change it, or not under its own
-/// name, and nothing but that is waited for.
+/// Whether the volume waits only for a reading: since the volume was attached, or since a tool was let change
+/// it, nothing was read, or nothing under the volume's own name.
 #[must_use]
 pub fn is_unread(volume: &Volume) -> bool {
     let Attachment { not_armed_because, looked_at, clean_passes, overlay, suspect_since, .. } =
@@ -420,7 +421,7 @@ impl Step {
         self.effects.push(Effect::Probe);
     }
 
-    /// What is known by its place alone is known of one attachment: what is there now may be another volume.
+    /// A volume known by its place alone is known for one attachment: the place may hold another volume now.
     fn see_medium(&mut self, boot: &str, strength: Strength, diskseq: u64) {
         self.attachment.unconfirmed = None;
         if strength != Strength::Weak {
@@ -451,8 +452,8 @@ impl Step {
             }
             State::Unverified | State::Blank | State::Formatting | State::Formatted => {}
         }
-        // What was swapped out is worth nothing once it is opened anew; with a random key it cannot even be
-        // read.
+        // Swapped-out pages are worth nothing once the mapping is opened anew; under a random key they cannot
+        // even be read.
         let is_plain = self.record.id.as_str().starts_with(PLAIN_MAPPING);
         if is_plain
             && self.record.state == State::Formatted
@@ -465,7 +466,7 @@ impl Step {
         self.attachment.unconfirmed = Some(medium);
     }
 
-    /// What is known now is known of what is there now.
+    /// The record speaks of the medium that is attached now.
     fn confirm_medium(&mut self) {
         if let Some(medium) = self.attachment.unconfirmed.take() {
             self.record.medium = Some(medium);
@@ -612,7 +613,7 @@ impl Step {
             {
                 self.compare_raw(ends);
             }
-            // Known by what lies on it alone: that it reads blank itself is as it was.
+            // Recorded for the volumes that lie on it: the device itself read blank before, too.
             State::Formatted | State::Permitted if self.record.content.is_none() && !self.record.mounted => {}
             State::Formatted | State::Permitted
                 if self.attachment.rewritten.is_some() && self.attachment.tool_at_work.is_some() => {}
@@ -678,8 +679,8 @@ impl Step {
         format!("filled by {}", self.formatter_name())
     }
 
-    /// Whether it is known by its place alone, and what is there now need not be what is recorded. Raw
-    /// content is, whatever it reads as.
+    /// Whether the volume is known by its place alone, so that another volume may be there now. Raw content
+    /// counts as the recorded volume's, whatever the probe reads.
     fn may_be_anothers(&self, ends: &Ends) -> bool {
         let raw = self.record.content.as_ref().is_some_and(Content::is_raw) && *ends != Ends::Zeros;
         self.attachment.unconfirmed.is_some() && !self.attachment.is_held_back() && !raw
@@ -716,7 +717,7 @@ impl Step {
         self.report("blank", "blank: one format may begin");
     }
 
-    /// Whoever has it in use may change it at will; but it does not vanish.
+    /// The user of raw content may change it at will, but raw content does not vanish.
     fn compare_raw(&mut self, ends: Ends) {
         if ends == Ends::Zeros && matches!(self.record.ends, Some(Ends::Bytes(_))) {
             self.reads_as_nothing(&ends);
@@ -770,7 +771,7 @@ impl Step {
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
-                // What the new one holds is not known before LVM has done what it does.
+                // The content of the new logical volume is not known before LVM has wiped it.
                 self.attachment.looked_at = None;
                 self.unverified(format!(
                     "a new logical volume that reads as {}: LVM may wipe it yet",
@@ -888,7 +889,8 @@ impl Step {
             self.take(content, marks);
             return;
         };
-        // Who formatted it may change it as long as it has it open; what it left then is read once more.
+        // The process that formatted the volume may change it while the process has it open; the volume is
+        // read once more afterwards.
         if self.attachment.tool_at_work.is_some() && self.attachment.rewritten.is_some() {
             return;
         }
@@ -921,7 +923,7 @@ impl Step {
             self.record.formatter = Some(by);
             let cause = format!("{}{cause}", self.by_whom());
             self.take(content, marks);
-            // What was mounted is what it held before.
+            // The mount was of the earlier content.
             self.record.mounted = false;
             self.record.cause.clone_from(&cause);
             self.report("formatted", format!("holds {name} now: {cause}"));
@@ -968,9 +970,9 @@ impl Step {
     }
 
     fn format_began(&mut self, formatter: Formatter, wrote: Wrote) {
-        // What was read before says nothing of what is there now.
+        // Earlier readings say nothing of what this process writes.
         self.attachment.clean_passes = 0;
-        // Its magic is there, whatever becomes of who wrote it.
+        // The magic stays written, however the process ends.
         let magic = wrote == Wrote::Magic && !formatter.is_known();
         self.record.ever_formatted |= magic && self.record.state != State::Exempt;
         // Of half a format nobody else need be the author.
@@ -1018,7 +1020,7 @@ impl Step {
         }
     }
 
-    /// It holds raw content from its first byte on, whatever becomes of who writes it.
+    /// Raw content counts from its first byte on, however the process that writes it ends.
     fn fill(&mut self) {
         let cause = self.filled_by_whom();
         self.holds_raw(None);
@@ -1035,7 +1037,7 @@ impl Step {
                 // It is there, whatever a probe reads.
                 let well = status.map_or(unseen, |status| status == 0);
                 self.record.ever_formatted |= known && wrote && well;
-                // What reads blank may be what it wrote.
+                // A blank reading may be of what the formatter wrote.
                 self.attachment.suspect_since = wrote.then_some(self.now.boot);
             }
             State::Formatted if self.attachment.is_running() => {
@@ -1061,7 +1063,7 @@ impl Step {
         match self.record.state {
             State::Unverified | State::Blank | State::Formatting => {
                 self.record.mounted = true;
-                // What it held before is not what was mounted.
+                // The mount was of new content, not of the recorded one.
                 self.record.content = None;
                 self.formatted("it was mounted");
                 self.probe();
@@ -1088,7 +1090,7 @@ impl Step {
         }
     }
 
-    /// What was read before is not what is there now.
+    /// Earlier readings do not hold any more.
     fn owner_wiped(&mut self, tool: Process) {
         self.attachment.tool_at_work = Some(tool);
         self.attachment.looked_at = None;
@@ -1099,7 +1101,7 @@ impl Step {
         }
     }
 
-    /// What comes of it is known when it has ended.
+    /// The outcome is known when the tool has exited.
     fn let_through(&mut self, process: Formatter) {
         self.attachment.tool_at_work = Some(process.process());
         if matches!(self.record.state, State::Formatted | State::Permitted) {
@@ -1182,7 +1184,7 @@ impl Step {
         self.probe();
     }
 
-    /// What is not to be armed as it is, is claimed no longer: others may claim it from now on.
+    /// Gives up the claim on a volume that cannot be armed in its state, so that another node may claim it.
     fn keep_claim(&mut self) {
         let kept = match self.record.state {
             State::Blank | State::Permitted | State::Formatting => true,
@@ -1355,7 +1357,7 @@ impl Step {
         self.report("wiped", WIPED);
     }
 
-    /// What was made under the permit is what it is for.
+    /// The permit has served: it was for this format.
     fn permit_settled(&mut self) {
         let cause = self.record.cause.clone();
         self.record.permit = None;
@@ -1396,7 +1398,8 @@ impl Step {
         self.report("permit-expired", cause);
     }
 
-    /// Without its permit it is what it was, or what was wiped under it leaves.
+    /// Takes the unused permit away: the volume is formatted as before, or unverified if it was wiped
+    /// meanwhile.
     fn unused(&mut self, cause: &str) {
         if self.record.ever_formatted {
             self.to(State::Formatted, cause);

@@ -248,7 +248,7 @@ impl DeviceGraph {
         runs.iter().min_by_key(|run| (run.start, run.base)).map_or(dev, |run| run.base)
     }
 
-    /// A device, its other paths, and all that hands out bytes of this region of them.
+    /// Collects the device, its other paths, and every device that maps bytes of this region.
     fn collect_on(&self, dev: Dev, start: u64, length: u64, depth: usize, found: &mut BTreeSet<Dev>) {
         let paths = self.id(dev).and_then(|id| self.paths.get(id));
         for path in paths.into_iter().flatten().copied() {

@@ -29,9 +29,9 @@ const MAX_DEPTH: usize = 8;
 pub enum Strength {
     /// It is the volume's own and outlives re-attach, reboot and renaming.
     Strong,
-    /// It says where the device is, not what it holds: another volume may come to have it.
+    /// The identity says where the device is, not what it holds: another volume may get the same identity.
     Weak,
-    /// Its own identity exists and is not known yet: nothing is armed by what it goes by meanwhile.
+    /// The device has an identity that is not known yet: nothing is armed under the provisional one.
     Pending,
     /// Memory: nothing on it outlives a reset or a reboot, so there is nothing to remember.
     Memory,
@@ -44,8 +44,9 @@ pub enum Strength {
 pub enum Kind {
     /// Given by the storage to this volume and to no other, for its whole life.
     Own,
-    /// Where the storage hands it out, or what an earlier version of this program knew it by: its own as long
-    /// as it shows nothing better, and the next volume's there when it does.
+    /// The address at which the storage hands the volume out, or the name that an earlier version of this
+    /// program gave it: the volume's own while there is no better name, and free for the next volume there
+    /// as soon as there is one.
     Address,
     /// Where it is attached, or a word that is known to name nothing.
     Place,
@@ -131,7 +132,7 @@ impl Identity {
         self
     }
 
-    /// The identity of what lies on it, by what becomes of each of its names.
+    /// The identity of the device that lies on this one, with each name turned into the upper device's.
     fn of_upper(self, upper: impl Fn(&VolumeId) -> String, origin: impl FnOnce(&str) -> String) -> Self {
         let names = self.names.into_iter().map(|name| Name { id: VolumeId(upper(&name.id)), ..name });
         Self {

@@ -209,7 +209,7 @@ impl Marks<'_> {
         }
     }
 
-    /// What tells this volume from another of its type, where that is not a UUID at a fixed place.
+    /// Marks the bytes that tell this volume from another of its type, unless a UUID at a fixed place does.
     fn identity(&mut self, found: &Found) {
         let Some(magic) = found.magic_offset else { return };
         match identity_of(&found.name) {

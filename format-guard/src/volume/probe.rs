@@ -114,7 +114,7 @@ pub struct Request {
     pub dev: Dev,
     /// Its size in bytes.
     pub size: u64,
-    /// How much of what identifies what it holds is to be copied.
+    /// How much of the content's identifying bytes is to be copied.
     pub copied: Option<Wanted>,
 }
 
@@ -254,8 +254,8 @@ pub(crate) fn of_content(content: &[u8]) -> Result<Finding, ProbeError> {
     judge(&read, size)
 }
 
-/// What was read of a device. Its ends are read once: a magic that libblkid saw may be gone when it is read
-/// again, and what is there then would be taken for it.
+/// The bytes read of a device. Both ends of the device are read once: by a second reading, a magic that
+/// libblkid saw may be gone, and other bytes would be taken for it.
 struct Read<'a> {
     head: Vec<u8>,
     tail_start: u64,

@@ -36,7 +36,8 @@ impl Hook {
 pub(super) struct HookProgram {
     pub(super) program: &'static str,
     pub(super) hook: Hook,
-    /// What is left open where a kernel lacks the place; `None` where there is no guard without it.
+    /// The operations that stay unguarded on a kernel without this hook; `None`: there is no guard without
+    /// it.
     pub(super) without: Option<&'static str>,
 }
 

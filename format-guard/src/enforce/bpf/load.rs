@@ -57,7 +57,8 @@ impl BpfEnforcer {
             return Ok(reports);
         }
         let unproven = self.pins.unproven_links().map_err(pin_error)?;
-        // Some megabytes, which those who keep what is there do not need.
+        // Read only here, as it takes some megabytes: an agent that keeps the attached programs has returned
+        // above.
         let btf = if self.tier == Tier::Cgroup { None } else { Some(Btf::from_sys_fs()?) };
         // Open until the programs that refer to them are loaded.
         let pinned;
@@ -112,7 +113,7 @@ impl BpfEnforcer {
             let there = match part.hook {
                 // It needs no function in BTF; aya reports one that is missing.
                 Hook::Tracepoint(_) => true,
-                // Without it there is none of the tier: said when it is attached.
+                // Without the cgroup the tier cannot work; attaching reports that.
                 Hook::Cgroup => part.without.is_none() || self.is_cgroup_there(),
                 _ => self.functions.contains(&function),
             };

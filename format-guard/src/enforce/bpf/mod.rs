@@ -60,8 +60,8 @@ use slots::{Rules, Slots};
 
 /// The kernel function by which a program waits.
 const WAITS_BY: &str = "bpf_copy_from_user_task";
-/// How long the canary waits at most: it ends as soon as it is known what comes of it, on a host that is busy
-/// as it starts after more than a second.
+/// How long the canary may take at most. It ends with its outcome; on a host that is busy starting up, that
+/// takes more than a second.
 const CANARY_WAITS: Duration = Duration::from_secs(5);
 
 /// The loaded guard.

@@ -1,9 +1,8 @@
 //! Attaches the programs of the object to the kernel's `security_*` functions (`fmod_ret`), for kernels whose
-//! list of security modules lacks bpf: what such a program returns takes the place of what the function
-//! would.
+//! list of security modules lacks bpf: the value such a program returns replaces the function's own.
 //!
-//! aya (0.14) has no such type of program, and this is no more than what it lacks: it goes when aya has it.
-//! The maps are those that aya has made.
+//! aya (0.14) has no such program type. This module supplies that type only, over the maps that aya made, and
+//! goes when aya has the type.
 
 use std::{
     collections::{HashMap, HashSet},

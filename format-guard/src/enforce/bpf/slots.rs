@@ -55,7 +55,7 @@ impl Rules {
         self.segment(slot)?.set(slot % RULES_IN_SEGMENT, rule, 0)
     }
 
-    /// Makes the segment of a slot, if there is none; its id, where it is new.
+    /// Makes the segment of a slot where there is none yet; returns the id of a new segment.
     pub(super) fn make_segment(&mut self, slot: u32) -> Result<Option<u32>, AyaMapError> {
         let number = slot / RULES_IN_SEGMENT;
         if self.id(number)?.is_some() {

@@ -136,8 +136,8 @@ fn ask(look: impl FnOnce() -> Backing + Send + 'static) -> Option<mpsc::Receiver
 
 fn look(path: &Path, name: Option<&str>, live: bool) -> Backing {
     let told = name.and_then(|name| status(&open(name)?));
-    // Its size and its file's path are there, and told by a uevent, a moment before it is bound
-    // (drivers/block/loop.c, loop_configure): until then it does not tell.
+    // The size and the path of the backing file are set, and a uevent is sent, a moment before the device is
+    // bound (drivers/block/loop.c, loop_configure); until then the device reports no status.
     if live && told.is_none() {
         return Backing::Silent;
     }
@@ -197,7 +197,8 @@ fn numbers_inodes_anew(magic: FsWord) -> bool {
     KNOWN.contains(&magic)
 }
 
-/// Which of the files this one is that have had its inode; `None` where the file system does not count them.
+/// The generation of the file's inode number, which tells a file from earlier ones of the same number;
+/// `None` where the file system does not count generations.
 fn generation(path: &Path) -> Option<u32> {
     /// include/uapi/linux/fs.h: `_IOR('v', 1, long)`, of which file systems write an int.
     const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601;

@@ -257,7 +257,7 @@ fn device_mapper(device: &Shown<'_>) -> Option<Identity> {
         && let [below] = &node.entries("slaves")[..]
         && let Some(below) = device.sources.sysfs.device_number(below).and_then(|dev| device.below(dev))
     {
-        // What it holds is its device's alone, without a key.
+        // An integrity device has no key: its content is told by the device below alone.
         return Some(below.of_upper(
             |below| format!("integrity:{below}"),
             |below| format!("integrity device {dm_name} over the volume ({below})"),
