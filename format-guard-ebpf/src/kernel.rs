@@ -19,7 +19,7 @@ macro_rules! offsets {
     };
 }
 
-// The same names, with the structure and field of each, stand in format-guard/src/enforce/offsets.rs.
+// The same names, with the structure and field of each, stand in format-guard/src/enforce/bpf/offsets.rs.
 offsets! {
     FILE_F_INODE, FILE_F_MODE, FILE_F_POS, FILE_F_MAPPING, MAPPING_HOST, INODE_I_MODE, INODE_I_RDEV,
     KIOCB_KI_POS, KIOCB_KI_FILP, IO_RW_ADDR, IO_RW_LEN, IO_KIOCB_OPCODE, IO_KIOCB_WORK,
