@@ -13,7 +13,7 @@ use crate::{
 /// Bytes of a program's arguments that are looked at.
 pub const ARGUMENTS: usize = 128;
 
-/// Which of this class's arguments say what: nothing where it has no grammar.
+/// What the arguments tell of a program of this class; the empty class where this one has no grammar.
 #[inline(always)]
 #[must_use]
 pub fn class_of(class: Class, arguments: &[u8; ARGUMENTS]) -> Class {
@@ -210,7 +210,7 @@ struct Reader<'a> {
     count: u64,
     /// Not zero: the argument before was an option, whose value this may be.
     after_option: u64,
-    /// Not zero: what is done was named before, as this is what it is done to.
+    /// Not zero: the device was named, so that the action was named before it.
     seen_device: u64,
     /// Of which the verifier knows nothing.
     unknown: u64,

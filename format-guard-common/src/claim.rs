@@ -18,7 +18,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Whether what was claimed under the lease of this number still is, at this time.
+    /// Whether a claim under the lease of this number still holds at this time.
     #[inline(always)]
     #[must_use]
     pub const fn covers(&self, claim: u32, now: u64) -> bool {

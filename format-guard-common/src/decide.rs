@@ -65,7 +65,7 @@ fn judge<C: Caller, B: Content>(
             Verdict::Allow
         }
         FORMATTED if rule.flags & flag::STRICT != 0 && !keeps(rule, class) => Verdict::Deny(Reason::Strict),
-        // Nothing of it identifies it: who uses it may write by every road.
+        // Raw content has no bytes that identify it: its user may write by every road.
         FORMATTED
             if rule.flags & flag::RAW != 0 && matches!(operation, Operation::Map | Operation::Unplaced) =>
         {
@@ -109,8 +109,8 @@ fn judge<C: Caller, B: Content>(
     }
 }
 
-/// A program that says that it will write nothing, when it opens a device. Should it write, it is what its
-/// name says.
+/// Whether a program that says it will write nothing opens the device. A write of such a program is judged by
+/// the program's name.
 #[inline(always)]
 fn is_dry(class: Class, operation: Operation) -> bool {
     class.is(Class::DRY_RUN) && matches!(operation, Operation::Open)
@@ -153,8 +153,8 @@ fn is_at_home(rule: &Rule, request: &Request) -> bool {
         && u64::from(rule.at_home) & request.length != 0
 }
 
-/// Whether it is metadata of device mapper, in the hands of what makes them anew or of LVM, which hands them
-/// out.
+/// Whether the device holds metadata of device mapper, and the program is one that rebuilds such metadata or
+/// LVM, which hands the device out.
 #[inline(always)]
 fn rebuilds(rule: &Rule, class: Class) -> bool {
     Class(rule.tools).is(Class::DM_METADATA) && class.is(Class::REBUILDER.with(Class::OWNER))
@@ -241,7 +241,7 @@ fn bystander(owner: Owner, operation: Operation, touch: Touch, class: Class) -> 
         Operation::Open => false,
         Operation::Map | Operation::Unplaced | Operation::Later | Operation::Give => mounted,
         Operation::Across | Operation::Passthrough => true,
-        // What cryptsetup opens when it has just made it.
+        // cryptsetup opens a header that it has just written.
         Operation::Header => mounted || !class.is(Class::ASSEMBLER),
         // e2fsck -E discard behind mkfs.ext4 erases what is free, up to the device's end.
         Operation::Erase if class.is(Class::MAINTAINER) => touch.has(Touch::MARKS | Touch::START),
@@ -262,7 +262,8 @@ fn unverified(rule: &Rule, operation: Operation, touch: Touch, class: Class) -> 
     let refused = match operation {
         Operation::Open | Operation::Map | Operation::Unplaced | Operation::Later | Operation::Give => false,
         Operation::Across | Operation::Passthrough => true,
-        // It has looked for the header itself, on what its own layer hands out or what it has just found.
+        // An assembler has looked for the header itself, on a device of its own layer or one that it has just
+        // found.
         Operation::Header => !class.is(Class::ASSEMBLER),
         // lvcreate zeroes the start of a volume that it has made this moment (BLKZEROOUT, LVM 2.03).
         Operation::Erase if touch.has(Touch::ANY) && class.is(Class::OWNER) => return Verdict::OwnerWipe,

@@ -17,7 +17,7 @@ const SECTOR: u32 = 9;
 /// Where the range cannot be read, the whole device is meant: the kernel will fail the call itself.
 pub const WHOLE: [u64; 2] = [0, u64::MAX];
 
-/// Whether an ioctl of this number erases what its argument, two words, says.
+/// Whether an ioctl of this number erases the range that its argument, two words, states.
 #[inline(always)]
 #[must_use]
 pub const fn erases(command: u32) -> bool {

@@ -82,7 +82,7 @@ impl Header {
             "dm_mirror_log" => Self::MIRROR_LOG,
             "dm_log_writes" => Self::LOG_WRITES,
             "linux_raid_member" | "ddf_raid_member" | "isw_raid_member" => Self::MD,
-            // btrfs looks for none: it makes whatever it is given its own.
+            // btrfs looks for no header: it overwrites whatever device it is given.
             _ => Self::NONE,
         }
     }
@@ -94,7 +94,7 @@ impl Header {
 pub enum Role {
     /// It stays as it is.
     Kept = 1,
-    /// The kernel writes its header there, unless it finds one.
+    /// The kernel writes its header to the device, unless it finds a header there.
     Header = 2,
     /// Where the header is new, the layer writes over it as it is used.
     Given = 3,
@@ -109,7 +109,7 @@ pub const DEVICES: usize = 3;
 pub struct Use {
     /// A [`Role`]; zero: there is no such device.
     pub role: u32,
-    /// Kernel `dev_t` where the table names it by its number; zero where it names it by a path.
+    /// Kernel `dev_t` where the table names the device by number; zero where the table names a path.
     pub dev: u32,
 }
 
@@ -293,7 +293,7 @@ struct Reader<'a, T> {
     unknown: u64,
     /// Number of the argument.
     index: u64,
-    /// It so far, and it as a device's number, as far as it may be one.
+    /// The hash of the word so far, and the word's value as a device number while it may be one.
     hash: u64,
     number: u64,
     major: u64,
@@ -357,7 +357,8 @@ impl<T> Reader<'_, T> {
         (self.hash, self.number, self.major, self.shape) = (BASIS, 0, 0, 0);
     }
 
-    /// Has the kernel's verifier forget what it knows: else it follows every turn apart.
+    /// Makes the kernel's verifier forget the values it knows; else it follows each turn of the loop
+    /// separately.
     #[inline(always)]
     fn forget(&mut self) {
         let unknown = self.unknown;

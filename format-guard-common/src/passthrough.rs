@@ -173,7 +173,7 @@ impl Command {
         }
     }
 
-    /// What kind of command has this number, and its opcode.
+    /// The kind of command with this number, and its opcode.
     #[must_use]
     pub const fn of_code(code: u64) -> (&'static str, u8) {
         let kind = match code & !0xff {

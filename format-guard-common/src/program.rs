@@ -27,8 +27,8 @@ impl Class {
     /// that.
     pub const TRUSTED: Self = Self(32);
 
-    /// It says that it writes nothing (`mke2fs -n`): let in, and judged as what it is when it writes all the
-    /// same.
+    /// The program says that it writes nothing (`mke2fs -n`): its opening of a device is let through, and a
+    /// write is judged by the program's name.
     pub const DRY_RUN: Self = Self(64);
     /// A formatter that names a journal on another device (`mke2fs -J device=`), to which it adds its
     /// volume's UUID.
@@ -263,7 +263,7 @@ pub const PROGRAMS: &[Program] = &[
     // Swap space and LVM physical volumes are formats like any other.
     formatter("mkswap"),
     formatter("pvcreate"),
-    // Their one purpose is to make what is there unreadable.
+    // Programs whose one purpose is to make a device's content unreadable.
     reads(Grammar::WIPEFS, Program { name: "wipefs", class: Class::ERASER }),
     Program { name: "blkdiscard", class: Class::ERASER },
     Program { name: "shred", class: Class::ERASER },
@@ -292,7 +292,7 @@ pub const PROGRAMS: &[Program] = &[
     relabeller(Class::LVM, "vgimportclone"),
     // Puts back the signature that a hibernation left in the place of its own.
     relabeller(Class::SWAP, "swapon"),
-    // Their arguments say what they are there for.
+    // Programs whose purpose is told by their arguments.
     reads(Grammar::CRYPTSETUP, assembler(unknown("cryptsetup"))),
     reads(Grammar::CRYPTSETUP, assembler(unknown("veritysetup"))),
     reads(Grammar::CRYPTSETUP, assembler(unknown("integritysetup"))),

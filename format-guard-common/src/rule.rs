@@ -73,9 +73,10 @@ pub mod flag {
     /// While it is blank, bytes that are not zero are content, whoever but a formatter writes them. While it
     /// holds something, that is raw content: no known format's, and its user's to change.
     pub const RAW: u32 = 64;
-    /// It is a member of an array that runs, or was one until that dropped it: the array holds what it holds.
+    /// The volume is a member of a running array, or was one until the array dropped it: its content is the
+    /// array's.
     pub const ARRAY_RUNS: u32 = 128;
-    /// What it holds was not read yet; it will be in a moment.
+    /// The content was not read yet; a probe of the device is on its way.
     pub const UNREAD: u32 = 256;
 }
 

@@ -79,7 +79,8 @@ impl Header {
 pub struct Entry {
     /// Its rule.
     pub rule: Rule,
-    /// Who formats it, or what shares its bytes; of thread group zero: nobody.
+    /// The owner of the format on the device or on one that shares its bytes; thread group zero means no
+    /// owner.
     pub owner: FormatOwner,
     /// Goes up when an operator has the refusals on the device forgotten.
     pub forgotten: u64,
@@ -132,9 +133,9 @@ pub enum SnapshotError {
     NoSnapshot,
     /// It is of another version.
     Version(u32),
-    /// Its length is not what it says.
+    /// The snapshot's length is not the one that its header states.
     Length,
-    /// Its checksum is not.
+    /// The snapshot's checksum is not the one that its header states.
     Checksum,
 }
 

@@ -3,7 +3,8 @@
 
 use crate::opaque;
 
-/// Windows that one device has at most. What lies behind them is the last one's, and that one is nobody's.
+/// The most windows that one device has. Bytes behind them all count as the last one's, which belongs to no
+/// device.
 pub const MAX_WINDOWS: usize = 64;
 
 /// A run of bytes of a device in which another device's bytes lie, unchanged.

@@ -87,7 +87,7 @@ pub struct ClaimWorker<C> {
 #[derive(Debug, PartialEq, Eq)]
 enum Backfill {
     FromStart,
-    /// It has them up to this volume.
+    /// The store has the formats up to this volume.
     After(VolumeId),
     Done,
 }

@@ -31,7 +31,7 @@ pub fn run(config: &Config, reason: &str, uid: u32) -> Result<bool> {
     })?;
     pins::take_away(&config.pin_dir)
         .with_context(|| format!("cannot take away the pins at {}", config.pin_dir.display()))?;
-    // With what else is in it, it stays.
+    // The folder stays if there is anything else in it.
     let _ = fs::remove_dir(&config.pin_dir);
     Ok(true)
 }

@@ -23,7 +23,7 @@ pub(super) fn has_open(process: Process, devices: &[Dev]) -> Option<bool> {
     let directory = OpenOptions::new().read(true).custom_flags(flags).open(&path).ok()?;
     let numbers: Vec<_> =
         fs::read_dir(&path).ok()?.map(|entry| Some(entry.ok()?.file_name())).collect::<Option<_>>()?;
-    // What was listed is this very process's: its id was not another's before.
+    // The list is of this very process: the id was not reused while the list was read.
     if start_of(pid)? != process.started / tick() {
         return None;
     }

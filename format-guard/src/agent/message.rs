@@ -210,7 +210,7 @@ pub struct ProbeAnswer {
     pub result: Result<Finding, ProbeError>,
     /// It was read twice, one reading after the other, and both were that.
     pub twice: bool,
-    /// A copy of what identifies what it holds, packed, where one was asked for.
+    /// A packed copy of the bytes that identify the content, where a copy was asked for.
     pub copy: Option<Vec<u8>>,
 }
 

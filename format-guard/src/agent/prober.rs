@@ -156,7 +156,7 @@ impl Prober {
         self.ask_after(SOON, device, copied);
     }
 
-    /// Probes a device once whoever makes it has taken it away again, or has left it.
+    /// Probes a device later: the program that makes the device may take it away again at once.
     pub fn ask_later(&self, device: &Device, copied: Option<Wanted>) {
         self.ask_after(LATER, device, copied);
     }
@@ -210,7 +210,7 @@ impl Prober {
     async fn answer(self, (mut device, mut copied): Asked, mut rank: Rank) {
         loop {
             let place = self.places.acquire((device.dev, device.diskseq), rank).await;
-            // What it was asked for again meanwhile is this probe.
+            // A request that came while this one waited is answered by the same probe.
             if let Some(newest) = self.asked_again(&device) {
                 (device, copied) = newest;
             }
@@ -232,7 +232,7 @@ impl Prober {
         }
     }
 
-    /// As what it is to be probed, if it was asked for since it was looked at here last.
+    /// Takes the newest request for the device, if one came since the last call.
     fn asked_again(&self, device: &Device) -> Option<Asked> {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         busy.get_mut(&(device.dev, device.diskseq)).and_then(Option::take)

@@ -97,7 +97,7 @@ impl Inputs {
         self.kept.take().or_else(|| self.others.try_recv().ok())
     }
 
-    /// This answer, and those that came right behind it.
+    /// This answer, and the answers that came right behind it.
     pub(super) fn together(&mut self, first: ProbeAnswer) -> Vec<ProbeAnswer> {
         let mut answers = vec![first];
         while self.kept.is_none() && answers.len() < TOGETHER {

@@ -115,7 +115,7 @@ pub(super) async fn run(socket: Socket, inputs: mpsc::Sender<Input>) -> Result<(
     }
 }
 
-/// The device that a uevent concerns, if it is a block device, and what became of it.
+/// The block device that a uevent is about, and the event's action; none for other devices.
 pub(crate) fn parse(message: &[u8]) -> Option<(String, ActionType)> {
     let event = UEvent::from_netlink_packet(message).ok()?;
     if event.subsystem != "block" {

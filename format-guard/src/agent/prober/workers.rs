@@ -80,7 +80,7 @@ impl Worker {
         Ok(line)
     }
 
-    /// Kills it; where it hangs in the kernel it dies when it comes back.
+    /// Kills the worker; one that hangs in the kernel dies when it returns from there.
     pub(super) fn kill(mut self) -> Child {
         let _ = self.child.start_kill();
         self.child

@@ -344,7 +344,7 @@ async fn probe(
     agent.ask_of(peer, volume, VolumeRequest::Show).await
 }
 
-/// Probes first: what is adopted is what is there now.
+/// Probes first, so that the content adopted is the one on the device now.
 async fn adopt(
     State(agent): State<Agent>,
     ConnectInfo(peer): ConnectInfo<Peer>,
