@@ -766,8 +766,16 @@ impl Step {
         self.report("blank", "blank: one format may begin");
     }
 
+    /// What must read blank for the quarantine did not.
+    fn begin_quarantine_anew(&mut self) {
+        if self.attachment.suspect_since.is_some() {
+            self.attachment.suspect_since = Some(self.now.boot);
+        }
+    }
+
     fn holds(&mut self, found: &[Found], marks: Vec<Mark>) {
         self.attachment.clean_passes = 0;
+        self.begin_quarantine_anew();
         let content = content_of(found);
         match self.record.state {
             State::Unverified if self.may_be_an_earlier_volumes() => {
@@ -948,9 +956,7 @@ impl Step {
     }
 
     fn unreadable(&mut self, error: &ProbeError) {
-        if self.attachment.suspect_since.is_some() {
-            self.attachment.suspect_since = Some(self.now.boot);
-        }
+        self.begin_quarantine_anew();
         match self.record.state {
             State::Unverified if self.attachment.is_held_back() => {}
             State::Unverified | State::Blank => {
