@@ -13,6 +13,7 @@ use format_guard_common::{
 use crate::{
     caller,
     kernel::diskseq,
+    log,
     maps::{
         self, CLEAR, EVENTS, FORMAT_OWNERS, FORMATTERS, LEASE, NAMES, TAINTED, TAINTS, UNKNOWN, WINDOWS,
         count,
@@ -51,6 +52,7 @@ pub(crate) fn target_of_file<'a>(file: *const u8, dev: u32) -> Option<Target<'a>
             return Some(Target { dev, through: 0, diskseq, rule });
         }
         count(Counter::Stale);
+        log::stale(dev, rule.diskseq, diskseq);
     }
     Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(stacking::of_unknown(file, dev))? })
 }
@@ -280,6 +282,7 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
 #[inline(never)]
 fn enforce(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
+    log::verdict(target.dev, kind, reason, request.operation as u32, target.rule.state);
     let process = caller::process();
     if kind == DENIED {
         // Of a layer that the agent will know in a moment nobody is cut off, nor who could not even open what

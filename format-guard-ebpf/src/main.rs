@@ -39,6 +39,7 @@ mod gate;
 mod kernel;
 mod kernel_open;
 mod lifecycle;
+mod log;
 mod mapping;
 mod maps;
 mod open;

@@ -7,7 +7,7 @@ use format_guard_common::{Operation, Request, each, event::Counter, opaque};
 use crate::{
     gate::{self, EAGAIN, EPERM},
     kernel::block_device,
-    maps, passthrough,
+    log, maps, passthrough,
     place::{self, Write, what},
     user_content::{UserContent, total},
 };
@@ -166,6 +166,7 @@ fn judge(target: gate::Target<'_>, write: &Write) -> i32 {
     }
     // All roads above meet here; without this the verifier follows each of them through every check.
     let content = UserContent::new(address, iovecs, unknown);
+    log::write(target.dev, write.what, write.offset, count);
     let operation = match opaque(write.what, unknown) {
         what::BYTES | what::VECTOR | what::HIDDEN => Operation::Write,
         what::ERASURE => Operation::Erase,

@@ -10,6 +10,7 @@ pub mod desired_claims;
 pub mod detach;
 mod holding;
 pub(crate) mod kernel_events;
+mod kernel_lines;
 mod kernel_log;
 mod kubernetes;
 #[cfg(feature = "kubernetes")]
@@ -170,8 +171,11 @@ pub async fn run(start: Start) -> Result<()> {
     info!(socket = %config.socket().display(), tier = tier.name(), "format-guard is in force");
 
     tasks.spawn(uevents::run(uevents, senders.others.clone()));
-    if let EventSource::Kernel(ring) = events {
+    if let EventSource::Kernel(ring, lines) = events {
         tasks.spawn(kernel_events::run(ring, senders.urgent.clone()));
+        if let Some(lines) = lines {
+            tasks.spawn(kernel_lines::run(lines));
+        }
     }
     tasks.spawn(prober::run(answers, senders.others.clone()));
     tasks.spawn(process_exit::run(watched, senders.urgent.clone()));

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     enforce::{
         Enforcer,
-        bpf::{BpfEnforcer, pins},
+        bpf::{BpfEnforcer, lines::Lines, pins},
         error::LoadError,
         preload::{PreloadEnforcer, Questions},
     },
@@ -30,8 +30,8 @@ pub(super) async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send 
 
 /// What tells of events where a tier is in force.
 pub(super) enum EventSource {
-    /// The kernel programs' ring buffer.
-    Kernel(RingBuf<MapData>),
+    /// The kernel programs' ring buffer, and the lines that they write.
+    Kernel(RingBuf<MapData>, Option<Lines>),
     /// The socket that the library asks at.
     Questions(UnixListener, Questions),
     /// A task reads them already.
@@ -147,7 +147,7 @@ impl TierSelector {
         let [tier, weaker @ ..] = now.as_slice() else { bail!("no tier is left") };
         if *tier != Tier::Preload {
             let mut enforcer = BpfEnforcer::load(&config.pin_dir, config, audit, *tier, weaker.to_vec())?;
-            let events = EventSource::Kernel(enforcer.events()?);
+            let events = EventSource::Kernel(enforcer.events()?, enforcer.lines());
             return Ok((Box::new(enforcer), events));
         }
         let enforcer =

@@ -14,6 +14,7 @@ mod hanging;
 mod identity;
 mod incidents;
 mod kernel_formats;
+mod kernel_lines;
 mod kernel_memory;
 mod kubernetes;
 mod life;

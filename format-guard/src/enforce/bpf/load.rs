@@ -21,11 +21,12 @@ use aya::{
     },
 };
 use format_guard_common::RULES_IN_SEGMENT;
-use format_guard_programs::OBJECT;
+use format_guard_programs::{OBJECT, OBJECT_WITH_LINES};
 
 use super::{
     BpfEnforcer,
     hooks::{self, Hook, HookProgram},
+    lines,
     modify_return::Programs,
     pins::Pins,
     syscall, verifier_log,
@@ -42,6 +43,33 @@ use crate::{
 
 impl BpfEnforcer {
     pub(super) fn attach_in_tier(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
+        match self.attach_object() {
+            Err(error @ LoadError::Program { .. }) if self.object == OBJECT_WITH_LINES => {
+                tracing::warn!(
+                    "the kernel programs write no lines: this kernel takes none that do ({error})"
+                );
+                self.object = OBJECT;
+                self.make_again()?;
+                self.attach_object()
+            }
+            attached => attached,
+        }
+    }
+
+    /// Makes the programs of the object again, for the tier, over the maps that there are.
+    pub(super) fn make_again(&mut self) -> Result<(), EbpfError> {
+        let globals = Globals {
+            offsets: &self.offsets,
+            refuse_passthrough: self.refuse_passthrough,
+            may_wait: self.may_wait,
+            tier: self.tier,
+        };
+        self.ebpf = load_object(self.object, &self.pins, self.max_devices, &globals)?;
+        self.build = build_of(self.object, &globals);
+        Ok(())
+    }
+
+    fn attach_object(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
         let parts = self.places()?;
         let reports = hooks::of(self.tier).iter().map(|part| {
             let attached = parts.iter().any(|placed| placed.program == part.program);
@@ -101,7 +129,7 @@ impl BpfEnforcer {
             };
             Some(pinned.get(name).or_else(own)?.fd().as_fd().as_raw_fd())
         };
-        Programs::parse(OBJECT, descriptor)
+        Programs::parse(self.object, descriptor)
             .map_err(|error| LoadError::Functions { reason: error.to_string() })
     }
 
@@ -235,22 +263,35 @@ fn tell_verified(part: &HookProgram, info: Result<ProgramInfo, ProgramError>) {
     }
 }
 
+/// What is written into an object before it is loaded.
+#[derive(Hash)]
+pub(super) struct Globals<'a> {
+    pub(super) offsets: &'a [(&'static str, u32)],
+    pub(super) refuse_passthrough: u32,
+    pub(super) may_wait: u32,
+    pub(super) tier: Tier,
+}
+
+/// The object that the log asks for.
+pub(super) fn wanted_object() -> &'static [u8] {
+    if lines::are_wanted() { OBJECT_WITH_LINES } else { OBJECT }
+}
+
 /// Stands for the object, its read-only globals and where it is attached.
-pub(super) fn build_of(offsets: &[(&'static str, u32)], refuse_passthrough: u32, tier: Tier) -> u64 {
+pub(super) fn build_of(object: &[u8], globals: &Globals<'_>) -> u64 {
     let mut build = DefaultHasher::new();
-    (OBJECT, offsets, refuse_passthrough, tier).hash(&mut build);
+    (object, globals).hash(&mut build);
     build.finish()
 }
 
 /// Reads the object with its maps below the pins.
 pub(super) fn load_object(
+    object: &[u8],
     pins: &Pins,
     max_devices: u32,
-    offsets: &[(&'static str, u32)],
-    refuse_passthrough: u32,
-    may_wait: u32,
-    tier: Tier,
+    globals: &Globals<'_>,
 ) -> Result<Ebpf, EbpfError> {
+    let Globals { offsets, refuse_passthrough, may_wait, tier } = *globals;
     let mut loader = EbpfLoader::new();
     // For relocations, which our programs have none of.
     loader.btf(None);
@@ -270,7 +311,9 @@ pub(super) fn load_object(
     // A program at a function may wait for nothing.
     let may_wait = if tier == Tier::Lsm { may_wait } else { 0 };
     loader.override_global("MAY_WAIT", &may_wait, true);
-    loader.load(OBJECT)
+    let threshold = lines::threshold().filter(|_| object == OBJECT_WITH_LINES);
+    lines::prepare(&mut loader, pins.maps(), threshold.as_ref());
+    loader.load(object)
 }
 
 fn load_program(program: &mut Program, hook: Hook, btf: &Btf) -> Result<FdLink, ProgramError> {

@@ -6,6 +6,7 @@
 //! successor refuses.
 
 mod hooks;
+pub mod lines;
 mod load;
 mod modify_return;
 pub mod offsets;
@@ -52,7 +53,8 @@ use crate::{
     volume::Dev,
 };
 use hooks::{HookProgram, functions};
-use load::{borrow, build_of, load_object, take};
+use lines::Lines;
+use load::{Globals, borrow, build_of, load_object, take, wanted_object};
 use offsets::{KERNEL_BTF, KernelTypes};
 use pins::Pins;
 use self_protection::Protected;
@@ -66,6 +68,8 @@ const CANARY_WAITS: Duration = Duration::from_secs(5);
 
 /// The loaded guard.
 pub struct BpfEnforcer {
+    /// What `ebpf` was made of.
+    object: &'static [u8],
     ebpf: Ebpf,
     pins: Pins,
     rules: Rules,
@@ -132,8 +136,10 @@ impl BpfEnforcer {
         let max_devices = config.max_devices;
         let rules = pins.maps().join("RULES");
         Rules::make(&rules, max_devices).map_err(|source| LoadError::Pin { path: rules, source })?;
-        let mut ebpf = load_object(&pins, max_devices, &offsets, refuse_passthrough, may_wait, tier)?;
-        let build = build_of(&offsets, refuse_passthrough, tier);
+        let object = wanted_object();
+        let globals = Globals { offsets: &offsets, refuse_passthrough, may_wait, tier };
+        let mut ebpf = load_object(object, &pins, max_devices, &globals)?;
+        let build = build_of(object, &globals);
         let rules = Rules::new(take(&mut ebpf, "RULES", ArrayOfMaps::try_from)?);
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
         let taken = Slots::new(slots.iter().filter_map(Result::ok), max_devices);
@@ -171,6 +177,7 @@ impl BpfEnforcer {
                 .map_err(|source| LoadError::Map { name: "NAMES", source })?;
         }
         let mut enforcer = Self {
+            object,
             ebpf,
             pins,
             rules,
@@ -206,6 +213,11 @@ impl BpfEnforcer {
     /// The ring buffer of `KernelEvent`s.
     pub fn events(&mut self) -> Result<RingBuf<MapData>, LoadError> {
         take(&mut self.ebpf, "EVENTS", RingBuf::try_from)
+    }
+
+    /// The lines of the kernel programs, where the log asks for them.
+    pub fn lines(&mut self) -> Option<Lines> {
+        lines::of(&mut self.ebpf)
     }
 
     /// Whether a formatter waits while its device is not read, and whether another one is refused meanwhile
@@ -371,11 +383,7 @@ impl Enforcer for BpfEnforcer {
                         "{error}; the next tier is tried"
                     );
                     self.tier = next;
-                    let (passthrough, may_wait) = (self.refuse_passthrough, self.may_wait);
-                    let devices = self.max_devices;
-                    self.ebpf =
-                        load_object(&self.pins, devices, &self.offsets, passthrough, may_wait, self.tier)?;
-                    self.build = build_of(&self.offsets, self.refuse_passthrough, self.tier);
+                    self.make_again()?;
                 }
                 other => return other,
             }
