@@ -8,6 +8,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -1001,4 +1002,30 @@ impl Drop for ScsiDisk {
         // A probe may hold it for a moment.
         let _ = wait_for("scsi_debug to go", || Ok((run("rmmod scsi_debug")?.status == 0).then_some(())));
     }
+}
+
+/// Sectors of each of many volumes.
+pub const SECTORS_OF_MANY: u32 = 1 << 16;
+
+/// Makes volumes of these numbers, in order: device mapper over one null block device, which reads blank.
+///
+/// # Errors
+/// When device mapper does not take one.
+pub fn make_many(first: u32, count: u32) -> Result<()> {
+    /// Volumes that one dmsetup makes: a command line has a limit.
+    const AT_ONCE: u32 = 500;
+    module("dm_mod")?;
+    must("modprobe null_blk nr_devices=1 gb=1024")?;
+    let sectors = SECTORS_OF_MANY;
+    for start in (first..first + count).step_by(AT_ONCE as usize) {
+        let devices: Vec<String> = (start..(start + AT_ONCE).min(first + count))
+            .map(|i| format!("fgbench{i},FGBENCH-{i},,rw,0 {sectors} linear /dev/nullb0 {}", i * sectors))
+            .collect();
+        let made = Command::new("dmsetup")
+            .args(["create", "--concise", &devices.join(";")])
+            .env("DM_DISABLE_UDEV", "1")
+            .status()?;
+        ensure!(made.success(), "dmsetup failed");
+    }
+    Ok(())
 }

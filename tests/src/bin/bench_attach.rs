@@ -25,9 +25,9 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, Map, MapData, MapError};
 use format_guard_common::{RULES_IN_SEGMENT, Rule, State};
 use format_guard_tests::{
-    device::{Device, Loop},
+    device::{Device, Loop, SECTORS_OF_MANY, make_many},
     guard::{Guard, PINS},
-    tool::{module, must, run},
+    tool::{must, run},
     wait_for,
 };
 use serde_json::Value;
@@ -38,10 +38,6 @@ const ONE_BY_ONE: u32 = 100;
 const BURST: u32 = 200;
 /// Between two volumes that come one by one: none is in the wake of the one before.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Volumes that one dmsetup makes: a command line has a limit.
-const AT_ONCE: u32 = 500;
-/// Sectors of each.
-const SECTORS: u32 = 1 << 16;
 
 const START_GOAL: f64 = 2.0;
 const MEMORY_GOAL: u64 = 64;
@@ -144,8 +140,6 @@ impl Devices {
         if env::var("FORMAT_GUARD_DEVICES").is_ok_and(|devices| devices == "loops") {
             return Ok(Self::Loops(Vec::new()));
         }
-        module("dm_mod")?;
-        must("modprobe null_blk nr_devices=1 gb=1024")?;
         Ok(Self::Linear)
     }
 
@@ -153,22 +147,11 @@ impl Devices {
     fn make(&mut self, first: u32, count: u32) -> Result<()> {
         if let Self::Loops(loops) = self {
             for _ in 0..count {
-                loops.push(Loop::at_once(u64::from(SECTORS) >> 11)?);
+                loops.push(Loop::at_once(u64::from(SECTORS_OF_MANY) >> 11)?);
             }
             return Ok(());
         }
-        // By few commands.
-        for start in (first..first + count).step_by(AT_ONCE as usize) {
-            let devices: Vec<String> = (start..(start + AT_ONCE).min(first + count))
-                .map(|i| format!("fgbench{i},FGBENCH-{i},,rw,0 {SECTORS} linear /dev/nullb0 {}", i * SECTORS))
-                .collect();
-            let made = Command::new("dmsetup")
-                .args(["create", "--concise", &devices.join(";")])
-                .env("DM_DISABLE_UDEV", "1")
-                .status()?;
-            ensure!(made.success(), "dmsetup failed");
-        }
-        Ok(())
+        make_many(first, count)
     }
 
     fn path(&self, number: u32) -> PathBuf {

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, ensure};
 use btf_rs::{Btf, Type};
 use format_guard_common::clear::slots;
 use format_guard_tests::{
-    device::{Device, Image, Loop},
+    device::{Device, Image, Loop, make_many},
     guard::Guard,
     road::{in_child, pieces, ring_write, submit},
     tool::must,
@@ -36,6 +36,10 @@ const CALLS: u32 = 500;
 const ROUNDS: u32 = 25;
 /// Where a guarded ext4 has no mark.
 const BEYOND: u64 = 12 << 20;
+/// Between two of eleven copies of a superblock, in a stretch that is none of the longest.
+const BETWEEN: u64 = 6720 << 10;
+/// Volumes on a host that has many.
+const MANY: u32 = 2000;
 /// Bytes of an XFS, and of each of its four allocation groups.
 const XFS: u64 = 320 << 20;
 const GROUP: u64 = XFS / 4;
@@ -75,7 +79,10 @@ fn main() -> Result<()> {
     for device in [&guarded, &exempt, &strict, &colliding] {
         must(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
     }
-    let devices = [&guarded, &exempt, &strict, &xfs, &colliding];
+    // Copies in groups 1, 3, 5, 7, 9, 25, 27, 49, 81 and 125 of 256 KiB.
+    let copies = Loop::new(32)?;
+    must(&format!("mkfs.ext4 -F -q -b 1024 -g 256 {}", copies.path().display()))?;
+    let devices = [&guarded, &exempt, &strict, &xfs, &colliding, &copies];
     let bench = Bench::new(devices.map(Device::path))?;
     let bare = bench.measure(&clock, &CASES)?;
     let noop = {
@@ -123,6 +130,11 @@ fn main() -> Result<()> {
     guard.stop_agent()?;
     guard.start_agent()?;
     later.push(("the same, after a restart of the agent", again()?));
+    guard.stop_agent()?;
+    make_many(0, MANY)?;
+    guard.start_agent()?;
+    ensure!(guard.json("status")?["devices"].as_u64() > Some(MANY.into()), "not all devices are there");
+    later.push(("the same, beside 2,000 other devices", again()?));
     for (name, cost) in later {
         row(name, cost, beyond.name);
         goals.push((name, BEYOND_GOAL, cost, noop[beyond.name]));
@@ -195,6 +207,7 @@ struct Bench {
     strict: File,
     xfs: File,
     colliding: File,
+    copies: File,
     /// What the superblock holds: written back as it is.
     superblock: Vec<u8>,
     /// What lies around it.
@@ -215,7 +228,7 @@ struct Case {
 
 const PWRITE_BEYOND: &str = "pwrite of a guarded one beyond its marks";
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     Case {
         name: "pread of a file (tmpfs, 512 bytes)",
         goal: Some(Goal::Above(12)),
@@ -268,6 +281,11 @@ const CASES: [Case; 15] = [
         },
     },
     Case {
+        name: "pwrite between copies of a superblock",
+        goal: None,
+        call: |bench| bench.copies.write_all_at(&bench.data, BETWEEN),
+    },
+    Case {
         name: "pwrite of a strict one by a trusted program",
         goal: Some(Goal::Percent(130)),
         call: |bench| bench.strict.write_all_at(&bench.data, BEYOND),
@@ -286,7 +304,7 @@ const CASES: [Case; 15] = [
 ];
 
 impl Bench {
-    fn new([guarded, unguarded, strict, xfs, colliding]: [&Path; 5]) -> Result<Self> {
+    fn new([guarded, unguarded, strict, xfs, colliding, copies]: [&Path; 6]) -> Result<Self> {
         let path = Path::new("/run/fg-bench");
         fs::write(path, vec![0; 8192])?;
         let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
@@ -302,6 +320,7 @@ impl Bench {
             strict: open(strict)?,
             xfs: open(xfs)?,
             colliding: open(colliding)?,
+            copies: open(copies)?,
             superblock: start[1024..2048].to_vec(),
             start,
             data: vec![0; 512],
