@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{
     Outcome, Row, Selection, shell_with,
     volume::{Golden, KINDS, Kind, MIB, key_file, point},
+    writers::WRITERS,
 };
 use crate::{
     device::{Device, Loop},
@@ -19,7 +20,7 @@ use crate::{
 /// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is
 /// blank, `$M` a directory to mount on, `$K` the key file of the LUKS volumes. Each line is one step: its
 /// exit status must be the same.
-struct Work {
+pub(super) struct Work {
     /// The kind of volume; a blank one where it is empty.
     on: &'static str,
     name: &'static str,
@@ -30,7 +31,7 @@ struct Work {
     refused: bool,
 }
 
-const fn work(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
+pub(super) const fn work(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
     Work { on, name, steps, state: "formatted", refused: false }
 }
 
@@ -734,7 +735,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
         let place = KINDS.iter().position(|kind| kind.name == work.on);
         place.map_or_else(|| only.has("blank", KINDS.len()), |place| only.has(work.on, place))
     };
-    let rows: Vec<&Work> = WORK.iter().filter(wanted).collect();
+    let rows: Vec<&Work> = WORK.iter().chain(WRITERS).filter(wanted).collect();
     let mut golden: Vec<Golden> = Vec::new();
     let needed = |kind: &&Kind| rows.iter().any(|work| work.on == kind.name);
     for kind in KINDS.iter().filter(needed) {
