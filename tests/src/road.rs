@@ -624,7 +624,8 @@ pub fn documented(tier: &str) -> Result<Vec<(&'static str, Road, bool)>> {
 
 /// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap
 /// space by its file system, and no target of `copy_file_range`.
-fn is_absent(name: &str, errno: Option<i32>) -> bool {
+#[must_use]
+pub fn is_absent(name: &str, errno: Option<i32>) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
         && ["BLKSECDISCARD", "io_uring discard", "swapon", "copy_file_range"].contains(&name)
 }
@@ -633,7 +634,7 @@ fn is_absent(name: &str, errno: Option<i32>) -> bool {
 ///
 /// # Errors
 /// When that process was killed.
-pub fn errno_of(road: Road, aim: &Aim) -> Result<Option<i32>> {
+pub fn errno_of(road: impl Fn(&Aim) -> io::Result<()>, aim: &Aim) -> Result<Option<i32>> {
     Ok(in_child(|| road(aim))?.wait()?.err().and_then(|error| error.raw_os_error()))
 }
 

@@ -12,8 +12,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
     device::{Device, Loop},
-    guard::Guard,
-    road::{AioWrite, in_child, pieces, ring_write, submit, write_by_aio, write_pieces_by_ring},
+    guard::{Guard, tier},
+    road::{
+        Aim, AioWrite, documented, errno_of, in_child, is_absent, pieces, ring_write, submit, write_by_aio,
+        write_pieces_by_ring,
+    },
+    tool::must,
     wait_for,
 };
 use io_uring::{IoUring, squeue};
@@ -352,6 +356,64 @@ fn writers_on_one_cpu_are_not_refused_beyond_the_marks() -> Result<()> {
         child.wait()??;
     }
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
+    Ok(())
+}
+
+/// Each road in turn, beside two writers who keep the CPU busy with writes of their own to another volume:
+/// nothing that belongs to one of these decides. `FORMAT_GUARD_WRITERS_SECONDS` is how long each road is
+/// tried; else it is tried three times.
+#[test]
+fn no_road_reaches_a_mark_beside_busy_writers() -> Result<()> {
+    let guard = Guard::shared()?;
+    let devices = [Loop::new(64)?, Loop::new(64)?];
+    for device in &devices {
+        make_ext4(&guard, device.path())?;
+    }
+    let [victim, noise] = devices.each_ref();
+    let before = victim.sha256()?;
+    let aim = Aim { path: victim.path(), offset: 1080, length: 2 };
+    let seconds = std::env::var("FORMAT_GUARD_WRITERS_SECONDS").ok().map(|text| text.parse()).transpose()?;
+    let mut tries = 0;
+    for (name, road, _) in documented(&tier())?.into_iter().filter(|(_, _, refused)| *refused) {
+        let pause = seconds.map(Duration::from_secs);
+        let (end, mut left) = (pause.map(|pause| Instant::now() + pause), 3);
+        let busy_until = Instant::now() + pause.unwrap_or_default() + Duration::from_secs(2);
+        let busy: Vec<_> = [busy_by_aio as Busy, busy_by_ring]
+            .into_iter()
+            .map(|busy| {
+                in_child(|| {
+                    pinned()?;
+                    busy(&writer(noise.path())?, busy_until).map(drop)
+                })
+            })
+            .collect::<Result<_>>()?;
+        while end.map_or(left > 0, |end| Instant::now() < end) {
+            let errno = errno_of(|aim| pinned().and_then(|()| road(aim)), &aim)?;
+            let refused = errno == Some(libc::EPERM) || is_absent(name, errno);
+            ensure!(refused, "{name} gave errno {errno:?} at try {tries}");
+            (left, tries) = (left - 1, tries + 1);
+        }
+        for each in busy {
+            each.wait()?.with_context(|| format!("beside {name}: {:#?}", guard.events("denied")))?;
+        }
+    }
+    println!("{tries} tries");
+    ensure!(victim.sha256()? == before, "bytes changed");
+    Ok(())
+}
+
+/// What is shown of a mode of preemption is shown where the kernel is in it: `preempt=` is ignored by one
+/// that has no choice.
+#[test]
+fn the_kernel_preempts_as_it_was_booted() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    must(&format!("mount -t debugfs none {}", directory.path().display()))?;
+    let modes = std::fs::read_to_string(directory.path().join("sched/preempt"));
+    must(&format!("umount {}", directory.path().display()))?;
+    let modes = modes?;
+    println!("{modes}");
+    let asked = std::env::var("FORMAT_GUARD_PREEMPT").unwrap_or_default();
+    ensure!(modes.contains(&format!("({asked}")), "{asked} was asked for, and it is {modes}");
     Ok(())
 }
 

@@ -59,6 +59,8 @@ struct Boot {
     tier: Tier,
     disks: Vec<Disk>,
     systemd: bool,
+    /// How the kernel is to preempt its tasks; empty: as it would by itself.
+    preempt: &'static str,
     /// What its tests are told, each `NAME=VALUE`.
     variables: Vec<String>,
 }
@@ -72,6 +74,7 @@ impl Boot {
             tier: Tier::Lsm,
             disks: Vec::new(),
             systemd: false,
+            preempt: "",
             variables: Vec::new(),
         }
     }
@@ -92,13 +95,17 @@ impl Boot {
             Tier::FmodRet => WITHOUT_BPF,
             Tier::Lsm | Tier::Cgroup => "",
         };
+        let preempt = match self.preempt {
+            "" => String::new(),
+            mode => format!(" preempt={mode}"),
+        };
         let guest = Guest {
             kernel: self.kernel.clone(),
             command,
             disks: self.disks.clone(),
             timeout: TIMEOUT,
             clock: Clock::Host,
-            parameters: parameters.to_owned(),
+            parameters: format!("{parameters}{preempt}"),
             network: false,
         };
         // What a guest prints is in the log at once: a run that is ended leaves what there was until then.
@@ -280,6 +287,15 @@ impl<'a> World<'a> {
             Work::Scenarios { select, tier, shared, variables } => {
                 self.scenarios(part, &name, &kernel, (select, tier, variables), shared, jobs)?;
             }
+            Work::Preempted { mode, select, variables } => {
+                let tests = self.programs.test("scenarios")?;
+                let mut boot = Boot::new(kernel, tests, &ONE_BY_ONE);
+                boot.preempt = mode;
+                boot.variables = variables.iter().map(|&variable| variable.to_owned()).collect();
+                boot.variables.push(format!("FORMAT_GUARD_PREEMPT={mode}"));
+                let job = self.of_scenarios(part, name, boot, select.of(&select::names(tests)?))?;
+                jobs.push(job);
+            }
             Work::ControlGroupOfGuest => {
                 let mut boot = Boot::new(kernel, self.programs.test("cgroup")?, &ONE_BY_ONE);
                 boot.tier = Tier::Cgroup;
@@ -343,25 +359,14 @@ impl<'a> World<'a> {
             bail!("{name} has no scenarios");
         }
         let guests = if shared { guest::at_a_time()? } else { 1 };
-        let guard = self.guard()?;
         let hands = select::deal(names, guests, &self.past.scenarios);
         let of = hands.len();
         for (i, names) in hands.into_iter().enumerate() {
             let name = if of > 1 { format!("{name} {}/{of}", i + 1) } else { name.to_owned() };
             let mut boot = Boot::new(kernel.clone(), tests, &ONE_BY_ONE);
-            boot.words.push("--exact".into());
-            boot.words.extend(names.iter().map(OsString::from));
             boot.tier = tier;
             boot.variables = variables.iter().map(|&variable| variable.to_owned()).collect();
-            let mut job = self.job(part, name, Cost::GUEST, move |log| {
-                let mut outcome = boot.run(guard, log)?;
-                let missing = (names.len() as u64).saturating_sub(outcome.passed + outcome.failed);
-                if missing > 0 {
-                    append(log, &format!("{missing} of {} scenarios did not run\n", names.len()))?;
-                    outcome.failed += missing;
-                }
-                Ok(outcome)
-            });
+            let mut job = self.of_scenarios(part, name, boot, names)?;
             if !self.past.jobs.contains_key(&job.name) {
                 #[expect(clippy::cast_precision_loss, reason = "a number of guests")]
                 let guests = of as f64;
@@ -370,6 +375,22 @@ impl<'a> World<'a> {
             jobs.push(job);
         }
         Ok(())
+    }
+
+    /// One boot for scenarios of these names, all of which must run.
+    fn of_scenarios(&self, part: &Part, name: String, mut boot: Boot, names: Vec<String>) -> Result<Job<'a>> {
+        let guard = self.guard()?;
+        boot.words.push("--exact".into());
+        boot.words.extend(names.iter().map(OsString::from));
+        Ok(self.job(part, name, Cost::GUEST, move |log| {
+            let mut outcome = boot.run(guard, log)?;
+            let missing = (names.len() as u64).saturating_sub(outcome.passed + outcome.failed);
+            if missing > 0 {
+                append(log, &format!("{missing} of {} scenarios did not run\n", names.len()))?;
+                outcome.failed += missing;
+            }
+            Ok(outcome)
+        }))
     }
 
     /// Half of a whole table is one job: it takes long.

@@ -61,6 +61,8 @@ pub(crate) enum Work {
     Commands,
     /// Scenarios in guests, in as many as may run at the same time where `shared` is set.
     Scenarios { select: Select, tier: Tier, shared: bool, variables: &'static [&'static str] },
+    /// Scenarios where the kernel is booted to preempt its tasks in this way (`preempt=`).
+    Preempted { mode: &'static str, select: Select, variables: &'static [&'static str] },
     /// Tests of tier `cgroup` in a guest.
     ControlGroupOfGuest,
     /// What is known after a reboot: two boots.
@@ -166,6 +168,15 @@ const fn at_night(mut part: Part, paths: &'static [&'static str]) -> Part {
 
 const fn scenarios(select: Select, tier: Tier) -> Work {
     Work::Scenarios { select, tier, shared: false, variables: &[] }
+}
+
+/// Writers, where a program in progress may be preempted, and a place that was noted would be another's.
+const fn preempted(name: &'static str, mode: &'static str, kernels: &'static [&'static str]) -> Part {
+    let select = Select::Named(&["writers::", "roads::"]);
+    let work = Work::Preempted { mode, select, variables: &["FORMAT_GUARD_WRITERS_SECONDS=5"] };
+    let shows =
+        "no write is refused for its shape, and no road is open, however the kernel preempts its tasks";
+    at_night(in_guests(name, shows, work, kernels, 480), &["format-guard-ebpf/src/place.rs"])
 }
 
 /// The plan.
@@ -432,6 +443,10 @@ pub(crate) const PLAN: &[Part] = &[
         ),
         &[],
     ),
+    preempted("writers, preempt=none", "none", &["6.1", "6.12"]),
+    preempted("writers, preempt=voluntary", "voluntary", &["6.1", "6.12"]),
+    preempted("writers, preempt=full", "full", ALL),
+    preempted("writers, preempt=lazy", "lazy", &["6.18", "7"]),
     at_night(
         in_guests(
             "every point of failure",
