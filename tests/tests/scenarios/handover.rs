@@ -14,7 +14,7 @@ use format_guard_tests::{
     attack,
     device::{Device, Loop},
     guard::{Guard, PINS, binary},
-    tool::{must, run},
+    tool::{must, open_as_formatter, run},
 };
 
 use crate::make_ext4;
@@ -73,10 +73,9 @@ fn nothing_comes_through_while_agents_take_over_from_each_other() -> Result<()> 
         let attack = scope.spawn(|| -> Result<u64> {
             let mut tried = 0;
             while !over.load(Ordering::Relaxed) {
-                for refused in [
-                    file.write_at(&[0; 2], 1080).map(drop),
-                    attack::open_as_formatter(device.path()).map(drop),
-                ] {
+                for refused in
+                    [file.write_at(&[0; 2], 1080).map(drop), open_as_formatter(device.path()).map(drop)]
+                {
                     let kind = refused.err().map(|error| error.kind());
                     ensure!(kind == Some(ErrorKind::PermissionDenied), "attempt {tried} gave {kind:?}");
                 }

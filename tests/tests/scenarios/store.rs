@@ -5,9 +5,10 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
-    attack::{open_as_formatter, refused},
+    attack::refused,
     device::{Device, Iscsi, Loop},
     guard::Guard,
+    tool::open_as_formatter,
     wait_for,
 };
 use format_guard_tests_etcd::{Members, Plan};
