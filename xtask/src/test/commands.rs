@@ -1,7 +1,11 @@
-//! What README and CONTRIBUTING say to type is true: each command of their texts is run, or named with what
-//! else runs it. A command that nobody knows here is a failure, so that none is added to a text unseen.
+//! What README, CONTRIBUTING and the manual say to type is true. Each command of README and CONTRIBUTING is run, or named with what else
+//! runs it. Each `format-guard` command of any page is one that the program has, with options that it has. A command that nobody knows
+//! here is a failure, so that none is added to a text unseen.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,6 +13,8 @@ use super::{job::Outcome, plan::PLAN};
 use crate::command::{command, output, workspace};
 
 const TEXTS: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
+/// The page with the table of all commands.
+const TABLE: &str = "docs/commands.md";
 
 /// How a command is held.
 enum Held {
@@ -47,7 +53,38 @@ fn commands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The rows of README's table of commands: ``| `volume permit VOLUME --reason TEXT` | ... |``.
+/// The `format-guard` commands among a text's lines of code, without the program's name: by themselves, or in a pod (`kubectl exec`).
+fn typed(text: &str) -> Vec<String> {
+    let mut fenced = false;
+    let mut typed = Vec::new();
+    for line in text.lines() {
+        let trimmed = line.trim();
+        if trimmed.starts_with("```") {
+            fenced = !fenced;
+        }
+        // What comes behind a comment, a pipe or a redirection is another program's.
+        let ours = trimmed.split(['#', '|', '>']).next().unwrap_or_default().trim();
+        let words = ours.strip_prefix("format-guard ").or_else(|| {
+            ours.strip_prefix("kubectl ")?.split_once(" -- format-guard ").map(|(_, words)| words)
+        });
+        if (fenced || line.starts_with("    "))
+            && let Some(words) = words
+        {
+            typed.push(words.to_owned());
+        }
+    }
+    typed
+}
+
+/// README and every page of the manual.
+fn pages() -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(workspace().join("docs"))?.collect::<Result<Vec<_>, _>>()?;
+    let paths = entries.into_iter().map(|entry| entry.path());
+    let pages = paths.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    Ok(pages.chain([workspace().join("README.md")]).collect())
+}
+
+/// The rows of the table of commands: ``| `volume permit VOLUME --reason TEXT` | ... |``.
 fn subcommands(text: &str) -> Vec<String> {
     text.lines()
         .skip_while(|line| *line != "| command | |")
@@ -70,11 +107,15 @@ pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
                 Err(error) => findings.push(format!("{line}: {error:#}")),
             }
         }
-        for line in subcommands(&text) {
-            match options_are_known(&line, guard) {
-                Ok(()) => outcome.passed += 1,
-                Err(error) => findings.push(format!("{line}: {error:#}")),
-            }
+    }
+    let mut lines = subcommands(&fs::read_to_string(workspace().join(TABLE)).context(TABLE)?);
+    for page in pages()? {
+        lines.extend(typed(&fs::read_to_string(&page).with_context(|| page.display().to_string())?));
+    }
+    for line in lines {
+        match options_are_known(&line, guard) {
+            Ok(()) => outcome.passed += 1,
+            Err(error) => findings.push(format!("{line}: {error:#}")),
         }
     }
     outcome.failed = findings.len() as u64;
@@ -138,6 +179,18 @@ mod tests {
         assert_eq!(commands(text), ["cargo xtask demo", "sudo x agent"]);
         let table = "| command | |\n|---|---|\n| `status` | x |\n| `mode`, `mode enforce\\|audit --reason TEXT` | y |\n\n";
         assert_eq!(subcommands(table), ["status", "mode", "mode enforce\\|audit --reason TEXT"]);
+    }
+
+    #[test]
+    fn what_is_typed_of_the_program_is_taken_from_the_text() {
+        let text = "format-guard is a name.\n\n    format-guard status | grep store\n    kubectl -n x exec POD -- format-guard events ID\n\n\
+                    ```sh\nformat-guard check    # tries\n```\nformat-guard goes on.\n";
+        assert_eq!(typed(text), ["status", "events ID", "check"]);
+        let pages = pages().expect("pages");
+        let all = pages.iter().flat_map(|page| typed(&fs::read_to_string(page).expect("a page")));
+        assert!(all.count() > 40);
+        let table = fs::read_to_string(workspace().join(TABLE)).expect("a page");
+        assert!(subcommands(&table).len() > 30);
     }
 
     #[test]
