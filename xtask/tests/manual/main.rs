@@ -1,5 +1,6 @@
-//! The manual is true and reads well: it leads nowhere that is not there, and keeps to its style sheet.
+//! The manual is true and reads well: it leads nowhere that is not there, says what the code does, and keeps to its style sheet.
 
 mod links;
 mod prose;
+mod reference;
 mod text;
