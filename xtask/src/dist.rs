@@ -53,7 +53,7 @@ const COMPLETIONS: [(&str, &str); 3] = [
 /// `cargo xtask dist`
 pub(crate) fn run() -> Result<()> {
     setup::ready()?;
-    toolchain::cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX)?;
+    toolchain::cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX, &[])?;
     let version = env!("CARGO_PKG_VERSION");
     println!("dist: building {version} for glibc {GLIBC} and newer");
     // This machine's libblkid asks for symbols of this machine's C library; it is not what is shipped.

@@ -84,6 +84,9 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// cargo-deny's version.
 const CARGO_DENY: &str = "0.20.2";
+/// What makes a book of the manual, without the features that watch files and serve it: they bring twice as
+/// many crates.
+const MDBOOK: &str = "0.5.4";
 
 /// What packages are made with. The builds that the Python package index has of these are too old to read
 /// this workspace.
@@ -93,7 +96,8 @@ const CARGO_GENERATE_RPM: &str = "0.21.1";
 /// Everything, for people and for CI.
 pub(crate) fn run() -> Result<()> {
     ready()?;
-    toolchain::cargo_tool("cargo-deny", CARGO_DENY)?;
+    toolchain::cargo_tool("cargo-deny", CARGO_DENY, &[])?;
+    toolchain::cargo_tool("mdbook", MDBOOK, &["--no-default-features", "--features", "search"])?;
     chart::tools()?;
     package_tools()?;
     println!("setup: everything is there");
@@ -102,8 +106,8 @@ pub(crate) fn run() -> Result<()> {
 
 /// Brings the tools that packages are made with.
 pub(crate) fn package_tools() -> Result<()> {
-    toolchain::cargo_tool("cargo-deb", CARGO_DEB)?;
-    toolchain::cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM)
+    toolchain::cargo_tool("cargo-deb", CARGO_DEB, &[])?;
+    toolchain::cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM, &[])
 }
 
 /// Says at once, in one sentence, where what is asked for needs root.

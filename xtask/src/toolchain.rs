@@ -104,8 +104,8 @@ pub(crate) fn bpf_linker() -> Result<()> {
     ))
 }
 
-/// Installs a cargo subcommand from its source, if it is not there.
-pub(crate) fn cargo_tool(program: &str, version: &str) -> Result<()> {
+/// Installs a program from its source, with these features, if it is not there.
+pub(crate) fn cargo_tool(program: &str, version: &str, features: &[&str]) -> Result<()> {
     if crate::command::exists(program) {
         println!("setup: {program} is there");
         return Ok(());
@@ -113,6 +113,7 @@ pub(crate) fn cargo_tool(program: &str, version: &str) -> Result<()> {
     println!("setup: building {program} {version} (some minutes)");
     // Built to be used some times: what its authors optimise for costs minutes.
     let mut install = command("cargo", ["install", program, "--version", version, "--locked"]);
+    install.args(features);
     for setting in ["lto=false", "codegen-units=16", "opt-level=1", "debug=false"] {
         install.args(["--config", &format!("profile.release.{setting}")]);
     }

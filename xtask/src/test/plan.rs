@@ -116,6 +116,8 @@ const KERNEL: &[&str] = &[
 /// What is shipped, and how it is installed.
 const SHIPPED: &[&str] =
     &["deploy/", "xtask/src/dist.rs", "xtask/src/chart.rs", "format-guard/src/agent/metrics.rs"];
+/// What people read.
+const MANUAL: &[&str] = &["docs/"];
 /// What nodes share.
 const SHARED: &[&str] = &[
     "format-guard/src/record/shared",
@@ -335,6 +337,7 @@ pub(crate) const PLAN: &[Part] = &[
         },
         &["Cargo.toml", "Cargo.lock", "format-guard/Cargo.toml", "format-guard-common/Cargo.toml"],
     ),
+    at_night(lint("book", "mdBook makes a book of the manual", &["mdbook", "build", "docs"], 2), MANUAL),
     here("units", "unit, property and model tests", Work::Units, 30),
     at_night(here("long models", "the model checker at sizes that take minutes", Work::LongModels, 900), &[]),
     here(
@@ -600,9 +603,10 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_documentation_is_held_by_the_plan_of_every_change_alone() {
+    fn a_change_of_the_documentation_is_held_by_the_plan_of_every_change_and_the_book() {
         let (now, _) = of_change(Some(&["docs/questions.md".to_owned()]));
-        assert!(now.iter().all(|part| part.when == When::Change));
+        let more = now.iter().filter(|part| part.when != When::Change);
+        assert_eq!(more.map(|part| part.name).collect::<Vec<_>>(), ["book"]);
     }
 
     #[test]
