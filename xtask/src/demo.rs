@@ -1,23 +1,41 @@
 //! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a
 //! guest.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    fs, io,
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     build::executable,
-    command::{command, output},
+    command::{command, output, workspace},
     guest::{Clock, Guest, with_guard},
     kernels::Kernel,
+    recording::{self, Recorder},
     setup,
 };
+
+/// Where a recording is kept.
+const RECORDING: &str = "docs/pictures/demo.svg";
+/// The sections of the demo that it shows, by how their titles begin.
+const RECORDED: [&str; 4] = [
+    "A blank volume is formatted once",
+    "The storage engine is degraded",
+    "The data path is back",
+    "The same without the guard",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Kernel of the guest: 6.1, 6.12, 6.18 or 7
     #[arg(long, default_value = "6.12")]
     kernel: String,
+    /// Keep what is printed as a picture, docs/pictures/demo.svg
+    #[arg(long)]
+    record: bool,
 }
 
 /// `cargo xtask demo`
@@ -31,9 +49,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if check.status.success() {
         println!("demo: this host's kernel enforces (proven by the canary): running here");
         let mut run = command(&demo.to_string_lossy(), [] as [&str; 0]);
-        run.env("FORMAT_GUARD_BINARY", &guard);
-        let status = run.status()?;
-        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        run.env("FORMAT_GUARD_BINARY", &guard).stdout(Stdio::piped());
+        let mut run = run.spawn()?;
+        let mut recorder = Recorder::new(io::stdout());
+        io::copy(run.stdout.as_mut().context("the demo has no output")?, &mut recorder)?;
+        let well = run.wait()?.success();
+        keep(arguments, well, recorder)?;
+        return Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let kernel = Kernel::get(&arguments.kernel)?;
     println!("demo: this host's kernel cannot enforce: running in a guest with kernel {}", kernel.release);
@@ -46,5 +68,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         parameters: String::new(),
         network: false,
     };
-    Ok(ExitCode::from(guest.run(&mut std::io::stdout())?))
+    let mut recorder = Recorder::new(io::stdout());
+    let status = guest.run(&mut recorder)?;
+    keep(arguments, status == 0, recorder)?;
+    Ok(ExitCode::from(status))
+}
+
+/// Keeps what was printed by a demo that ended well, if that was asked for.
+fn keep(arguments: &Arguments, well: bool, recorder: Recorder<io::Stdout>) -> Result<()> {
+    if !arguments.record || !well {
+        return Ok(());
+    }
+    let lines = recording::sections(&recorder.lines(), &RECORDED);
+    let titles = lines.iter().filter(|line| line.text.starts_with("== ")).count();
+    ensure!(titles == RECORDED.len(), "the demo has {titles} of the {} sections to record", RECORDED.len());
+    let picture = recording::svg("format-guard refuses a format over a volume that reads as zeros", &lines);
+    fs::write(workspace().join(RECORDING), picture).context(RECORDING)?;
+    println!("demo: recorded in {RECORDING}");
+    Ok(())
 }

@@ -17,6 +17,7 @@ mod newcomer;
 mod packages;
 mod preload;
 mod python;
+mod recording;
 mod setup;
 mod test;
 mod toolchain;
