@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 
 use format_guard_common::{Operation, Reason, State};
 
-use crate::text::{Page, read, root};
+use crate::text::{Page, grouped, read, root};
 
 /// The rows of the tables below a heading, until the next one of its rank.
 fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
@@ -86,6 +86,28 @@ fn every_reason_operation_and_state_is_explained() {
     let operations = (1..).map_while(Operation::from_raw).map(Operation::name);
     assert_eq!(first("docs/reasons.md", "## Operations"), set(operations));
     assert_eq!(first("docs/how-it-works.md", "## The states of a volume"), set(State::ALL.map(State::name)));
+}
+
+/// Prometheus' rules and their tests name reasons that there are.
+#[test]
+fn every_reason_of_an_alert_is_one() {
+    let reasons = set(Reason::ALL.map(Reason::name));
+    for path in ["deploy/helm/format-guard/rules.yaml", "deploy/prometheus/rules.test.yaml"] {
+        let text = read(path);
+        let named: Vec<&str> = text
+            .split("reason")
+            .skip(1)
+            .filter(|rest| rest.starts_with(['=', '!', ':']))
+            .filter_map(|rest| {
+                rest.trim_start_matches(['=', '!', '~', ':', ' ', '"']).split(['"', ',', '}']).next()
+            })
+            .flat_map(|words| words.split('|'))
+            .collect();
+        assert!(named.len() > 3, "{path}: {named:?}");
+        for name in named {
+            assert!(reasons.contains(name), "{path}: there is no reason {name}");
+        }
+    }
 }
 
 /// The arguments of a call, from behind its opening bracket on.
@@ -187,19 +209,6 @@ fn every_exit_status_is_explained() {
     assert!(statuses.len() > 7, "{statuses:?}");
     let explained = rows("docs/commands.md", "## Exit status").into_iter().map(|row| row[0].clone());
     assert_eq!(explained.collect::<BTreeSet<_>>(), statuses);
-}
-
-/// A number with a comma between groups of three digits.
-fn grouped(number: &str) -> String {
-    let digits: Vec<char> = number.chars().collect();
-    let mut text = String::new();
-    for (place, digit) in digits.iter().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(*digit);
-    }
-    text
 }
 
 #[test]

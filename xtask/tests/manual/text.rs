@@ -122,6 +122,19 @@ pub(crate) fn plain(text: &str) -> String {
     plain.replace("**", "").replace(['[', ']', '!'], "")
 }
 
+/// A number with a comma between groups of three digits.
+pub(crate) fn grouped(number: &str) -> String {
+    let digits: Vec<char> = number.chars().collect();
+    let mut text = String::new();
+    for (place, digit) in digits.iter().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(*digit);
+    }
+    text
+}
+
 #[test]
 fn code_is_no_prose_and_cells_are() {
     let text = "# A `b`\n\nOne\ntwo.\n\n    code\n    more\n\n* three\n  four\n\n| a | b\\|c |\n|---|---|\n\n```sh\nno\n```\n";
