@@ -28,6 +28,9 @@ const TIMEOUT: Duration = Duration::from_mins(40);
 
 const PRELOAD: &str = "preload";
 
+/// What is to be done once a page was written.
+const SUM: &str = "docs/matrix.md sums the tables up: FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test -p xtask --test manual tables:: writes it anew";
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Kernel: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12]
@@ -62,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             let path = page_path(table, key);
             fs::create_dir_all(path.parent().context("no directory")?)?;
             fs::write(&path, page).with_context(|| path.display().to_string())?;
+            println!("matrix: {SUM}");
         }
         Ok(())
     };

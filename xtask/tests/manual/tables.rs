@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, env, fmt::Write, fs};
 
-use crate::text::{read, root};
+use crate::text::{grouped, read, root};
 
 const PAGE: &str = "docs/matrix.md";
 const FILES: &str = "https://github.com/format-guard/format-guard/blob/main/docs/matrix";
@@ -54,7 +54,7 @@ const TABLES: [(&str, &str); 5] = [
 /// The number before these words.
 fn number(line: &str, words: &str) -> String {
     let before = line.split(words).next().filter(|before| before.len() < line.len()).unwrap_or("0");
-    before.rsplit([' ', ',']).find(|word| !word.is_empty()).unwrap_or("0").to_owned()
+    grouped(before.rsplit([' ', ',']).find(|word| !word.is_empty()).unwrap_or("0"))
 }
 
 fn page() -> String {
