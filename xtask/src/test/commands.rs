@@ -1,6 +1,7 @@
-//! What README, CONTRIBUTING and the manual say to type is true. Each command of README and CONTRIBUTING is run, or named with what else
-//! runs it. Each `format-guard` command of any page is one that the program has, with options that it has. A command that nobody knows
-//! here is a failure, so that none is added to a text unseen.
+//! What README, CONTRIBUTING and the manual say to type is true. Each command of README, CONTRIBUTING and the
+//! quick start is run, or named with what else runs it. Each `format-guard` command of any page is one that
+//! the program has, with options that it has. A command that nobody knows here is a failure, so that none is
+//! added to a text unseen.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::{job::Outcome, plan::PLAN};
 use crate::command::{command, output, workspace};
 
-const TEXTS: [&str; 2] = ["README.md", "CONTRIBUTING.md"];
+const TEXTS: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs/quick-start.md"];
 /// The page with the table of all commands.
 const TABLE: &str = "docs/commands.md";
 
@@ -40,6 +41,7 @@ const COMMANDS: &[(&str, Held)] = &[
     // 5: this host cannot enforce.
     ("sudo target/release/format-guard check", Held::Built(&[0, 5])),
     ("sudo target/release/format-guard agent", Held::Part("scenarios")),
+    ("sudo target/release/format-guard agent --audit", Held::Part("scenarios")),
 ];
 
 /// The commands of a text: lines that are indented as code and begin with a program's name.
@@ -53,7 +55,8 @@ fn commands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The `format-guard` commands among a text's lines of code, without the program's name: by themselves, or in a pod (`kubectl exec`).
+/// The `format-guard` commands among a text's lines of code, without the program's name: by themselves, or in
+/// a pod (`kubectl exec`).
 fn typed(text: &str) -> Vec<String> {
     let mut fenced = false;
     let mut typed = Vec::new();

@@ -57,7 +57,7 @@ pub(crate) enum Work {
     ControlGroup,
     /// What a newcomer types first.
     Demo,
-    /// The commands of README and CONTRIBUTING.
+    /// The commands of README, CONTRIBUTING and the manual.
     Commands,
     /// Scenarios in guests, in as many as may run at the same time where `shared` is set.
     Scenarios { select: Select, tier: Tier, shared: bool, variables: &'static [&'static str] },
@@ -354,7 +354,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
     here("control group", "tier cgroup, on this host", Work::ControlGroup, 30),
     in_guests("demo", "the README's first command", Work::Demo, &[PRIMARY], 60),
-    here("commands", "what README and CONTRIBUTING say to type", Work::Commands, 5),
+    here("commands", "what README, CONTRIBUTING and the manual say to type", Work::Commands, 5),
     in_guests(
         "scenarios",
         "every scenario that needs a kernel of its own",
