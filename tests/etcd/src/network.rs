@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct State {
     cut_off: BTreeSet<String>,
+    /// Whose answers are lost, with the connection.
+    unheard: BTreeSet<String>,
     /// Names of the members, by the ids by which they tell who they are.
     names: BTreeMap<String, String>,
     ports: Vec<u16>,
@@ -44,6 +46,12 @@ impl Shared {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         !state.over
+    }
+
+    /// Whether an answer of one of them is lost.
+    fn loses(&self, parties: &[String; 2]) -> bool {
+        let state = self.state();
+        parties.iter().any(|party| state.unheard.contains(party))
     }
 }
 
@@ -89,9 +97,17 @@ impl Network {
         self.0.state().cut_off.insert(name.to_owned());
     }
 
+    /// What is said to it arrives, and every answer is lost: its connection breaks.
+    pub fn lose_answers(&self, name: &str) {
+        self.0.state().unheard.insert(name.to_owned());
+    }
+
     /// Everybody is connected again.
     pub fn heal(&self) {
-        self.0.state().cut_off.clear();
+        let mut state = self.0.state();
+        state.cut_off.clear();
+        state.unheard.clear();
+        drop(state);
         self.0.changed.notify_all();
     }
 }
@@ -134,15 +150,18 @@ fn connect(
     onward.write_all(&head)?;
     let (back, stream_back, shared_back, parties_back) =
         (onward.try_clone()?, stream.try_clone()?, shared.clone(), parties.clone());
-    thread::spawn(move || carry(&shared_back, &parties_back, back, stream_back));
-    carry(shared, &parties, stream, onward);
+    thread::spawn(move || carry(&shared_back, &parties_back, back, stream_back, true));
+    carry(shared, &parties, stream, onward, false);
     Ok(())
 }
 
-fn carry(shared: &Shared, parties: &[String; 2], mut from: TcpStream, mut to: TcpStream) {
+fn carry(shared: &Shared, parties: &[String; 2], mut from: TcpStream, mut to: TcpStream, answers: bool) {
     let mut bytes = [0; 16384];
     while let Ok(length @ 1..) = from.read(&mut bytes) {
-        if !shared.pass(parties) || to.write_all(&bytes[..length]).is_err() {
+        if !shared.pass(parties)
+            || answers && shared.loses(parties)
+            || to.write_all(&bytes[..length]).is_err()
+        {
             break;
         }
     }
