@@ -224,6 +224,12 @@ pub const KEYS: &[Key] = &[
          each of them may attach, as http://HOST:PORT or https://HOST:PORT. Empty: this node \
          keeps what it knows for itself.",
     ),
+    restart(
+        "store.kubernetes",
+        "Nodes share it through the API server of their Kubernetes (1.32 or later) instead, as \
+         GuardedVolumes: by the pod's account or KUBECONFIG. The chart makes the kind and the \
+         account's rights.",
+    ),
     restart("store.prefix", "Below which keys of that etcd."),
     restart(
         "store.ca_file",
@@ -325,6 +331,8 @@ pub struct Config {
 pub struct Store {
     /// Its members; empty: nothing is shared.
     pub endpoints: Vec<String>,
+    /// The API server of a Kubernetes, in its place.
+    pub kubernetes: bool,
     /// Below which keys.
     pub prefix: String,
     /// Authorities, as PEM; empty: none.
@@ -349,6 +357,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             endpoints: Vec::new(),
+            kubernetes: false,
             prefix: "/format-guard".to_owned(),
             ca_file: PathBuf::new(),
             cert_file: PathBuf::new(),
@@ -378,6 +387,17 @@ impl Store {
                     "store.endpoints has '{endpoint}': write http://HOST:PORT or https://HOST:PORT"
                 ));
             }
+        }
+        if !self.endpoints.is_empty() && self.kubernetes {
+            return Err(
+                "store.endpoints names members and store.kubernetes is set: nodes share through one of them"
+                    .to_owned(),
+            );
+        }
+        if self.kubernetes && cfg!(not(feature = "kubernetes")) {
+            return Err(
+                "store.kubernetes is set: this program was built without the feature kubernetes".to_owned()
+            );
         }
         if !self.endpoints.is_empty() && cfg!(not(feature = "etcd")) {
             return Err(
@@ -838,6 +858,8 @@ mod tests {
             "store.lease = 4",
             "store.timeout = 0",
             "store.retries = 3",
+            "store.kubernetes = 'yes'",
+            "store.kubernetes = true\nstore.endpoints = ['http://etcd:2379']",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }

@@ -476,7 +476,8 @@ impl<C: Connect> ClaimWorker<C> {
         };
         let (reply, answer) = oneshot::channel();
         self.report(StoreUpdate::KnownFormats { after, reply }).await?;
-        let KnownFormats { formats, more_after } = answer.await.context("the reconciler is gone")?;
+        let KnownFormats { mut formats, more_after } = answer.await.context("the reconciler is gone")?;
+        formats.retain(|(id, format)| !session.has(id, format));
         for batch in formats.chunks(BATCH) {
             let ids: Vec<VolumeId> = batch.iter().map(|(id, _)| id.clone()).collect();
             let observed = session.look(&ids).await?;
@@ -504,15 +505,20 @@ impl<C: Connect> ClaimWorker<C> {
     async fn execute(&mut self, session: &Arc<C::Session>, command: OperatorCommand) -> Result<(), End> {
         let (OperatorCommand::Permit { id, .. } | OperatorCommand::Forget { id, .. }) = &command;
         let id = id.clone();
-        let done = change(&**session, &id, self.desired_claims.node(), |shared, claimed| match &command {
-            OperatorCommand::Permit { permit, .. } => {
+        let (node, elsewhere) = (self.desired_claims.node(), <C::Session as Session>::ELSEWHERE);
+        let done = change(&**session, &id, node, |shared, claimed| match (&command, elsewhere) {
+            (OperatorCommand::Permit { .. }, Some(elsewhere)) => Err(elsewhere.permit.to_owned()),
+            (OperatorCommand::Forget { .. }, Some(elsewhere)) if *shared != Shared::default() => {
+                Err(elsewhere.forget.to_owned())
+            }
+            (OperatorCommand::Permit { permit, .. }, None) => {
                 shared.permit = Some(permit.clone());
                 Ok(())
             }
-            OperatorCommand::Forget { .. } if claimed => {
+            (OperatorCommand::Forget { .. }, _) if claimed => {
                 Err("a node has claimed it: detach it there first".to_owned())
             }
-            OperatorCommand::Forget { .. } => {
+            (OperatorCommand::Forget { .. }, _) => {
                 *shared = Shared::default();
                 Ok(())
             }

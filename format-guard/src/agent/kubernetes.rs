@@ -14,14 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::record::history::{KubernetesFacts, Pod};
+use crate::{
+    record::history::{KubernetesFacts, Pod},
+    volume::provisioned,
+};
 
 /// Where kubelet has the runtimes put logs.
 const POD_LOGS: &str = "/var/log/pods";
-/// What a provisioner's name for a volume begins with.
-const PROVISIONED: &str = "pvc-";
-/// Length of a UUID as text.
-const UUID: usize = 36;
 /// How long an answer is taken for true: a flood of refusals must not be one of directories read.
 const FRESH: Duration = Duration::from_secs(10);
 /// Answers and pods that are kept, and directories that are read, at most.
@@ -43,7 +42,7 @@ impl Node {
     /// What is known of the volume whose id or origin names a `PersistentVolume`.
     pub(super) fn facts(&mut self, id: &str, origin: &str) -> Option<KubernetesFacts> {
         let kubelet = self.kubelet.as_deref()?;
-        let volume = provisioned(id).or_else(|| provisioned(origin))?;
+        let volume = provisioned::name_in(id).or_else(|| provisioned::name_in(origin))?;
         if let Some((at, facts)) = self.known.get(volume)
             && at.elapsed() < FRESH
         {
@@ -53,7 +52,7 @@ impl Node {
         let logs = names_in(&self.logs);
         let facts = KubernetesFacts {
             persistent_volume: volume.to_owned(),
-            claim_uid: volume[PROVISIONED.len()..].to_owned(),
+            claim_uid: volume[provisioned::PREFIX.len()..].to_owned(),
             pods: uids.iter().map(|uid| pod(&logs, uid)).collect(),
         };
         if self.known.len() >= MAX {
@@ -62,19 +61,6 @@ impl Node {
         self.known.insert(volume.to_owned(), (Instant::now(), facts.clone()));
         Some(facts)
     }
-}
-
-/// The `pvc-UUID` in a text.
-fn provisioned(text: &str) -> Option<&str> {
-    text.match_indices(PROVISIONED).find_map(|(start, _)| {
-        let name = text.get(start..start + PROVISIONED.len() + UUID)?;
-        let uuid = &name[PROVISIONED.len()..];
-        let shaped = uuid.bytes().enumerate().all(|(i, byte)| match i {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        });
-        shaped.then_some(name)
-    })
 }
 
 fn names_in(directory: &Path) -> Vec<String> {
@@ -119,10 +105,10 @@ mod tests {
             format!("longhorn:{name}"),
             format!("rbd:pool/csi-vol-pvc-x-{name}"),
         ] {
-            assert_eq!(provisioned(&text), Some(name.as_str()), "{text}");
+            assert_eq!(provisioned::name_in(&text), Some(name.as_str()), "{text}");
         }
         for text in ["pvc-", "iscsi:pvc-0123", "pvc-0123abcd-4567-89ab-cdef-0123456789aZ", "pvc-é123abcd"] {
-            assert_eq!(provisioned(text), None, "{text}");
+            assert_eq!(provisioned::name_in(text), None, "{text}");
         }
     }
 

@@ -47,7 +47,7 @@ use crate::{
     config::Config,
     enforce::{bpf::pins, preload, since_boot},
     process::OURSELVES,
-    record::{Now, Seconds, history::HistoryEvent, sqlite::SqliteStore},
+    record::{Now, Seconds, history::HistoryEvent, shared::store::Connect, sqlite::SqliteStore},
     tier::Tier,
     volume::device::Devices,
 };
@@ -225,24 +225,43 @@ fn cluster(
 }
 
 /// Has the reconciler share its records with other nodes, if it is to.
-#[cfg_attr(not(feature = "etcd"), expect(unused_variables, reason = "nothing is shared"))]
+#[cfg_attr(
+    not(any(feature = "etcd", feature = "kubernetes")),
+    expect(unused_variables, reason = "nothing is shared")
+)]
 fn share(
     config: &Config,
     reconciler: &mut Reconciler,
     inputs: &mpsc::Sender<Input>,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Option<DesiredClaims> {
+    #[cfg(feature = "kubernetes")]
+    if config.store.kubernetes {
+        let api = crate::record::shared::kubernetes::Kubernetes::new(config.store.clone(), node_name());
+        return Some(share_through(api, config, reconciler, inputs, tasks));
+    }
     #[cfg(feature = "etcd")]
     if !config.store.endpoints.is_empty() {
         let etcd = crate::record::shared::etcd::Etcd::new(config.store.clone());
-        let (lease, seconds) = (reconciler.lease(), config.store.lease);
-        let (claim_worker, desired_claims) =
-            claims::ClaimWorker::new(etcd, node_name(), seconds, lease, inputs.clone());
-        reconciler.share(desired_claims.clone(), config.store.required);
-        tasks.spawn(claim_worker.run());
-        return Some(desired_claims);
+        return Some(share_through(etcd, config, reconciler, inputs, tasks));
     }
     None
+}
+
+#[cfg(any(feature = "etcd", feature = "kubernetes"))]
+fn share_through<C: Connect + Sync>(
+    store: C,
+    config: &Config,
+    reconciler: &mut Reconciler,
+    inputs: &mpsc::Sender<Input>,
+    tasks: &mut JoinSet<Result<()>>,
+) -> DesiredClaims {
+    let (lease, seconds) = (reconciler.lease(), config.store.lease);
+    let (claim_worker, desired_claims) =
+        claims::ClaimWorker::new(store, node_name(), seconds, lease, inputs.clone());
+    reconciler.share(desired_claims.clone(), config.store.required);
+    tasks.spawn(claim_worker.run());
+    desired_claims
 }
 
 /// This node's name among others: the pod's specification has it, by the downward API.

@@ -117,6 +117,12 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
 /// Does something with the first member that answers.
 fn with_member<T>(config: &Config, what: impl AsyncFnOnce(&Member) -> Result<T>) -> Result<T> {
     let settings = &config.store;
+    if settings.kubernetes {
+        return Err(anyhow!(
+            "nodes share through Kubernetes (store.kubernetes): kubectl get guardedvolumes -o yaml has all of it, and an agent tells \
+             what its node knows whenever it reaches the API"
+        ));
+    }
     if settings.endpoints.is_empty() {
         return Err(anyhow!(
             "no shared store is configured: set store.endpoints, or name a file with --config"

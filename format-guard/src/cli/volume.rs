@@ -283,10 +283,10 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
     }
     if let Some(permit) = &volume.permit {
         let text = format!(
-            "{} {}, by user {}: {}",
+            "{} {}, {}: {}",
             if permit.used { "in use until it has settled, at the latest" } else { "one re-purposing until" },
             moment(permit.expires),
-            permit.uid,
+            permit.giver(),
             permit.reason
         );
         line("permit", &text);

@@ -259,6 +259,18 @@ const fn is_not(used: &bool) -> bool {
 }
 
 impl Permit {
+    /// The user id of one that a cluster's operator gave: the reason says who.
+    pub const BY_CLUSTER: u32 = u32::MAX;
+
+    /// Who gave it, in words.
+    #[must_use]
+    pub fn giver(&self) -> String {
+        match self.uid {
+            Self::BY_CLUSTER => "in the cluster".to_owned(),
+            uid => format!("by user {uid}"),
+        }
+    }
+
     /// How long the permit lasts from this moment of the wall clock on: never longer than it was given for,
     /// however the clock was set.
     #[must_use]

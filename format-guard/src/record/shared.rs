@@ -6,6 +6,8 @@
 
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod store;
 
 use format_guard_common::MAX_CHECK_BYTES;

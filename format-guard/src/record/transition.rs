@@ -1289,7 +1289,7 @@ impl Step {
         // What may have been formatted unseen is not blank again when the permit ends unused.
         self.record.ever_formatted |=
             self.record.state == State::Formatting || self.attachment.suspect_since.is_some();
-        let cause = format!("permitted by user {}: {}", permit.uid, permit.reason);
+        let cause = format!("permitted {}: {}", permit.giver(), permit.reason);
         self.record.permit = Some(permit);
         self.limit_permit();
         self.attachment.stop_running();

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod lvm;
 pub mod marks;
 pub mod probe;
+pub(crate) mod provisioned;
 mod sysfs;
 pub mod topology;
 mod unwritten;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{ClaimStatus, Desired, NodeLease, Observed, ValueError, Write, plan};
+use super::{ClaimStatus, Desired, Format, NodeLease, Observed, ValueError, Write, plan};
 use crate::{record::Seconds, volume::VolumeId};
 
 /// Why the store that nodes share failed.
@@ -50,8 +50,20 @@ pub struct Granted {
     pub seconds: u64,
 }
 
+/// What an operator is told whose word the whole cluster's store does not take from a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Elsewhere {
+    /// Of a permit.
+    pub permit: &'static str,
+    /// Of a volume that is to be forgotten.
+    pub forget: &'static str,
+}
+
 /// A connection to the store.
 pub trait Session: Send + Sync + Sized + 'static {
+    /// Where operators permit and forget, if that is not at their node.
+    const ELSEWHERE: Option<Elsewhere> = None;
+
     /// A new lease.
     fn grant(&self, seconds: u64) -> impl Future<Output = Result<Granted, SharedError>> + Send;
     /// How long the lease lasts from the question on, in seconds; an error where it is gone.
@@ -70,6 +82,11 @@ pub trait Session: Send + Sync + Sized + 'static {
         write: &Write,
         node: &str,
     ) -> impl Future<Output = Result<Option<i64>, SharedError>> + Send;
+    /// Whether it is known to have this format or a newer one, without being asked.
+    fn has(&self, id: &VolumeId, format: &Format) -> bool {
+        let _ = (id, format);
+        false
+    }
     /// Tells of every change of these volumes, and of each once more when it is first watched. Ends with an
     /// error alone.
     fn watch(

@@ -1,0 +1,406 @@
+//! An API server of Kubernetes over an etcd of its own, on this host's loopback, which ends with the value: killed, stopped and cut off
+//! as a test wants. Nothing but the API is there: no kubelet, no controller, no scheduler.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use format_guard_tests_etcd::{Members, Plan};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// How long it may take to come up, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(3);
+/// How long an answer may take.
+const ANSWER: &str = "20";
+/// Names the directory with `kube-apiserver` and `kubectl`: `cargo xtask api-server` builds them.
+pub const PROGRAMS: &str = "FORMAT_GUARD_KUBERNETES";
+/// Names a file with what the chart renders to where nodes share through the API, as a JSON array.
+pub const MANIFESTS: &str = "FORMAT_GUARD_STORE_MANIFESTS";
+/// The name of the API server, by which the network knows it.
+pub const NAME: &str = "api";
+/// The namespace and the account of the agents, as the chart renders them.
+pub const NAMESPACE: &str = "kube-system";
+/// The account.
+pub const ACCOUNT: &str = "format-guard";
+
+/// The API server.
+pub struct ApiServer {
+    /// Its etcd, and the network in which links to the server are made.
+    pub etcd: Members,
+    process: Child,
+    arguments: Vec<String>,
+    asker: Asker,
+    directory: tempfile::TempDir,
+}
+
+/// Asks the API server by curl, in the name of whoever has a token.
+#[derive(Clone)]
+pub struct Asker {
+    port: u16,
+    token: String,
+    authority: PathBuf,
+}
+
+impl Asker {
+    /// The answer, where it is one.
+    pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        self.ask_for(method, path, "application/json", body.map(|body| (kind, body)))
+    }
+
+    /// An answer of this kind.
+    pub fn ask_for(
+        &self,
+        method: &str,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Value> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", ANSWER, "--request", method]);
+        // What everybody may read of a process is its arguments: the token comes by standard input.
+        curl.args([
+            "--config",
+            "-",
+            "--write-out",
+            "\n%{http_code}",
+            "--header",
+            &format!("Accept: {accept}"),
+        ]);
+        curl.arg("--cacert").arg(&self.authority);
+        let mut file = None;
+        if let Some((kind, body)) = body {
+            let mut written = tempfile::NamedTempFile::new()?;
+            write!(written, "{body}")?;
+            curl.args(["--header", &format!("Content-Type: {kind}")]);
+            curl.arg("--data-binary").arg(format!("@{}", written.path().display()));
+            file = Some(written);
+        }
+        curl.arg(format!("https://127.0.0.1:{}{path}", self.port));
+        let mut asked = curl
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("curl: cargo xtask setup")?;
+        let mut input = asked.stdin.take().context("it is piped")?;
+        writeln!(input, "header = \"Authorization: Bearer {}\"", self.token)?;
+        drop(input);
+        let answer = asked.wait_with_output()?;
+        drop(file);
+        ensure!(
+            answer.status.success(),
+            "{method} {path}: {}",
+            String::from_utf8_lossy(&answer.stderr).trim()
+        );
+        let text = String::from_utf8_lossy(&answer.stdout);
+        let (text, code) = text.rsplit_once('\n').context("curl tells no code")?;
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+        ensure!(
+            code.starts_with('2'),
+            "{method} {path}: {code} {}",
+            value["message"].as_str().unwrap_or(text)
+        );
+        Ok(value)
+    }
+}
+
+/// Where the programs are.
+pub fn programs() -> Result<PathBuf> {
+    std::env::var_os(PROGRAMS).map(PathBuf::from).with_context(|| {
+        format!("{PROGRAMS} names no directory: cargo xtask test --part \"API server\" builds what is tested against, and sets it")
+    })
+}
+
+fn run(program: &str, words: &[&str]) -> Result<()> {
+    let ran = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let ran = ran.with_context(|| format!("{program}: cargo xtask setup"))?;
+    ensure!(ran.status.success(), "{program} {words:?}: {}", String::from_utf8_lossy(&ran.stderr).trim());
+    Ok(())
+}
+
+impl ApiServer {
+    /// Starts one of these programs, and waits until it is up.
+    pub fn start(programs: &Path) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let etcd = Members::start(&Plan::default())?;
+        etcd.wait_until_healthy()?;
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let key = path("accounts.key");
+        run("openssl", &["genrsa", "-out", &key, "2048"])?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // Known to this process alone.
+        let token = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        let tokens = path("tokens");
+        fs::write(&tokens, format!("{token},admin,admin,system:masters\n"))?;
+        let arguments = [
+            format!("--etcd-servers={}", etcd.endpoints().join(",")),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--advertise-address=127.0.0.1".to_owned(),
+            "--endpoint-reconciler-type=none".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--cert-dir={}", path("certificates")),
+            format!("--token-auth-file={tokens}"),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={key}"),
+            format!("--service-account-signing-key-file={key}"),
+            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+            // Two hundred questions at once are asked by a busy test; what is refused for their number is not tested here.
+            "--enable-priority-and-fairness=false".to_owned(),
+            "--profiling=false".to_owned(),
+        ];
+        let program = programs.join("kube-apiserver").display().to_string();
+        let arguments: Vec<String> = [program].into_iter().chain(arguments).collect();
+        let process = start(&arguments, directory.path())?;
+        let authority = directory.path().join("certificates/apiserver.crt");
+        let asker = Asker { port, token, authority };
+        let server = Self { etcd, process, arguments, asker, directory };
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.asker.port
+    }
+
+    /// The token of one who may do everything.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.asker.token
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// The certificates by which it is known.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.asker.authority.clone()
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// A port that leads to it, for the client of this name.
+    pub fn link(&self, from: &str) -> Result<u16> {
+        self.etcd.network.link(from, NAME, self.asker.port)
+    }
+
+    /// How a client reaches it, as a kubeconfig.
+    pub fn kubeconfig(&self, port: u16, token: &str) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://127.0.0.1:{port}"),
+                "certificate-authority": self.authority(),
+            }}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE}}],
+            "current-context": "test",
+        })
+    }
+
+    /// A file with that.
+    pub fn kubeconfig_file(&self, name: &str, port: u16, token: &str) -> Result<PathBuf> {
+        let path = self.directory.path().join(format!("{name}.kubeconfig"));
+        fs::write(&path, self.kubeconfig(port, token).to_string())?;
+        Ok(path)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid(), signal).context("cannot signal the API server")
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) -> Result<()> {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts it once more, over what it had; it is not up yet then.
+    pub fn bring_back(&mut self) -> Result<()> {
+        self.kill()?;
+        self.process = start(&self.arguments, self.directory.path())?;
+        Ok(())
+    }
+
+    /// Waits until it takes questions.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let start = Instant::now();
+        while let Err(error) = self.asker.ask("GET", "/readyz", None) {
+            if start.elapsed() > PATIENCE {
+                let log = fs::read_to_string(self.log()).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(20).collect();
+                bail!("the API server never comes up: {error}\n{}", last.join("\n"));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// Who asks it as one who may do everything.
+    #[must_use]
+    pub fn asker(&self) -> &Asker {
+        &self.asker
+    }
+
+    /// Who asks it with another token.
+    #[must_use]
+    pub fn asker_with(&self, token: &str) -> Asker {
+        Asker { token: token.to_owned(), ..self.asker.clone() }
+    }
+
+    /// Makes these objects; those that are there stay.
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        for object in objects {
+            let (path, name) = collection(object)?;
+            match self.asker.ask("POST", &path, Some(object)) {
+                Err(error) if !error.to_string().contains("409") => return Err(error.context(name)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the kind of volumes, the account of the agents with its rights, and the rules of admission, as the chart renders them to
+    /// this file, and waits until the rules are in force.
+    pub fn install(&self, manifests: &Path) -> Result<()> {
+        let text = fs::read_to_string(manifests).with_context(|| manifests.display().to_string())?;
+        let objects: Vec<Value> = serde_json::from_str(&text)?;
+        let needed =
+            |object: &&Value| !matches!(object["kind"].as_str(), None | Some("DaemonSet" | "ConfigMap"));
+        let objects: Vec<Value> = objects.iter().filter(needed).cloned().collect();
+        self.apply(&objects)?;
+        let asker = self.asker_with(&self.node_token("probe")?);
+        let start = Instant::now();
+        // Each of these is refused by a rule of its own.
+        let tries = [
+            (
+                "/apis/format-guard.io/v1alpha1/guardedvolumes?dryRun=All",
+                volume("probe", json!({"id": "probe"})),
+            ),
+            (
+                "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?dryRun=All",
+                json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "another"}}),
+            ),
+        ];
+        for (path, object) in tries {
+            loop {
+                match asker.ask("POST", path, Some(&object)) {
+                    Err(error) if error.to_string().contains(" 422 ") => break,
+                    other => {
+                        ensure!(start.elapsed() < PATIENCE, "no rule of admission refuses {path}: {other:?}")
+                    }
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+        Ok(())
+    }
+
+    /// The token of the agent on a node, as its pod has it.
+    pub fn node_token(&self, node: &str) -> Result<String> {
+        self.apply(&[json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})])?;
+        let uid = self.asker.ask("GET", &format!("/api/v1/nodes/{node}"), None)?["metadata"]["uid"].clone();
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "expirationSeconds": 86400,
+                "boundObjectRef": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid},
+            },
+        });
+        self.account_token(&request)
+    }
+
+    /// A token of the agents' account that names no node.
+    pub fn token_of_no_node(&self) -> Result<String> {
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 86400},
+        });
+        self.account_token(&request)
+    }
+
+    fn account_token(&self, request: &Value) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token");
+        let answer = self.asker.ask("POST", &path, Some(request))?;
+        Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// A number of its own metrics, all lines whose name and labels have these words added up.
+    pub fn metric(&self, words: &[&str]) -> Result<f64> {
+        let text = self.asker.ask("GET", "/metrics", None)?;
+        let text = text.as_str().context("metrics are text")?;
+        let lines = text.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// A volume's object.
+#[must_use]
+pub fn volume(name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "format-guard.io/v1alpha1",
+        "kind": "GuardedVolume",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
+fn start(arguments: &[String], directory: &Path) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(directory.join("log"))?;
+    let (program, arguments) = arguments.split_first().context("no program")?;
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))
+}
+
+/// Where objects of a kind are, of those that tests make.
+fn collection(object: &Value) -> Result<(String, String)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let version = text(&object["apiVersion"]).context("no apiVersion")?;
+    let kind = text(&object["kind"]).context("no kind")?;
+    let plural = match kind.as_str() {
+        "ValidatingAdmissionPolicy" => "validatingadmissionpolicies".to_owned(),
+        "NetworkPolicy" => "networkpolicies".to_owned(),
+        kind => format!("{}s", kind.to_lowercase()),
+    };
+    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let namespace =
+        text(&object["metadata"]["namespace"]).map_or_else(String::new, |name| format!("/namespaces/{name}"));
+    let name = format!("{kind} {}", object["metadata"]["name"].as_str().unwrap_or_default());
+    Ok((format!("{root}{namespace}/{plural}"), name))
+}
