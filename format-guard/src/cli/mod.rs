@@ -9,6 +9,8 @@ mod consent;
 mod ensure_fs;
 mod events;
 mod format;
+#[cfg(feature = "kubernetes")]
+pub mod kubectl;
 mod loss;
 mod manual;
 mod mode;
