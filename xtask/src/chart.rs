@@ -24,6 +24,9 @@ const VERSIONS: [&str; 2] = ["1.25", "1.37"];
 const SUITES: [&str; 1] = ["debian/trixie"];
 const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
+/// The same where nodes share through the API.
+const PLAIN_STORE: &str = "deploy/kubernetes/format-guard-store.yaml";
+const STORE: [&str; 2] = ["--set", "store.kubernetes=true"];
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
 const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
 const ALERTS: &str = "docs/alerts.md";
@@ -99,14 +102,30 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     findings.extend(
         keys.into_iter().filter(|key| !with_store.contains(key)).map(|key| format!("store renders no {key}")),
     );
-    let path = workspace().join(PLAIN);
-    if write {
-        fs::create_dir_all(path.parent().context("no directory")?)?;
-        fs::write(&path, &plain)?;
+    let in_the_api = render(&bin, &[&["--skip-tests"], &STORE[..]].concat())?;
+    for (name, rendered) in [(PLAIN, &plain), (PLAIN_STORE, &in_the_api)] {
+        let path = workspace().join(name);
+        if write {
+            fs::create_dir_all(path.parent().context("no directory")?)?;
+            fs::write(&path, rendered)?;
+        }
+        if fs::read_to_string(&path).unwrap_or_default() != *rendered {
+            findings.push(format!("{name} is not what the chart renders to: cargo xtask chart --write"));
+        }
     }
-    if fs::read_to_string(&path).unwrap_or_default() != plain {
-        findings.push(format!("{PLAIN} is not what the chart renders to: cargo xtask chart --write"));
-    }
+    let keys = [
+        "store.kubernetes = true",
+        "name: NODE_NAME",
+        "automountServiceAccountToken: true",
+        "shortNames: [gvol]",
+    ];
+    findings.extend(
+        keys.into_iter()
+            .filter(|key| !in_the_api.contains(key))
+            .map(|key| format!("store.kubernetes renders no {key}")),
+    );
+    // The versions that it may be asked of: the oldest of them has no rules of admission.
+    findings.extend(invalid(&bin, &in_the_api, &VERSIONS[1..])?);
     let mut all = vec![plain, with_events, with_store];
     for (values, effect) in EFFECTS {
         let rendered = render(&bin, &["--set", values])?;
@@ -115,7 +134,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
         }
         all.push(rendered);
     }
-    findings.extend(invalid(&bin, &all.join("\n---\n"))?);
+    findings.extend(invalid(&bin, &all.join("\n---\n"), &VERSIONS)?);
     let without = render(&bin, &["--set", "metrics.enabled=false"])?;
     if without.contains("metrics_listen") || without.contains("containerPort") {
         findings.push("metrics.enabled=false leaves a port".to_owned());
@@ -164,14 +183,14 @@ fn complaint(mut judge: Command) -> Result<Option<String>> {
 }
 
 /// What Kubernetes' schemas have against manifests.
-fn invalid(bin: &Path, manifests: &str) -> Result<Vec<String>> {
+fn invalid(bin: &Path, manifests: &str, versions: &[&str]) -> Result<Vec<String>> {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
     fs::write(file.path(), manifests)?;
     let mut findings = Vec::new();
-    for version in VERSIONS {
+    for version in versions {
         let mut validate = command(
             &bin.join("kubernetes-validate").to_string_lossy(),
-            ["--strict", "--kubernetes-version", version],
+            ["--strict", "--kubernetes-version", *version],
         );
         validate.arg(file.path());
         findings.extend(complaint(validate)?.map(|text| format!("Kubernetes {version}: {text}")));
@@ -191,15 +210,15 @@ fn render(bin: &Path, more: &[&str]) -> Result<String> {
     Ok(String::from_utf8(rendered.stdout)?)
 }
 
-/// What the chart renders to where it enforces, as a JSON array: for what reads no YAML.
-pub(crate) fn manifests() -> Result<String> {
+/// What the chart renders to with these values, as a JSON array: for what reads no YAML.
+pub(crate) fn manifests(values: &[&str]) -> Result<String> {
     let bin = tools()?;
     let mut convert = command(
         &bin.join("python").to_string_lossy(),
         ["-c", "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))"],
     );
     let rendered = tempfile::NamedTempFile::new()?;
-    fs::write(rendered.path(), render(&bin, &["--skip-tests", "--set", "config.mode=enforce"])?)?;
+    fs::write(rendered.path(), render(&bin, &[&["--skip-tests"], values].concat())?)?;
     convert.arg(rendered.path());
     read(convert)
 }

@@ -1,5 +1,6 @@
 //! The project's own tool: `cargo xtask COMMAND`. It sets up, builds, boots guests, demonstrates and tests.
 
+mod api_server;
 mod bench;
 mod build;
 mod cgroup;
@@ -52,6 +53,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Lint the Helm chart, and hold what it renders to against Kubernetes' schemas
     Chart(chart::Arguments),
+    /// Start an API server of Kubernetes on this host, to look at what nodes share through it
+    ApiServer(api_server::Arguments),
     /// Type the README's first command in a new Debian that has cargo and git alone
     Newcomer(newcomer::Arguments),
     /// Build what is released: a tarball, a Debian package, an RPM, a bill of materials, checksums
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
+        Command::ApiServer(arguments) => api_server::run(&arguments),
         Command::Newcomer(arguments) => newcomer::run(&arguments),
         Command::Dist => dist::run().map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),

@@ -75,6 +75,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("open-iscsi", "tests"),
     ("etcd-server", "tests"),
     ("etcd-client", "tests"),
+    ("curl", "tests of what nodes share"),
     ("openssl", "tests"),
     ("runc", "tests of the image"),
     ("rpm", "tests of the packages"),

@@ -19,6 +19,7 @@ use super::{
     select::{self, Select},
 };
 use crate::{
+    api_server,
     build::{Executable, Programs},
     cgroup, chart, cluster,
     command::{command, logged, workspace},
@@ -137,6 +138,9 @@ fn append(log: &Path, text: &str) -> Result<()> {
     Ok(appended(log)?.write_all(text.as_bytes())?)
 }
 
+/// A part of the path of every test that needs an API server.
+const API_SERVER: &str = "api_server::";
+
 /// How libtest is called in a guest: one test after the other, with the time of each. The guard reads the
 /// arguments of a process that takes a formatter's name, as scenarios do: `-Zunstable-options` in one word
 /// has an `n` among its letters, which is a dry run to mke2fs.
@@ -249,6 +253,37 @@ impl<'a> World<'a> {
                             None,
                             Some(&File::create(log)?),
                         )?))
+                    }));
+                }
+            }
+            Work::ApiServer => {
+                for unit in &self.programs.units {
+                    if !select::all(&unit.path)?.iter().any(|name| name.contains(API_SERVER)) {
+                        continue;
+                    }
+                    let name = format!("{name}: {}", unit.name);
+                    // Members, nodes and the server itself: all of this machine.
+                    let cost = Cost { cores: 2, ..Cost::CORE };
+                    jobs.push(self.job(part, name, cost, move |log| {
+                        let programs = match api_server::programs()? {
+                            api_server::Programs::There(programs) => programs,
+                            api_server::Programs::NotHere(why) => {
+                                append(
+                                    log,
+                                    &format!("not tried: what nodes share through Kubernetes; {why}\n"),
+                                )?;
+                                println!("not tried: {}: {why}", part.name);
+                                return Ok(Outcome::default());
+                            }
+                        };
+                        let mut run = command(
+                            &unit.path.to_string_lossy(),
+                            ["--ignored", "--nocapture", "--test-threads=1", API_SERVER],
+                        );
+                        run.current_dir(&unit.package).env("CARGO_MANIFEST_DIR", &unit.package);
+                        run.envs(api_server::variables(&programs)?).env("FORMAT_GUARD_PROGRAM", guard);
+                        let well = logged(&mut run, &appended(log)?)?;
+                        Ok(Outcome::of_tests(&fs::read_to_string(log)?, well))
                     }));
                 }
             }
@@ -429,7 +464,7 @@ impl<'a> World<'a> {
         let image = directory.join("image");
         dist::image(&root, &image)?;
         let manifests = directory.join("manifests.json");
-        fs::write(&manifests, chart::manifests()?)?;
+        fs::write(&manifests, chart::manifests(&["--set", "config.mode=enforce"])?)?;
         let [older, newer] = ["0.0.1", "0.0.2"].map(|version| dist::packages(version, &directory));
         let ((older_deb, older_rpm), (newer_deb, newer_rpm)) = (older?, newer?);
         let variable = |name: &str, path: &Path| format!("FORMAT_GUARD_{name}={}", path.display());

@@ -81,6 +81,8 @@ pub(crate) enum Work {
     Fuzz { seconds: u64 },
     /// The Helm chart and what it renders to.
     Chart,
+    /// What nodes share through an API server of Kubernetes.
+    ApiServer,
     /// A guest's power is cut so many times.
     Cuts { number: u32 },
     /// What is released is built.
@@ -126,6 +128,17 @@ const SHARED: &[&str] = &[
     "tests/etcd/",
     "tests/tests/cluster.rs",
     "xtask/src/cluster.rs",
+];
+/// What nodes share through Kubernetes.
+const SHARED_IN_THE_API: &[&str] = &[
+    "format-guard/src/record/shared",
+    "format-guard/src/agent/claims",
+    "format-guard/src/agent/reconciler/sharing.rs",
+    "format-guard/src/cli/kubectl.rs",
+    "tests/etcd/",
+    "tests/kubernetes/",
+    "deploy/helm/",
+    "xtask/src/api_server.rs",
 ];
 /// What is given to the fuzzer.
 const FUZZED: &[&str] = &[
@@ -434,6 +447,10 @@ pub(crate) const PLAN: &[Part] = &[
         SHIPPED,
     ),
     at_night(in_guests("nodes", "two guests that share volumes", Work::Nodes, &[PRIMARY], 150), SHARED),
+    at_night(
+        here("API server", "nodes that share volumes through Kubernetes' API", Work::ApiServer, 300),
+        SHARED_IN_THE_API,
+    ),
     at_night(here("fuzz", "each fuzz target for some seconds", Work::Fuzz { seconds: 5 }, 6), FUZZED),
     at_night(here("fuzz, long", "each fuzz target for five minutes", Work::Fuzz { seconds: 300 }, 302), &[]),
     at_night(
