@@ -1,5 +1,5 @@
-//! An API server of Kubernetes on this host, over Debian's etcd: `cargo xtask api-server` starts one to look at, and the part
-//! "API server" of the plan is run against one.
+//! An API server of Kubernetes on this host, over Debian's etcd: `cargo xtask api-server` starts one to look
+//! at, and the part "API server" of the plan is run against one.
 //!
 //! It is built from its published Go modules (`tests/kubernetes/go.mod`), by the Go that is here or Debian's.
 

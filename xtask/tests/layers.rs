@@ -13,7 +13,7 @@ use std::{
 use syn::{UseTree, visit::Visit};
 
 /// Crates of the workspace whose modules are looked at.
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 9] = [
     "format-guard",
     "format-guard-common",
     "format-guard-ebpf",
@@ -21,6 +21,7 @@ const CRATES: [&str; 8] = [
     "model",
     "tests",
     "tests/etcd",
+    "tests/kubernetes",
     "xtask",
 ];
 
@@ -43,7 +44,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "volume",
         &[
-            &["identities", "lvm", "sysfs"],
+            &["identities", "lvm", "provisioned", "sysfs"],
             &["identity", "marks", "topology"],
             &["copies", "device", "unwritten", "zoned"],
             &["graph", "probe"],

@@ -1,6 +1,8 @@
-//! `kubectl format-guard`: what an operator of a cluster says of its volumes. The same program, by the name `kubectl-format_guard`.
+//! `kubectl format-guard`: what an operator of a cluster says of its volumes. The same program, by the name
+//! `kubectl-format_guard`.
 //!
-//! It asks no agent and does nothing itself: it writes into a volume's object, as whoever calls it may, and agents read it there.
+//! It asks no agent and does nothing itself: it writes into a volume's object, as whoever calls it may, and
+//! agents read it there.
 
 use std::{ffi::OsStr, io, io::IsTerminal, process::ExitCode, time::Duration};
 
@@ -34,7 +36,8 @@ use crate::{
     volume::VolumeId,
 };
 
-/// The name by which kubectl calls it (kubectl's handling of plugins, 1.12 and later: a dash in a command is an underscore in its file).
+/// The name by which kubectl calls it (kubectl's handling of plugins, 1.12 and later: a dash in a command is
+/// an underscore in its file).
 const NAME: &str = "kubectl-format_guard";
 /// What a permit lasts at most, in seconds: the kind says so, too.
 const MAX_PERMIT: u64 = 7 * 24 * 3600;

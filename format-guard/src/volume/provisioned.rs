@@ -1,5 +1,5 @@
-//! The name that an external provisioner gives a volume: it is a part of the id of many, and the name of their `PersistentVolume`
-//! (`pvc-UUID`, sigs.k8s.io/sig-storage-lib-external-provisioner).
+//! The name that an external provisioner gives a volume: it is a part of the id of many, and the name of
+//! their `PersistentVolume` (`pvc-UUID`, sigs.k8s.io/sig-storage-lib-external-provisioner).
 
 /// What the name begins with.
 pub(crate) const PREFIX: &str = "pvc-";

@@ -1,5 +1,6 @@
-//! An API server of Kubernetes over an etcd of its own, on this host's loopback, which ends with the value: killed, stopped and cut off
-//! as a test wants. Nothing but the API is there: no kubelet, no controller, no scheduler.
+//! An API server of Kubernetes over an etcd of its own, on this host's loopback, which ends with the value:
+//! killed, stopped and cut off as a test wants. Nothing but the API is there: no kubelet, no controller, no
+//! scheduler.
 
 use std::{
     fs::{self, File},
@@ -154,7 +155,8 @@ impl ApiServer {
             format!("--service-account-key-file={key}"),
             format!("--service-account-signing-key-file={key}"),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            // Two hundred questions at once are asked by a busy test; what is refused for their number is not tested here.
+            // Two hundred questions at once are asked by a busy test; what is refused for their number is not
+            // tested here.
             "--enable-priority-and-fairness=false".to_owned(),
             "--profiling=false".to_owned(),
         ];
@@ -283,8 +285,8 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Makes the kind of volumes, the account of the agents with its rights, and the rules of admission, as the chart renders them to
-    /// this file, and waits until the rules are in force.
+    /// Makes the kind of volumes, the account of the agents with its rights, and the rules of admission, as
+    /// the chart renders them to this file, and waits until the rules are in force.
     pub fn install(&self, manifests: &Path) -> Result<()> {
         let text = fs::read_to_string(manifests).with_context(|| manifests.display().to_string())?;
         let objects: Vec<Value> = serde_json::from_str(&text)?;

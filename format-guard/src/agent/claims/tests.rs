@@ -1,3 +1,6 @@
+#[cfg(feature = "kubernetes")]
+mod api_server;
+
 use std::{
     collections::HashSet,
     sync::{

@@ -1,7 +1,9 @@
-//! The store that nodes share, in a Kubernetes API server: an object a volume, with its record and its claim, and a Lease a node.
+//! The store that nodes share, in a Kubernetes API server: an object a volume, with its record and its claim,
+//! and a Lease a node.
 //!
-//! Nothing ends by itself there. A Lease that its node has not renewed for as long as it lasts, by the clock of whoever waits for it,
-//! is ended by a write that the node's next renewal collides with. Never is a claim taken over before that.
+//! Nothing ends by itself there. A Lease that its node has not renewed for as long as it lasts, by the clock
+//! of whoever waits for it, is ended by a write that the node's next renewal collides with. Never is a claim
+//! taken over before that.
 
 mod leases;
 pub mod object;

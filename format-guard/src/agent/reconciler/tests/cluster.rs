@@ -1,9 +1,12 @@
-//! Nodes that share one volume through a real etcd of three members: real reconcilers and claim workers, over
-//! a kernel that records and a disk in memory. Members are killed, stopped, cut off, filled up, compacted and
-//! brought back, nodes stop, are cut off and go on, reads lie or fail; what is checked is whom the kernels
-//! let through, and what became of the disk and of the record.
+//! Nodes that share one volume through a real store, an etcd of three members or an API server of Kubernetes:
+//! real reconcilers and claim workers, over a kernel that records and a disk in memory. The store is killed,
+//! stopped, cut off, filled up, compacted and brought back, nodes stop, are cut off and go on, reads lie or
+//! fail; what is checked is whom the kernels let through, and what became of the disk and of the record.
 
-use std::{io::Write, process::Stdio};
+#[cfg(feature = "kubernetes")]
+mod api_server;
+
+use std::{io::Write, process::Stdio, rc::Rc};
 
 use format_guard_common::{
     Caller, NoContent, Operation, Owner, Reason, Request, Verdict, decide, program::Class,
@@ -16,17 +19,20 @@ use super::*;
 use crate::{
     agent::{
         claims::ClaimWorker,
+        desired_claims::DesiredClaims,
         message::{self, StoreUpdate},
     },
     config,
     enforce::since_boot,
-    record::shared::{self, ClaimStatus, Desired, Shared, etcd::Etcd},
+    record::shared::{self, ClaimStatus, Desired, Shared, etcd::Etcd, store::Connect},
 };
 
 const ID: &str = "dm:LVM-shared";
 /// Rounds, unless `FORMAT_GUARD_ROUNDS` names a number.
 const ROUNDS: usize = 4;
 const NODES: usize = 3;
+/// How long a lease lasts, in seconds.
+const LEASE: u64 = 5;
 /// How long one round may take: leases of five seconds end in it several times.
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -74,9 +80,29 @@ impl Caller for Formatter {
     }
 }
 
+/// A node's task of the store, under way.
+type Claiming = (tokio::task::JoinHandle<Result<()>>, DesiredClaims);
+/// Makes it, of the node's name and its lease.
+type Join = dyn Fn(&str, Option<u64>, tokio::sync::mpsc::Sender<Input>) -> Claiming;
+
+/// Through this store.
+fn joining<C: Connect + Sync>(connect: impl Fn(&str) -> C + 'static) -> Rc<Join> {
+    Rc::new(move |name, lease, inputs| {
+        let (claim_worker, desired_claims) =
+            ClaimWorker::new(connect(name), name.to_owned(), LEASE, lease, inputs);
+        (tokio::spawn(claim_worker.run()), desired_claims)
+    })
+}
+
+fn through_etcd(endpoints: Vec<String>) -> Rc<Join> {
+    let settings = config::Store { endpoints, timeout: 1, lease: LEASE, ..config::Store::default() };
+    joining(move |_| Etcd::new(settings.clone()))
+}
+
 struct Node {
     name: String,
-    endpoints: Vec<String>,
+    id: VolumeId,
+    join: Rc<Join>,
     sysfs: tempfile::TempDir,
     enforcer: RecordingEnforcer,
     reconciler: Reconciler,
@@ -92,16 +118,17 @@ struct Node {
 }
 
 impl Node {
-    fn new(name: String, endpoints: Vec<String>, runtime: &tokio::runtime::Runtime) -> Self {
+    fn new(name: String, id: &str, join: Rc<Join>, runtime: &tokio::runtime::Runtime) -> Self {
         let _entered = runtime.enter();
         let sysfs = tempfile::tempdir().expect("directory");
-        attach_at(sysfs.path(), 0, "LVM-shared", 1);
+        attach_at(sysfs.path(), 0, id.strip_prefix("dm:").expect("a map's"), 1);
         let enforcer = RecordingEnforcer::default();
         let (reconciler, inputs, claim_worker) =
-            Self::agent(&name, &endpoints, sysfs.path(), &enforcer, BTreeMap::new());
+            Self::agent(&name, &join, sysfs.path(), &enforcer, BTreeMap::new());
         Self {
             name,
-            endpoints,
+            id: id.into(),
+            join,
             sysfs,
             enforcer,
             reconciler,
@@ -116,7 +143,7 @@ impl Node {
 
     fn agent(
         name: &str,
-        endpoints: &[String],
+        join: &Rc<Join>,
         sysfs: &Path,
         enforcer: &RecordingEnforcer,
         records: BTreeMap<VolumeId, Record>,
@@ -161,14 +188,11 @@ impl Node {
             watcher,
             Metrics::default(),
         );
-        let settings =
-            config::Store { endpoints: endpoints.to_vec(), timeout: 1, lease: 5, ..config::Store::default() };
         let (sender, inputs) = tokio::sync::mpsc::channel(1024);
-        let (claim_worker, desired_claims) =
-            ClaimWorker::new(Etcd::new(settings), name.to_owned(), 5, reconciler.lease(), sender);
+        let (claim_worker, desired_claims) = join(name, reconciler.lease(), sender);
         reconciler.share(desired_claims, false);
         reconciler.compare_with_sysfs().expect("sysfs");
-        (reconciler, inputs, tokio::spawn(claim_worker.run()))
+        (reconciler, inputs, claim_worker)
     }
 
     /// The agent is killed and comes back, with what the kernel has and what is on its disk, or has lost
@@ -179,11 +203,11 @@ impl Node {
         let stored = |volume: &Volume| (volume.record.id.clone(), volume.record.clone());
         let records = self.reconciler.records.values().filter(|_| keeps_records).map(stored).collect();
         (self.reconciler, self.inputs, self.claim_worker) =
-            Self::agent(&self.name, &self.endpoints, self.sysfs.path(), &self.enforcer, records);
+            Self::agent(&self.name, &self.join, self.sysfs.path(), &self.enforcer, records);
     }
 
     fn record(&self) -> &Volume {
-        &self.reconciler.records[&VolumeId::from(ID)]
+        &self.reconciler.records[&self.id]
     }
 
     /// The agent does what has come in, and probes.
@@ -218,7 +242,7 @@ impl Node {
     fn permit(&mut self, runtime: &tokio::runtime::Runtime) {
         let _entered = runtime.enter();
         let what = VolumeRequest::Permit { seconds: 3, reason: "test".to_owned() };
-        let request = message::Request::Volume { selector: ID.to_owned(), what };
+        let request = message::Request::Volume { selector: self.id.to_string(), what };
         let (reply, _) = oneshot::channel();
         self.reconciler.handle(Input::Asked { request, uid: 0, reply }).expect("handled");
     }
@@ -294,7 +318,7 @@ fn holds_of(by: &str, number: usize) -> Finding {
 }
 
 /// What everybody knows, for whoever looks for the reason.
-fn tell_all(nodes: &[Node], etcd: &Members) {
+fn tell_all(nodes: &[Node], store: &impl Store) {
     for node in nodes {
         let record = node.record();
         println!(
@@ -304,7 +328,25 @@ fn tell_all(nodes: &[Node], etcd: &Members) {
             node.reconciler.store_status()
         );
     }
-    println!("{:?}", etcd.ask(&["get", "", "--prefix"]));
+    println!("{}", store.told());
+}
+
+/// A store that nodes share, and that fails as a test wants.
+trait Store {
+    /// Something goes wrong with it, for a while.
+    fn fail(&mut self, random: &mut fastrand::Rng) -> String;
+    /// When that is to be over.
+    fn until(&self) -> Instant;
+    /// It is over.
+    fn mend(&mut self);
+    /// How a node reaches it.
+    fn join(&self, number: usize) -> Rc<Join>;
+    /// An operator permits a re-format.
+    fn permit(&mut self, node: &mut Node, runtime: &tokio::runtime::Runtime);
+    /// It tells of the format.
+    fn knows(&self, id: &str) -> bool;
+    /// All that is in it.
+    fn told(&self) -> String;
 }
 
 /// The store, and what is wrong with it at the moment.
@@ -342,25 +384,58 @@ impl Shaken {
         Self { etcd, fault: Fault::None, until: Instant::now() }
     }
 
-    /// Where a node reaches the members, this one first.
-    fn endpoints(&self, node: &str, first: usize) -> Vec<String> {
+    /// Puts as much as goes in.
+    fn fill(&self) {
+        for number in 0..=QUOTA >> 20 {
+            let mut put = self.etcd.etcdctl(&["put", &format!("filler/{number}")]);
+            put.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut put = put.spawn().expect("etcdctl, of the package etcd-client");
+            // The one that is refused may not read all of it.
+            let _ = put.stdin.take().expect("piped").write_all(&vec![b'x'; 1 << 20]);
+            put.wait().expect("a child");
+        }
+    }
+
+    /// What an operator does now and then, or never; some of it may fail while members are slow.
+    fn compact(&self) {
+        let _ = self.etcd.compact();
+        let _ = self.etcd.defragment();
+    }
+}
+
+impl Store for Shaken {
+    /// By the members, one of its own first.
+    fn join(&self, number: usize) -> Rc<Join> {
+        let node = node_name(number);
         let link = |member: &format_guard_tests_etcd::Member| {
-            let port = self.etcd.network.link(node, member.name(), member.port()).expect("a port");
+            let port = self.etcd.network.link(&node, member.name(), member.port()).expect("a port");
             format!("http://127.0.0.1:{port}")
         };
         let mut endpoints: Vec<String> = self.etcd.members.iter().map(link).collect();
-        endpoints.rotate_left(first);
-        endpoints
+        endpoints.rotate_left(number);
+        through_etcd(endpoints)
     }
 
-    /// It tells of the format.
-    fn knows(&self) -> bool {
-        let key = format!("{}/volumes/{ID}/record", config::Store::default().prefix);
+    fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// On this node, or whichever claims it.
+    fn permit(&mut self, node: &mut Node, runtime: &tokio::runtime::Runtime) {
+        node.permit(runtime);
+    }
+
+    fn told(&self) -> String {
+        format!("{:?}", self.etcd.ask(&["get", "", "--prefix"]))
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        let key = format!("{}/volumes/{id}/record", config::Store::default().prefix);
         let value = self.etcd.ask(&["get", &key, "--print-value-only"]).unwrap_or_default();
         Shared::read(value.trim().as_bytes()).is_ok_and(|shared| shared.format.is_some())
     }
 
-    fn fail(&mut self, random: &mut fastrand::Rng) {
+    fn fail(&mut self, random: &mut fastrand::Rng) -> String {
         self.mend();
         let member = random.usize(0..3);
         self.until = Instant::now() + Duration::from_millis(random.u64(1..9000));
@@ -397,24 +472,7 @@ impl Shaken {
                 Fault::None
             }
         };
-    }
-
-    /// Puts as much as goes in.
-    fn fill(&self) {
-        for number in 0..=QUOTA >> 20 {
-            let mut put = self.etcd.etcdctl(&["put", &format!("filler/{number}")]);
-            put.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut put = put.spawn().expect("etcdctl, of the package etcd-client");
-            // The one that is refused may not read all of it.
-            let _ = put.stdin.take().expect("piped").write_all(&vec![b'x'; 1 << 20]);
-            put.wait().expect("a child");
-        }
-    }
-
-    /// What an operator does now and then, or never; some of it may fail while members are slow.
-    fn compact(&self) {
-        let _ = self.etcd.compact();
-        let _ = self.etcd.defragment();
+        format!("{:?}", self.fault)
     }
 
     fn mend(&mut self) {
@@ -455,25 +513,23 @@ fn one_lets_through(nodes: &[Node]) {
 }
 
 /// One volume from its first sight until every node knows what it holds; what failed meanwhile.
-fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) -> Vec<Fault> {
-    let mut store = Shaken::new();
+fn round(
+    store: &mut impl Store,
+    id: &str,
+    random: &mut fastrand::Rng,
+    runtime: &tokio::runtime::Runtime,
+) -> Vec<String> {
     let mut disk = Disk::default();
-    let mut nodes: Vec<Node> = (0..NODES)
-        .map(|i| {
-            let name = node_name(i);
-            let endpoints = store.endpoints(&name, i);
-            Node::new(name, endpoints, runtime)
-        })
-        .collect();
+    let mut nodes: Vec<Node> =
+        (0..NODES).map(|i| Node::new(node_name(i), id, store.join(i), runtime)).collect();
     let (start, mut failed) = (Instant::now(), Vec::new());
     let faults_end = Duration::from_secs(random.u64(2..15));
     loop {
         let faulty = start.elapsed() < faults_end;
-        if faulty && store.until <= Instant::now() && random.u32(0..100) == 0 {
-            store.fail(random);
-            failed.push(store.fault);
+        if faulty && store.until() <= Instant::now() && random.u32(0..100) == 0 {
+            failed.push(store.fail(random));
         }
-        if !faulty || store.until <= Instant::now() {
+        if !faulty || store.until() <= Instant::now() {
             store.mend();
         }
         if faulty && random.u32(0..100) == 0 {
@@ -486,7 +542,7 @@ fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) -> Vec<F
                 3 if !nodes[node].writing => nodes[node].restart(false, runtime),
                 4 if !disk.formats.is_empty() => {
                     disk.permits += 1;
-                    nodes[node].permit(runtime);
+                    store.permit(&mut nodes[node], runtime);
                 }
                 _ => {}
             }
@@ -505,11 +561,11 @@ fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) -> Vec<F
             let answers = node.reconciler.store_status().is_some_and(|store| store.answers);
             node.record().state == State::Formatted && !node.writing && answers
         });
-        if !faulty && !disk.formats.is_empty() && all_know && store.knows() {
+        if !faulty && !disk.formats.is_empty() && all_know && store.knows(id) {
             return failed;
         }
         if start.elapsed() > PATIENCE {
-            tell_all(&nodes, &store.etcd);
+            tell_all(&nodes, store);
             panic!("not every node knows");
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -521,21 +577,25 @@ fn round(random: &mut fastrand::Rng, runtime: &tokio::runtime::Runtime) -> Vec<F
 fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
     let runtime = runtime();
     let etcd = Members::start(&Plan { members: 3, ..Plan::default() }).expect("etcd");
+    let join = through_etcd(etcd.endpoints());
+    one_stops_and_another_formats(["first", "second"].map(|name| (name, join.clone())), &runtime);
+}
+
+fn one_stops_and_another_formats(nodes: [(&str, Rc<Join>); 2], runtime: &tokio::runtime::Runtime) {
     let mut disk = Disk::default();
-    let [mut first, mut second] =
-        ["first", "second"].map(|name| Node::new(name.to_owned(), etcd.endpoints(), &runtime));
+    let [mut first, mut second] = nodes.map(|(name, join)| Node::new(name.to_owned(), ID, join, runtime));
     until("the first one to be armed", || {
-        first.work(&disk, Read::Truth, &runtime);
+        first.work(&disk, Read::Truth, runtime);
         first.asks(Operation::Open) == Verdict::Begin
     });
     // It begins, and does not write for a while.
-    first.format(&mut disk, &runtime);
+    first.format(&mut disk, runtime);
     assert!(first.writing);
     first.stopped = Some(Instant::now() + PATIENCE);
     first.claim_worker.abort();
     until("the second one to format it", || {
-        second.work(&disk, Read::Truth, &runtime);
-        second.format(&mut disk, &runtime);
+        second.work(&disk, Read::Truth, runtime);
+        second.format(&mut disk, runtime);
         !disk.formats.is_empty()
     });
     assert_eq!(disk.formats, [("second".to_owned(), 0)]);
@@ -547,7 +607,8 @@ fn a_node_that_stopped_lets_nobody_through_once_its_lease_may_have_ended() {
 #[test]
 fn a_permit_that_was_used_meanwhile_is_not_taken_for_another_one() {
     let runtime = runtime();
-    let mut node = Node::new("node".to_owned(), vec!["http://127.0.0.1:1".to_owned()], &runtime);
+    let nowhere = through_etcd(vec!["http://127.0.0.1:1".to_owned()]);
+    let mut node = Node::new("node".to_owned(), ID, nowhere, &runtime);
     let _entered = runtime.enter();
     let wanted = |node: &Node| shared::desired(node.record(), "node");
     let give = |node: &mut Node, told| node.reconciler.handle(Input::Store(told)).expect("handled");
@@ -591,6 +652,11 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[test]
 fn one_of_many_nodes_formats_a_volume_whatever_fails() {
+    rounds(|_, random, runtime| round(&mut Shaken::new(), ID, random, runtime));
+}
+
+/// As many as are asked for.
+fn rounds(mut one: impl FnMut(usize, &mut fastrand::Rng, &tokio::runtime::Runtime) -> Vec<String>) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seed = number("FORMAT_GUARD_SEED").unwrap_or_else(|| fastrand::u64(..));
     let rounds =
@@ -600,7 +666,7 @@ fn one_of_many_nodes_formats_a_volume_whatever_fails() {
     let mut random = fastrand::Rng::with_seed(seed);
     for number in 0..rounds {
         let start = Instant::now();
-        let faults = round(&mut random, &runtime);
-        println!("round {number}: {} s, {faults:?}", start.elapsed().as_secs());
+        let faults = one(number, &mut random, &runtime);
+        println!("round {number}: {} s, {}", start.elapsed().as_secs(), faults.join(", "));
     }
 }

@@ -1,15 +1,17 @@
-//! One Lease a node: this node renews its own, and ends one that another node has not renewed for as long as it lasts.
+//! One Lease a node: this node renews its own, and ends one that another node has not renewed for as long as
+//! it lasts.
 //!
-//! Who ends a Lease does so by a write that is made only if nobody has renewed it since it was looked at; whoever renews one, by a write
-//! that is made only if nobody has ended it. So a claim ends for everybody at once, its own node included. Until this node has seen for
-//! itself that a Lease is not renewed, for as long as it lasts by this host's clock, the Lease is in force: times of others are never
-//! compared, and a Lease that somebody has deleted still covers what was claimed under it.
+//! Who ends a Lease does so by a write that is made only if nobody has renewed it since it was looked at;
+//! whoever renews one, by a write that is made only if nobody has ended it. So a claim ends for everybody at
+//! once, its own node included. Until this node has seen for itself that a Lease is not renewed, for as long
+//! as it lasts by this host's clock, the Lease is in force: times of others are never compared, and a Lease
+//! that somebody has deleted still covers what was claimed under it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -25,7 +27,6 @@ use super::{
     object::{holder, revision},
 };
 use crate::{
-    enforce::since_boot,
     record::shared::{
         Claim,
         store::{Granted, SharedError, TRIES},
@@ -60,8 +61,9 @@ struct State {
 struct Watched {
     /// Its version; none where it has another holder, or is gone.
     version: Option<String>,
-    /// Since when nobody renews it, as far as this node has seen, since this host has booted.
-    since: Duration,
+    /// Since when nobody renews it, as far as this node has seen: time for which this host stands still does
+    /// not count.
+    since: Instant,
     /// How long it lasts.
     lasts: Duration,
     /// Volumes that were claimed under it.
@@ -75,7 +77,7 @@ impl Leases {
 
     /// Volumes whose claim may have ended by now: each is told once.
     pub(super) fn due(&self) -> Vec<VolumeId> {
-        let now = since_boot();
+        let now = Instant::now();
         let mut state = self.state();
         let mut due = Vec::new();
         state.others.retain(|_, watched| {
@@ -154,8 +156,8 @@ impl Server {
         Err(self.failed(format!("others change the Lease {} all the time", self.node)))
     }
 
-    /// Keeps what was written. Where a later version is less than an earlier one, the store was put back to an older state: what it was
-    /// known to have is asked for again.
+    /// Keeps what was written. Where a later version is less than an earlier one, the store was put back to
+    /// an older state: what it was known to have is asked for again.
     fn keep(&self, written: Lease) {
         let mut state = self.leases.state();
         let version = written.metadata.resource_version.as_deref().and_then(revision);
@@ -234,7 +236,7 @@ impl Server {
 
     /// Whether this node has seen for so long that nobody renews it.
     fn is_over(&self, claim: &Claim, version: Option<String>, lasts: Duration, id: &VolumeId) -> bool {
-        let now = since_boot();
+        let now = Instant::now();
         let mut state = self.leases.state();
         let watched = state.others.entry((claim.node.clone(), claim.lease)).or_insert_with(|| Watched {
             version: version.clone(),

@@ -1,6 +1,8 @@
-//! The object of a volume in a Kubernetes API server, kind `GuardedVolume`: what is read of it, and how it is written. Pure functions.
+//! The object of a volume in a Kubernetes API server, kind `GuardedVolume`: what is read of it, and how it is
+//! written. Pure functions.
 //!
-//! They must never take an object for another volume's, nor let through what no agent writes: whoever may write there is not trusted.
+//! They must never take an object for another volume's, nor let through what no agent writes: whoever may
+//! write there is not trusted.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -178,8 +180,8 @@ pub fn persistent_volume(id: &VolumeId) -> Option<&str> {
     provisioned::name_in(id.as_str())
 }
 
-/// A version as a number: of one object a newer one is greater. API servers say so since Kubernetes 1.35, and were so before (etcd's
-/// revision of the key).
+/// A version as a number: of one object a newer one is greater. API servers say so since Kubernetes 1.35, and
+/// were so before (etcd's revision of the key).
 pub(super) fn revision(version: &str) -> Option<i64> {
     version.parse().ok().filter(|number| *number > 0)
 }

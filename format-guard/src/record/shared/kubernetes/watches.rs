@@ -1,5 +1,5 @@
-//! Tells of changes of the volumes that this node wants to know of: one request for some of them, by their names, and none for all that
-//! there are.
+//! Tells of changes of the volumes that this node wants to know of: one request for some of them, by their
+//! names, and none for all that there are.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,12 +26,14 @@ use super::{
 };
 use crate::{record::shared::store::SharedError, volume::VolumeId};
 
-/// Volumes of one request: their names are in its address, which must not be longer than what is between takes.
+/// Volumes of one request: their names are in its address, which must not be longer than what is between
+/// takes.
 const AT_ONCE: usize = 64;
 /// How long one lasts: a connection that has died without a word is known to have by then.
 const LASTS: Duration = Duration::from_secs(60);
-/// What an API server has at hand, and every change since. Without bookmarks: with them it is asked for a list, which an etcd before
-/// 3.4.25 has no part in (Kubernetes 1.34, `SetListOptionsDefaults` and `isListWatchRequest`).
+/// What an API server has at hand, and every change since. Without bookmarks: with them it is asked for a
+/// list, which an etcd before 3.4.25 has no part in (Kubernetes 1.34, `SetListOptionsDefaults` and
+/// `isListWatchRequest`).
 const ANY: &str = "0";
 /// One that ends sooner is none.
 const SHORT: Duration = Duration::from_secs(1);
@@ -114,7 +116,8 @@ fn adjust(
     }
 }
 
-/// Watches these until that fails. It begins with all that there is of them: what has changed since they were looked at is told, too.
+/// Watches these until that fails. It begins with all that there is of them: what has changed since they were
+/// looked at is told, too.
 async fn follow(
     server: Arc<Server>,
     ids: BTreeSet<VolumeId>,
