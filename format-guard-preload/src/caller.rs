@@ -102,7 +102,7 @@ fn class_by_arguments(class: Class) -> Class {
     if let Some(file) = Descriptor::open(b"/proc/self/cmdline\0") {
         let _length = file.read(&mut arguments);
     }
-    arguments::told(class, &arguments)
+    arguments::class_of(class, &arguments)
 }
 
 impl Target<'_> {
