@@ -58,7 +58,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "enforce::bpf",
         &[
-            &["offsets", "pins", "syscall", "verifier_log"],
+            &["lines", "offsets", "pins", "syscall", "verifier_log"],
             &["hooks", "modify_return", "slots"],
             &["load", "self_protection"],
         ],
@@ -66,7 +66,16 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "agent",
         &[
-            &["container", "detach", "kernel_log", "kubernetes", "mappings", "message", "metrics"],
+            &[
+                "container",
+                "detach",
+                "kernel_lines",
+                "kernel_log",
+                "kubernetes",
+                "mappings",
+                "message",
+                "metrics",
+            ],
             &[
                 "closing",
                 "desired_claims",

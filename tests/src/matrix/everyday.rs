@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{
     Outcome, Row, Selection, shell_with,
     volume::{Golden, KINDS, Kind, MIB, key_file, point},
+    work::{Work, refused, work},
     writers::WRITERS,
 };
 use crate::{
@@ -16,28 +17,6 @@ use crate::{
     guard::{Guard, PRELOAD, tier},
     tool,
 };
-
-/// A piece of work. `$N` is the node and `$F` the file behind it, `$B` the node of another volume, which is
-/// blank, `$M` a directory to mount on, `$K` the key file of the LUKS volumes. Each line is one step: its
-/// exit status must be the same.
-pub(super) struct Work {
-    /// The kind of volume; a blank one where it is empty.
-    on: &'static str,
-    name: &'static str,
-    steps: &'static [&'static str],
-    /// The state that its record must come to have.
-    state: &'static str,
-    /// Its last step cannot be told from destruction: it is refused, and the event names the way out.
-    refused: bool,
-}
-
-pub(super) const fn work(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
-    Work { on, name, steps, state: "formatted", refused: false }
-}
-
-const fn refused(on: &'static str, name: &'static str, steps: &'static [&'static str]) -> Work {
-    Work { on, name, steps, state: "formatted", refused: true }
-}
 
 /// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats
 /// what blkid finds nothing on, checks it, and mounts it.

@@ -14,6 +14,7 @@ macro_rules! until {
 mod destructive;
 mod everyday;
 mod volume;
+mod work;
 mod writers;
 
 pub use destructive::run as run_destructive;

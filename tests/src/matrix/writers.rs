@@ -4,7 +4,7 @@
 //!
 //! Each runs for a second; `FORMAT_GUARD_WRITERS_SECONDS` says for how long else.
 
-use super::everyday::{Work, work};
+use super::work::{Work, work};
 
 macro_rules! fio {
     ($where:literal, $how:literal) => {
