@@ -34,7 +34,7 @@ use crate::{
     config::DEFAULT_SOCKET,
 };
 
-/// Exit codes, documented in the README.
+/// Exit codes, documented in docs/commands.md.
 mod exit {
     pub(super) const FAILED: u8 = 1;
     pub(super) const USAGE: u8 = 2;
