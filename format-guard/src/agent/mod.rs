@@ -173,9 +173,7 @@ pub async fn run(start: Start) -> Result<()> {
     tasks.spawn(uevents::run(uevents, senders.others.clone()));
     if let EventSource::Kernel(ring, lines) = events {
         tasks.spawn(kernel_events::run(ring, senders.urgent.clone()));
-        if let Some(lines) = lines {
-            tasks.spawn(kernel_lines::run(lines));
-        }
+        lines.map(|lines| tasks.spawn(kernel_lines::run(*lines)));
     }
     tasks.spawn(prober::run(answers, senders.others.clone()));
     tasks.spawn(process_exit::run(watched, senders.urgent.clone()));

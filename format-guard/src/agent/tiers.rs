@@ -31,7 +31,7 @@ pub(super) async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send 
 /// What tells of events where a tier is in force.
 pub(super) enum EventSource {
     /// The kernel programs' ring buffer, and the lines that they write.
-    Kernel(RingBuf<MapData>, Option<Lines>),
+    Kernel(RingBuf<MapData>, Option<Box<Lines>>),
     /// The socket that the library asks at.
     Questions(UnixListener, Questions),
     /// A task reads them already.
@@ -147,7 +147,7 @@ impl TierSelector {
         let [tier, weaker @ ..] = now.as_slice() else { bail!("no tier is left") };
         if *tier != Tier::Preload {
             let mut enforcer = BpfEnforcer::load(&config.pin_dir, config, audit, *tier, weaker.to_vec())?;
-            let events = EventSource::Kernel(enforcer.events()?, enforcer.lines());
+            let events = EventSource::Kernel(enforcer.events()?, enforcer.lines().map(Box::new));
             return Ok((Box::new(enforcer), events));
         }
         let enforcer =

@@ -206,6 +206,7 @@ impl ApiServer {
     }
 
     /// How a client reaches it, as a kubeconfig.
+    #[must_use]
     pub fn kubeconfig(&self, port: u16, token: &str) -> Value {
         json!({
             "apiVersion": "v1",
@@ -300,7 +301,7 @@ impl ApiServer {
         let tries = [
             (
                 "/apis/format-guard.io/v1alpha1/guardedvolumes?dryRun=All",
-                volume("probe", json!({"id": "probe"})),
+                volume("probe", &json!({"id": "probe"})),
             ),
             (
                 "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?dryRun=All",
@@ -312,7 +313,7 @@ impl ApiServer {
                 match asker.ask("POST", path, Some(&object)) {
                     Err(error) if error.to_string().contains(" 422 ") => break,
                     other => {
-                        ensure!(start.elapsed() < PATIENCE, "no rule of admission refuses {path}: {other:?}")
+                        ensure!(start.elapsed() < PATIENCE, "no rule of admission refuses {path}: {other:?}");
                     }
                 }
                 thread::sleep(Duration::from_millis(100));
@@ -369,7 +370,7 @@ impl Drop for ApiServer {
 
 /// A volume's object.
 #[must_use]
-pub fn volume(name: &str, spec: Value) -> Value {
+pub fn volume(name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "format-guard.io/v1alpha1",
         "kind": "GuardedVolume",

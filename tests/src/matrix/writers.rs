@@ -19,7 +19,7 @@ macro_rules! fio {
 }
 
 /// Eight writers at random places and of random lengths, by engines (fio 3.33) as databases use them:
-/// PostgreSQL and logs write plainly, LSM trees by libaio and `io_uring`. `$where` is where they may write.
+/// `PostgreSQL` and logs write plainly, LSM trees by libaio and `io_uring`. `$where` is where they may write.
 macro_rules! databases {
     ($on:literal, $where:literal) => {
         work(

@@ -256,37 +256,7 @@ impl<'a> World<'a> {
                     }));
                 }
             }
-            Work::ApiServer => {
-                for unit in &self.programs.units {
-                    if !select::all(&unit.path)?.iter().any(|name| name.contains(API_SERVER)) {
-                        continue;
-                    }
-                    let name = format!("{name}: {}", unit.name);
-                    // Members, nodes and the server itself: all of this machine.
-                    let cost = Cost { cores: 2, ..Cost::CORE };
-                    jobs.push(self.job(part, name, cost, move |log| {
-                        let programs = match api_server::programs()? {
-                            api_server::Programs::There(programs) => programs,
-                            api_server::Programs::NotHere(why) => {
-                                append(
-                                    log,
-                                    &format!("not tried: what nodes share through Kubernetes; {why}\n"),
-                                )?;
-                                println!("not tried: {}: {why}", part.name);
-                                return Ok(Outcome::default());
-                            }
-                        };
-                        let mut run = command(
-                            &unit.path.to_string_lossy(),
-                            ["--ignored", "--nocapture", "--test-threads=1", API_SERVER],
-                        );
-                        run.current_dir(&unit.package).env("CARGO_MANIFEST_DIR", &unit.package);
-                        run.envs(api_server::variables(&programs)?).env("FORMAT_GUARD_PROGRAM", guard);
-                        let well = logged(&mut run, &appended(log)?)?;
-                        Ok(Outcome::of_tests(&fs::read_to_string(log)?, well))
-                    }));
-                }
-            }
+            Work::ApiServer => self.jobs_of_api_server(part, guard, jobs)?,
             Work::Chart => jobs.push(self.job(part, name, Cost::CORE, |log| {
                 let findings = chart::findings(false)?;
                 append(log, &findings.join("\n"))?;
@@ -298,6 +268,42 @@ impl<'a> World<'a> {
                 }));
             }
             _ => bail!("the plan names no kernel for {name}"),
+        }
+        Ok(())
+    }
+
+    /// Every test executable that has tests against an API server.
+    fn jobs_of_api_server(
+        &'a self,
+        part: &'static Part,
+        guard: &'a Path,
+        jobs: &mut Vec<Job<'a>>,
+    ) -> Result<()> {
+        for unit in &self.programs.units {
+            if !select::all(&unit.path)?.iter().any(|name| name.contains(API_SERVER)) {
+                continue;
+            }
+            let name = format!("{}: {}", part.name, unit.name);
+            // Members, nodes and the server itself: all of this machine.
+            let cost = Cost { cores: 2, ..Cost::CORE };
+            jobs.push(self.job(part, name, cost, move |log| {
+                let programs = match api_server::programs()? {
+                    api_server::Programs::There(programs) => programs,
+                    api_server::Programs::NotHere(why) => {
+                        append(log, &format!("not tried: what nodes share through Kubernetes; {why}\n"))?;
+                        println!("not tried: {}: {why}", part.name);
+                        return Ok(Outcome::default());
+                    }
+                };
+                let mut run = command(
+                    &unit.path.to_string_lossy(),
+                    ["--ignored", "--nocapture", "--test-threads=1", API_SERVER],
+                );
+                run.current_dir(&unit.package).env("CARGO_MANIFEST_DIR", &unit.package);
+                run.envs(api_server::variables(&programs)?).env("FORMAT_GUARD_PROGRAM", guard);
+                let well = logged(&mut run, &appended(log)?)?;
+                Ok(Outcome::of_tests(&fs::read_to_string(log)?, well))
+            }));
         }
         Ok(())
     }

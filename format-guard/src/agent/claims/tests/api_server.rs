@@ -73,7 +73,7 @@ async fn nodes_ask_little_while_nothing_happens_and_never_for_everything() {
             while let Some(input) = inputs.recv().await {
                 match input {
                     Input::Store(StoreUpdate::KnownFormats { reply, .. }) => {
-                        drop(reply.send(KnownFormats::default()))
+                        drop(reply.send(KnownFormats::default()));
                     }
                     Input::Store(StoreUpdate::ClaimStatus { id, number, .. }) => {
                         desired_claims.acknowledge(number);

@@ -171,7 +171,7 @@ pub(super) fn number(node: &str, holder: &str) -> Option<u64> {
 #[must_use]
 pub fn name(id: &VolumeId) -> String {
     let hash = Sha256::digest(id.as_str().as_bytes());
-    hash[..NAME].iter().map(|byte| format!("{byte:02x}")).collect()
+    hash[..NAME].iter().fold(String::new(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 /// The `PersistentVolume` that an id names.

@@ -24,7 +24,7 @@ fn of_json(value: Value) -> GuardedVolume {
     serde_json::from_value(value).expect("an object")
 }
 
-fn object(spec: Value, status: Value) -> GuardedVolume {
+fn object(spec: &Value, status: &Value) -> GuardedVolume {
     of_json(json!({"metadata": {"name": "x", "resourceVersion": "7"}, "spec": spec, "status": status}))
 }
 
@@ -75,7 +75,7 @@ fn what_is_written_is_read_again() {
 #[test]
 fn what_no_agent_writes_is_not_taken() {
     let id = &ID.into();
-    assert!(object::read(&object(json!({"id": ID}), Value::Null), id).is_ok());
+    assert!(object::read(&object(&json!({"id": ID}), &Value::Null), id).is_ok());
     let long = "x".repeat(100_000);
     for (spec, status, word) in [
         (json!({"id": "dm:LVM-other"}), json!({}), "another volume's"),
@@ -102,7 +102,7 @@ fn what_no_agent_writes_is_not_taken() {
             "terminal",
         ),
     ] {
-        let said = object::read(&object(spec, status), id).expect_err(word).to_string();
+        let said = object::read(&object(&spec, &status), id).expect_err(word).to_string();
         assert!(said.contains(word), "{word}: {said}");
     }
     let no_version = of_json(json!({"metadata": {"name": "x", "resourceVersion": "v7"}, "spec": {"id": ID}}));
@@ -114,7 +114,7 @@ fn a_permit_is_offered_until_it_was_taken_up() {
     let given = |minute: u32| json!({"reason": "r", "by": "op", "from": "2026-01-31T12:00:00Z", "until": format!("2026-01-31T12:{minute:02}:00Z")});
     let permit = |status: Value| {
         let read =
-            object::read(&object(json!({"id": ID, "permit": given(5)}), status), &ID.into()).expect("read");
+            object::read(&object(&json!({"id": ID, "permit": given(5)}), &status), &ID.into()).expect("read");
         read.seen.shared.and_then(|shared| shared.permit)
     };
     let offered = permit(json!({})).expect("offered");

@@ -30,7 +30,7 @@ use crate::{record::shared::store::SharedError, volume::VolumeId};
 /// takes.
 const AT_ONCE: usize = 64;
 /// How long one lasts: a connection that has died without a word is known to have by then.
-const LASTS: Duration = Duration::from_secs(60);
+const LASTS: Duration = Duration::from_mins(1);
 /// What an API server has at hand, and every change since. Without bookmarks: with them it is asked for a
 /// list, which an etcd before 3.4.25 has no part in (Kubernetes 1.34, `SetListOptionsDefaults` and
 /// `isListWatchRequest`).

@@ -79,6 +79,7 @@ fn refused(answer: Result<Value>, code: &str, word: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it needs an API server: cargo xtask test --part \"API server\""]
+#[expect(clippy::too_many_lines, reason = "one server for all of it: it takes seconds to start")]
 async fn an_agent_writes_what_its_own_node_claims_and_has_seen_and_nothing_else() {
     let server = started();
     let admin = server.asker();
@@ -148,7 +149,7 @@ async fn an_agent_writes_what_its_own_node_claims_and_has_seen_and_nothing_else(
     );
     let mut new = volume(
         "0123",
-        json!({"id": "x", "permit": permit("system:serviceaccount:kube-system:format-guard", hour)}),
+        &json!({"id": "x", "permit": permit("system:serviceaccount:kube-system:format-guard", hour)}),
     );
     refused(of_a.ask("POST", VOLUMES, Some(&new)), "422", "repeats the name");
     new["metadata"]["labels"] = json!({object::NAME_LABEL: "0123"});
@@ -203,7 +204,7 @@ async fn an_agent_writes_what_its_own_node_claims_and_has_seen_and_nothing_else(
         );
         refused(
             change(asker, admin, |status| {
-                drop(status["record"].as_object_mut().expect("it").remove("format"))
+                drop(status["record"].as_object_mut().expect("it").remove("format"));
             }),
             "422",
             lower,
