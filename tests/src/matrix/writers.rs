@@ -82,8 +82,14 @@ macro_rules! monitor {
 /// Marks are met on ext4 every 16 MiB from the eighth on, and on XFS at the start of each of its four groups
 /// of 16 MiB.
 pub(super) const WRITERS: &[Work] = &[
-    databases!("ext4", "--offset=9M --size=55M --zonemode=strided --zonerange=16M --zonesize=13M"),
-    databases!("xfs", "--offset=1M --size=63M --zonemode=strided --zonerange=16M --zonesize=13M"),
+    databases!(
+        "ext4",
+        "--offset=9M --size=55M --zonemode=strided --zonerange=13M --zonesize=13M --zoneskip=3M"
+    ),
+    databases!(
+        "xfs",
+        "--offset=1M --size=63M --zonemode=strided --zonerange=13M --zonesize=13M --zoneskip=3M"
+    ),
     databases!("btrfs", "--offset=1M --size=62M"),
     databases!("lvm", "--offset=2M --size=61M"),
     // In its second partition: over the border of two volumes no write goes.
