@@ -16,33 +16,22 @@ const MAP: &str = "AYA_LOGS";
 /// Lines that have been written, handed to the agent's log.
 pub type Lines = EbpfLogger<&'static dyn Log>;
 
-/// Whether the log asks for any.
-#[must_use]
-pub fn are_wanted() -> bool {
-    level().is_some()
-}
-
-/// The lowest level that the log asks for.
-fn level() -> Option<Level> {
+/// The lowest level of lines that the log asks for: a number of [`Level`]; `None` where it asks for no lines.
+pub(super) fn wanted() -> Option<u8> {
     if tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
-        Some(Level::Trace)
+        Some(Level::Trace as u8)
     } else {
-        tracing::enabled!(target: TARGET, tracing::Level::DEBUG).then_some(Level::Debug)
+        tracing::enabled!(target: TARGET, tracing::Level::DEBUG).then_some(Level::Debug as u8)
     }
-}
-
-/// What an object with lines writes, as it is put into it: a number of [`Level`].
-pub(super) fn threshold() -> Option<u8> {
-    level().map(|level| level as u8)
 }
 
 /// Has the lines written to one map, also by programs that an earlier agent attached; without them the map
 /// goes.
-pub(super) fn prepare<'a>(loader: &mut EbpfLoader<'a>, maps: &Path, threshold: Option<&'a u8>) {
+pub(super) fn prepare<'a>(loader: &mut EbpfLoader<'a>, maps: &Path, lowest: Option<&'a u8>) {
     let pin = maps.join(MAP);
-    match threshold {
-        Some(threshold) => {
-            loader.override_global(aya_log::LEVEL, threshold, true);
+    match lowest {
+        Some(lowest) => {
+            loader.override_global(aya_log::LEVEL, lowest, true);
             loader.map_pin_path(MAP, pin);
         }
         // There is none to be taken away but after an agent that wrote lines.

@@ -44,11 +44,11 @@ use crate::{
 impl BpfEnforcer {
     pub(super) fn attach_in_tier(&mut self) -> Result<Vec<ProgramStatus>, LoadError> {
         match self.attach_object() {
-            Err(error @ LoadError::Program { .. }) if self.object == OBJECT_WITH_LINES => {
+            Err(error @ LoadError::Program { .. }) if self.lines.is_some() => {
                 tracing::warn!(
                     "the kernel programs write no lines: this kernel takes none that do ({error})"
                 );
-                self.object = OBJECT;
+                self.lines = None;
                 self.make_again()?;
                 self.attach_object()
             }
@@ -63,9 +63,10 @@ impl BpfEnforcer {
             refuse_passthrough: self.refuse_passthrough,
             may_wait: self.may_wait,
             tier: self.tier,
+            lines: self.lines,
         };
-        self.ebpf = load_object(self.object, &self.pins, self.max_devices, &globals)?;
-        self.build = build_of(self.object, &globals);
+        self.ebpf = load_object(&self.pins, self.max_devices, &globals)?;
+        self.build = build_of(&globals);
         Ok(())
     }
 
@@ -129,7 +130,7 @@ impl BpfEnforcer {
             };
             Some(pinned.get(name).or_else(own)?.fd().as_fd().as_raw_fd())
         };
-        Programs::parse(self.object, descriptor)
+        Programs::parse(object(self.lines), descriptor)
             .map_err(|error| LoadError::Functions { reason: error.to_string() })
     }
 
@@ -270,28 +271,25 @@ pub(super) struct Globals<'a> {
     pub(super) refuse_passthrough: u32,
     pub(super) may_wait: u32,
     pub(super) tier: Tier,
+    /// The lowest level of lines that the programs write; `None`: the object that writes no lines.
+    pub(super) lines: Option<u8>,
 }
 
-/// The object that the log asks for.
-pub(super) fn wanted_object() -> &'static [u8] {
-    if lines::are_wanted() { OBJECT_WITH_LINES } else { OBJECT }
+/// The object whose programs write lines, or the one whose programs write none.
+fn object(lines: Option<u8>) -> &'static [u8] {
+    if lines.is_some() { OBJECT_WITH_LINES } else { OBJECT }
 }
 
 /// Stands for the object, its read-only globals and where it is attached.
-pub(super) fn build_of(object: &[u8], globals: &Globals<'_>) -> u64 {
+pub(super) fn build_of(globals: &Globals<'_>) -> u64 {
     let mut build = DefaultHasher::new();
-    (object, globals).hash(&mut build);
+    (object(globals.lines), globals).hash(&mut build);
     build.finish()
 }
 
 /// Reads the object with its maps below the pins.
-pub(super) fn load_object(
-    object: &[u8],
-    pins: &Pins,
-    max_devices: u32,
-    globals: &Globals<'_>,
-) -> Result<Ebpf, EbpfError> {
-    let Globals { offsets, refuse_passthrough, may_wait, tier } = *globals;
+pub(super) fn load_object(pins: &Pins, max_devices: u32, globals: &Globals<'_>) -> Result<Ebpf, EbpfError> {
+    let Globals { offsets, refuse_passthrough, may_wait, tier, .. } = *globals;
     let mut loader = EbpfLoader::new();
     // For relocations, which our programs have none of.
     loader.btf(None);
@@ -311,9 +309,8 @@ pub(super) fn load_object(
     // A program at a function may wait for nothing.
     let may_wait = if tier == Tier::Lsm { may_wait } else { 0 };
     loader.override_global("MAY_WAIT", &may_wait, true);
-    let threshold = lines::threshold().filter(|_| object == OBJECT_WITH_LINES);
-    lines::prepare(&mut loader, pins.maps(), threshold.as_ref());
-    loader.load(object)
+    lines::prepare(&mut loader, pins.maps(), globals.lines.as_ref());
+    loader.load(object(globals.lines))
 }
 
 fn load_program(program: &mut Program, hook: Hook, btf: &Btf) -> Result<FdLink, ProgramError> {

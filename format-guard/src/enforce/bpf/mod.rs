@@ -54,7 +54,7 @@ use crate::{
 };
 use hooks::{HookProgram, functions};
 use lines::Lines;
-use load::{Globals, borrow, build_of, load_object, take, wanted_object};
+use load::{Globals, borrow, build_of, load_object, take};
 use offsets::{KERNEL_BTF, KernelTypes};
 use pins::Pins;
 use self_protection::Protected;
@@ -68,8 +68,6 @@ const CANARY_WAITS: Duration = Duration::from_secs(5);
 
 /// The loaded guard.
 pub struct BpfEnforcer {
-    /// What `ebpf` was made of.
-    object: &'static [u8],
     ebpf: Ebpf,
     pins: Pins,
     rules: Rules,
@@ -105,6 +103,8 @@ pub struct BpfEnforcer {
     refuse_passthrough: u32,
     /// This kernel has what formatters wait by.
     may_wait: u32,
+    /// The lowest level of lines that the programs write, as aya-log counts levels.
+    lines: Option<u8>,
     /// The canary has proven that they do, and that nobody else gets through meanwhile.
     waits: bool,
     /// The control group of the tier `cgroup`; empty: the root.
@@ -136,10 +136,10 @@ impl BpfEnforcer {
         let max_devices = config.max_devices;
         let rules = pins.maps().join("RULES");
         Rules::make(&rules, max_devices).map_err(|source| LoadError::Pin { path: rules, source })?;
-        let object = wanted_object();
-        let globals = Globals { offsets: &offsets, refuse_passthrough, may_wait, tier };
-        let mut ebpf = load_object(object, &pins, max_devices, &globals)?;
-        let build = build_of(object, &globals);
+        let lines = lines::wanted();
+        let globals = Globals { offsets: &offsets, refuse_passthrough, may_wait, tier, lines };
+        let mut ebpf = load_object(&pins, max_devices, &globals)?;
+        let build = build_of(&globals);
         let rules = Rules::new(take(&mut ebpf, "RULES", ArrayOfMaps::try_from)?);
         let slots: HashMap<MapData, u32, u32> = take(&mut ebpf, "SLOTS", HashMap::try_from)?;
         let taken = Slots::new(slots.iter().filter_map(Result::ok), max_devices);
@@ -177,7 +177,6 @@ impl BpfEnforcer {
                 .map_err(|source| LoadError::Map { name: "NAMES", source })?;
         }
         let mut enforcer = Self {
-            object,
             ebpf,
             pins,
             rules,
@@ -203,6 +202,7 @@ impl BpfEnforcer {
             weaker,
             refuse_passthrough,
             may_wait,
+            lines,
             waits: false,
             cgroup: config.cgroup_dir.clone(),
         };
