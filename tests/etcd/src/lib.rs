@@ -2,20 +2,20 @@
 //! up as a test wants.
 
 use std::{
-    fs::File,
+    iter,
     net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Resource, Rlimit, prlimit};
 
-use crate::network::Network;
+use crate::{network::Network, server::Server};
 
 pub mod network;
+pub mod server;
 
 /// How long members may take to come up.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -39,9 +39,8 @@ impl Default for Plan<'_> {
 
 /// One member.
 pub struct Member {
-    arguments: Vec<String>,
-    log: PathBuf,
-    process: Child,
+    /// Its process.
+    pub process: Server,
     name: String,
     port: u16,
     scheme: String,
@@ -66,56 +65,13 @@ impl Member {
         &self.name
     }
 
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.process)
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(self.pid(), signal).with_context(|| format!("cannot signal {}", self.name))
-    }
-
     /// Has every write to a file fail from now on, as on a full disk: it does not live through that.
     pub fn fail_writes(&self) -> Result<()> {
         let none = Rlimit { current: Some(0), maximum: Some(0) };
-        prlimit(Some(self.pid()), Resource::Fsize, none)
+        prlimit(Some(self.process.pid()), Resource::Fsize, none)
             .with_context(|| format!("cannot limit {}", self.name))?;
         Ok(())
     }
-
-    /// Kills it.
-    pub fn kill(&mut self) -> Result<()> {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        self.process.wait()?;
-        Ok(())
-    }
-
-    /// Starts it once more, with the data that it had.
-    pub fn bring_back(&mut self) -> Result<()> {
-        self.kill()?;
-        self.process = start(&self.arguments, &self.log)?;
-        Ok(())
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
-fn start(arguments: &[String], log: &Path) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(log)?;
-    Command::new("etcd")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("cannot start etcd, of the package etcd-server: cargo xtask setup")
 }
 
 /// An etcd.
@@ -159,10 +115,9 @@ impl Members {
             ];
             let own = own.map(|(option, value)| format!("--{option}={value}"));
             let given = plan.options.iter().map(|(option, value)| format!("--{option}={value}"));
-            let arguments: Vec<String> = own.into_iter().chain(given).collect();
-            let log = directory.path().join(format!("{name}.log"));
-            let process = start(&arguments, &log)?;
-            Ok(Member { arguments, log, process, name, port: clients[i], scheme: plan.scheme.to_owned() })
+            let words = iter::once("etcd".to_owned()).chain(own).chain(given).collect();
+            let process = Server::start(words, directory.path().join(format!("{name}.log")))?;
+            Ok(Member { process, name, port: clients[i], scheme: plan.scheme.to_owned() })
         });
         Ok(Self { members: members.collect::<Result<_>>()?, network, _directory: directory })
     }

@@ -3,18 +3,17 @@
 //! scheduler.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use format_guard_tests_etcd::{Members, Plan};
-use rustix::process::{Pid, Signal, kill_process};
+use format_guard_tests_etcd::{Members, Plan, server::Server};
 use serde_json::{Value, json};
 
 /// How long it may take to come up, on a busy machine.
@@ -36,8 +35,8 @@ pub const ACCOUNT: &str = "format-guard";
 pub struct ApiServer {
     /// Its etcd, and the network in which links to the server are made.
     pub etcd: Members,
-    process: Child,
-    arguments: Vec<String>,
+    /// Its process.
+    pub process: Server,
     asker: Asker,
     directory: tempfile::TempDir,
 }
@@ -161,13 +160,13 @@ impl ApiServer {
             "--profiling=false".to_owned(),
         ];
         let program = programs.join("kube-apiserver").display().to_string();
-        let arguments: Vec<String> = [program].into_iter().chain(arguments).collect();
-        let process = start(&arguments, directory.path())?;
+        let words = [program].into_iter().chain(arguments).collect();
+        let process = Server::start(words, directory.path().join("log"))?;
         let authority = directory.path().join("certificates/apiserver.crt");
         let asker = Asker { port, token, authority };
-        let server = Self { etcd, process, arguments, asker, directory };
-        server.wait_until_ready()?;
-        Ok(server)
+        let api = Self { etcd, process, asker, directory };
+        api.wait_until_ready()?;
+        Ok(api)
     }
 
     /// Its port.
@@ -182,22 +181,10 @@ impl ApiServer {
         &self.asker.token
     }
 
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.process)
-    }
-
     /// The certificates by which it is known.
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         self.asker.authority.clone()
-    }
-
-    /// What it has said.
-    #[must_use]
-    pub fn log(&self) -> PathBuf {
-        self.directory.path().join("log")
     }
 
     /// A port that leads to it, for the client of this name.
@@ -228,32 +215,12 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(self.pid(), signal).context("cannot signal the API server")
-    }
-
-    /// Kills it.
-    pub fn kill(&mut self) -> Result<()> {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        self.process.wait()?;
-        Ok(())
-    }
-
-    /// Starts it once more, over what it had; it is not up yet then.
-    pub fn bring_back(&mut self) -> Result<()> {
-        self.kill()?;
-        self.process = start(&self.arguments, self.directory.path())?;
-        Ok(())
-    }
-
     /// Waits until it takes questions.
     pub fn wait_until_ready(&self) -> Result<()> {
         let start = Instant::now();
         while let Err(error) = self.asker.ask("GET", "/readyz", None) {
             if start.elapsed() > PATIENCE {
-                let log = fs::read_to_string(self.log()).unwrap_or_default();
+                let log = fs::read_to_string(self.process.log()).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(20).collect();
                 bail!("the API server never comes up: {error}\n{}", last.join("\n"));
             }
@@ -362,12 +329,6 @@ impl ApiServer {
     }
 }
 
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
 /// A volume's object.
 #[must_use]
 pub fn volume(name: &str, spec: &Value) -> Value {
@@ -377,18 +338,6 @@ pub fn volume(name: &str, spec: &Value) -> Value {
         "metadata": {"name": name},
         "spec": spec,
     })
-}
-
-fn start(arguments: &[String], directory: &Path) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(directory.join("log"))?;
-    let (program, arguments) = arguments.split_first().context("no program")?;
-    Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))
 }
 
 /// Where objects of a kind are, of those that tests make.

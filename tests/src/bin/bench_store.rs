@@ -224,7 +224,7 @@ fn id_of(node: usize, nodes: usize, number: usize) -> VolumeId {
 async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
     let etcd = Members::start(&Plan::default())?;
     etcd.wait_until_healthy()?;
-    let etcd_pid = etcd.members[0].pid().as_raw_pid().unsigned_abs();
+    let etcd_pid = etcd.members[0].process.pid().as_raw_pid().unsigned_abs();
     let (etcd_before, own_before) = (memory(etcd_pid)?, memory(std::process::id())?);
     let start = Instant::now();
     let mut all = Vec::new();

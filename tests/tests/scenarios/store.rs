@@ -36,7 +36,7 @@ fn while_the_store_is_away_a_blank_volume_waits_and_nothing_else() -> Result<()>
     let known = Iscsi::new(32)?;
     make_ext4(&guard, known.path())?;
     let before = known.sha256()?;
-    etcd.members[0].kill()?;
+    etcd.members[0].process.kill()?;
     wait_until_it_answers(&guard, false)?;
     let blank = Iscsi::new(32)?;
     guard.wait_for_volume(blank.path(), "waiting for the store", |volume| {
@@ -47,7 +47,7 @@ fn while_the_store_is_away_a_blank_volume_waits_and_nothing_else() -> Result<()>
     ensure!(known.sha256()? == before, "bytes changed");
     // What no other node reaches needs no store.
     make_ext4(&guard, Loop::new(16)?.path())?;
-    etcd.members[0].bring_back()?;
+    etcd.members[0].process.bring_back()?;
     wait_until_it_answers(&guard, true)?;
     make_ext4(&guard, blank.path())?;
     refused(&guard, &format!("mkfs.ext4 -F {}", blank.path().display()), "").map(drop)

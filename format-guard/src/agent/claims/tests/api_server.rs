@@ -106,7 +106,7 @@ async fn nodes_ask_little_while_nothing_happens_and_never_for_everything() {
     sleep(STEADY).await;
     let minute = per_node(requests(&server, &[]) - before) / STEADY.as_secs_f64() * 60.0;
     println!("{minute:.1} requests of a node in a minute while nothing happens");
-    println!("the API server has {} MiB", resident(server.pid().as_raw_nonzero().get()));
+    println!("the API server has {} MiB", resident(server.process.pid().as_raw_nonzero().get()));
     assert!(minute <= IN_A_MINUTE, "{minute}");
     assert!(requests(&server, &["verb=\"LIST\""]) < 1.0, "somebody has listed them all");
 }

@@ -442,7 +442,7 @@ impl Store for Shaken {
         let leads = || self.etcd.leader().expect("etcdctl").unwrap_or(member);
         self.fault = match random.u32(0..8) {
             0 => {
-                self.etcd.members[member].kill().expect("a member");
+                self.etcd.members[member].process.kill().expect("a member");
                 Fault::Down(member)
             }
             1 => {
@@ -451,7 +451,7 @@ impl Store for Shaken {
             }
             what @ 2..4 => {
                 let member = if what == 2 { member } else { leads() };
-                self.etcd.members[member].signal(Signal::STOP).expect("a member");
+                self.etcd.members[member].process.signal(Signal::STOP).expect("a member");
                 Fault::Frozen(member)
             }
             4 => {
@@ -478,11 +478,16 @@ impl Store for Shaken {
     fn mend(&mut self) {
         match std::mem::replace(&mut self.fault, Fault::None) {
             Fault::None => {}
-            Fault::Down(member) => self.etcd.members[member].bring_back().expect("a member"),
+            Fault::Down(member) => self.etcd.members[member].process.bring_back().expect("a member"),
             Fault::AllDown => {
-                self.etcd.members.iter_mut().for_each(|member| member.bring_back().expect("a member"));
+                self.etcd
+                    .members
+                    .iter_mut()
+                    .for_each(|member| member.process.bring_back().expect("a member"));
             }
-            Fault::Frozen(member) => self.etcd.members[member].signal(Signal::CONT).expect("a member"),
+            Fault::Frozen(member) => {
+                self.etcd.members[member].process.signal(Signal::CONT).expect("a member")
+            }
             Fault::CutOff => self.etcd.network.heal(),
             Fault::Full => {
                 until("room in the store", || {

@@ -151,7 +151,7 @@ async fn a_lease_is_kept_by_the_one_that_leads_alone() {
         let settings = Settings { endpoints: vec![old.endpoint()], timeout: 20, ..Settings::default() };
         let member = Etcd::new(settings).connect().await.expect("reached");
         let granted = member.grant(SECONDS).await.expect("a lease");
-        old.signal(Signal::STOP).expect("stopped");
+        old.process.signal(Signal::STOP).expect("stopped");
         let start = Instant::now();
         let new = loop {
             match etcd.leader().expect("answers") {
@@ -166,7 +166,8 @@ async fn a_lease_is_kept_by_the_one_that_leads_alone() {
             assert!(start.elapsed() < Duration::from_secs(30), "it never gets shorter");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        let asked = async { tokio::join!(member.keep_alive(granted.id), async { old.signal(Signal::CONT) }) };
+        let asked =
+            async { tokio::join!(member.keep_alive(granted.id), async { old.process.signal(Signal::CONT) }) };
         let (answer, goes_on) = asked.await;
         goes_on.expect("goes on");
         if let Ok(kept) = answer {

@@ -77,19 +77,19 @@ impl Store for ShakenApi {
         let server = &mut self.server;
         self.fault = match random.u32(0..9) {
             0 => {
-                server.kill().expect("killed");
+                server.process.kill().expect("killed");
                 ApiFault::Down
             }
             1 => {
-                server.etcd.members[0].kill().expect("killed");
+                server.etcd.members[0].process.kill().expect("killed");
                 ApiFault::EtcdDown
             }
             2 => {
-                server.signal(Signal::STOP).expect("stopped");
+                server.process.signal(Signal::STOP).expect("stopped");
                 ApiFault::Frozen
             }
             3 => {
-                server.etcd.members[0].signal(Signal::STOP).expect("stopped");
+                server.etcd.members[0].process.signal(Signal::STOP).expect("stopped");
                 ApiFault::EtcdFrozen
             }
             4 => {
@@ -123,10 +123,12 @@ impl Store for ShakenApi {
     fn mend(&mut self) {
         match std::mem::replace(&mut self.fault, ApiFault::None) {
             ApiFault::None | ApiFault::LeaseDeleted => {}
-            ApiFault::Down => self.server.bring_back().expect("started"),
-            ApiFault::EtcdDown => self.server.etcd.members[0].bring_back().expect("started"),
-            ApiFault::Frozen => self.server.signal(Signal::CONT).expect("goes on"),
-            ApiFault::EtcdFrozen => self.server.etcd.members[0].signal(Signal::CONT).expect("goes on"),
+            ApiFault::Down => self.server.process.bring_back().expect("started"),
+            ApiFault::EtcdDown => self.server.etcd.members[0].process.bring_back().expect("started"),
+            ApiFault::Frozen => self.server.process.signal(Signal::CONT).expect("goes on"),
+            ApiFault::EtcdFrozen => {
+                self.server.etcd.members[0].process.signal(Signal::CONT).expect("goes on")
+            }
             ApiFault::CutOff | ApiFault::AnswersLost => self.server.etcd.network.heal(),
         }
     }

@@ -335,9 +335,9 @@ async fn what_is_written_is_written_once_whatever_becomes_of_the_server_and_the_
     let wait = Duration::from_secs(1);
     for what in 0..3 {
         match what {
-            0 => server.signal(Signal::STOP).expect("stopped"),
-            1 => server.kill().expect("killed"),
-            _ => server.etcd.members[0].kill().expect("killed"),
+            0 => server.process.signal(Signal::STOP).expect("stopped"),
+            1 => server.process.kill().expect("killed"),
+            _ => server.etcd.members[0].process.kill().expect("killed"),
         }
         let failed =
             tokio::time::timeout(Duration::from_secs(30), a.look(&[ID.into()])).await.expect("bounded");
@@ -345,9 +345,9 @@ async fn what_is_written_is_written_once_whatever_becomes_of_the_server_and_the_
         assert!(said.contains("https://127.0.0.1:") && !said.contains('\n') && said.len() < 1000, "{said}");
         tokio::time::sleep(wait).await;
         match what {
-            0 => server.signal(Signal::CONT).expect("goes on"),
-            1 => server.bring_back().expect("started"),
-            _ => server.etcd.members[0].bring_back().expect("started"),
+            0 => server.process.signal(Signal::CONT).expect("goes on"),
+            1 => server.process.bring_back().expect("started"),
+            _ => server.etcd.members[0].process.bring_back().expect("started"),
         }
         server.wait_until_ready().expect("ready");
         let session = connect.connect().await.expect("reached");
