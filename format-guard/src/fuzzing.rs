@@ -2,6 +2,8 @@
 //! `fuzzing` alone.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what a fuzzer looks for")]
 
+use std::collections::BTreeSet;
+
 use axum::{extract::Query, http::Uri};
 use format_guard_common::{
     preload_request::{self, PreloadRequest},
@@ -136,8 +138,9 @@ pub fn shared_record(bytes: &[u8]) {
 
 /// The kernel's BTF.
 pub fn kernel_types(bytes: &[u8]) {
-    if let Ok(types) = KernelTypes::of(bytes) {
+    const FUNCTION: &str = "bpf_lsm_file_open";
+    if let Ok(types) = KernelTypes::of(bytes, &BTreeSet::from([FUNCTION.to_owned()])) {
         let _ = types.offsets();
-        let _ = types.has_function("bpf_lsm_file_open");
+        let _ = types.has_function(FUNCTION);
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::offsets::KernelTypes;
 use crate::tier::Tier;
 
 /// How a program is attached, and to what.
@@ -145,9 +144,8 @@ pub(super) const fn of(tier: Tier) -> &'static [HookProgram] {
     }
 }
 
-/// Of the functions at which a program may stand, in whichever tier, those that these kernel types name.
-pub(super) fn functions(types: &KernelTypes) -> BTreeSet<String> {
+/// The functions at which a program may stand, in whichever tier.
+pub(super) fn functions() -> BTreeSet<String> {
     let hooks = LSM_PROGRAMS.iter().map(|program| program.hook);
-    let functions = hooks.flat_map(|hook| [Tier::Lsm, Tier::FmodRet].map(|tier| hook.function(tier)));
-    functions.flatten().filter(|function| types.has_function(function)).collect()
+    hooks.flat_map(|hook| [Tier::Lsm, Tier::FmodRet].map(|tier| hook.function(tier))).flatten().collect()
 }

@@ -52,7 +52,7 @@ use crate::{
     tier::Tier,
     volume::Dev,
 };
-use hooks::{HookProgram, functions};
+use hooks::HookProgram;
 use lines::Lines;
 use load::{Globals, borrow, build_of, load_object, take};
 use offsets::{KERNEL_BTF, KernelTypes};
@@ -127,8 +127,11 @@ impl BpfEnforcer {
             (Vec::new(), BTreeSet::new(), 0)
         } else {
             // Tens of megabytes, which are not kept beside those that attaching needs.
-            let types = KernelTypes::read(Path::new(KERNEL_BTF))?;
-            (types.offsets()?, functions(&types), u32::from(types.has_function(WAITS_BY)))
+            let mut functions = hooks::functions();
+            let asked: BTreeSet<String> = functions.iter().cloned().chain([WAITS_BY.to_owned()]).collect();
+            let types = KernelTypes::read(Path::new(KERNEL_BTF), &asked)?;
+            functions.retain(|function| types.has_function(function));
+            (types.offsets()?, functions, u32::from(types.has_function(WAITS_BY)))
         };
         let pins = Pins::create(pin_root, config.max_devices)
             .map_err(|source| LoadError::Pin { path: pin_root.to_owned(), source })?;

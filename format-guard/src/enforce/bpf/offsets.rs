@@ -5,7 +5,7 @@
 //! reads garbage.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write},
     os::fd::AsRawFd,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use btf_rs::{Backend, Btf, Struct, Type};
+use regex::Regex;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::enforce::error::OffsetError;
@@ -107,46 +108,59 @@ const EMBEDDED: &[(&str, [(&str, &str); 2])] = &[
 /// The kernel's own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// The running kernel's types.
+/// The running kernel's types, of those that the guard asks for.
 pub struct KernelTypes {
     btf: Btf,
+    /// The structures of [`FIELDS`] and [`EMBEDDED`] and the functions, by name: types may share a name.
+    named: BTreeMap<String, Vec<Type>>,
 }
 
 impl KernelTypes {
-    /// Reads them from `path`, usually [`KERNEL_BTF`].
-    pub fn read(path: &Path) -> Result<Self, OffsetError> {
+    /// Reads them from `path`, usually [`KERNEL_BTF`]: the structures that have the fields, and these
+    /// functions.
+    pub fn read(path: &Path, functions: &BTreeSet<String>) -> Result<Self, OffsetError> {
         let bytes = std::fs::read(path).map_err(|error| error.to_string());
         bytes
-            .and_then(|bytes| Self::of(&bytes))
+            .and_then(|bytes| Self::of(&bytes, functions))
             .map_err(|reason| OffsetError::Unreadable { path: path.display().to_string(), reason })
     }
 
     /// The types in these bytes, or what is wrong with them.
-    pub(crate) fn of(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn of(bytes: &[u8], functions: &BTreeSet<String>) -> Result<Self, String> {
         let copy = copy(bytes).map_err(|error| error.to_string())?;
-        // What is looked up is little: parsing all of it takes longer, and tens of megabytes.
+        // The guard asks for a hundred types of a hundred thousand. To parse all types takes longer, and tens
+        // of megabytes; to look for each by itself reads the names of all types a hundred times.
         let copy = format!("/proc/self/fd/{}", copy.as_raw_fd());
         let btf = Btf::from_file_with_backend(copy, Backend::Mmap).map_err(|error| error.to_string())?;
-        Ok(Self { btf })
+        let structures = FIELDS.iter().map(|field| field.structure);
+        let embedded = EMBEDDED.iter().flat_map(|(_, path)| path.map(|(structure, _)| structure));
+        let names: BTreeSet<&str> =
+            structures.chain(embedded).chain(functions.iter().map(String::as_str)).collect();
+        let names: Vec<String> = names.into_iter().map(regex::escape).collect();
+        let names = Regex::new(&format!("^(?:{})$", names.join("|"))).map_err(|error| error.to_string())?;
+        let mut named: BTreeMap<String, Vec<Type>> = BTreeMap::new();
+        for kind in btf.resolve_types_by_regex(&names).map_err(|error| error.to_string())? {
+            let name = kind.as_btf_type().and_then(|kind| btf.resolve_name(kind).ok());
+            named.entry(name.unwrap_or_default()).or_default().push(kind);
+        }
+        Ok(Self { btf, named })
     }
 
-    /// Whether the kernel has a function of this name that programs can attach to.
+    /// Whether the kernel has a function of this name that programs can attach to, of those that were asked
+    /// for.
     #[must_use]
     pub fn has_function(&self, name: &str) -> bool {
-        self.btf
-            .resolve_types_by_name(name)
-            .is_ok_and(|types| types.iter().any(|kind| matches!(kind, Type::Func(_))))
+        self.types(name).iter().any(|kind| matches!(kind, Type::Func(_)))
+    }
+
+    fn types(&self, name: &str) -> &[Type] {
+        self.named.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Every global of the kernel programs with its offset in bytes.
     pub fn offsets(&self) -> Result<Vec<(&'static str, u32)>, OffsetError> {
-        // Each is looked for once: that reads the name of every type.
-        let mut structures: BTreeMap<&str, Vec<Type>> = BTreeMap::new();
-        let mut offset = |structure: &'static str, names: &[&'static str]| {
-            let types = structures
-                .entry(structure)
-                .or_insert_with(|| self.btf.resolve_types_by_name(structure).unwrap_or_default());
-            self.offset(types, names)
+        let offset = |structure: &'static str, names: &[&'static str]| {
+            self.offset(self.types(structure), names)
                 .ok_or(OffsetError::NoField { structure, field: names.first().copied().unwrap_or("?") })
         };
         let mut offsets = FIELDS
@@ -207,7 +221,8 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_one_plain_sentence() {
-        let error = KernelTypes::read(Path::new("/nowhere/btf")).err().expect("no such file");
+        let error =
+            KernelTypes::read(Path::new("/nowhere/btf"), &BTreeSet::new()).err().expect("no such file");
         assert!(error.to_string().starts_with("cannot read the kernel's type information at /nowhere/btf"));
     }
 
@@ -215,7 +230,7 @@ mod tests {
     fn places_that_cannot_be_are_an_error_and_no_panic() {
         // A fuzzer came upon it: the offsets of two members add up to more than 32 bits hold.
         let bytes = include_bytes!("../../../../fuzz/seeds/kernel_types/overflow");
-        let types = KernelTypes::of(bytes).expect("it looks like BTF");
+        let types = KernelTypes::of(bytes, &BTreeSet::new()).expect("it looks like BTF");
         assert!(matches!(types.offsets(), Err(OffsetError::NoField { .. })));
     }
 }
