@@ -1,6 +1,6 @@
 //! Points between any two of the agent's writes at which a test kills it, as a power cut or a kill would.
 //!
-//! They are there in builds with the feature `fault-points` alone, which nobody installs.
+//! They are there in builds with debug assertions alone, which nobody installs: a release has none.
 
 /// After which write, or before which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Point {
 }
 
 /// Where a test's agent is killed, if this is the point and the time it was told.
-#[cfg(feature = "fault-points")]
+#[cfg(debug_assertions)]
 pub fn point(here: Point) {
     use std::{
         env, process,
@@ -65,5 +65,5 @@ pub fn point(here: Point) {
 }
 
 /// Nothing: no test runs this build.
-#[cfg(not(feature = "fault-points"))]
+#[cfg(not(debug_assertions))]
 pub const fn point(_: Point) {}

@@ -233,7 +233,7 @@ impl Guard {
     /// When there is one, or it cannot be started.
     pub fn spawn_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
-        self.agent = Some(self.command(&binary()?)?.spawn().context("cannot start the agent")?);
+        self.agent = Some(self.command()?.spawn().context("cannot start the agent")?);
         Ok(())
     }
 
@@ -283,10 +283,10 @@ impl Guard {
         Ok(())
     }
 
-    /// The agent of a program.
-    fn command(&self, program: &Path) -> Result<Command> {
+    /// The agent, not started yet.
+    fn command(&self) -> Result<Command> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.root.join("log"))?;
-        let mut agent = Command::new(program);
+        let mut agent = Command::new(binary()?);
         agent.arg("agent").arg("--config").arg(self.config());
         if self.audit {
             agent.arg("--audit");
@@ -308,7 +308,7 @@ impl Guard {
     /// When there is one, or it cannot be started.
     pub fn start_doomed(&mut self, point: &str, time: u32) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
-        let mut agent = self.command(&binary()?.with_file_name("format-guard-faulty"))?;
+        let mut agent = self.command()?;
         agent.env("FORMAT_GUARD_FAULT", format!("{point}:{time}"));
         self.agent = Some(agent.spawn().context("cannot start the agent")?);
         Ok(())

@@ -101,9 +101,6 @@ impl Programs {
                 programs.add(built)?;
             }
         }
-        // Scenarios find it beside the other.
-        let faulty = ["build", "--features", "format-guard/fault-points", "--bin", "format-guard-faulty"];
-        cargo(&faulty).context("the program with points of failure does not build")?;
         Ok(programs)
     }
 
