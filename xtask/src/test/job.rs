@@ -24,11 +24,15 @@ impl Outcome {
         Self { passed: u64::from(sound), failed: u64::from(!sound), ..Self::default() }
     }
 
-    /// From libtest's own lines. A run that failed without a failed test has failed all the same.
+    /// From libtest's own lines. A run that failed without a failed test has failed all the same; of a run
+    /// that was cut off, which has no result, the tests that ended well count.
     pub(crate) fn of_tests(text: &str, success: bool) -> Self {
         let mut outcome = Self::default();
+        let (mut results, mut ended_well) = (0, 0);
         for line in text.lines() {
+            ended_well += u64::from(line.contains("ok <") && line.ends_with("s>"));
             if let Some(counts) = line.strip_prefix("test result: ") {
+                results += 1;
                 outcome.passed += count(counts, "passed");
                 outcome.failed += count(counts, "failed");
             } else if let Some((name, rest)) =
@@ -38,6 +42,9 @@ impl Outcome {
             {
                 outcome.tests.insert(name.to_owned(), seconds);
             }
+        }
+        if results == 0 {
+            outcome.passed = ended_well;
         }
         if !success && outcome.failed == 0 {
             outcome.failed = 1;
@@ -106,5 +113,8 @@ mod tests {
     #[test]
     fn a_run_that_broke_off_has_failed() {
         assert_eq!(Outcome::of_tests("", false).failed, 1);
+        let cut_off = "test a ... ok <1.2s>\ntest b ... a line of its agent\nok <3s>\ntest c ... FAILED <1s>\ntest d ... ";
+        let outcome = Outcome::of_tests(cut_off, false);
+        assert_eq!((outcome.passed, outcome.failed), (2, 1));
     }
 }
