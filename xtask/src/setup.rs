@@ -94,13 +94,13 @@ const MDBOOK: &str = "0.5.4";
 const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
 
-/// Everything, for people and for CI.
+/// Everything that the plan of a change needs, for people and for CI. What makes packages is brought when
+/// packages are made.
 pub(crate) fn run() -> Result<()> {
     ready()?;
     toolchain::cargo_tool("cargo-deny", CARGO_DENY, &[])?;
     toolchain::cargo_tool("mdbook", MDBOOK, &["--no-default-features", "--features", "search"])?;
     chart::tools()?;
-    package_tools()?;
     println!("setup: everything is there");
     Ok(())
 }
