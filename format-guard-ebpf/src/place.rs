@@ -11,6 +11,7 @@ use aya_ebpf::{
         bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
     },
 };
+pub(crate) use format_guard_common::form as what;
 use format_guard_common::opaque;
 
 use crate::{
@@ -40,7 +41,7 @@ const SYS_SPLICE: u64 = 275;
 const SYS_FALLOCATE: u64 = 285;
 const SYS_PWRITEV: u64 = 296;
 const SYS_PWRITEV2: u64 = 328;
-/// The same for 32-bit callers.
+/// 32-bit callers use the same number.
 const SYS_IO_URING_ENTER: u64 = 426;
 // arch/x86/entry/syscalls/syscall_32.tbl
 const SYS_IOCTL_COMPAT: u64 = 54;
@@ -98,26 +99,6 @@ pub(crate) fn ioctl() -> (u32, u64) {
         let command = register(if compat { REGS_CX } else { REGS_SI });
         (command as u32, register(REGS_DX))
     }
-}
-
-/// What is known of a write.
-pub(crate) mod what {
-    /// It is of the kernel's own threads.
-    pub(crate) const KERNEL: u64 = 0;
-    /// Nothing.
-    pub(crate) const UNPLACED: u64 = 1;
-    /// Nothing yet: told to come again, `io_uring` hands it to a worker, and what that one does is known.
-    pub(crate) const LATER: u64 = 2;
-    /// `count` bytes at `address`.
-    pub(crate) const BYTES: u64 = 3;
-    /// `count` iovecs at `address`.
-    pub(crate) const VECTOR: u64 = 4;
-    /// `count` bytes that cannot be read.
-    pub(crate) const HIDDEN: u64 = 5;
-    /// `count` bytes, which are erased.
-    pub(crate) const ERASURE: u64 = 6;
-    /// One of `count` by aio, of which `address` holds the addresses.
-    pub(crate) const BATCH: u64 = 7;
 }
 
 /// A write, as far as it is known.

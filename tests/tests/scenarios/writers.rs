@@ -1,5 +1,5 @@
-//! No write is refused for its shape, and none is let through for it: pieces of any number, batches, chains,
-//! by every road that takes them.
+//! The shape of a write changes no verdict: any number of pieces, batches and chains, by every system call
+//! that takes them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -65,7 +65,7 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
         for count in COUNTS {
             let case = || format!("{count} pieces by {name}: {:#?}", guard.events("denied"));
             write(&file, &vec![0x5a; 512 * count], 512, BEYOND).with_context(case)?;
-            // The superblock, and what lies around it, as it is.
+            // The superblock and its surroundings, unchanged.
             write(&file, &start, start.len() / count, 0).with_context(case)?;
         }
     }
@@ -132,7 +132,7 @@ fn write_as_32_bit(file: &File) -> io::Result<()> {
     }
 }
 
-/// Where a write goes is not known of every one, and how often that happens is told.
+/// The programs cannot place every write, and the agent reports how many they could not place.
 #[test]
 fn a_write_without_a_place_is_counted() -> Result<()> {
     let guard = Guard::shared()?;
@@ -402,8 +402,8 @@ fn no_road_reaches_a_mark_beside_busy_writers() -> Result<()> {
     Ok(())
 }
 
-/// What is shown of a mode of preemption is shown where the kernel is in it: `preempt=` is ignored by one
-/// that has no choice.
+/// The other scenarios prove a mode of preemption only if the kernel runs in that mode: a kernel that is built
+/// without the choice ignores `preempt=`.
 #[test]
 fn the_kernel_preempts_as_it_was_booted() -> Result<()> {
     let directory = tempfile::tempdir()?;
