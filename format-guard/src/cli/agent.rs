@@ -21,13 +21,13 @@ pub(super) struct Arguments {
     /// Configuration file [default: /etc/format-guard/config.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Refuse nothing, tell every refusal that would have been
+    /// Refuse nothing, and report what would have been refused
     #[arg(long)]
     audit: bool,
-    /// End enforcement that a stopped agent has left, and do not run
+    /// End the enforcement that a stopped agent has left, and exit
     #[arg(long, requires = "reason", conflicts_with = "audit")]
     detach: bool,
-    /// Why it ends; kept in the history
+    /// Why enforcement ends; kept in the history
     #[arg(long, requires = "detach", value_name = "TEXT", value_parser = reason)]
     reason: Option<String>,
 }

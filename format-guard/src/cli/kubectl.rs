@@ -1,8 +1,8 @@
-//! `kubectl format-guard`: what an operator of a cluster says of its volumes. The same program, by the name
+//! `kubectl format-guard`: an operator's commands for the volumes of a cluster. The same program, by the name
 //! `kubectl-format_guard`.
 //!
-//! It asks no agent and does nothing itself: it writes into a volume's object, as whoever calls it may, and
-//! agents read it there.
+//! It asks no agent and changes no volume: it writes into the object of a volume, with the rights of its
+//! caller, and agents read the object.
 
 use std::{ffi::OsStr, io, io::IsTerminal, process::ExitCode, time::Duration};
 
@@ -39,11 +39,11 @@ use crate::{
 /// The name by which kubectl calls it (kubectl's handling of plugins, 1.12 and later: a dash in a command is
 /// an underscore in its file).
 const NAME: &str = "kubectl-format_guard";
-/// What a permit lasts at most, in seconds: the kind says so, too.
+/// The longest permit, in seconds; the schema of the object has the same limit.
 const MAX_PERMIT: u64 = 7 * 24 * 3600;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How often it is looked whether a node has taken a permit up.
+/// The time between two looks whether a node has taken a permit up.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Whether this program was called as kubectl's plugin.
@@ -53,7 +53,7 @@ pub fn is_called() -> bool {
     called.as_deref().map(std::path::Path::new).and_then(std::path::Path::file_name) == Some(OsStr::new(NAME))
 }
 
-/// What operators of a cluster say of the volumes that its nodes share.
+/// Commands for the volumes that the nodes of a cluster share.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl format-guard", version, max_term_width = 80)]
 pub struct Arguments {
@@ -83,10 +83,10 @@ enum Command {
         /// How long, as 90s, 15m, 2h or 1d
         #[arg(long = "for", default_value = "15m", value_name = "TIME", value_parser = duration)]
         seconds: u64,
-        /// How long to wait for a node to take it up; 0s does not wait
+        /// How long to wait until a node takes the permit up; 0s does not wait
         #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
         wait: u64,
-        /// Do it without asking; what is no terminal is not asked
+        /// Do not ask for a typed yes; without a terminal nobody is asked
         #[arg(long)]
         yes: bool,
     },
@@ -138,7 +138,7 @@ async fn asked(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The object of what somebody names.
+/// The object of the volume that was named.
 async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedVolume> {
     let all: Api<GuardedVolume> = Api::all(client.clone());
     let persistent_volume = match volume.split_once('/') {
@@ -181,7 +181,7 @@ async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedV
     }
 }
 
-/// What an object tells, for people.
+/// What an object says of its volume, for people.
 fn described(volume: &GuardedVolume) -> String {
     let status = Status::deserialize(&volume.status).unwrap_or_default();
     let bytes = status.record.and_then(|record| serde_json::to_vec(&record).ok());
@@ -199,7 +199,7 @@ fn described(volume: &GuardedVolume) -> String {
     }
 }
 
-/// Writes a permit into a volume's object, unless that has changed since.
+/// Writes a permit into a volume's object, unless the object has changed since it was read.
 async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds: u64) -> Result<SpecPermit> {
     let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
     let me = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
@@ -227,7 +227,7 @@ async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds
     Ok(permit)
 }
 
-/// Waits for a node to take a permit up; what has come of it.
+/// Waits for a node to take a permit up, and returns what came of the permit.
 async fn taken_up(client: &Client, volume: &GuardedVolume, permit: &SpecPermit, wait: u64) -> Result<String> {
     let name = volume.metadata.name.as_deref().context("it has no name")?;
     let all: Api<GuardedVolume> = Api::all(client.clone());

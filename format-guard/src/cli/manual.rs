@@ -1,4 +1,4 @@
-//! `format-guard man` and `format-guard completions`: made of the definition of the command line itself.
+//! `format-guard man` and `format-guard completions`: both are made from the definition of the command line.
 
 use std::{
     fs, io,
@@ -15,13 +15,13 @@ use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
-    /// Which shell
+    /// The shell
     shell: Shell,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Manual {
-    /// Directory for man5 and man8, made if they are not there
+    /// Directory for man5 and man8; missing directories are made
     directory: PathBuf,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn pages(arguments: &Manual) -> Result<(), CommandError> {
 /// What section 8 is called (man-pages(7)).
 const MANUAL: &str = "System Administration";
 
-/// What each command ends with.
+/// The exit statuses of every command.
 const EXIT_STATUS: &[(u8, &str)] = &[
     (0, "It is done, or so it is."),
     (exit::FAILED, "It failed: the message says why."),
