@@ -66,7 +66,7 @@ pub(super) struct Report {
 struct Compared {
     /// First byte, from the start of the volume.
     offset: u64,
-    /// Bytes.
+    /// Bytes in the piece.
     length: u64,
     /// How many of the bytes differ on the device; none if they cannot be read.
     differ: Option<u64>,

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
     let log = guard.log();
     for (part, word) in [
-        ("the records are read and checked", "the records are read"),
+        ("the records are read and checked", "has read the records"),
         ("the kernel programs are loaded", "is ready to be put in force"),
         ("the last device is looked at", " attached "),
     ] {

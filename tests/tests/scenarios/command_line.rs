@@ -53,7 +53,7 @@ fn a_volume_is_named_by_id_node_mount_point_or_unique_prefix() -> Result<()> {
     says(&inside, 1, "nothing is mounted at")?;
     says(&file, 1, "neither a block device nor a mount point")?;
     let ambiguous = guard.say("volume show loop:")?;
-    says(&ambiguous, 1, "may be any of 2")?;
+    says(&ambiguous, 1, "is the beginning of 2 ids")?;
     ensure!(ambiguous.text.contains(&id), "the candidates are not listed: {ambiguous:?}");
     says(&guard.say("volume show nobody")?, 1, "no volume begins with 'nobody': see format-guard volume list")
 }
@@ -421,7 +421,7 @@ fn who_is_refused_finds_it_in_the_kernels_log() -> Result<()> {
     let id = guard.volume(device.path())?["id"].as_str().context("no id")?.to_owned();
     let lines = || -> Result<Vec<String>> {
         let log = must("dmesg")?;
-        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("show {id};"));
+        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("show {id} says"));
         Ok(log.lines().filter(ours).map(str::to_owned).collect())
     };
     refused(&guard, &format!("mkfs.ext4 -F -q {node}"), "")?;

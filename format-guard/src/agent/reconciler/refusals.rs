@@ -119,8 +119,10 @@ fn sentence(refusal: &Refusal, record: Option<&Volume>, refused: Refused) -> Str
             let (kind, opcode) = Command::of_code(refused.length);
             format!("{kind} command {opcode:#04x} past the block layer")
         }
-        Some(Operation::Header) => format!("what makes the kernel write the header of {}", header()),
-        Some(Operation::Give) => format!("what makes the kernel write over it for {}", header()),
+        Some(Operation::Header) => format!("a call that makes the kernel write the header of {}", header()),
+        Some(Operation::Give) => {
+            format!("a call that makes the kernel write over the device for {}", header())
+        }
         _ => format!("a write of {} bytes at {}", refused.length, refused.offset),
     };
     let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));
