@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     if let Some(reason) = &arguments.reason {
         let (config, error) = Config::salvaged(arguments.config.as_deref());
         if let Some(error) = error {
-            eprintln!("format-guard: {error}; the pins are looked for at {}", config.pin_dir.display());
+            eprintln!("format-guard: {error}; the agent looks for pins at {}", config.pin_dir.display());
         }
         return detach(&config, reason);
     }

@@ -22,7 +22,7 @@ const TRIAL: &str = "/sys/fs/bpf/format-guard-check";
 
 /// The way out if the kernel refuses nothing.
 const WITHOUT_KERNEL: &str =
-    "see the finding; tier preload guards programs that are started under a library (format-guard run)";
+    "see the finding; tier preload guards programs that run under a library (format-guard run)";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

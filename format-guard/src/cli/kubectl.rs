@@ -109,14 +109,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 async fn asked(arguments: Arguments) -> Result<()> {
     let options = KubeConfigOptions { context: arguments.context, ..KubeConfigOptions::default() };
     let mut config = match &options.context {
-        Some(_) => Config::from_kubeconfig(&options).await.context("no cluster is named")?,
-        None => Config::infer().await.context("no cluster is named")?,
+        Some(_) => Config::from_kubeconfig(&options).await.context("KUBECONFIG names no cluster")?,
+        None => Config::infer().await.context("KUBECONFIG names no cluster")?,
     };
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
     config.write_timeout = Some(PATIENCE);
     let namespace = arguments.namespace.unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).context("the cluster's API cannot be asked")?;
+    let client = Client::try_from(config).context("cannot make a client for the cluster's API")?;
     let Command::Permit { volume, reason, seconds, wait, yes } = arguments.command;
     ensure!(
         (1..=MAX_PERMIT).contains(&seconds),
@@ -161,7 +161,7 @@ async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedV
         _ => {
             let name = object::name(&VolumeId::from(volume));
             return all.get(&name).await.with_context(|| {
-                format!("{volume}: no node has told of it; kubectl get guardedvolumes lists all")
+                format!("no node has reported {volume}; kubectl get guardedvolumes lists all volumes")
             });
         }
     };
@@ -170,11 +170,11 @@ async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedV
     match (found.pop(), found.len()) {
         (Some(volume), 0) => Ok(volume),
         (None, _) => bail!(
-            "no GuardedVolume is of the PersistentVolume {persistent_volume}: no node has told of it, or its id does not have that \
-             name. kubectl get guardedvolumes lists all; name it by its id, or as gvol/NAME"
+            "the PersistentVolume {persistent_volume} has no GuardedVolume: no node has reported the volume, or its id does not have that \
+             name. kubectl get guardedvolumes lists all; name the volume by its id, or as gvol/NAME"
         ),
         (Some(_), more) => bail!(
-            "{} GuardedVolumes are of the PersistentVolume {persistent_volume}: name one of them as gvol/NAME (kubectl get guardedvolumes \
+            "the PersistentVolume {persistent_volume} has {} GuardedVolumes: name one of them as gvol/NAME (kubectl get guardedvolumes \
              -l {PERSISTENT_VOLUME_LABEL}={persistent_volume})",
             more + 1
         ),
@@ -188,8 +188,9 @@ fn described(volume: &GuardedVolume) -> String {
     let record = bytes.and_then(|bytes| Shared::read(&bytes).ok()).unwrap_or_default();
     let holds = match &record.format {
         Some(format) => {
-            let content = format.content.as_ref().map_or("what is known by a mount alone", Content::name);
-            format!("holds {content}, as {} told", format.node)
+            let content =
+                format.content.as_ref().map_or("a file system that a mount has shown", Content::name);
+            format!("holds {content}, as {} reported", format.node)
         }
         None => "holds nothing that is known".to_owned(),
     };
@@ -211,7 +212,7 @@ async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds
     let now = Timestamp::from_second(Timestamp::now().as_second())?;
     let until = now.checked_add(SignedDuration::from_secs(seconds.try_into()?))?;
     let permit = SpecPermit { reason, by, from: now.to_string(), until: until.to_string() };
-    let name = volume.metadata.name.as_deref().context("it has no name")?;
+    let name = volume.metadata.name.as_deref().context("the volume's object has no name")?;
     let change = json!({
         "metadata": {"resourceVersion": volume.metadata.resource_version},
         "spec": {"permit": permit},
@@ -219,33 +220,33 @@ async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds
     let all: Api<GuardedVolume> = Api::all(client.clone());
     all.patch(name, &PatchParams::default(), &Patch::Merge(change)).await.map_err(|error| match error {
         kube::Error::Api(status) if status.code == 409 => {
-            anyhow!("nothing was done: what is known of it has changed just now; look, and call it again")
+            anyhow!("nothing was done: the volume's object has just changed; look at the volume, and call this again")
         }
         kube::Error::Api(status) => anyhow!("nothing was done: {}", status.message),
-        other => anyhow::Error::from(other).context("whether it was done is not known"),
+        other => anyhow::Error::from(other).context("nobody knows whether it was done"),
     })?;
     Ok(permit)
 }
 
 /// Waits for a node to take a permit up, and returns what came of the permit.
 async fn taken_up(client: &Client, volume: &GuardedVolume, permit: &SpecPermit, wait: u64) -> Result<String> {
-    let name = volume.metadata.name.as_deref().context("it has no name")?;
+    let name = volume.metadata.name.as_deref().context("the volume's object has no name")?;
     let all: Api<GuardedVolume> = Api::all(client.clone());
     let end = Instant::now() + Duration::from_secs(wait);
     loop {
         let now = all
             .get(name)
             .await
-            .context("the permit is given; whether a node has taken it up is not known")?;
+            .context("the permit is given; nobody knows whether a node has taken it up")?;
         let status = Status::deserialize(&now.status).unwrap_or_default();
         if status.permit.as_ref() == Some(permit) {
             return Ok(status.claim.map_or_else(
-                || "a node has taken it up, and it is over already".to_owned(),
-                |claim| format!("{} has taken it up: a formatter may begin there", claim.node),
+                || "a node has taken the permit up, and the permit is over already".to_owned(),
+                |claim| format!("{} has taken the permit up: a formatter may begin there", claim.node),
             ));
         }
         if Instant::now() >= end {
-            return Ok("no node has taken it up yet: whichever has the volume, or gets it until then, will"
+            return Ok("no node has taken the permit up yet: the node that has the volume, or gets it until then, will"
                 .to_owned());
         }
         sleep(LOOK).await;

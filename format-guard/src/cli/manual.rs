@@ -41,22 +41,19 @@ const MANUAL: &str = "System Administration";
 
 /// The exit statuses of every command.
 const EXIT_STATUS: &[(u8, &str)] = &[
-    (0, "It is done, or so it is."),
-    (exit::FAILED, "It failed: the message says why."),
+    (0, "The command is done, or the answer is yes."),
+    (exit::FAILED, "The command failed: the message says why."),
     (exit::USAGE, "The command line or the request is wrong."),
-    (exit::REFUSED, "The agent refuses it."),
+    (exit::REFUSED, "The agent refuses the request."),
     (exit::NO_AGENT, "No agent answers."),
     (exit::NOT_ENFORCEABLE, "This host cannot enforce, or does not (status --check)."),
-    (exit::DEGRADED, "It enforces less than it could (status --check)."),
-    (exit::AUDIT, "It tells refusals and carries none out (status --check)."),
+    (exit::DEGRADED, "This host enforces less than it could (status --check)."),
+    (exit::AUDIT, "This host reports refusals and carries none out (status --check)."),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("FORMAT_GUARD_SOCKET", "The agent's control socket, as by --socket."),
-    (
-        "FORMAT_GUARD_LOG",
-        "What the agent logs, as tracing-subscriber's filters say it: info, format_guard=debug.",
-    ),
+    ("FORMAT_GUARD_LOG", "What the agent logs, as a filter of tracing-subscriber: info, format_guard=debug."),
     (
         "NODE_NAME",
         "This node's name, for a store that nodes share and for the Events of a cluster. Default: the host's name.",

@@ -153,7 +153,7 @@ enum CommandError {
     NotEnforceable(String),
     /// Nothing was tried, so that nothing is known.
     #[error(
-        "whether this host can enforce is not known: it is found out by trying, which needs root (sudo format-guard check)"
+        "nobody knows whether this host can enforce: only a trial shows it, which needs root (sudo format-guard check)"
     )]
     NotTried,
     /// A monitor asked, and the guard is not enforcing in full: the printed line says so.

@@ -167,9 +167,9 @@ fn report(events: &[HistoryEvent], since: i64, mode: Mode, now: i64) -> Report {
 fn advice(report: &Report) -> String {
     let look = report.lines.iter().filter(|line| line.look).count();
     match report.verdict {
-        Verdict::Safe => "Enforcing is safe by this: nothing would have been refused.".to_owned(),
+        Verdict::Safe => "Enforcing is safe by this report: nothing would have been refused.".to_owned(),
         Verdict::NotYetKnown => {
-            "Whether enforcing is safe is not known yet: observe for a day at least, and until volumes were formatted as they are \
+            "It is not known yet whether enforcing is safe: observe for a day at least, and until volumes were formatted as they are \
              every day."
                 .to_owned()
         }
@@ -177,11 +177,11 @@ fn advice(report: &Report) -> String {
             "These were refused. Each names its way out: format-guard events --json".to_owned()
         }
         Verdict::WouldBreak if look > 0 => format!(
-            "Enforcing would break these. Look at the first {look}: they are no known formatters. Where it is their work, let it \
+            "Enforcing would break these. Look at the first {look}: they are no known formatters. If it is their work, let it \
              be: format-guard mode audit --volume VOLUME --reason TEXT, or format-guard volume exempt VOLUME --reason TEXT."
         ),
         Verdict::WouldBreak => {
-            "Enforcing would refuse these: formats of volumes that hold data, or that were not verified yet. Where such a format is \
+            "Enforcing would refuse these: formats of volumes that hold data, or that were not verified yet. If such a format is \
              meant, it needs format-guard volume permit from then on."
                 .to_owned()
         }

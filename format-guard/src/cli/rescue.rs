@@ -84,7 +84,7 @@ impl Target {
         let device = Devices::host(None).device(name).with_context(|| format!("{name} is gone"))?;
         ensure!(
             device.size == copy.size,
-            "{name} has {} bytes, and had {} when the copy was taken: what lies at its end lies elsewhere now; use --to FILE",
+            "{name} has {} bytes, but had {} when the copy was taken, so that the copy no longer fits its end; use --to FILE",
             device.size,
             copy.size
         );
@@ -145,7 +145,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
             .map(|(piece, _)| piece)
             .collect();
         if others.is_empty() {
-            eprintln!("format-guard: all of it is as it was: nothing is written");
+            eprintln!("format-guard: the volume is as it was copied: nothing is written");
         } else {
             may_be_written(&copy.volume)?;
             is_confirmed(&target.path, &others)?;
@@ -159,7 +159,9 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         return print_json(&report);
     }
     if report.written {
-        println!("written. Look at it before it is mounted: blkid, e2fsck -n, cryptsetup luksDump ...");
+        println!(
+            "written. Look at the volume before it is mounted: blkid, e2fsck -n, cryptsetup luksDump ..."
+        );
     }
     Ok(())
 }

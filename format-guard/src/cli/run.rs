@@ -103,7 +103,7 @@ fn takes_the_library(program: &Path) -> Result<(), String> {
             None => return linker_takes_it(&start),
         }
     }
-    Err("its interpreters are scripts without end".to_owned())
+    Err("its interpreters are scripts that name one another without end".to_owned())
 }
 
 fn interpreter_of_script(start: &[u8]) -> Option<PathBuf> {
@@ -113,7 +113,7 @@ fn interpreter_of_script(start: &[u8]) -> Option<PathBuf> {
 }
 
 fn linker_takes_it(start: &[u8]) -> Result<(), String> {
-    const NOT: &str = "the library cannot be loaded into it, and nothing that it does would be refused";
+    const NOT: &str = "the library cannot be loaded into the program, and could refuse nothing";
 
     // execve(2) reports what is wrong with the program.
     let Some(identity) = start.strip_prefix(b"\x7fELF") else { return Ok(()) };

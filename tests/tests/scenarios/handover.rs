@@ -145,7 +145,7 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     fs::write(guard.config(), format!("{sound}\nquarantine = soon\n"))?;
     let ended = run(&detach)?;
     ensure!(ended.status == 0 && ended.text.contains("enforcement has ended"), "{ended:?}");
-    ensure!(ended.text.contains("the pins are looked for at"), "{ended:?}");
+    ensure!(ended.text.contains("the agent looks for pins at"), "{ended:?}");
     fs::write(guard.config(), sound)?;
     must(&mkfs).context("what was said to have ended refuses still")?;
     let again = run(&detach)?;

@@ -45,7 +45,7 @@ fn put_back(guard: &Guard, path: &Path) -> Result<()> {
     ensure!(after["content"] == before["content"] && after["marks"] == before["marks"], "{before}\n{after}");
     ensure!(after["permit"].is_null(), "it was used: {after}");
     let ran = run_with(&line, "yes\n")?;
-    ensure!(ran.status == 0 && ran.text.contains("all of it is as it was"), "{ran:?}");
+    ensure!(ran.status == 0 && ran.text.contains("the volume is as it was copied"), "{ran:?}");
     Ok(())
 }
 
