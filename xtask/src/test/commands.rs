@@ -1,7 +1,7 @@
-//! What README, CONTRIBUTING and the manual say to type is true. Each command of README, CONTRIBUTING and the
-//! quick start is run, or named with what else runs it. Each `format-guard` command of any page is one that
-//! the program has, with options that it has. A command that nobody knows here is a failure, so that none is
-//! added to a text unseen.
+//! Tests what README, CONTRIBUTING and the manual say to type. Each command of README, CONTRIBUTING and the
+//! quick start is run here, or is named with the part of the plan that runs it. Each `format-guard` command
+//! of any page must exist in the program, with its options. A command without an entry is a failure, so that
+//! nobody adds one untested.
 
 use std::{
     fs,
@@ -17,19 +17,20 @@ const TEXTS: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs/quick-start.md"]
 /// The page with the table of all commands.
 const TABLE: &str = "docs/commands.md";
 
-/// How a command is held.
+/// How a command is tested.
 enum Held {
-    /// It is run with the program of the build in the place of the released one, and ends with one of these.
+    /// It is run with the program of this build instead of the released one, and ends with one of these
+    /// statuses.
     Built(&'static [i32]),
-    /// A part of the plan does the same.
+    /// This part of the plan runs it.
     Part(&'static str),
-    /// This run itself.
+    /// It is the command that is running now.
     Itself,
     /// Only a person runs it, for this reason.
     ByHand(#[expect(dead_code, reason = "read by people")] &'static str),
 }
 
-/// Every command that is a line of its own in a text, by its words without what follows a `#`.
+/// Every command that is a line of its own in a text, without a comment after `#`.
 const COMMANDS: &[(&str, Held)] = &[
     ("cargo xtask demo", Held::Part("demo")),
     ("cargo xtask setup", Held::ByHand("`.ci/run` begins with it")),
@@ -55,7 +56,7 @@ fn commands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The `format-guard` commands among a text's lines of code, without the program's name: by themselves, or in
+/// The `format-guard` commands among a text's lines of code, without the program's name: run directly, or in
 /// a pod (`kubectl exec`).
 fn typed(text: &str) -> Vec<String> {
     let mut fenced = false;
@@ -65,7 +66,7 @@ fn typed(text: &str) -> Vec<String> {
         if trimmed.starts_with("```") {
             fenced = !fenced;
         }
-        // What comes behind a comment, a pipe or a redirection is another program's.
+        // The words behind a comment, a pipe or a redirection are not arguments.
         let ours = trimmed.split(['#', '|', '>']).next().unwrap_or_default().trim();
         let words = ours.strip_prefix("format-guard ").or_else(|| {
             ours.strip_prefix("kubectl ")?.split_once(" -- format-guard ").map(|(_, words)| words)
@@ -98,7 +99,7 @@ fn subcommands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Holds all of it; what is wrong is in the log.
+/// Tests all of them, and writes what is wrong to the log.
 pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut findings = Vec::new();
@@ -145,7 +146,7 @@ fn check_command(line: &str, guard: &Path) -> Result<()> {
     }
 }
 
-/// A row of the table names a command that is there, and options that it has.
+/// A command in a row of the table must exist, with its options.
 fn options_are_known(line: &str, guard: &Path) -> Result<()> {
     let is_name = |word: &&str| {
         word.split('\\')
@@ -164,7 +165,7 @@ fn options_are_known(line: &str, guard: &Path) -> Result<()> {
     for option in
         line.split(|c: char| c.is_whitespace() || "[]=".contains(c)).filter(|word| word.starts_with("--"))
     {
-        // What follows -- alone is another program's.
+        // The words behind a lone -- are another program's.
         if option != "--" && !text.contains(option) {
             bail!("{} has no option {option}", names.join(" "));
         }

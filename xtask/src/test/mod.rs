@@ -1,5 +1,5 @@
-//! `cargo xtask test`: the plan of checks for what has changed, the whole plan, or one scenario in one guest;
-//! one summary at the end.
+//! `cargo xtask test`: runs the parts of the plan for what has changed, the whole plan, or one scenario in
+//! one guest; one summary at the end.
 
 mod change;
 mod commands;
@@ -34,12 +34,12 @@ use past::Past;
 use plan::{PLAN, Part, Tier, When, Work};
 use queue::Done;
 
-/// Lines of a log that are shown of a job that failed.
+/// Lines of a failed job's log that are printed.
 const SHOWN: usize = 60;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Run the scenarios whose names have this word, in one guest, and nothing else
+    /// Run only the scenarios whose names contain this word, in one guest
     word: Option<String>,
     /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as
     /// the plan says]
@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     /// Print the plan, what of it would run and why, and run nothing
     #[arg(long, conflicts_with_all = ["word", "part"])]
     plan: bool,
-    /// Count the change from this commit [default: the last one that was found good here, else the parent]
+    /// Count changes from this commit [default: the last one that passed here, else the parent]
     #[arg(long, value_name = "COMMIT", conflicts_with_all = ["word", "part", "all"])]
     since: Option<String>,
 }
@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 learned.night.tree = tree.clone().unwrap_or_default();
                 learned.night.passed.insert(done.name.clone(), done.outcome.clone());
             }
-            // Whatever ends this run, the next one knows as much.
+            // However this run ends, the next one knows what passed.
             if let Err(error) = learned.write() {
                 println!("test: {error:#}");
             }
@@ -120,7 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Held for as long as a run lasts: a second one of the same tree would build over the programs that the
+/// A lock for the duration of a run: a second run in the same tree would build over the programs that the
 /// first one's guests run, and remove its logs.
 fn alone(target: &Path) -> Result<File> {
     fs::create_dir_all(target)?;
@@ -140,7 +140,7 @@ fn kernels(named: &[String]) -> Vec<String> {
     chosen(named, &[]).into_iter().map(str::to_owned).collect()
 }
 
-/// The parts to run, and those that are left to the night.
+/// The parts to run, and the parts that are left to the night.
 fn parts(arguments: &Arguments, past: &Past) -> Result<(Vec<&'static Part>, Vec<&'static Part>)> {
     if arguments.all {
         return Ok((PLAN.iter().collect(), Vec::new()));
@@ -168,7 +168,7 @@ fn parts(arguments: &Arguments, past: &Past) -> Result<(Vec<&'static Part>, Vec<
     Ok(plan::of_change(changed.as_deref()))
 }
 
-/// Builds what the parts run; what was built is a row of the summary, too.
+/// Builds what the parts run; the builds are rows of the summary.
 fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathBuf>, Vec<Done>)> {
     let mut done = Vec::new();
     let mut timed = |name: &str, start: Instant| {
@@ -195,7 +195,7 @@ fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathB
     Ok((programs, fuzzers, done))
 }
 
-/// What the last run of the night has shown of this very tree.
+/// Jobs that passed in the last run of the night on this very tree.
 fn passed_before(past: &Mutex<Past>, tree: Option<&str>) -> Vec<Done> {
     let mut past = past.lock().unwrap_or_else(PoisonError::into_inner);
     if tree != Some(past.night.tree.as_str()) {
@@ -216,7 +216,7 @@ fn passed_before(past: &Mutex<Past>, tree: Option<&str>) -> Vec<Done> {
     passed
 }
 
-/// The scenarios whose names have a word, in one guest of each kernel that is named.
+/// Runs the scenarios whose names contain a word, in one guest for each named kernel.
 fn scenarios(arguments: &Arguments, word: &str, logs: &Path) -> Result<ExitCode> {
     let tier = match arguments.tier.as_str() {
         "fmod_ret" => Tier::FmodRet,
@@ -270,7 +270,7 @@ fn print_ended(done: &Done) {
         let text = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let mut shown = io::stdout().lock();
-        // What cannot be shown is in the log.
+        // A log that cannot be read is named in the summary.
         let _ = writeln!(shown, "== the end of {}", log.display());
         for line in &lines[lines.len().saturating_sub(SHOWN)..] {
             let _ = writeln!(shown, "{name} | {line}");
@@ -278,7 +278,7 @@ fn print_ended(done: &Done) {
     }
 }
 
-/// One row for each job, and one line at the end. True when nothing failed.
+/// One row for each job, and one line at the end. True if nothing failed.
 fn print_summary(done: &[Done], left: &[&'static Part], start: Instant) -> bool {
     let mut rows: Vec<&Done> = done.iter().collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,5 +1,4 @@
-//! One queue for everything that is run: each job has a cost, the longest begins first, and what does not fit
-//! waits.
+//! One queue for all jobs: the longest begins first, and a job whose cost does not fit waits.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +12,7 @@ use anyhow::{Result, anyhow};
 use super::job::{Cost, Job, Lock, Outcome};
 use crate::guest;
 
-/// What is not taken.
+/// Cores, memory and locks that are free.
 struct Free {
     cores: usize,
     memory: u64,
@@ -47,8 +46,8 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
 }
 
-/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after the other, and
-/// take as long as all of them: the first of them begins as early as one job of that length would.
+/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after another and take
+/// as long as their sum: the first of them begins as early as one job of that length would.
 fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     let mut keys = vec![0.0; jobs.len()];
@@ -64,9 +63,9 @@ fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by_key(|job| place(&job.name));
 }
 
-/// Runs all of them, each with a log of its own in this folder, and hands each to `ended` as it is there.
-/// This machine's cores and memory bound how many run at the same time; a job that wants more than there is
-/// runs alone.
+/// Runs all jobs, each with a log of its own in this folder, and passes each to `ended` when it ends. This
+/// machine's cores and memory limit how many run side by side; a job that wants more than there is runs
+/// alone.
 pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + Sync) -> Result<Vec<Done>> {
     let cores = thread::available_parallelism()?.get();
     let memory = guest::available_memory()?;
@@ -103,7 +102,7 @@ pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + S
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Runs one. A job that cannot be run, or breaks, has failed; one that ran nothing has failed, too.
+/// Runs one job. A job that cannot run, that panics, or that ran no test has failed.
 fn one(job: Job<'_>, logs: &Path) -> Done {
     println!("test: {} begins", job.name);
     let log = logs.join(format!("{}.log", job.name.replace(['/', ':'], "-").replace(' ', "_")));

@@ -1,4 +1,4 @@
-//! Which scenarios a part runs, and how they are dealt out to guests.
+//! Selects the scenarios of a part, and deals them out to guests.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -9,7 +9,7 @@ use crate::command::{command, read};
 /// Seconds of a scenario that nobody has measured.
 const UNMEASURED: f64 = 5.0;
 
-/// Scenarios of the command line that need a guest; the others run under the library on this host, and in the
+/// Scenarios of the command line that need a guest. The others run under the library on this host, and at
 /// night in guests.
 const OF_THE_COMMAND_LINE: &[&str] = &[
     "command_line::a_refusal_names",
@@ -23,7 +23,7 @@ const OF_THE_COMMAND_LINE: &[&str] = &[
 pub(crate) enum Select {
     /// All of them.
     All,
-    /// All but those that the library holds on this host.
+    /// All but those that run under the library on this host.
     NeedingAGuest,
     /// Those whose names have one of these words.
     Named(&'static [&'static str]),
@@ -52,7 +52,7 @@ pub(crate) fn names(tests: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The same where it may have none: cargo builds tests of every program.
+/// The same for an executable without tests: cargo builds a test executable for every program.
 pub(crate) fn all(tests: &Path) -> Result<Vec<String>> {
     let text = read(command(&tests.to_string_lossy(), ["--list", "--format", "terse"]))?;
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
@@ -67,7 +67,7 @@ pub(crate) fn with_word(tests: &Path, word: &str) -> Result<Vec<String>> {
     })
 }
 
-/// Deals names out so that every hand takes about as long: the longest first, each to the hand that has
+/// Deals names out so that every hand takes about as long: the longest first, each to the hand with the
 /// least.
 pub(crate) fn deal(names: Vec<String>, hands: usize, measured: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
     let mut dealt: Vec<(f64, Vec<String>)> = vec![(0.0, Vec::new()); hands.max(1)];
