@@ -64,7 +64,7 @@ pub(crate) fn programs() -> Result<Programs> {
         let said = String::from_utf8_lossy(&downloaded.stderr);
         let last = said.trim().lines().last().unwrap_or_default();
         return Ok(Programs::NotHere(format!(
-            "the Go modules of Kubernetes {version} cannot be had here ({last})"
+            "the Go modules of Kubernetes {version} cannot be fetched here ({last})"
         )));
     }
     fs::create_dir_all(directory.parent().context("no parent")?)?;

@@ -157,7 +157,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
         "serviceAccount.create=false",
     ] {
         if render(&bin, &["--set", wrong]).is_ok() {
-            findings.push(format!("{wrong} is taken"));
+            findings.push(format!("the chart accepts {wrong}"));
         }
     }
     findings.extend(unknown_metrics(&rules)?);
@@ -269,7 +269,7 @@ pub(crate) fn check(write: bool) -> Result<bool> {
 /// `cargo xtask chart`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let sound = check(arguments.write)?;
-    println!("chart: {}", if sound { "nothing to say" } else { "it is not as it must be" });
+    println!("chart: {}", if sound { "sound" } else { "the findings above must be repaired" });
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -217,7 +217,8 @@ pub(crate) fn run_nodes(kernel: &Kernel, guard: &Path, tests: &Path) -> Result<(
         let served = cluster.serve(&first, || guests.iter().all(thread::ScopedJoinHandle::is_finished));
         let (mut held, mut text) = (true, String::new());
         for guest in guests {
-            let (status, printed) = guest.join().map_err(|_| anyhow::anyhow!("a guest's thread broke"))??;
+            let (status, printed) =
+                guest.join().map_err(|_| anyhow::anyhow!("a guest's thread panicked"))??;
             held &= status == 0;
             text.push_str(&printed);
         }

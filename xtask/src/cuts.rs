@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use crate::{
     build::executable,
     command::workspace,
-    guest::{self, Clock, Disk, Ended, Guest, sparse_image, with_guard},
+    guest::{self, Clock, Disk, End, Guest, sparse_image, with_guard},
     kernels::Kernel,
     setup,
 };
@@ -76,7 +76,7 @@ pub(crate) fn cut(
             .collect();
         let mut held = true;
         for one in all {
-            held &= one.join().unwrap_or_else(|_| bail!("a series broke"))?;
+            held &= one.join().unwrap_or_else(|_| bail!("a series panicked"))?;
         }
         Ok(held)
     })
@@ -120,9 +120,9 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
         };
         let text = String::from_utf8_lossy(&output.text);
         let held = match ended {
-            Ended::With(status) => last && status == 0,
-            Ended::Killed => !last && start.elapsed() < TIMEOUT,
-            Ended::Died => false,
+            End::With(status) => last && status == 0,
+            End::Killed => !last && start.elapsed() < TIMEOUT,
+            End::Died => false,
         };
         if !held {
             println!("{text}");

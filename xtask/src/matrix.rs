@@ -144,7 +144,7 @@ fn whole_table(
         let workers: Vec<_> = (0..guests).map(|i| scope.spawn(move || part(i))).collect();
         let (mut whole, mut text) = (true, String::new());
         for worker in workers {
-            let (held, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;
+            let (held, output) = worker.join().unwrap_or_else(|_| bail!("a worker panicked"))?;
             whole &= held;
             text.push_str(&String::from_utf8_lossy(&output));
         }
@@ -162,7 +162,7 @@ fn page_path(table: &str, key: &str) -> PathBuf {
 
 /// Rows that the last whole run tried and this one did not: a tool is missing that was there, and nothing
 /// proves its row any more.
-pub(crate) fn no_longer_tried(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
+pub(crate) fn missing_rows(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
     // A table without a whole run on this kernel has nothing to compare with.
     let page = fs::read_to_string(page_path(table, key)).unwrap_or_default();
     let tried = tried(&page);
@@ -319,9 +319,9 @@ mod tests {
     #[test]
     fn a_tool_that_has_gone_is_found() {
         // Relative to the pages in docs/matrix.
-        let gone = no_longer_tried("destructive", "6.12", &[row("ext4", "mkfs.ext2", "not tried")]);
+        let gone = missing_rows("destructive", "6.12", &[row("ext4", "mkfs.ext2", "not tried")]);
         assert_eq!(gone.len(), 1, "{gone:?}");
-        let never = no_longer_tried("destructive", "6.12", &[row("ext4", "no such tool", "not tried")]);
+        let never = missing_rows("destructive", "6.12", &[row("ext4", "no such tool", "not tried")]);
         assert!(never.is_empty(), "{never:?}");
     }
 }

@@ -172,7 +172,7 @@ fn install(missing: &[&(&str, &str)]) -> Result<()> {
         println!("setup: installing {package} ({purpose})");
     }
     if !changes.upgraded.is_empty() {
-        println!("setup: they need newer versions of {}", changes.upgraded.join(", "));
+        println!("setup: these packages need newer versions of {}", changes.upgraded.join(", "));
     }
     let install = apt(&["-y", "--no-remove"]);
     // Services of these packages must not start: tests run their own, in guests.

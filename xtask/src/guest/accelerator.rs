@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Clock, Ended, Guest};
+use super::{Clock, End, Guest};
 use crate::{kernels::Kernel, packages::cache};
 
 /// How long a canary boot may take. A guest under KVM is up after two seconds, an emulated one after ten to
@@ -93,5 +93,5 @@ fn boots(kernel: &Kernel) -> Result<bool> {
     };
     let start = Instant::now();
     let (ended, _) = canary.boot(Accelerator::Kvm, &mut io::sink(), |_| start.elapsed() >= DEADLINE)?;
-    Ok(ended == Ended::With(0))
+    Ok(ended == End::With(0))
 }

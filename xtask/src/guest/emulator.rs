@@ -58,7 +58,7 @@ fn unpack() -> Result<String> {
 /// The version that the program prints: `QEMU emulator version 7.2.22 (Debian ...)`.
 fn version(program: &Path) -> Result<String> {
     let text = read(command(&program.to_string_lossy(), ["--version"]))?;
-    let version = text.split_whitespace().nth(3).context("qemu tells no version")?;
+    let version = text.split_whitespace().nth(3).context("qemu prints no version")?;
     Ok(version.to_owned())
 }
 

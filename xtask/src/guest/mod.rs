@@ -168,7 +168,7 @@ pub(crate) fn available_memory() -> Result<u64> {
     let kib: u64 = line
         .and_then(|line| line.split_whitespace().next())
         .and_then(|number| number.parse().ok())
-        .context("/proc/meminfo tells no MemAvailable")?;
+        .context("/proc/meminfo has no MemAvailable")?;
     Ok(kib >> 10)
 }
 
@@ -225,7 +225,7 @@ pub(crate) enum Clock {
 
 /// How a boot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum End {
     /// The command ended, with this status.
     With(u8),
     /// The guest was killed.
@@ -247,7 +247,7 @@ impl Guest {
             known(qemu);
             Instant::now() >= deadline
         })?;
-        if let Ended::With(status) = ended {
+        if let End::With(status) = ended {
             return Ok(status);
         }
         let text = fs::read(&console)?;
@@ -257,7 +257,7 @@ impl Guest {
             eprintln!("{} | {line}", self.kernel.key);
         }
         let (cause, status) = match ended {
-            Ended::Killed => ("ran out of time", TIMED_OUT),
+            End::Killed => ("ran out of time", TIMED_OUT),
             _ if is_the_emulators(&text) => ("was killed by its emulator", EMULATOR_FAILED),
             _ => ("died", DIED),
         };
@@ -271,7 +271,7 @@ impl Guest {
         &self,
         output: &mut (impl Write + Send),
         cut: impl Fn(&Child) -> bool,
-    ) -> Result<(Ended, TempPath)> {
+    ) -> Result<(End, TempPath)> {
         // Only the emulator counts instructions.
         let accelerator = match self.clock {
             Clock::Host => accelerator::proven(&self.kernel)?,
@@ -285,7 +285,7 @@ impl Guest {
         accelerator: Accelerator,
         output: &mut (impl Write + Send),
         cut: impl Fn(&Child) -> bool,
-    ) -> Result<(Ended, TempPath)> {
+    ) -> Result<(End, TempPath)> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
         self.write_command(control.path())?;
@@ -309,9 +309,9 @@ impl Guest {
         })?;
         let status = fs::read_to_string(control.path().join("status")).unwrap_or_default();
         let ended = match status.trim().parse() {
-            Ok(status) => Ended::With(status),
-            Err(_) if killed => Ended::Killed,
-            Err(_) => Ended::Died,
+            Ok(status) => End::With(status),
+            Err(_) if killed => End::Killed,
+            Err(_) => End::Died,
         };
         Ok((ended, console))
     }

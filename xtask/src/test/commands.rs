@@ -18,10 +18,10 @@ const TEXTS: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs/quick-start.md"]
 const TABLE: &str = "docs/commands.md";
 
 /// How a command is tested.
-enum Held {
+enum Coverage {
     /// It is run with the program of this build instead of the released one, and ends with one of these
     /// statuses.
-    Built(&'static [i32]),
+    Run(&'static [i32]),
     /// This part of the plan runs it.
     Part(&'static str),
     /// It is the command that is running now.
@@ -31,18 +31,18 @@ enum Held {
 }
 
 /// Every command that is a line of its own in a text, without a comment after `#`.
-const COMMANDS: &[(&str, Held)] = &[
-    ("cargo xtask demo", Held::Part("demo")),
-    ("cargo xtask setup", Held::ByHand("`.ci/run` begins with it")),
-    ("cargo xtask test", Held::Itself),
-    (".ci/run", Held::Itself),
-    ("cargo test --lib transition::", Held::Part("units")),
-    ("cargo xtask test formats_once", Held::Part("scenarios")),
-    ("cargo build --release -p format-guard", Held::Part("release")),
+const COMMANDS: &[(&str, Coverage)] = &[
+    ("cargo xtask demo", Coverage::Part("demo")),
+    ("cargo xtask setup", Coverage::ByHand("`.ci/run` begins with it")),
+    ("cargo xtask test", Coverage::Itself),
+    (".ci/run", Coverage::Itself),
+    ("cargo test --lib transition::", Coverage::Part("units")),
+    ("cargo xtask test formats_once", Coverage::Part("scenarios")),
+    ("cargo build --release -p format-guard", Coverage::Part("release")),
     // 5: this host cannot enforce.
-    ("sudo target/release/format-guard check", Held::Built(&[0, 5])),
-    ("sudo target/release/format-guard agent", Held::Part("scenarios")),
-    ("sudo target/release/format-guard agent --audit", Held::Part("scenarios")),
+    ("sudo target/release/format-guard check", Coverage::Run(&[0, 5])),
+    ("sudo target/release/format-guard agent", Coverage::Part("scenarios")),
+    ("sudo target/release/format-guard agent --audit", Coverage::Part("scenarios")),
 ];
 
 /// The commands of a text: lines that are indented as code and begin with a program's name.
@@ -129,12 +129,12 @@ pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
 
 fn check_command(line: &str, guard: &Path) -> Result<()> {
     let known = COMMANDS.iter().find(|(command, _)| *command == line);
-    let (_, held) = known.context("xtask/src/test/commands.rs does not say how it is held")?;
-    let expected = match held {
-        Held::Built(expected) => *expected,
-        Held::Part(name) if PLAN.iter().any(|part| part.name == *name) => return Ok(()),
-        Held::Part(name) => bail!("the plan has no part {name}"),
-        Held::Itself | Held::ByHand(_) => return Ok(()),
+    let (_, coverage) = known.context("xtask/src/test/commands.rs does not say how it is tested")?;
+    let expected = match coverage {
+        Coverage::Run(expected) => *expected,
+        Coverage::Part(name) if PLAN.iter().any(|part| part.name == *name) => return Ok(()),
+        Coverage::Part(name) => bail!("the plan has no part {name}"),
+        Coverage::Itself | Coverage::ByHand(_) => return Ok(()),
     };
     let words = line.split(' ').skip_while(|word| !word.ends_with("/format-guard")).skip(1);
     let mut run = command(&guard.to_string_lossy(), words);

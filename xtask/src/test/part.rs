@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
     commands,
+    history::History,
     job::{Cost, Job, Lock, Outcome},
-    past::Past,
     plan::{Part, Tier, Work},
     select::{self, Select},
 };
@@ -37,9 +37,9 @@ const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
 const SYSTEMD: &str = "guest.init=systemd";
 
 /// What jobs need from this run.
-pub(crate) struct World<'a> {
+pub(crate) struct Environment<'a> {
     pub(crate) programs: &'a Programs,
-    pub(crate) past: &'a Past,
+    pub(crate) history: &'a History,
     /// The directory of the fuzz targets, if they were built.
     pub(crate) fuzzers: Option<PathBuf>,
     released: OnceLock<Result<Released, String>>,
@@ -146,9 +146,9 @@ const API_SERVER: &str = "api_server::";
 /// as mke2fs's dry run.
 const ONE_BY_ONE: [&str; 4] = ["--test-threads=1", "-Z", "unstable-options", "--report-time"];
 
-impl<'a> World<'a> {
-    pub(crate) fn new(programs: &'a Programs, past: &'a Past, fuzzers: Option<PathBuf>) -> Self {
-        Self { programs, past, fuzzers, released: OnceLock::new() }
+impl<'a> Environment<'a> {
+    pub(crate) fn new(programs: &'a Programs, history: &'a History, fuzzers: Option<PathBuf>) -> Self {
+        Self { programs, history, fuzzers, released: OnceLock::new() }
     }
 
     fn guard(&self) -> Result<&'a Path> {
@@ -180,7 +180,7 @@ impl<'a> World<'a> {
         run: impl FnOnce(&Path) -> Result<Outcome> + Send + 'a,
     ) -> Job<'a> {
         #[expect(clippy::cast_precision_loss, reason = "seconds")]
-        let seconds = self.past.jobs.get(&name).copied().unwrap_or(part.seconds as f64);
+        let seconds = self.history.jobs.get(&name).copied().unwrap_or(part.seconds as f64);
         Job { name, seconds, cost, run: Box::new(run) }
     }
 
@@ -400,15 +400,15 @@ impl<'a> World<'a> {
             bail!("{name} has no scenarios");
         }
         let guests = if shared { guest::at_a_time()? } else { 1 };
-        let hands = select::deal(names, guests, &self.past.scenarios);
-        let of = hands.len();
-        for (i, names) in hands.into_iter().enumerate() {
+        let shards = select::shards(names, guests, &self.history.scenarios);
+        let of = shards.len();
+        for (i, names) in shards.into_iter().enumerate() {
             let name = if of > 1 { format!("{name} {}/{of}", i + 1) } else { name.to_owned() };
             let mut boot = Boot::new(kernel.clone(), tests, &ONE_BY_ONE);
             boot.tier = tier;
             boot.variables = variables.iter().map(|&variable| variable.to_owned()).collect();
             let mut job = self.of_scenarios(part, name, boot, names)?;
-            if !self.past.jobs.contains_key(&job.name) {
+            if !self.history.jobs.contains_key(&job.name) {
                 #[expect(clippy::cast_precision_loss, reason = "a number of guests")]
                 let guests = of as f64;
                 job.seconds /= guests;
@@ -557,7 +557,7 @@ fn of_rows(table: &str, key: &str, text: &str, whole: bool, log: &Path) -> Resul
     let rows: Vec<serde_json::Value> =
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let of = |outcome: &'static str| rows.iter().filter(move |row| row["outcome"] == outcome);
-    let gone = matrix::no_longer_tried(table, key, &rows);
+    let gone = matrix::missing_rows(table, key, &rows);
     for row in of("failed") {
         append(log, &format!("failed: {row}\n"))?;
     }

@@ -189,14 +189,13 @@ const fn scenarios(select: Select, tier: Tier) -> Work {
 const fn preempted(name: &'static str, mode: &'static str, kernels: &'static [&'static str]) -> Part {
     let select = Select::Named(&["writers::", "roads::"]);
     let work = Work::Preempted { mode, select, variables: &["FORMAT_GUARD_WRITERS_SECONDS=5"] };
-    let shows =
-        "no write is refused for its shape, and no road is open, however the kernel preempts its tasks";
+    let shows = "the shape of a write changes no verdict and no road is open, in any mode of preemption";
     at_night(in_guests(name, shows, work, kernels, 480), &["format-guard-ebpf/src/place.rs"])
 }
 
 /// The plan.
 pub(crate) const PLAN: &[Part] = &[
-    lint("formatting", "rustfmt would change nothing", &["cargo", "fmt", "--all", "--", "--check"], 5),
+    lint("formatting", "rustfmt finds nothing to change", &["cargo", "fmt", "--all", "--", "--check"], 5),
     lint(
         "shell scripts",
         "shellcheck finds nothing",
@@ -228,7 +227,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
     lint(
         "clippy",
-        "clippy has nothing to say of the crates that run on a host",
+        "clippy finds nothing in the crates that run on a host",
         &[
             "cargo",
             "clippy",
@@ -249,7 +248,7 @@ pub(crate) const PLAN: &[Part] = &[
     // workspace is selected, since its dependencies would otherwise be checked again with other features.
     lint(
         "clippy of the scenarios",
-        "the same of the tests that need a guest, a library or a control group",
+        "clippy finds nothing in the tests that need a guest, a library or a control group",
         &[
             "cargo",
             "clippy",
@@ -281,7 +280,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
     lint(
         "clippy of the library",
-        "the same of the LD_PRELOAD library, which has no unwinder",
+        "clippy finds nothing in the LD_PRELOAD library, which has no unwinder",
         &[
             "cargo",
             "clippy",
@@ -314,7 +313,7 @@ pub(crate) const PLAN: &[Part] = &[
             ],
             variables: &[("RUSTC_BOOTSTRAP", "1"), ("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"")],
         },
-        ..lint("clippy of the kernel programs", "the same of what the kernel runs", &[], 25)
+        ..lint("clippy of the kernel programs", "clippy finds nothing in the kernel programs", &[], 25)
     },
     Part {
         work: Work::Lint {
@@ -378,7 +377,7 @@ pub(crate) const PLAN: &[Part] = &[
     in_guests("reboot", "what is known after a reboot", Work::Reboot, &[PRIMARY], 60),
     in_guests(
         "loading",
-        "the programs are taken by the verifier, proven by the canary, and hold every road",
+        "the verifier loads the programs, the canary proves them, and they refuse on every road",
         scenarios(Select::Named(&["formats_once::a_loop", "roads::"]), Tier::Lsm),
         OTHERS,
         90,

@@ -12,7 +12,7 @@ use crate::packages::cache;
 /// The history of runs, kept as JSON in the cache.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
-pub(crate) struct Past {
+pub(crate) struct History {
     /// Seconds of each job.
     pub(crate) jobs: BTreeMap<String, f64>,
     /// Seconds of each scenario, in a guest.
@@ -37,7 +37,7 @@ fn path() -> Result<PathBuf> {
     Ok(cache()?.join("tests.json"))
 }
 
-impl Past {
+impl History {
     /// Reads the history. An unreadable file, as of another version, counts as empty.
     pub(crate) fn read() -> Result<Self> {
         let text = fs::read(path()?).unwrap_or_default();
