@@ -137,6 +137,23 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// The word for it in the log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::WouldDeny => "would-deny",
+            Self::FormatBegan => "format-began",
+            Self::FormatEnded => "format-ended",
+            Self::Relabelled => "relabelled",
+            Self::OwnerWiped => "owner-wiped",
+            Self::Mounted => "mounted",
+            Self::Gone => "gone",
+            Self::Tampered => "tampered",
+            Self::Waits => "waits",
+        }
+    }
+
     /// The kind with this number, if there is one.
     #[must_use]
     pub const fn from_raw(raw: u32) -> Option<Self> {

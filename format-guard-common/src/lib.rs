@@ -13,6 +13,7 @@ mod decide;
 mod each;
 pub mod erase;
 pub mod event;
+pub mod form;
 pub mod format;
 pub mod header;
 mod opaque;

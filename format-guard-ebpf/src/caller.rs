@@ -43,7 +43,7 @@ pub(crate) fn name() -> [u64; 2] {
     unsafe { field(bpf_get_current_task_btf() as *const u8, &TASK_COMM) }
 }
 
-/// What the caller's name is known as, and what its arguments said when it opened a device.
+/// What the caller's program is known as, by its name and by what its arguments said when it opened a device.
 #[inline(always)]
 pub(crate) fn class() -> Class {
     if NAMES.get(name_slot(name())) == Some(&0) {
@@ -59,8 +59,8 @@ pub(crate) fn class_by_name() -> Class {
     unsafe { PROGRAMS.get(comm()) }.map_or(Class::UNKNOWN, |bits| Class(*bits))
 }
 
-/// What the arguments of this process said. A function of its own: what a write is looked at by leaves no
-/// room on the stack.
+/// What the arguments of this process said. A function of its own: judging a write leaves no room on the
+/// stack.
 #[inline(never)]
 fn class_at_open() -> u32 {
     let process = process();
@@ -71,8 +71,9 @@ fn class_at_open() -> u32 {
     }
 }
 
-/// What the caller is known as by its arguments, too, and remembers that for what it will write; only for
-/// programs whose purpose these tell, and only where the program may wait for its memory.
+/// Reads what the caller's arguments make of its program, and keeps the result for the caller's writes. Only
+/// programs whose arguments tell their purpose are looked up, and only at a hook that may wait for the
+/// caller's memory.
 #[inline(always)]
 pub(crate) fn class_by_arguments() -> Class {
     let class = class_by_name();

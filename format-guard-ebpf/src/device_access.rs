@@ -1,9 +1,9 @@
 //! The tier `cgroup`: opens for writing by known formatters, for kernels that have neither type information
 //! nor trampolines.
 //!
-//! The kernel asks for its own opens, too (device mapper, mounts), and tells no more than number, access and
-//! caller: so nobody is refused but a known formatter or eraser, and of the process its id alone is known;
-//! the agent completes it.
+//! The kernel asks for its own opens, too (device mapper, mounts), and passes only the device's number, the
+//! access and the caller. So this program refuses known formatters and erasers alone. Of the process it knows
+//! only the id; the agent finds the rest.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_boot_ns, macros::cgroup_device,
@@ -80,8 +80,8 @@ pub(crate) fn device_access(ctx: DeviceContext) -> i32 {
     if access & 0xffff != BLOCK || access >> 16 & WRITE == 0 {
         return ALLOWED;
     }
-    // By its name alone: what its arguments said is found by fields of the kernel, whose types this tier does
-    // without.
+    // By the name of the program alone: its arguments are found by fields of the kernel, and this tier works
+    // without the kernel's types.
     let class = caller::class_by_name();
     if !class.is(Class::FORMATTER.with(Class::ERASER)) {
         return ALLOWED;
@@ -133,7 +133,7 @@ fn begin(rule: &Rule, dev: u32) -> bool {
         process: process(),
         diskseq: rule.lock_diskseq,
         dev,
-        // Nobody looks at what it writes.
+        // The tier sees no writes, so any format may have begun.
         wrote: 1,
         mounted: 0,
         comm: caller::comm(),

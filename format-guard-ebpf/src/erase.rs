@@ -40,7 +40,7 @@ fn asked(ctx: &LsmContext) -> Option<(*const u8, u32, u64)> {
     Some((file, dev, ctx.arg(2)))
 }
 
-/// The caller's memory, brought in where it is not there.
+/// The caller's memory; a page that is not there is brought in.
 struct Faulting;
 
 impl Memory for Faulting {
@@ -51,7 +51,7 @@ impl Memory for Faulting {
     }
 }
 
-/// The caller's memory as far as it is there: this program may not wait.
+/// The caller's memory as far as it is there: this program may not wait for a page.
 struct Resident;
 
 impl Memory for Resident {

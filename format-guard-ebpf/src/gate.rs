@@ -28,7 +28,7 @@ pub(crate) const EAGAIN: i32 = 11;
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub(crate) dev: u32,
-    /// The device below it through which it was reached; else zero.
+    /// The lower device through which it was reached; else zero.
     pub(crate) through: u32,
     /// The attachment: the medium's own where it is known, the rule's otherwise.
     pub(crate) diskseq: u64,
@@ -57,8 +57,8 @@ pub(crate) fn target_of_file<'a>(file: *const u8, dev: u32) -> Option<Target<'a>
     Some(Target { dev, through: 0, diskseq, rule: UNKNOWN.get(stacking::of_unknown(file, dev))? })
 }
 
-/// Whether a write to a device passes whatever it carries: it touches no check of the rule, and comes from a
-/// caller whom nobody refused, and who is no formatter nor shut out of a strict volume.
+/// Whether a write passes whatever bytes it carries: it touches no check of the rule, and its caller was not
+/// refused here, is no formatter, and may write to a strict volume.
 #[inline(always)]
 pub(crate) fn fast_path(dev: u32, offset: u64, length: u64) -> bool {
     is_clear(dev, offset, length) != 0
@@ -71,7 +71,8 @@ extern "C" fn is_clear(dev: u32, offset: u64, length: u64) -> u64 {
     let [first, second] = slots(dev);
     let clear = CLEAR.get(first).filter(|clear| clear.dev == dev).or_else(|| CLEAR.get(second));
     let Some(clear) = clear else { return 0 };
-    // Before the device is looked at: these may be another's a moment later.
+    // These values are read before the device is compared: a moment later the slot may belong to another
+    // device.
     let only = read(&clear.only);
     if !clear.passes(dev, offset, length) || TAINTED.get(taint_slot(caller::tgid())) != Some(&0) {
         return 0;
@@ -93,17 +94,17 @@ pub(crate) fn target_of_dev<'a>(dev: u32) -> Option<Target<'a>> {
     Some(Target { dev, through: 0, diskseq: 0, rule: UNKNOWN.get(stacking::ALONE)? })
 }
 
-/// Where a range of a device lies; `None` where the windows were replaced while they were looked at.
+/// Where a range of a device lies; `None` if the agent replaced the windows during the look-up.
 #[inline(always)]
 fn window_of(dev: u32, request: &Request) -> Option<Placement> {
-    // SAFETY: what was read counts only if it still is this device's afterwards.
+    // SAFETY: the value counts only if the slot is still this device's afterwards.
     let Some(windows) = (unsafe { WINDOWS.get(dev) }) else { return Some(Placement::Own) };
     let placement = windows.place(request.offset, request.length);
     (read(&windows.dev) == dev).then_some(placement)
 }
 
-/// The volume that a range of a device belongs to: its own, or one that lies on it, judged under that one's
-/// rule. The request as it is for that volume.
+/// The volume to which a range of a device belongs, and the request in that volume's own offsets: either the
+/// device's volume, or one that lies on the device and has a rule of its own.
 #[inline(always)]
 pub(crate) fn resolve_window(target: Target<'_>, mut request: Request) -> (Target<'_>, Request) {
     if target.rule.flags & flag::STACKED == 0
@@ -126,8 +127,8 @@ pub(crate) fn resolve_window(target: Target<'_>, mut request: Request) -> (Targe
     (target, request)
 }
 
-/// Whether the claim of this number lasts. A function of its own: what a write is looked at by leaves no room
-/// on the stack.
+/// Whether the claim of this number lasts. A function of its own: judging a write leaves no room on the
+/// stack.
 #[inline(never)]
 pub(crate) fn claim_lasts(claim: u32) -> bool {
     // SAFETY: no arguments.
@@ -191,7 +192,7 @@ impl Caller for Target<'_> {
     }
 }
 
-/// A caller who is known by its arguments, too.
+/// A caller whose program is known by its arguments, too.
 struct WithArguments<'a> {
     target: &'a Target<'a>,
     arguments: Class,
@@ -224,7 +225,7 @@ impl Caller for WithArguments<'_> {
     }
 }
 
-/// Judges an open of a caller whose arguments are known as this; the hook's return value.
+/// Judges an open by a caller whose arguments make its program this class; the hook's return value.
 #[inline(always)]
 pub(crate) fn judge_open(target: &Target<'_>, arguments: Class) -> i32 {
     let request = Request { operation: Operation::Open, offset: 0, length: 0 };
@@ -277,21 +278,22 @@ fn judge_by<C: Caller, B: Content>(target: &Target<'_>, caller: &C, request: Req
     enforce(target, &request, kind, reason)
 }
 
-/// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the records
-/// that it fills would not fit into one stack with what a write is looked at by.
+/// Does what a verdict other than Allow asks for; the hook's return value. A function of its own: the stack
+/// of a program that judges a write has no room for the records that are filled here.
 #[inline(never)]
 fn enforce(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i32 {
     const DENIED: u32 = EventKind::Denied as u32;
     log::verdict(target.dev, kind, reason, request.operation as u32, target.rule.state);
     let process = caller::process();
     if kind == DENIED {
-        // Of a layer that the agent will know in a moment nobody is cut off, nor who could not even open what
-        // it has not read yet.
+        // Two kinds of callers are not cut off: who writes to a layer that the agent will know in a moment,
+        // and who could not even open a volume that the agent has not read yet.
         let early = reason == Reason::NotReadYet as u32 && matches!(request.operation, Operation::Open);
         if target.rule.flags & flag::LAYER == 0 && !early {
             taint(target, process);
         }
-        // The refusal that tainted was told; every later one would only flood the ring buffer.
+        // The agent got the refusal that tainted the process; every later one would only flood the ring
+        // buffer.
         if reason == Reason::Tainted as u32 {
             return -EPERM;
         }
@@ -315,7 +317,7 @@ fn enforce(target: &Target<'_>, request: &Request, kind: u32, reason: u32) -> i3
     if kind == DENIED { -EPERM } else { 0 }
 }
 
-/// Remembers of the one who formats a device that it was changed.
+/// Notes with the format owner of a device that the device was changed.
 #[inline(never)]
 fn mark_written(target: &Target<'_>) {
     let process = caller::process();
@@ -344,8 +346,8 @@ fn taint(target: &Target<'_>, process: Process) {
     }
 }
 
-/// Makes the caller the one process that formats the device; false when another was faster. A function of its
-/// own, for the stack of its caller.
+/// Makes the caller the one process that formats the device; false if another process was faster. A function
+/// of its own, for the stack of its caller.
 #[inline(never)]
 fn begin(target: &Target<'_>, wrote: u32) -> bool {
     let process = caller::process();
@@ -366,7 +368,7 @@ fn begin(target: &Target<'_>, wrote: u32) -> bool {
         let _ = FORMAT_OWNERS.remove(target.rule.lock_dev);
     }
     if FORMAT_OWNERS.insert(target.rule.lock_dev, entry, u64::from(BPF_NOEXIST)).is_err() {
-        // A second thread of the same process may have been the faster one.
+        // A second thread of the same process may have been faster.
         return matches!(target.owner(), Owner::Caller);
     }
     if FORMATTERS.insert(process.tgid, process.started, 0).is_err() {
@@ -375,8 +377,8 @@ fn begin(target: &Target<'_>, wrote: u32) -> bool {
     true
 }
 
-/// Sends one record, made in its place: on the stack there is no room for it. A full ring buffer is counted,
-/// and the agent's resync makes good for it.
+/// Sends one record, which is made in the ring buffer itself: the stack has no room for it. A full ring
+/// buffer is counted, and the agent's resync repairs what the lost record would have said.
 #[inline(always)]
 pub(crate) fn send(event: impl FnOnce() -> KernelEvent) {
     match EVENTS.reserve::<KernelEvent>(0) {

@@ -34,13 +34,13 @@ offsets! {
     MNT_NS_INUM, MAP_ID, PROG_AUX, PROG_AUX_ID,
 }
 
-/// Not zero: the programs that judge stand at the functions `security_*` (tier `fmod_ret`) and not at the
+/// Not zero in tier `fmod_ret`: the programs that judge stand at the functions `security_*`, and not at the
 /// hooks of BPF LSM. Set before load.
 #[unsafe(no_mangle)]
 pub(crate) static MODIFY_RETURN: Global<u32> = Global::new(0);
 
-/// Copies from the caller's memory; zero when all was read. At a hook of BPF LSM the program is one that may
-/// wait for a page that is not there; at the functions `security_*` none may.
+/// Copies from the caller's memory; zero when all was read. A program at a hook of BPF LSM may wait for a
+/// page that is not there. A program at a function `security_*` may not.
 ///
 /// # Safety
 /// `into` must have room for `length` bytes, and the program must be sleepable at its hook of BPF LSM.

@@ -1,9 +1,9 @@
-//! What the kernel opens for writing when it makes a layer or takes a device into a file system: it writes a
-//! header there by itself, and no hook of a security module is asked. The device controller of control groups
-//! is: for every open of a block device, by whomever, in the task that asked the kernel for it.
+//! The kernel's own opens for writing, as it makes a layer or takes a device into a file system. The kernel
+//! then writes a header by itself and asks no hook of a security module. But it asks the device controller of
+//! control groups: for every open of a block device, in the task that asked the kernel for the layer.
 //!
-//! That task's system call says what for; everything else that the kernel opens (mounts, layers without a
-//! header) leaves by the second branch. Nothing may be refused here whose purpose is not known.
+//! The task's system call says what the open is for. Every other open by the kernel (mounts, layers without a
+//! header) leaves by the second branch. The program refuses nothing whose purpose it does not know.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
@@ -57,7 +57,7 @@ const fn answer(verdict: i32) -> i32 {
     if verdict == 0 { ALLOWED } else { REFUSED }
 }
 
-/// A device of the table that this thread loads.
+/// A device of the table that this thread loads into device mapper.
 #[inline(always)]
 fn of_table(dev: u32, argument: u64) -> i32 {
     const HEADER: u32 = Role::Header as u32;
@@ -82,7 +82,8 @@ fn of_table(dev: u32, argument: u64) -> i32 {
     ALLOWED
 }
 
-/// Whether the kernel finds its header on a device, as far as that is known: not where a format may begin.
+/// Whether the kernel finds its header on a device, as far as that is known; never on a device where a format
+/// may begin.
 #[inline(always)]
 fn is_found(dev: u32) -> bool {
     const BLANK: u32 = State::Blank as u32;
@@ -90,7 +91,8 @@ fn is_found(dev: u32) -> bool {
     target(dev).is_none_or(|target| !matches!(target.rule.state, BLANK | PERMITTED))
 }
 
-/// The device and its rule; a new layer under an earlier one's number is not known yet.
+/// The device and its rule. A rule for an earlier device of the same number does not count: the new layer is
+/// not known yet.
 #[inline(always)]
 fn target<'a>(dev: u32) -> Option<gate::Target<'a>> {
     let target = gate::target_of_dev(dev)?;
@@ -100,7 +102,7 @@ fn target<'a>(dev: u32) -> Option<gate::Target<'a>> {
     Some(target)
 }
 
-/// A function of its own: it is judged once for all ways that lead here.
+/// A function of its own, so that the verifier follows the verdict once for all branches that lead here.
 #[inline(never)]
 fn judge(dev: u32, operation: Operation, header: u32) -> i32 {
     let Some(target) = target(dev) else { return 0 };

@@ -1,5 +1,5 @@
-//! What the agent learns from: a mount proves a format, a formatter ends, a device goes. Nothing is refused
-//! here.
+//! What the agent learns from: a mount proves a format, a formatter ends, a device is removed. These programs
+//! refuse nothing.
 
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_boot_ns,
@@ -51,8 +51,8 @@ pub(crate) fn sb_kern_mount(ctx: LsmContext) -> i32 {
     0
 }
 
-// void bdev_free_security(struct block_device *bdev), from 6.12: late, when the last reference is gone; the
-// number may be in use again, so only a rule of this very medium goes.
+// void bdev_free_security(struct block_device *bdev), from 6.12: called late, with the last reference. The
+// number may be in use again, so only a rule for this very medium is removed.
 #[lsm(hook = "bdev_free_security")]
 pub(crate) fn bdev_free_security(ctx: LsmContext) -> i32 {
     let bdev: u64 = ctx.arg(0);
@@ -76,7 +76,8 @@ pub(crate) fn bdev_free_security(ctx: LsmContext) -> i32 {
     0
 }
 
-// sched_process_exit(struct task_struct *p, ...): for every thread; the last one of the group speaks for all.
+// sched_process_exit(struct task_struct *p, ...): called for every thread; only the last one of the group
+// counts.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub(crate) fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(0);

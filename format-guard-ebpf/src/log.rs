@@ -1,12 +1,14 @@
 //! Lines of the kernel programs, for whoever looks for the cause of a verdict that the records do not show.
-//! They are built with the feature `log`, in an object of their own (`format-guard-programs`): without it
-//! nothing is left of them. A line must never decide anything, and a buffer that is full loses lines and
-//! nothing else.
+//! The feature `log` builds them into an object of their own (`format-guard-programs`); the other object has
+//! none of them. No line changes a verdict, and a full buffer loses lines and nothing else.
+//!
+//! A line has numbers where its reader needs words: text costs stack and instructions here. The agent puts
+//! the word behind each `KEY=` of a line (`enforce/bpf/lines.rs`).
 //!
 //! The target of every line is `format_guard_ebpf`, which is what `FORMAT_GUARD_LOG` names.
 
-/// A judged write: what was found of it ([`crate::place::what`]), and where it goes. One line each, at level
-/// `trace`.
+/// Says how long a write is, where it goes, and in which form ([`crate::place::what`]) its bytes were found.
+/// One line for each judged write, at level `trace`.
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
 pub(crate) fn write(dev: u32, what: u64, offset: u64, bytes: u64) {
@@ -14,7 +16,7 @@ pub(crate) fn write(dev: u32, what: u64, offset: u64, bytes: u64) {
     aya_log_ebpf::trace!(
         (),
         target: "format_guard_ebpf",
-        "device {}:{}: a write of {} bytes at {}, found as {}",
+        "device {}:{}: the kernel asks about a write of {} bytes at {}, form={}",
         dev >> MINOR_BITS,
         dev & MINOR_MASK,
         bytes,
@@ -25,8 +27,8 @@ pub(crate) fn write(dev: u32, what: u64, offset: u64, bytes: u64) {
     let _ = (dev, what, offset, bytes);
 }
 
-/// A verdict other than a plain yes: numbers of `EventKind`, `Reason` and `Operation`. One line each, at
-/// level `debug`.
+/// Says what was asked for and how the request was answered: numbers of `Operation`, `State`, `EventKind` and
+/// `Reason`. One line for each verdict but `Allow` and `Later`, at level `debug`.
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
 pub(crate) fn verdict(dev: u32, kind: u32, reason: u32, operation: u32, state: u32) {
@@ -34,11 +36,11 @@ pub(crate) fn verdict(dev: u32, kind: u32, reason: u32, operation: u32, state: u
     aya_log_ebpf::debug!(
         (),
         target: "format_guard_ebpf",
-        "device {}:{} in state {}: operation {} is answered with {}, reason {}",
+        "device {}:{}: the programs judged operation={} state={} verdict={} reason={}",
         dev >> MINOR_BITS,
         dev & MINOR_MASK,
-        state,
         operation,
+        state,
         kind,
         reason
     );
@@ -46,7 +48,7 @@ pub(crate) fn verdict(dev: u32, kind: u32, reason: u32, operation: u32, state: u
     let _ = (dev, kind, reason, operation, state);
 }
 
-/// The rule of a device that was made for another medium (`diskseq`) and counts no more. At level `debug`.
+/// Says that a rule was made for another medium, by `diskseq`, and that it is ignored. At level `debug`.
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
 pub(crate) fn stale(dev: u32, ours: u64, theirs: u64) {
@@ -54,7 +56,7 @@ pub(crate) fn stale(dev: u32, ours: u64, theirs: u64) {
     aya_log_ebpf::debug!(
         (),
         target: "format_guard_ebpf",
-        "device {}:{}: its rule is of diskseq {}, the medium is {}",
+        "device {}:{}: the programs ignore the rule for diskseq {}, the medium has diskseq {}",
         dev >> MINOR_BITS,
         dev & MINOR_MASK,
         ours,

@@ -1,6 +1,6 @@
 //! Commands past the block layer: `SG_IO` and `NVMe` passthrough, by ioctl and by `io_uring`, on block and
-//! character devices. Looked at only where the configuration refuses those that may write; else the verifier
-//! drops all of it.
+//! character devices. They are judged only if the configuration refuses those that may write; otherwise the
+//! verifier drops this code.
 
 use aya_ebpf::{EbpfContext, Global, programs::LsmContext};
 use format_guard_common::{NoContent, Operation, Request, passthrough::Command};
@@ -74,7 +74,7 @@ fn long(memory: &impl Memory, address: u64) -> Option<u64> {
 /// A command descriptor block of so many bytes.
 #[inline(always)]
 fn block(memory: &impl Memory, address: u64, length: u64) -> Option<Command> {
-    // Those of 6, 10, 12 and 16 bytes; what is longer is judged by its beginning.
+    // Commands of 6, 10, 12 and 16 bytes are read whole; of a longer one the beginning is judged.
     let mut block = [0; 16];
     let read = match length {
         0..6 => false,
@@ -121,7 +121,7 @@ pub(crate) fn by_ioctl(ctx: &LsmContext, memory: &impl Memory, compat: bool) -> 
         return 0;
     }
     let (file, request): (*const u8, u32) = (ctx.arg(0), ctx.arg(1));
-    // A number that other files know, too.
+    // Other files know an ioctl of this number, too.
     if request == SCSI_IOCTL_SEND_COMMAND && block_device_probed(file) == 0 {
         return 0;
     }
@@ -146,7 +146,8 @@ pub(crate) fn by_ring(file: *const u8, operation: u32, sqe: *const u8) -> i32 {
     if command.may_write() { judge(file, &command) } else { 0 }
 }
 
-/// Judges a write to what is no block device: one to a node of sg is a command that nobody has looked at.
+/// Judges a write to a file that is no block device: a write to a node of sg is a command that no other hook
+/// judges.
 #[inline(always)]
 pub(crate) fn by_write(ctx: &LsmContext) -> i32 {
     if REFUSE_PASSTHROUGH.load() == 0 { 0 } else { to_generic(ctx.as_ptr()) }

@@ -1,9 +1,9 @@
-//! Where a write goes: `file_permission` is told of neither place nor bytes. Found in what belongs to this
-//! very call and to no other: the arguments of the running system call, what it has taken from a ring, the
-//! request that a worker does.
+//! Where a write goes. The kernel passes `file_permission` neither place nor bytes. They are found in what
+//! belongs to this very call and to no other: the arguments of the running system call, the entry that the
+//! call has taken from a ring, or the request that a worker carries out.
 //!
-//! Nothing may be noted for later here: the kernel skips the programs that would note it, and what they left
-//! behind would then decide another write.
+//! No program may note a place for a later one: the kernel can skip the program that would replace the note,
+//! and an old note would then decide another write.
 
 use aya_ebpf::{
     bindings::task_struct,
@@ -11,6 +11,7 @@ use aya_ebpf::{
         bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
     },
 };
+pub(crate) use format_guard_common::form as what;
 use format_guard_common::opaque;
 
 use crate::{
@@ -40,7 +41,7 @@ const SYS_SPLICE: u64 = 275;
 const SYS_FALLOCATE: u64 = 285;
 const SYS_PWRITEV: u64 = 296;
 const SYS_PWRITEV2: u64 = 328;
-/// The same for 32-bit callers.
+/// 32-bit callers use the same number.
 const SYS_IO_URING_ENTER: u64 = 426;
 // arch/x86/entry/syscalls/syscall_32.tbl
 const SYS_IOCTL_COMPAT: u64 = 54;
@@ -55,11 +56,11 @@ const REGS_DX: usize = 96;
 const REGS_SI: usize = 104;
 const REGS_ORIG_AX: usize = 120;
 
-/// What `ax` holds from the entry of a system call to its end (`arch/x86/entry/entry_64.S`): the arguments
-/// count no longer than that. At its end `io_uring` may go on with a linked write, as task work.
+/// What `ax` holds from the entry of a system call to its end (`arch/x86/entry/entry_64.S`). The arguments
+/// count only as long: at the end of a system call `io_uring` may go on with a linked write, as task work.
 const RUNNING: u64 = (-38_i64).cast_unsigned();
 
-/// A length that covers whatever lies behind the position.
+/// A length that covers everything behind the position.
 const UNBOUNDED: u64 = u32::MAX as u64;
 
 // include/uapi/linux/io_uring.h
@@ -71,17 +72,17 @@ const IORING_OP_WRITEV_FIXED: u8 = 61;
 const LINKS: u64 = 1 << 2 | 1 << 3;
 const IORING_SETUP_SQE128: u32 = 1 << 10;
 const IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
-/// `IORING_SETUP_SQPOLL`, and from `IORING_SETUP_SQE_MIXED` on all that change how entries are taken from the
-/// queue, or may.
+/// `IORING_SETUP_SQPOLL`, and all flags from `IORING_SETUP_SQE_MIXED` on: they change, or may change, how
+/// entries are taken from the queue.
 const TAKEN_OTHERWISE: u32 = 1 << 1 | !((1 << 19) - 1);
 
 // include/uapi/linux/aio_abi.h
 const IOCB_CMD_PWRITE: u64 = 1;
 const IOCB_CMD_PWRITEV: u64 = 8;
-/// From where on a `struct iocb` is of interest: command and descriptor, address, length, position.
+/// The part of a `struct iocb` that is read begins here: command and descriptor, address, length, position.
 const IOCB_COMMAND: u64 = 16;
 
-/// Command and argument of the ioctl that the running task is in; zeros where it is in none.
+/// Command and argument of the ioctl that the running task makes; zeros if it makes none.
 #[inline(always)]
 pub(crate) fn ioctl() -> (u32, u64) {
     // SAFETY: BTF pointers of the running task; pt_regs lies on its stack.
@@ -98,26 +99,6 @@ pub(crate) fn ioctl() -> (u32, u64) {
         let command = register(if compat { REGS_CX } else { REGS_SI });
         (command as u32, register(REGS_DX))
     }
-}
-
-/// What is known of a write.
-pub(crate) mod what {
-    /// It is of the kernel's own threads.
-    pub(crate) const KERNEL: u64 = 0;
-    /// Nothing.
-    pub(crate) const UNPLACED: u64 = 1;
-    /// Nothing yet: told to come again, `io_uring` hands it to a worker, and what that one does is known.
-    pub(crate) const LATER: u64 = 2;
-    /// `count` bytes at `address`.
-    pub(crate) const BYTES: u64 = 3;
-    /// `count` iovecs at `address`.
-    pub(crate) const VECTOR: u64 = 4;
-    /// `count` bytes that cannot be read.
-    pub(crate) const HIDDEN: u64 = 5;
-    /// `count` bytes, which are erased.
-    pub(crate) const ERASURE: u64 = 6;
-    /// One of `count` by aio, of which `address` holds the addresses.
-    pub(crate) const BATCH: u64 = 7;
 }
 
 /// A write, as far as it is known.
@@ -141,8 +122,8 @@ impl Write {
     }
 }
 
-/// The write to `file` (a BTF pointer) that is about to be made. A function of its own, for the stack of its
-/// caller.
+/// Finds the write to `file` (a BTF pointer) that is about to be made. A function of its own, for the stack
+/// of its caller.
 #[inline(never)]
 pub(crate) fn find(file: *const u8, write: &mut Write) {
     // SAFETY: a program argument.
@@ -185,7 +166,8 @@ fn found(file: *const u8) -> Write {
             SYS_FALLOCATE => Write::of(what::ERASURE, dx, r10, 0),
             SYS_SENDFILE => Write::of(what::HIDDEN, f_pos, r10, 0),
             SYS_SPLICE => {
-                // The position of an offset pointer that cannot be read is the start: a mark is always there.
+                // If the position behind an offset pointer cannot be read, the write counts as one to the
+                // start: a mark always lies there.
                 let mut offset = if r10 == 0 { f_pos } else { 0 };
                 if r10 != 0 {
                     bpf_probe_read_user((&raw mut offset).cast(), 8, r10 as *const _);
@@ -197,8 +179,8 @@ fn found(file: *const u8) -> Write {
     }
 }
 
-/// A write under a system call whose arguments do not tell, as it is over or of a 32-bit caller: it can be
-/// known later where `io_uring` makes it.
+/// A write under a system call whose arguments say nothing of it: the call is over, or its caller is a 32-bit
+/// process. If `io_uring` makes the write, its worker shows the place later.
 ///
 /// # Safety
 /// `task` must be the running task, a BTF pointer.
@@ -213,7 +195,7 @@ unsafe fn otherwise(task: *const u8, result: u64, number: u64) -> Write {
     }
 }
 
-/// The request that a worker of `io_uring` does at this moment.
+/// The request that a worker of `io_uring` carries out at this moment.
 ///
 /// # Safety
 /// `task` must be the running task, a BTF pointer.
@@ -239,7 +221,7 @@ unsafe fn of_worker(task: *const u8, file: *const u8) -> Write {
     let narrow = unsafe { field::<u64>(mm, &MM_TASK_SIZE) } <= UNBOUNDED;
     match probed::<u8>(request, IO_KIOCB_OPCODE.load()) {
         IORING_OP_WRITE | IORING_OP_WRITE_FIXED => Write::of(what::BYTES, offset, length.into(), address),
-        // Iovecs of 32-bit callers are others.
+        // 32-bit callers have other iovecs.
         IORING_OP_WRITEV | IORING_OP_WRITEV_FIXED if narrow => Write::of(what::HIDDEN, offset, UNBOUNDED, 0),
         IORING_OP_WRITEV | IORING_OP_WRITEV_FIXED => Write::of(what::VECTOR, offset, length.into(), address),
         _ => Write::UNPLACED,
@@ -255,7 +237,7 @@ pub(crate) fn of_iocb(list: u64, number: u64) -> Write {
 /// What an `io_submit` was given, from [`IOCB_COMMAND`] on.
 pub(crate) struct Iocb([u64; 4]);
 
-/// One of them; `None` where it cannot be read.
+/// One of the submitted writes; `None` if it cannot be read.
 #[inline(always)]
 pub(crate) fn iocb(list: u64, number: u64) -> Option<Iocb> {
     let (mut at, mut iocb) = (0_u64, Iocb([0; 4]));
@@ -269,7 +251,7 @@ pub(crate) fn iocb(list: u64, number: u64) -> Option<Iocb> {
 }
 
 impl Iocb {
-    /// Whether it writes, and not to another file than this one.
+    /// Whether it is a write to this file.
     #[inline(always)]
     pub(crate) fn is_of(&self, file: u64) -> bool {
         self.writes() && stacking::file_of_descriptor((self.0[0] >> 32) as u32) as u64 == file
@@ -287,9 +269,9 @@ impl Iocb {
     }
 }
 
-/// The entry that the running `io_uring_enter` has taken from its ring last, if that is what it does at this
-/// moment: not the work that it takes up while it waits, and not the first of a chain whose last one that
-/// entry is.
+/// The entry that the running `io_uring_enter` took from its ring last, if the call works on that entry at
+/// this moment. Two cases are excluded: work that the call takes up while it waits, and a chain, in which
+/// that entry is the last one and the running write is the first.
 #[inline(always)]
 unsafe fn of_ring(current: *const task_struct, f_pos: u64) -> Write {
     // SAFETY: BTF pointers of the running task.
@@ -303,7 +285,7 @@ unsafe fn of_ring(current: *const task_struct, f_pos: u64) -> Write {
         let count: u32 = field(ring, &RING_QUEUE_ENTRIES);
         let shared: *const u8 = field(ring, &RING_RINGS);
         let told: u32 = field(shared, &RING_HEAD);
-        // It holds the ring, and has not told yet how far it has come.
+        // The task holds the ring's lock, and has not published yet how far it has come.
         if owner & !7 != current as u64 || taken == told || flags & TAKEN_OTHERWISE != 0 {
             return Write::LATER;
         }
@@ -340,8 +322,8 @@ fn sqe(queue: u64, index: u64, flags: u32, count: u32, number: u32, into: &mut [
     at < count && unsafe { bpf_probe_read_kernel(into.as_mut_ptr().cast(), 32, place as *const _) == 0 }
 }
 
-/// The same, of which the verifier forgets what it knew: else it follows each of the ways above through all
-/// that comes after. `unknown` must come from a field or a map value.
+/// The same write, without what the verifier knows of it: otherwise the verifier follows each branch above
+/// through all code behind it. `unknown` must come from a field or a map value.
 #[inline(always)]
 fn forget(write: Write, unknown: u64) -> Write {
     Write {

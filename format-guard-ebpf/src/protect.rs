@@ -1,8 +1,8 @@
-//! Keeps others from taking the guard away while its agent lives: its pins, maps, programs and links, and the
-//! agent. Only the agent's own executable, process 1 and the kernel itself may; whoever asks the agent gets
-//! the way out.
+//! Keeps other processes from taking the guard away while its agent lives: its pins, maps, programs and
+//! links, and the agent. Only the agent's own executable, process 1 and the kernel itself may do so. Anybody
+//! else asks the agent, whose answer names the way out.
 //!
-//! Nothing here judges a block device, and what is not the guard's own leaves by the first branches.
+//! Nothing here judges a block device. An object that is not the guard's own leaves by the first branches.
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
@@ -95,8 +95,8 @@ fn is_ours(kind: Object, id: u32) -> bool {
     unsafe { OURS.get(kind.key(id)) }.is_some()
 }
 
-/// The agent introduces itself by asking for one of its links before anything is protected: which process it
-/// is, and of which executable, is known for certain in the kernel alone.
+/// The agent introduces itself: it asks for one of its links before anything is protected. Only the kernel
+/// knows for certain which process the agent is, and which executable it runs.
 #[inline(never)]
 fn introduced() {
     let Some(protection) = PROTECTION.get_ptr_mut(0) else { return };
@@ -134,8 +134,8 @@ pub(crate) fn bpf(ctx: LsmContext) -> i32 {
     0
 }
 
-// int bpf_map(struct bpf_map *map, fmode_t fmode): before a descriptor of it is given out. Who reads counts
-// what is there.
+// int bpf_map(struct bpf_map *map, fmode_t fmode): called before the kernel gives out a descriptor of the
+// map. Reading is allowed.
 #[lsm(hook = "bpf_map")]
 pub(crate) fn bpf_map(ctx: LsmContext) -> i32 {
     let mode: u32 = ctx.arg(1);
@@ -233,8 +233,8 @@ fn is_agent(protection: &Protection, task: *const u8) -> bool {
         && probed::<u64>(leader, TASK_START_BOOTTIME.load()) == protection.agent.started
 }
 
-// int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred): not
-// for what the kernel sends by itself.
+// int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred): the
+// kernel's own signals are not judged.
 #[lsm(hook = "task_kill")]
 pub(crate) fn task_kill(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };
@@ -246,8 +246,8 @@ pub(crate) fn task_kill(ctx: LsmContext) -> i32 {
     if is_agent(protection, task) { refuse(protection, Tampering::Signal, signal.into()) } else { 0 }
 }
 
-// int ptrace_access_check(struct task_struct *child, unsigned int mode): also of process_vm_writev(2),
-// pidfd_getfd(2) and writes to /proc/PID/mem.
+// int ptrace_access_check(struct task_struct *child, unsigned int mode): called for process_vm_writev(2),
+// pidfd_getfd(2) and writes to /proc/PID/mem, too.
 #[lsm(hook = "ptrace_access_check")]
 pub(crate) fn ptrace_access_check(ctx: LsmContext) -> i32 {
     let Some(protection) = in_force() else { return 0 };
@@ -259,7 +259,7 @@ pub(crate) fn ptrace_access_check(ctx: LsmContext) -> i32 {
     0
 }
 
-/// The agent has ended: whoever takes the guard away may.
+/// The agent has ended: anybody may take the guard away.
 #[inline(always)]
 pub(crate) fn ended(tgid: u32) {
     let Some(protection) = PROTECTION.get_ptr_mut(0) else { return };

@@ -1,7 +1,7 @@
-//! Devices made over others: who made them, and over what. Over a volume that holds a format only programs
-//! with a known name write until the agent has put the rule: where the marks of the volume below come to lie
-//! is not known here. What somebody made over nothing but volumes that it formats itself is its own as long
-//! as it formats them.
+//! Devices that were made over others: which process made them, and over what. Over a volume that holds a
+//! format, only known programs may write until the agent has put the rule: until then nobody knows where the
+//! marks of the lower volume lie on the new device. A device that a process makes over nothing but volumes
+//! that it formats is the process's own as long as it formats them.
 
 use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
@@ -26,7 +26,7 @@ use crate::{
 // include/uapi/linux/loop.h
 const LOOP_SET_FD: u32 = 0x4c00;
 const LOOP_CHANGE_FD: u32 = 0x4c06;
-/// With a `struct loop_config`, which begins with the descriptor.
+/// This ioctl passes a `struct loop_config`, which begins with the descriptor.
 const LOOP_CONFIGURE: u32 = 0x4c0a;
 
 /// A place in `UNKNOWN`: of devices of which nothing is known, of those that lie over a volume that holds a
@@ -35,7 +35,7 @@ pub(crate) const ALONE: u32 = 0;
 const OVER_A_FORMAT: u32 = 1;
 pub(crate) const OWN: u32 = 2;
 
-/// Device mapper, md and bcache tell of each device below one of theirs (block/holder.c).
+/// Device mapper, md and bcache call this function for each device below one of theirs (block/holder.c).
 #[fentry(function = "bd_link_disk_holder")]
 pub(crate) fn bd_link_disk_holder(ctx: FEntryContext) -> i32 {
     let below: u32 = probed(ctx.arg::<*const u8>(0), BDEV_BD_DEV.load());
@@ -45,7 +45,7 @@ pub(crate) fn bd_link_disk_holder(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// Notes that a device lies on another: of several the one that leaves least decides.
+/// Notes that a device lies on another. If it lies on several, the one that allows least decides.
 #[inline(always)]
 fn note(above: u32, diskseq: u64, below: u32) {
     let bottom = bottom_of(below);
@@ -93,8 +93,8 @@ fn put_over(file: *const u8, request: u32, argument: u64) {
     if above == 0 {
         return;
     }
-    // What the kernel refuses in a moment must not make a device the caller's own that lies over something
-    // else.
+    // The kernel may still refuse the request: a device that lies over something else must not become the
+    // caller's own by it.
     if holds_format(block_device_probed(file_of_descriptor(descriptor))) {
         let _ = LAYERS.insert(above, Layer { maker: Layer::OVER_A_FORMAT, ..Layer::default() }, 0);
     } else {
@@ -116,11 +116,11 @@ pub(crate) fn file_of_descriptor(descriptor: u32) -> *const u8 {
     probed::<u64>(array, descriptor.wrapping_mul(8)) as *const u8
 }
 
-/// Whether a device was made over others later than what has this attachment: of another one under its number
-/// before.
+/// Whether a device was made over others after the medium with this attachment appeared: that medium is
+/// then of an earlier device under the same number.
 #[inline(always)]
 pub(crate) fn is_newer(dev: u32, diskseq: u64) -> bool {
-    // SAFETY: a torn entry is one of the two.
+    // SAFETY: a torn entry is the old one or the new one.
     unsafe { LAYERS.get(dev) }.is_some_and(|layer| layer.diskseq > diskseq)
 }
 
@@ -164,8 +164,8 @@ fn is_formatted_by_caller(dev: u32) -> bool {
             .is_some_and(|entry| entry.diskseq == rule.lock_diskseq && entry.process == caller::process())
 }
 
-/// Whether a device that holds no format on record is the caller's own. A function of its own, for the stack
-/// of its callers.
+/// Whether a device without a recorded format is the caller's own. A function of its own, for the stack of
+/// its callers.
 #[inline(never)]
 pub(crate) fn is_own(dev: u32, state: u32) -> bool {
     let bottom = bottom_of(dev);

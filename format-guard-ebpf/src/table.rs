@@ -1,8 +1,8 @@
-//! Tables of device mapper on their way to the kernel: what it will make of the devices that they name, noted
-//! for when it opens them (`kernel_open`).
+//! Tables that a process loads into device mapper. What the kernel will do to the devices of a table is
+//! noted, for the moment when the kernel opens them (`kernel_open`).
 //!
-//! Devices are named by paths as well as by numbers, and only the kernel finds the device of a path: so
-//! nothing is refused here. The note is of this thread and for this call alone; one that an earlier call left
+//! A table names devices by paths as well as by numbers, and only the kernel finds the device of a path, so
+//! nothing is refused here. A note is for this thread and this call alone; a note that an earlier call left
 //! is removed first.
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::LsmContext};
@@ -25,11 +25,11 @@ const HEAD: usize = 24;
 /// `struct dm_target_spec`: first sector, sectors, status, where the next one begins, name; then the
 /// arguments as text.
 const SPEC: usize = 40;
-/// Of how many targets of a table the first one counts that has a header. Those of layers that have one have
-/// a single target.
+/// How many targets of a table are searched for the first one that has a header. A layer that has a header is
+/// a table of a single target.
 const TARGETS: u32 = 4;
 
-/// Notes what a table will do; false where this is none, which is judged otherwise.
+/// Notes what a table will do; false if the ioctl loads no table.
 #[inline(always)]
 pub(crate) fn by_ioctl(ctx: &LsmContext, memory: &impl Memory) -> bool {
     let request: u32 = ctx.arg(1);
@@ -61,7 +61,7 @@ fn note<M: Memory>(memory: &M, argument: u64) {
     let _ = TABLES.remove(thread);
     let mut target = Target { header: 0, roles: 0, address: 0 };
     first(memory, argument, &mut target);
-    // The verifier forgets which one it is: else it reads the arguments of each.
+    // The verifier must not know which target it is: otherwise it follows the arguments of each.
     let (header, roles) = (opaque(target.header, argument), opaque(target.roles, argument));
     if roles == 0 {
         return;
@@ -73,14 +73,14 @@ fn note<M: Memory>(memory: &M, argument: u64) {
     }
 }
 
-/// A target that has a header: whose, the roles of its arguments, and where they are.
+/// A target that has a header: whose header, the roles of the target's arguments, and where they are.
 struct Target {
     header: u64,
     roles: u64,
     address: u64,
 }
 
-/// The first such target of a table. A function of its own, for the stack of its caller.
+/// The first target of a table that has a header. A function of its own, for the stack of its caller.
 #[inline(never)]
 fn first<M: Memory>(memory: &M, argument: u64, target: &mut Target) {
     let Some([_, _, _, _, start, targets]) = words::<HEAD, 6>(memory, argument) else { return };
@@ -100,7 +100,7 @@ fn first<M: Memory>(memory: &M, argument: u64, target: &mut Target) {
     }
 }
 
-/// So many words of the caller's memory; `None` where they cannot be read.
+/// This many words of the caller's memory; `None` if they cannot be read.
 #[inline(always)]
 fn words<const BYTES: usize, const WORDS: usize>(memory: &impl Memory, address: u64) -> Option<[u32; WORDS]> {
     let mut bytes = [0_u8; BYTES];

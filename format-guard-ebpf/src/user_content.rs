@@ -1,5 +1,5 @@
-//! The bytes of a write, in the caller's memory. Nothing of it is kept: the iovecs are read again for every
-//! check that lies under the write.
+//! The bytes of a write, in the caller's memory. No copy is kept: the iovecs are read again for every check
+//! that lies under the write.
 
 use core::mem::MaybeUninit;
 
@@ -11,8 +11,8 @@ const FEW: u64 = 4;
 /// Iovecs that the kernel takes in one call (`UIO_MAXIOV`, include/uapi/linux/uio.h): more of them fail
 /// before any hook.
 const UIO_MAXIOV: u64 = 1024;
-/// The length of what cannot be read, which reaches everything behind its start. The kernel has read the
-/// array a moment ago, so that it is there.
+/// The length of an iovec that cannot be read: it reaches everything behind its start. The kernel has read
+/// the array a moment ago, so the array is there.
 const UNKNOWN: u64 = 1 << 40;
 /// Bytes of a `struct iovec`.
 const IOVEC: u64 = 16;
@@ -65,7 +65,7 @@ pub(crate) fn total(address: u64, count: u64) -> u64 {
     (iovecs[1] & LONGEST) + (iovecs[3] & LONGEST) + (iovecs[5] & LONGEST) + (iovecs[7] & LONGEST)
 }
 
-/// A sum on its way along the iovecs.
+/// A sum that is being built along the iovecs.
 struct Sum {
     address: u64,
     total: u64,
@@ -77,12 +77,12 @@ extern "C" fn add(number: u32, sum: *mut Sum) -> i64 {
     let sum = unsafe { &mut *sum };
     let [base, length] = iovec(sum.address, u64::from(number));
     let more = if base | length == 0 { UNKNOWN } else { length };
-    // What a turn leaves to the next is unknown to the verifier: else it follows each turn apart.
+    // The verifier must not know the result of a turn: otherwise it follows each turn apart.
     sum.total = opaque(sum.total.wrapping_add(more), sum.address);
     0
 }
 
-/// The same, however many they are.
+/// The same, for any number of iovecs.
 #[inline(never)]
 fn total_of_many(address: u64, count: u64) -> u64 {
     let mut sum = Sum { address, total: 0 };
@@ -95,8 +95,8 @@ fn at_most(count: u64) -> u32 {
     if count > UIO_MAXIOV { UIO_MAXIOV as u32 } else { count as u32 }
 }
 
-/// The same value, of which the compiler forgets what it knew: it would drop a bound that the verifier must
-/// see.
+/// The same value, without what the compiler knows of it: the compiler would drop a bound that the verifier
+/// must see.
 #[inline(always)]
 fn hidden(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -107,8 +107,8 @@ fn hidden(mut value: u64) -> u64 {
     value
 }
 
-/// `value` with a bound that the verifier sees, below 32; LLVM drops a plain mask, as it knows that it
-/// changes nothing.
+/// `value` with a bound below 32 that the verifier sees. LLVM drops a plain mask, since the mask changes
+/// nothing.
 #[inline(always)]
 fn bounded(mut value: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
@@ -119,9 +119,9 @@ fn bounded(mut value: u64) -> u64 {
     value
 }
 
-/// Bytes that are looked at in one turn: the most whole words below the mask of [`short`].
+/// Bytes that one turn looks at: the largest number of whole words below the mask of [`short`].
 const PIECE: u64 = 56;
-/// Turns at most: 29 MB, some ten milliseconds. Of what is longer pieces are looked at that lie evenly apart.
+/// Turns at most: 29 MB, about ten milliseconds. Of a longer write, evenly spaced pieces are looked at.
 const MAX_PIECES: u64 = 1 << 19;
 
 /// The same as [`bounded`], for up to 63.
@@ -181,7 +181,7 @@ extern "C" fn look(number: u32, look: *mut Look) -> i64 {
     } else {
         0
     };
-    // What a turn leaves to the next is unknown to the verifier: else it follows each turn apart.
+    // The verifier must not know the result of a turn: otherwise it follows each turn apart.
     look.found = opaque(look.found | bits, look.address);
     i64::from(bits & Look::BYTES != 0)
 }
@@ -228,15 +228,15 @@ pub(crate) struct UserContent {
 }
 
 impl UserContent {
-    /// The bytes at `address`, or in `iovecs` there; at address zero is nothing. `unknown` comes from a map
-    /// value.
+    /// The bytes at `address`, or in the `iovecs` there; an address of zero means no bytes. `unknown` comes
+    /// from a map value.
     #[inline(always)]
     pub(crate) fn new(address: u64, iovecs: u64, unknown: u64) -> Self {
         Self { address: opaque(address, unknown), iovecs: opaque(iovecs, unknown) }
     }
 }
 
-/// What a check compares with, and more: the verifier allows 16 bytes at place 15.
+/// Room for what a check compares with, and more: the verifier assumes 16 bytes at place 15.
 #[repr(C)]
 struct Bytes([u64; 4]);
 
@@ -266,20 +266,20 @@ impl Content for UserContent {
     }
 }
 
-/// Bytes that are gathered from the iovecs in which they lie.
+/// Bytes that are gathered from the iovecs that hold them.
 struct Gathered<'a> {
     address: u64,
-    /// Of the bytes that are wanted, counted from the start of the write.
+    /// The first wanted byte, counted from the start of the write.
     first: u64,
     end: u64,
     /// Where the next iovec starts.
     start: u64,
-    /// How many are there.
+    /// Bytes that were gathered until now.
     count: u64,
     into: &'a mut Bytes,
 }
 
-/// Takes what lies in one.
+/// Takes what one iovec holds of the wanted bytes.
 extern "C" fn gather(number: u32, gathered: *mut Gathered<'_>) -> i64 {
     // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
     let gathered = unsafe { &mut *gathered };
@@ -305,8 +305,8 @@ extern "C" fn gather(number: u32, gathered: *mut Gathered<'_>) -> i64 {
     i64::from(end >= gathered.end)
 }
 
-/// Reads the `length` bytes at `at` of a write; zero where they cannot be read. Exported, so that the
-/// verifier follows it by itself and once: in the loop over the checks it would be followed again and again.
+/// Reads the `length` bytes at `at` of a write; zero if they cannot be read. Exported, so that the verifier
+/// follows it by itself and once, and not again in each turn of the loop over the checks.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn read_bytes(address: u64, iovecs: u64, at: u64, length: u64, into: *mut Bytes) -> u64 {

@@ -1,10 +1,10 @@
-//! A known formatter that opens a device which nobody has read yet, or of which it is not known yet what the
-//! formatter before it has left, is held until the agent has read that, for a bounded time. Nothing is
-//! decided here: it is only asked later.
+//! Holds a known formatter until the agent has read the device, for a bounded time. The formatter opened a
+//! device that the agent has not read yet, or one where an earlier formatter has ended and the agent does not
+//! know yet what it left. Waiting changes no verdict: the question is only asked later.
 //!
-//! Between two looks at the rule it reads a byte of its own arguments through its page tables, which gives up
-//! the processor, and fails at once where the process is being killed; a loop that only looks does neither
-//! (Linux 6.1 and 6.12).
+//! Between two looks at the rule the program reads a byte of the caller's own arguments through the caller's
+//! page tables. The read gives up the processor, and fails at once if the process is being killed. A loop
+//! that only looks at the rule does neither (Linux 6.1 and 6.12).
 
 use aya_ebpf::{
     Global,
@@ -26,7 +26,7 @@ use crate::{
     stacking,
 };
 
-/// Not zero: the program may wait, and this kernel has what it waits by. Set before load.
+/// Not zero: the program may wait, and this kernel has the helper that it waits by. Set before load.
 #[unsafe(no_mangle)]
 pub(crate) static MAY_WAIT: Global<u32> = Global::new(0);
 
@@ -64,8 +64,8 @@ extern "C" fn wait_until_read(dev: u32, arguments: u32) -> u64 {
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let Some(until) = WAIT.get(0).and_then(|wait| wait.end(now)) else { return 0 };
     let Some(slot) = WAITERS.get_ptr_mut(caller::tgid() & (WAITER_SLOTS - 1)) else { return 0 };
-    // SAFETY: aligned words of a map value; two that take one slot at the same moment are one more than may
-    // wait.
+    // SAFETY: aligned words of a map value; if two formatters take one slot at the same moment, one more
+    // waits than the limit says.
     unsafe {
         if slot.read_volatile() > now {
             return 0;
@@ -80,16 +80,17 @@ extern "C" fn wait_until_read(dev: u32, arguments: u32) -> u64 {
     0
 }
 
-/// Whether the agent will know more of a device in a moment. In audit mode nobody is refused.
+/// Whether the agent will know more of a device in a moment. In audit mode no formatter waits, as none is
+/// refused.
 #[inline(always)]
 fn is_awaited(dev: u32) -> bool {
     let Some(rule) = maps::rule(dev).or_else(|| UNKNOWN.get(0)) else { return false };
-    // The agent takes the flag off once all else of the rule is there.
+    // The agent clears the flag after it has put all other parts of the rule.
     let flags = read(&rule.flags);
     flags & flag::AUDIT == 0 && (flags & flag::UNREAD != 0 || format_ended(rule))
 }
 
-/// Whether a format has ended of which the agent does not know yet what it left.
+/// Whether a format has ended and the agent does not know yet what it left.
 #[inline(always)]
 fn format_ended(rule: &Rule) -> bool {
     const FORMATTED: u32 = State::Formatted as u32;
@@ -99,7 +100,7 @@ fn format_ended(rule: &Rule) -> bool {
     of_another && entry.mounted == 0 && read(&rule.state) != FORMATTED && !is_running(&entry.process)
 }
 
-/// Whether a process that formats has not ended yet: the program at its exit forgets it.
+/// Whether a process that formats still runs: the program at its exit removes the entry.
 #[inline(always)]
 fn is_running(process: &Process) -> bool {
     // SAFETY: one word.
@@ -122,7 +123,7 @@ extern "C" fn turn(_number: u32, waiting: *mut Waiting) -> i64 {
     }
 }
 
-/// Tells the agent that somebody waits. A function of its own, for the stack of its caller.
+/// Informs the agent that a formatter waits. A function of its own, for the stack of its caller.
 #[inline(never)]
 fn announce(dev: u32, now: u64) {
     send(|| KernelEvent {

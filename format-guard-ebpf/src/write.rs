@@ -1,5 +1,5 @@
-//! `file_permission`: every road that writes to an opened block device. The hook carries neither position nor
-//! bytes: `place` finds them.
+//! `file_permission`: every system call that writes to an opened block device. The kernel passes the hook
+//! neither position nor bytes; `place` finds them.
 
 use aya_ebpf::{EbpfContext, macros::lsm, programs::LsmContext};
 use format_guard_common::{Operation, Request, each, event::Counter, opaque};
@@ -30,7 +30,8 @@ pub(crate) fn file_permission(ctx: LsmContext) -> i32 {
     to_device(ctx.as_ptr(), dev)
 }
 
-/// What no other file pays for: a function of its own, so that the program above saves no registers.
+/// The rest of the program, which writes to other files do not need: a function of its own, so that the
+/// program above saves no registers for them.
 #[inline(never)]
 fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
     let ctx = LsmContext::new(ctx);
@@ -50,14 +51,14 @@ fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
         return 0;
     }
     if write.what == what::BATCH && write.count <= MAX_BATCH {
-        // It fails at its first write if any of it is refused.
+        // The call fails at its first write if any write of the batch is refused.
         let count = write.count as u32;
         asked.list = write.address;
         each(count, &mut asked, ask);
     } else {
         asked.answer = judge_write(&raw const asked);
     }
-    // What a function answers that is verified by itself may be anything.
+    // The verifier assumes any value as the result of a function that it follows by itself.
     match opaque(asked.answer, dev.into()) {
         PASS => 0,
         AGAIN => -EAGAIN,
@@ -65,16 +66,17 @@ fn to_device(ctx: *mut core::ffi::c_void, dev: u32) -> i32 {
     }
 }
 
-/// Writes that one `io_submit` makes: which of them this is, nothing tells, and so all of them are looked at.
+/// Writes that one `io_submit` makes. Nothing says which of them the hook is asked about, so all of them are
+/// looked at.
 struct Batch {
     file: u64,
     list: u64,
     dev: u32,
-    /// Not zero where one does not pass.
+    /// Not zero if a write of the batch does not pass.
     found: u32,
 }
 
-/// Whether all of a batch pass that go to this file.
+/// Whether all writes of a batch to this file pass.
 #[inline(never)]
 fn all_pass(file: u64, dev: u32, write: &Write) -> bool {
     if write.count > MAX_BATCH {
@@ -85,7 +87,7 @@ fn all_pass(file: u64, dev: u32, write: &Write) -> bool {
     batch.found == 0
 }
 
-/// Looks at one; a vectored one does not pass here.
+/// Looks at one write of a batch; a vectored one never passes here.
 extern "C" fn look(number: u32, batch: *mut Batch) -> i64 {
     // SAFETY: `each` passes what it was given, which nothing else uses meanwhile.
     let batch = unsafe { &mut *batch };
@@ -115,12 +117,12 @@ struct Asked {
     file: u64,
     dev: u64,
     write: Write,
-    /// Of a batch: the addresses of what it holds.
+    /// The addresses of the entries of a batch.
     list: u64,
     answer: u64,
 }
 
-/// Whether one of a batch is a write to the file; puts it in the place of the one before. A function of its
+/// Whether one entry of a batch is a write to the file; the entry replaces the one before. A function of its
 /// own, for the stack of its caller.
 #[inline(never)]
 fn is_next(asked: &mut Asked, number: u32) -> bool {
@@ -140,8 +142,8 @@ extern "C" fn ask(number: u32, asked: *mut Asked) -> i64 {
     i64::from(asked.answer != PASS)
 }
 
-/// Judges one write. Exported, so that the verifier follows it by itself and once: by each way that leads
-/// here, or in the loop over a batch, it would be followed again and again.
+/// Judges one write. Exported, so that the verifier follows it by itself and once, and not again for each
+/// branch that leads here or in each turn of the loop over a batch.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_write(asked: *const Asked) -> u64 {
@@ -164,7 +166,7 @@ fn judge(target: gate::Target<'_>, write: &Write) -> i32 {
     } else if write.what == what::BYTES {
         address = write.address;
     }
-    // All roads above meet here; without this the verifier follows each of them through every check.
+    // All branches above meet here; without this value the verifier follows each of them through every check.
     let content = UserContent::new(address, iovecs, unknown);
     log::write(target.dev, write.what, write.offset, count);
     let operation = match opaque(write.what, unknown) {

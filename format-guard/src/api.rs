@@ -50,8 +50,7 @@ impl Condition {
         }
     }
 
-    /// That of a guard which is proven or not, in this mode, with or without something that is less than it
-    /// should be.
+    /// The condition of a guard in this mode, by whether it is proven and whether it is degraded.
     #[must_use]
     pub fn of(proven: bool, mode: Mode, degraded: bool) -> Self {
         match mode {
@@ -74,23 +73,23 @@ pub struct Status {
     pub version: String,
     /// The tier in force.
     pub tier: String,
-    /// What it leaves open that the best one does not.
+    /// What this tier leaves open and the best tier does not.
     #[serde(default)]
     pub open: Vec<String>,
-    /// Enforce or audit: what is in force.
+    /// The mode in force: enforce or audit.
     pub mode: Mode,
-    /// Others are kept from taking the guard away.
+    /// The guard keeps others from taking it away.
     #[serde(default)]
     pub protected: bool,
-    /// What the configuration says.
+    /// The mode of the configuration.
     #[serde(default)]
     pub configured_mode: Mode,
-    /// What an operator has set; it outranks the configuration.
+    /// The mode that an operator has set; it outranks the configuration.
     #[serde(default)]
     pub set_mode: Option<SetMode>,
     /// The canary proved enforcement at the start.
     pub proven: bool,
-    /// When it did, in seconds since 1970.
+    /// When the canary proved it last, in seconds since 1970.
     #[serde(default)]
     pub proven_at: i64,
     /// Why protection is less than it should be; empty when it is not.
@@ -106,7 +105,7 @@ pub struct Status {
     pub volumes: Vec<StateCount>,
     /// Requests judged by the kernel programs.
     pub judged: u64,
-    /// Rules met that belong to an earlier medium.
+    /// Requests that met a rule for an earlier medium.
     pub stale_rules: u64,
     /// Kernel events lost.
     pub lost_events: u64,
@@ -132,7 +131,7 @@ pub struct Status {
     /// Records were lost: nothing is armed but by a permit until an operator ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records_lost: Option<Loss>,
-    /// The store that nodes share, where they do.
+    /// The store that nodes share, if they share one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
 }
@@ -141,13 +140,13 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StoreStatus {
-    /// It answers.
+    /// The store answers.
     pub answers: bool,
-    /// Since when it does, or does not, in seconds since 1970.
+    /// Since when the store answers, or does not answer, in seconds since 1970.
     pub since: i64,
-    /// Why it does not.
+    /// Why the store does not answer.
     pub reason: Option<String>,
-    /// The host is not ready while it does not.
+    /// The host is not ready while the store does not answer.
     pub required: bool,
     /// Volumes that this node has claimed.
     pub claims: u64,
@@ -170,7 +169,7 @@ impl Status {
 pub struct StateCount {
     /// The state.
     pub state: String,
-    /// Volumes.
+    /// The number of volumes.
     pub count: u64,
 }
 
@@ -187,41 +186,41 @@ pub struct Volume {
     pub weak: bool,
     /// The state.
     pub state: String,
-    /// Since when, in seconds since 1970.
+    /// Since when the volume is in its state, in seconds since 1970.
     pub since: i64,
-    /// What brought it there.
+    /// What brought the volume into its state.
     pub cause: String,
-    /// What it holds.
+    /// What the volume holds.
     pub content: Option<Content>,
-    /// The bytes that identify it.
+    /// The bytes that identify what the volume holds.
     pub marks: Vec<Mark>,
-    /// Without a known format: SHA-256 of its first and last MiB in hexadecimal digits, or "zeros", as they
-    /// were read last, or when it was armed.
+    /// Of a volume without a known format: SHA-256 of its first and last MiB in hexadecimal digits, or
+    /// "zeros", as a probe read them last, or when the volume was armed.
     #[serde(default)]
     pub ends: Option<String>,
-    /// A file system on it was mounted since it was formatted.
+    /// A file system on the volume was mounted since it was formatted.
     pub mounted: bool,
-    /// Its refusals are told and not carried out.
+    /// Refusals on the volume are reported and not carried out.
     #[serde(default)]
     pub audit: bool,
-    /// While it holds a format nobody but known programs may write to it.
+    /// While the volume holds a format, only known programs may write to it.
     #[serde(default)]
     pub strict: bool,
-    /// Who formats it, or formatted it last.
+    /// The program that formats the volume, or formatted it last.
     pub formatter: Option<Formatter>,
     /// The permit in force.
     pub permit: Option<Permit>,
-    /// What a probe found that is not what is recorded.
+    /// How the last probe differs from what is recorded.
     pub discrepancy: Option<String>,
-    /// Goes up with each format, and with each change of what identifies it; zero: of before that was
-    /// counted.
+    /// Goes up with each format, and with each change of what identifies it; zero in a record that an earlier
+    /// version made, which did not count.
     #[serde(default)]
     pub generation: u64,
-    /// When it was first seen, in seconds since 1970.
+    /// When the volume was first seen, in seconds since 1970.
     pub first_seen: i64,
-    /// Names of the devices that hold it now.
+    /// Names of the devices that hold the volume now.
     pub devices: Vec<String>,
-    /// Every name by which it is known, the strongest first.
+    /// Every name by which the volume is known, the strongest first.
     #[serde(default)]
     pub names: Vec<VolumeName>,
 }
@@ -230,16 +229,17 @@ pub struct Volume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VolumeName {
-    /// As an id.
+    /// The name, as an id.
     pub name: String,
-    /// What it is worth: `own`, `address`, `place`; or `earlier`, shown by an earlier attachment.
+    /// How far the name is the volume's own: `own`, `address`, `place`; or `earlier`, from an earlier
+    /// attachment.
     pub worth: String,
-    /// Where it was read: a file of sysfs, or the question that was asked. Empty for an earlier one.
+    /// Where the name was read: a file of sysfs, or a request to the device. Empty for an earlier one.
     pub from: String,
 }
 
 impl Volume {
-    /// What is told of a record and the devices that hold its volume.
+    /// The answer for a record and the devices that hold its volume.
     #[must_use]
     pub fn of(record: &Record, devices: &[&Device]) -> Self {
         Self {
@@ -280,13 +280,13 @@ fn names_of(devices: &[&Device]) -> Vec<VolumeName> {
 /// `GET /v1/volume/copy`: the bytes that made a volume findable, as they were when it was recorded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Copy {
-    /// The volume, as it is known now.
+    /// The volume, as the agent knows it now.
     pub volume: Volume,
-    /// When they were read, in seconds since 1970.
+    /// When the bytes were read, in seconds since 1970.
     pub at: i64,
-    /// The generation of the record that they belong to.
+    /// The generation of the record that the bytes belong to.
     pub generation: u64,
-    /// Size of the device then, in bytes.
+    /// Size of the device at that time, in bytes.
     pub size: u64,
     /// In the order of their offsets.
     pub pieces: Vec<Piece>,
@@ -305,7 +305,7 @@ pub struct Selector {
 pub struct AdoptRequest {
     /// Which volume.
     pub volume: String,
-    /// What is there is content, though no known format.
+    /// The bytes on the volume are content, though of no known format.
     #[serde(default)]
     pub raw: bool,
     /// Why; must not be empty.
@@ -336,7 +336,7 @@ pub struct ReasonRequest {
 /// `POST /v1/protect`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProtectRequest {
-    /// Whether others are kept from taking the guard away.
+    /// Whether the guard keeps others from taking it away.
     pub on: bool,
     /// Why; must not be empty.
     pub reason: String,
@@ -352,13 +352,13 @@ pub struct EndLossRequest {
 /// `POST /v1/mode`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModeRequest {
-    /// Enforce, audit, or (of a volume) strict; none: what the configuration says again.
+    /// Enforce, audit, or (of a volume) strict; none: the configuration's mode again.
     pub mode: Option<Mode>,
     /// Why; must not be empty.
     pub reason: String,
-    /// On this volume alone.
+    /// Only on this volume; none: on every volume.
     pub volume: Option<String>,
-    /// For so many seconds; none: until it is changed.
+    /// For how many seconds; none: until the mode is changed.
     #[serde(default)]
     pub lasts: Option<u64>,
 }
@@ -371,11 +371,11 @@ pub struct SetMode {
     pub mode: Mode,
     /// Why.
     pub reason: String,
-    /// The operator's user id, as the kernel told it.
+    /// The operator's user id, from the kernel.
     pub uid: u32,
-    /// When, in seconds since 1970.
+    /// When the mode was set, in seconds since 1970.
     pub at: i64,
-    /// When it ends by itself, in seconds since 1970; none: it does not.
+    /// When the mode ends by itself, in seconds since 1970; none: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<i64>,
 }
@@ -389,17 +389,17 @@ pub struct SettleQuery {
     pub wait: u64,
 }
 
-/// Its answer.
+/// The answer of `GET /v1/settle`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Settled {
     /// Whether the device was read in time, or never will be.
     pub settled: bool,
-    /// The state of its volume then; of what holds none, or was not read, none.
+    /// The state of the device's volume after that; none if the device holds no volume, or was not read.
     pub state: Option<String>,
 }
 
-/// The answer to what has no other.
+/// The answer to a request that changed something and returns no data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Done {
@@ -413,15 +413,15 @@ pub struct EventsQuery {
     /// Only events after this number.
     #[serde(default)]
     pub after: i64,
-    /// The newest so many.
+    /// Only this many of the newest.
     #[serde(default = "default_limit")]
     pub limit: u32,
-    /// Only those of this volume: a selector.
+    /// Only events of this volume: a selector.
     pub volume: Option<String>,
-    /// Not those before this time, in seconds since 1970.
+    /// Only events since this time, in seconds since 1970.
     #[serde(default)]
     pub since: i64,
-    /// Where there is none, wait for one so many seconds (at most a minute).
+    /// How many seconds to wait for an event if there is none (at most a minute).
     #[serde(default)]
     pub wait: u64,
 }
@@ -434,7 +434,7 @@ const fn default_limit() -> u32 {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Volumes {
-    /// In the order of their ids.
+    /// The volumes, in the order of their ids.
     pub volumes: Vec<Volume>,
 }
 
@@ -442,22 +442,22 @@ pub struct Volumes {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Events {
-    /// Oldest first.
+    /// The events, oldest first.
     pub events: Vec<HistoryEvent>,
 }
 
-/// What kind of failure it is: also the exit code of the command line.
+/// The kind of a failure, which also decides the exit status of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// Something went wrong.
     Failed,
-    /// The request is not one.
+    /// The request makes no sense.
     BadRequest,
     /// No such volume, or more than one.
     NotFound,
-    /// Policy says no.
+    /// The guard's policy refuses it.
     Refused,
 }
 
@@ -468,7 +468,7 @@ pub enum FailureKind {
 pub struct Failure {
     /// What, why, and the way out.
     pub error: String,
-    /// Its kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
 }
 

@@ -97,22 +97,22 @@ const fn restart(name: &'static str, doc: &'static str) -> Key {
 pub const KEYS: &[Key] = &[
     live(
         "mode",
-        "\"enforce\" carries refusals out, \"audit\" only tells them. What format-guard mode \
-         sets on a running agent outranks this.",
+        "\"enforce\" carries refusals out, \"audit\" only reports them. A mode that format-guard \
+         mode sets on a running agent outranks this.",
     ),
     restart(
         "tier",
         "How the guard refuses: \"lsm\" (the hooks of BPF LSM, which the boot parameter lsm= \
          must list), \"fmod_ret\" (the functions that call them), \"cgroup\" (a program at the \
          root of the control groups), \"preload\" (the LD_PRELOAD library, in programs that load \
-         it), or \"auto\", the best of them that is proven. What the one in force leaves open, \
-         format-guard status says.",
+         it), or \"auto\", the best of them that is proven. format-guard status says what the \
+         tier in force leaves open.",
     ),
     restart(
         "require",
-        "The weakest of these ways with which the guard starts; with less it does not: \"lsm\", \
-         \"fmod_ret\", \"cgroup\" or \"preload\". The last two refuse formatters and few writes: \
-         they must be asked for.",
+        "The weakest tier with which the guard starts: \"lsm\", \"fmod_ret\", \"cgroup\" or \
+         \"preload\". The last two refuse formatters and few writes, so that they must be asked \
+         for.",
     ),
     restart(
         "cgroup_dir",
@@ -125,9 +125,9 @@ pub const KEYS: &[Key] = &[
     live("probe_deadline", "How long one probe of one device may take, in seconds (1 to 3600)."),
     live(
         "first_format_wait",
-        "How long a known formatter waits, at most, that opens a volume which was not read yet \
-         (tier \"lsm\"), in milliseconds (0 to 10000): a fresh volume is read in a moment. 0: it \
-         is refused at once.",
+        "How long a known formatter waits, at most, if it opens a volume that the agent has not \
+         read yet (tier \"lsm\"), in milliseconds (0 to 10000): the agent reads a fresh volume in \
+         a moment. 0: the formatter is refused at once.",
     ),
     restart(
         "max_devices",
@@ -137,9 +137,9 @@ pub const KEYS: &[Key] = &[
     live("resync_interval", "How often the devices are compared with the records, in seconds (1 to 3600)."),
     restart(
         "quarantine",
-        "How long a volume must read blank before it may be formatted, where the host went down \
-         without a word while it might be, in seconds (0 to 86400): what fails with the host \
-         reads as zeros for a while.",
+        "How long a volume must read blank before it may be formatted, if the host went down \
+         without a word while a format was allowed, in seconds (0 to 86400): what fails with the \
+         host reads as zeros for a while.",
     ),
     restart(
         "raw_content",
@@ -164,25 +164,25 @@ pub const KEYS: &[Key] = &[
     restart(
         "history_lines",
         "Lines of the history that are kept (100 to 10000000), the newest. What operators did \
-         (permits, exemptions, modes) is not counted, and kept for good; refusals of one program \
+         (permits, exemptions, modes) is kept for good and not counted; refusals of one program \
          on one volume, of the same kind, are one line a day.",
     ),
     live(
         "forget_after",
-        "Days after which a volume is forgotten that was not attached, never held a format, and \
-         of which no operator has said anything (1 to 36500). 0: none is.",
+        "Days after which the agent forgets a volume that was not attached, never held a format, \
+         and that no operator has decided about (1 to 36500). 0: the agent forgets none.",
     ),
     restart(
         "trusted",
-        "Programs that may write to strict volumes besides those that are known to maintain \
-         them, by the name that the kernel knows them by (its first 15 bytes count).",
+        "Programs that may write to strict volumes, besides those that are known to maintain \
+         them: by the name that the kernel has for them (its first 15 bytes count).",
     ),
     live(
         "strict",
-        "Volumes that are strict without being told one by one, by their ids; a * at the end \
-         stands for anything (\"iscsi:*\", \"longhorn:*\"). For volumes that nobody but the \
-         kernel writes to: while one holds a format, the tools of that format and trusted \
-         programs alone may write to it.",
+        "Ids of volumes that are strict from the start; a * at the end stands for anything \
+         (\"iscsi:*\", \"longhorn:*\"). For volumes that only the kernel writes to: while a \
+         volume holds a format, only the tools of that format and trusted programs may write to \
+         it.",
     ),
     restart(
         "passthrough",
@@ -193,13 +193,15 @@ pub const KEYS: &[Key] = &[
     live(
         "protect",
         "While the agent enforces, keep others from taking the guard away: its pins, maps, \
-         programs and links, and, where process 1 started it, the agent. Only its own executable \
-         and process 1 may. format-guard protect off ends it.",
+         programs and links, and the agent itself, if process 1 started it. Only the agent's own \
+         executable and process 1 may take the guard away. format-guard protect off ends the \
+         protection.",
     ),
     live(
         "kernel_log",
-        "Write a line for each refusal to the kernel's log (dmesg), where whoever was refused \
-         looks first: ten a minute at most, and one a minute of one program on one device.",
+        "Write a line for each refusal to the kernel's log (dmesg), where the user of a refused \
+         program looks first: at most ten lines a minute, and one a minute for one program on one \
+         device.",
     ),
     restart(
         "metrics_listen",
@@ -209,14 +211,14 @@ pub const KEYS: &[Key] = &[
     ),
     restart(
         "kubelet_dir",
-        "Where kubelet keeps its pods: refusals tell the persistent volume and the pods by it. \
-         Empty: they do not.",
+        "Where kubelet keeps its pods: from there a refusal names the persistent volume and the \
+         pods. Empty: it does not.",
     ),
     restart(
         "kubernetes.events",
-        "Tell refusals to the cluster's API, as Events of the claim and the pods, or else of the \
-         node: as the pod's account or KUBECONFIG allows. Much at once is told once, and nothing \
-         waits for it.",
+        "Report refusals to the cluster's API, as Events of the claim and the pods, or else of \
+         the node: as the pod's account or KUBECONFIG allows. Many refusals at once become one \
+         Event, and nothing waits for it.",
     ),
     restart(
         "store.endpoints",
@@ -226,11 +228,11 @@ pub const KEYS: &[Key] = &[
     ),
     restart(
         "store.kubernetes",
-        "Nodes share it through the API server of their Kubernetes (1.32 or later) instead, as \
-         GuardedVolumes: by the pod's account or KUBECONFIG. The chart makes the kind and the \
-         account's rights.",
+        "Nodes share what they know through the API server of their Kubernetes (1.32 or later) \
+         instead, as GuardedVolumes: by the pod's account or KUBECONFIG. The chart makes the kind \
+         and the account's rights.",
     ),
-    restart("store.prefix", "Below which keys of that etcd."),
+    restart("store.prefix", "The path below which all keys in that etcd lie."),
     restart(
         "store.ca_file",
         "Certificates of the authorities that the members' certificates are from (PEM). Empty: \
@@ -238,14 +240,15 @@ pub const KEYS: &[Key] = &[
     ),
     restart("store.cert_file", "This node's certificate for the members (PEM). Empty: none."),
     restart("store.key_file", "The key of that certificate (PEM)."),
-    restart("store.user", "The user by which etcd is asked. Empty: none."),
+    restart("store.user", "The user name for etcd. Empty: none."),
     restart(
         "store.password_file",
-        "The file with that user's password: the password, and nothing else but space around it.",
+        "The file with that user's password, and nothing else but space around it.",
     ),
     restart(
         "store.timeout",
-        "How long an answer may take before another member is asked, in seconds (1 to 60).",
+        "How long a member may take to answer before the agent asks another, in seconds (1 to \
+         60).",
     ),
     restart(
         "store.lease",

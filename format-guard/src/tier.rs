@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Where the kernel says which security modules are active; on securityfs.
 const MODULES: &str = "/sys/kernel/security/lsm";
 
+/// What is left open if nobody sees how a formatter ends.
+pub(crate) const FAILED_FORMAT: &str =
+    "only what is on the disk shows whether a first format failed or was completed";
+
 /// A way to refuse, best first.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize, clap::ValueEnum,
@@ -36,49 +40,49 @@ impl Tier {
         }
     }
 
-    /// Whether a mount is told when it happens; else it is found out by looking.
+    /// Whether the kernel reports a mount when it happens; otherwise the agent looks for mounts.
     #[must_use]
     pub const fn tells_of_mounts(self) -> bool {
         matches!(self, Self::Lsm | Self::FmodRet)
     }
 
-    /// What it leaves open that the best one does not, in sentences.
+    /// What this tier leaves open and the best tier does not, in sentences.
     #[must_use]
     pub const fn open(self) -> &'static [&'static str] {
         match self {
             Self::Lsm => &[],
             // bpf_prog_check_recur, kernel/bpf/syscall.c and include/linux/bpf_verifier.h (6.12).
             Self::FmodRet => &[
-                "where the kernel is preemptible, a request is not judged that is made while another task, which is being asked \
-                 about the like, stands preempted on the same CPU: as long as it stands there (a write over a superblock \
-                 passed after 3.3 s beside two busy writers)",
-                "the arguments of a discard or passthrough command, or of cryptsetup and sgdisk, that are not in memory \
-                 cannot be read: such a discard is judged as one of the whole device, such a command as one that writes",
+                "on a preemptible kernel a request passes without a verdict while another task, whose request of the same kind \
+                 is being judged, stands preempted on the same CPU (a write over a superblock passed after 3.3 s beside two \
+                 busy writers)",
+                "the programs cannot read arguments of a discard, a passthrough command, cryptsetup or sgdisk that are not in \
+                 memory: they judge such a discard as one of the whole device, and such a command as one that writes",
             ],
             Self::Cgroup => &[
-                "nobody is refused but programs that are known as formatters by their name, when they open a volume for writing: \
+                "the guard refuses only programs that it knows as formatters by their name, when they open a volume for writing: \
                  a copy under another name, dd, and every other write, discard and mapping go on",
                 "a device that was opened before its volume was recorded stays open to its program",
-                "cryptsetup luksFormat and erase, and sgdisk -Z, go on: their names do everyday work, too",
+                "cryptsetup luksFormat and erase, and sgdisk -Z, go on: programs of these names do everyday work, too",
                 "strict volumes are guarded like others, and commands past the block layer are not judged",
                 "headers that the kernel writes by itself (device mapper's snapshots, dm-integrity and caches, a device added to a \
                  btrfs) go over what is recorded",
-                "the rule of a device that is gone is dropped by its uevent alone, and a mount is seen a moment later",
-                "a first format that failed is told from a complete one by what is on the disk alone",
-                "nothing of the guard itself is protected: root may take its program away, and end the agent",
+                "only its uevent drops the rule of a device that is gone, and the agent sees a mount a moment later",
+                FAILED_FORMAT,
+                "nothing protects the guard itself: root may take its program away, and end the agent",
             ],
             Self::Preload => &[
                 "the kernel refuses nothing: only programs that were started under the library are guarded (format-guard run, \
                  /etc/ld.so.preload)",
-                "programs that make system calls by themselves pass it, although they were started under it: static ones, those \
-                 written in Go, and whoever uses io_uring",
-                "what is written by stdio to a descriptor that another program opened is not seen",
-                "commands past the block layer (SG_IO, NVMe passthrough) are not judged, nor are headers that the kernel writes by \
-                 itself (device mapper's snapshots, dm-integrity and caches, a device added to a btrfs)",
+                "programs that make system calls by themselves pass the library, although they were started under it: static \
+                 ones, those written in Go, and whoever uses io_uring",
+                "the library does not see what stdio writes to a descriptor that another program opened",
+                "the library judges neither commands past the block layer (SG_IO, NVMe passthrough) nor headers that the kernel \
+                 writes by itself (device mapper's snapshots, dm-integrity and caches, a device added to a btrfs)",
                 "a new device over a guarded volume takes writes by unknown programs until its rule is there",
-                "a first format that failed is told from a complete one by what is on the disk alone",
-                "nothing of the guard itself is protected: root may replace the rules and end the agent",
-                "where the agent does not run, known formatters are refused by those programs, and nobody else",
+                FAILED_FORMAT,
+                "nothing protects the guard itself: root may replace the rules and end the agent",
+                "while no agent runs, those programs refuse known formatters, and nobody else",
             ],
         }
     }
@@ -91,7 +95,7 @@ pub enum Choice {
     /// The best that this kernel proves.
     #[default]
     Auto,
-    /// None but the hooks of BPF LSM.
+    /// Only the hooks of BPF LSM.
     Lsm,
     /// The functions that call them, whatever the kernel offers.
     FmodRet,
@@ -102,7 +106,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// What is tried where these security modules are active, in this order.
+    /// The tiers to try, in this order, if these security modules are active.
     #[must_use]
     pub fn tiers(self, modules: Option<&str>) -> Vec<Tier> {
         match self {

@@ -1,4 +1,4 @@
-//! The destructive tools that incidents name, by their names and as copies under another.
+//! The destructive tools that incidents name, under their own names and as copies under another name.
 
 use std::{fs, path::Path};
 
@@ -33,7 +33,7 @@ pub fn all(device: &Path) -> Result<Vec<(String, &'static str)>> {
     ];
     for (program, options) in [
         ("mkfs.ext4", "-F"),
-        // Else they find the volume too small before they open it.
+        // Otherwise the tools find the volume too small before they open it.
         ("mkfs.xfs", "-f --unsupported"),
         ("mkfs.btrfs", "-f -M"),
         ("wipefs", "-a -f"),
@@ -45,7 +45,7 @@ pub fn all(device: &Path) -> Result<Vec<(String, &'static str)>> {
     Ok(lines)
 }
 
-/// Some that take different roads: a format, one of another kind, a wipe, a discard, and a copy.
+/// Attacks of different kinds: a format, a format of another kind, a wipe, a discard, and a copied tool.
 fn some(device: &Path) -> Result<Vec<(String, &'static str)>> {
     const SOME: [&str; 5] = ["mkfs.ext4", "mkswap", "wipefs", "blkdiscard", "innocent-mkfs-xfs"];
     let named = |line: &str| {
@@ -54,8 +54,8 @@ fn some(device: &Path) -> Result<Vec<(String, &'static str)>> {
     Ok(all(device)?.into_iter().filter(|(line, _)| named(line)).collect())
 }
 
-/// Runs every one under the guard and makes sure that each failed because the guard refused it; what each
-/// said.
+/// Runs every attack under the guard, checks that each failed because the guard refused it, and returns what
+/// each tool printed.
 ///
 /// # Errors
 /// When one succeeded, or failed for another reason.
@@ -63,7 +63,7 @@ pub fn all_refused(guard: &Guard, device: &Path) -> Result<Vec<Ran>> {
     all(device)?.into_iter().map(|(line, input)| refused(guard, &line, input)).collect()
 }
 
-/// Runs some of them, for what is about something else than the tools: the tables hold every one against
+/// Runs some attacks, for tests that are about something else than the tools: the tables try every tool on
 /// every volume.
 ///
 /// # Errors
@@ -85,7 +85,7 @@ pub fn refused(guard: &Guard, line: &str, input: &str) -> Result<Ran> {
     Ok(ran)
 }
 
-/// Runs every one without an agent to ask, and makes sure that each failed.
+/// Runs every attack while no agent answers, and checks that each failed.
 ///
 /// # Errors
 /// When one succeeded.
@@ -93,7 +93,7 @@ pub fn all_fail(device: &Path) -> Result<()> {
     all(device)?.into_iter().try_for_each(fails)
 }
 
-/// The same with some of them.
+/// The same with some attacks.
 ///
 /// # Errors
 /// When one succeeded.
@@ -107,7 +107,7 @@ fn fails((line, input): (String, &str)) -> Result<()> {
     Ok(())
 }
 
-/// A copy of a program under a name that says nothing.
+/// A copy of a program under a name that is in no table.
 ///
 /// # Errors
 /// When it cannot be copied.

@@ -1,4 +1,4 @@
-//! Real block devices of the test's own; gone with the value.
+//! Real block devices that belong to one test, and are removed when the value is dropped.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -42,9 +42,9 @@ pub trait Device {
     }
 }
 
-/// sha256 of everything in the device at `path`: of every block that is not zero, with its place, and of the
-/// length. It is the same for two devices where sha256sum(1) says the same of them; what is zero costs most
-/// of the time under emulation.
+/// sha256 of everything in the device at `path`: of the length, and of every block that is not zero, with its
+/// place. Two devices have the same sum if sha256sum(1) gives them the same sum. Hashing zeros would cost
+/// most of the time under emulation.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -72,7 +72,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// Writes back what is in the page cache of a device and drops it; the device, to be read.
+/// Flushes the page cache of a device and drops it, and opens the device for reading.
 ///
 /// # Errors
 /// When it cannot be flushed.
@@ -81,7 +81,8 @@ pub fn flush(path: &Path) -> Result<File> {
     const BLKFLSBUF: libc::Ioctl = 0x1261;
     let what = format!("{} to open", path.display());
     let file = wait_for(&what, || match File::open(path) {
-        // A new disk has its node before it can be opened (device_add and bdev_add in block/genhd.c).
+        // The node of a new disk exists before the disk can be opened (device_add and bdev_add in
+        // block/genhd.c).
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         opened => opened.map(Some).with_context(|| path.display().to_string()),
     })?;
@@ -91,14 +92,14 @@ pub fn flush(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// A device as it was: its sha256, and a copy to say where bytes have changed.
+/// A snapshot of a device: its sha256, and a copy that shows where bytes have changed.
 pub struct Snapshot {
     sha256: String,
     copy: Image,
 }
 
 impl Snapshot {
-    /// Takes one of a whole device.
+    /// Takes a snapshot of a whole device.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -112,7 +113,7 @@ impl Snapshot {
         Ok(Self { sha256, copy })
     }
 
-    /// Makes sure that not one byte has changed.
+    /// Checks that not one byte has changed.
     ///
     /// # Errors
     /// When one has: with the places.
@@ -131,7 +132,7 @@ impl Snapshot {
     }
 }
 
-/// A file of holes below `/var/tmp`, in the guest's memory.
+/// A sparse file below `/var/tmp`, in the guest's memory.
 pub struct Image(PathBuf);
 
 impl Image {
@@ -161,12 +162,12 @@ impl Drop for Image {
 /// A loop device over a file.
 pub struct Loop {
     path: PathBuf,
-    /// The file, while it is this device's own.
+    /// The backing file, if it belongs to this device.
     image: Option<Image>,
 }
 
 impl Loop {
-    /// A blank one of this many MiB.
+    /// A blank device of this many MiB.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -177,7 +178,7 @@ impl Loop {
         Ok(device)
     }
 
-    /// A blank one of this many MiB, by two system calls: nothing is started for it.
+    /// A blank device of this many MiB, made by two system calls and without starting a program.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -200,7 +201,7 @@ impl Loop {
         Ok(Self { path, image: Some(image) })
     }
 
-    /// One over this file, at the first free number.
+    /// A device over this file, at the first free number.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -210,7 +211,7 @@ impl Loop {
         Self::at(Path::new(free.trim()), file)
     }
 
-    /// One over this file, at this node.
+    /// A device over this file, at this node.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -220,13 +221,13 @@ impl Loop {
         Ok(Self { path: node.to_owned(), image: None })
     }
 
-    /// The file behind it, where that is its own.
+    /// The backing file, if it belongs to this device.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         self.image.as_ref().map(Image::path)
     }
 
-    /// Detaches it; the file stays.
+    /// Detaches the device; the file stays.
     ///
     /// # Errors
     /// When it stays attached.
@@ -240,7 +241,7 @@ impl Loop {
 fn detach_loop(path: &Path) -> Result<()> {
     must(&format!("losetup --detach {}", path.display()))?;
     let name = path.file_name().context("no name")?.to_string_lossy().into_owned();
-    // It goes with its last opener.
+    // The device goes with its last opener.
     wait_for("the loop device to be free", || {
         Ok((!Path::new(&format!("/sys/block/{name}/loop/backing_file")).exists()).then_some(()))
     })
@@ -280,7 +281,7 @@ impl Mapped {
         Ok(device)
     }
 
-    /// A blank one whose every access fails until it is recovered.
+    /// A blank device on which every access fails until it is recovered.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -305,9 +306,9 @@ impl Mapped {
         format!("0 {} linear {} 0", self.sectors, self.below.path().display())
     }
 
-    /// Swaps the table under the device; its number, name and uuid stay.
+    /// Swaps the table of the device; its number, name and uuid stay.
     fn reload(&self, table: &str) -> Result<()> {
-        // Without flushing: a table of errors must not wait for writes that cannot end.
+        // Without a flush: a swap must not wait for writes that cannot end.
         must(&format!("dmsetup suspend --noflush {}", self.name))?;
         must_with(&format!("dmsetup reload {}", self.name), table)?;
         must(&format!("dmsetup resume {}", self.name))?;
@@ -330,7 +331,7 @@ impl Mapped {
         self.reload(&self.errors())
     }
 
-    /// The data path is back.
+    /// Restores the data path.
     ///
     /// # Errors
     /// When the table cannot be swapped.
@@ -338,12 +339,12 @@ impl Mapped {
         self.reload(&self.linear())
     }
 
-    /// What was read before must be read again.
+    /// Drops the caches, so that what was read before must be read again.
     fn drop_cache(&self) -> Result<()> {
         must(&format!("blockdev --flushbufs {}", self.path.display())).map(drop)
     }
 
-    /// Removes the device and makes it again: another number may come of it.
+    /// Removes the device and makes it again, possibly under another number.
     ///
     /// # Errors
     /// When it cannot be made again.
@@ -376,7 +377,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// One of this name and uuid (none if it is empty) over `length` bytes of `below`, from `start` on.
+    /// A device of this name and uuid (none if it is empty) over `length` bytes of `below`, from `start` on.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -388,7 +389,7 @@ impl Linear {
         Ok(Self { name: name.to_owned(), path: Path::new("/dev/mapper").join(name) })
     }
 
-    /// Lets every write take so long, and reads none.
+    /// Delays every write by this long, and no read.
     ///
     /// # Errors
     /// When it cannot be slowed down.
@@ -406,7 +407,7 @@ impl Linear {
         self.reload(&format!("0 {} delay {below} {start} 0 {below} {start} {milliseconds}", length / 512))
     }
 
-    /// Holds up every access until [`Linear::resume`].
+    /// Holds every access up until [`Linear::resume`].
     ///
     /// # Errors
     /// When it cannot be suspended.
@@ -422,7 +423,7 @@ impl Linear {
         must(&format!("dmsetup resume {}", self.name)).map(drop)
     }
 
-    /// Takes another table.
+    /// Replaces the device's table.
     ///
     /// # Errors
     /// When it cannot be swapped.
@@ -452,7 +453,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// A new one, with its superblock after the first 4 KiB of each member.
+    /// A new mirror, with its superblock after the first 4 KiB of each member.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -480,7 +481,7 @@ impl Drop for Mirror {
     }
 }
 
-/// An iSCSI volume on the loopback, served by tgt as a Longhorn volume is.
+/// An iSCSI volume on the loopback, which tgt serves in the same way as a Longhorn volume.
 pub struct Iscsi {
     target: u32,
     iqn: String,
@@ -489,7 +490,7 @@ pub struct Iscsi {
 }
 
 impl Iscsi {
-    /// A blank one of this many MiB, logged in.
+    /// A blank volume of this many MiB, logged in.
     ///
     /// # Errors
     /// When it does not come up.
@@ -503,7 +504,7 @@ impl Iscsi {
         Ok(volume)
     }
 
-    /// Name of its target.
+    /// The name of the volume's target.
     #[must_use]
     pub fn iqn(&self) -> &str {
         &self.iqn
@@ -513,12 +514,12 @@ impl Iscsi {
         serve_target(self.target, &self.iqn, self.image.path())
     }
 
-    /// The command that takes its target away.
+    /// The command that removes the volume's target.
     fn deletion(&self) -> String {
         format!("tgtadm --lld iscsi --op delete --force --mode target --tid {}", self.target)
     }
 
-    /// Takes its target away while the session goes on.
+    /// Removes the target, but not the session.
     ///
     /// # Errors
     /// When it stays.
@@ -526,15 +527,15 @@ impl Iscsi {
         let delete = self.deletion();
         wait_for("a target to go", || {
             let ran = run(&delete)?;
-            // A command is under way.
+            // tgt refuses while a command is under way.
             let busy = ran.text.contains("this logical unit is still active");
             ensure!(ran.status == 0 || busy, "{delete}: {}", ran.text);
             Ok((!busy).then_some(()))
         })
     }
 
-    /// From now on a session that has lost its target fails what waits for it after this time; open-iscsi's
-    /// own is two minutes.
+    /// Sets the time after which a session without its target fails pending commands; open-iscsi's default is
+    /// two minutes.
     ///
     /// # Errors
     /// When it cannot be set.
@@ -545,8 +546,8 @@ impl Iscsi {
         Ok(())
     }
 
-    /// Remakes the targets of two volumes that are logged out, each with the other's number: tgt's wwids
-    /// change sides.
+    /// Makes the targets of two logged out volumes anew, each with the other's number: tgt's wwids change
+    /// places.
     ///
     /// # Errors
     /// When one cannot be remade.
@@ -558,7 +559,7 @@ impl Iscsi {
         other.serve()
     }
 
-    /// A second session to the same target; the node of its disk.
+    /// Opens a second session to the same target, and returns the node of its disk.
     ///
     /// # Errors
     /// When none appears.
@@ -580,7 +581,7 @@ impl Iscsi {
         Ok(())
     }
 
-    /// Logs out; the device goes.
+    /// Logs out; the device is removed.
     ///
     /// # Errors
     /// When it stays.
@@ -602,12 +603,12 @@ impl Drop for Iscsi {
     }
 }
 
-/// Which program or kernel serves [`Units`].
+/// The server of [`Units`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Server {
-    /// LIO, by configfs: each unit has a serial of its own.
+    /// LIO, by configfs: each unit has a serial number of its own.
     Kernel,
-    /// tgt: each unit has a counter.
+    /// tgt: each unit has only a counter.
     Tgt(u32),
 }
 
@@ -621,11 +622,11 @@ pub struct Units {
 }
 
 const CORE: &str = "/sys/kernel/config/target/core";
-/// tgtd has the usual one.
+/// tgtd uses the default.
 const KERNEL_PORTAL: &str = "127.0.0.1:3261";
 
 impl Units {
-    /// A target of the kernel's; none where it has no such.
+    /// A target of the kernel; none if the kernel has no such target.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -653,7 +654,7 @@ impl Units {
         Ok(Some(units))
     }
 
-    /// A target of tgt's.
+    /// A target of tgt.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -681,7 +682,7 @@ impl Units {
         Path::new(CORE).join("fileio_7").join(format!("{name}-{volume}"))
     }
 
-    /// A new volume of this many MiB, which is not mapped.
+    /// A new volume of this many MiB, not mapped yet.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -700,7 +701,7 @@ impl Units {
         Ok(volume)
     }
 
-    /// Maps a volume as the unit of this number; its node.
+    /// Maps a volume as the unit of this number, and returns its node.
     ///
     /// # Errors
     /// When it does not appear.
@@ -738,7 +739,7 @@ impl Units {
         Ok(None)
     }
 
-    /// Takes a unit away, from this host first.
+    /// Unmaps a unit, after removing its device from this host.
     ///
     /// # Errors
     /// When it stays.
@@ -801,7 +802,7 @@ pub fn serve_target(target: u32, iqn: &str, backing: &Path) -> Result<()> {
     must(&format!("{tgtadm} bind --mode target --tid {target} -I ALL")).map(drop)
 }
 
-/// Logs in to a target on the loopback; the node of its LUN 1.
+/// Logs in to a target on the loopback, and returns the node of its LUN 1.
 ///
 /// # Errors
 /// When none appears.
@@ -810,7 +811,8 @@ pub fn log_in(iqn: &str) -> Result<PathBuf> {
     log_in_by_record(iqn)
 }
 
-/// Logs in to a target at this portal, without asking it what else it serves; the node of its LUN 1.
+/// Logs in to a target at this portal, without a discovery of other targets, and returns the node of its LUN
+/// 1.
 ///
 /// # Errors
 /// When none appears.
@@ -866,7 +868,7 @@ fn disk_of(session: &Path, unit: u32) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Logs out of a target, and forgets it.
+/// Logs out of a target, and deletes its record.
 ///
 /// # Errors
 /// When its session stays.
@@ -875,7 +877,7 @@ pub fn log_out(iqn: &str) -> Result<()> {
     must(&format!("iscsiadm -m node -T {iqn} --op delete")).map(drop)
 }
 
-/// Starts tgtd and iscsid, once a boot.
+/// Starts tgtd and iscsid, once in a boot.
 fn start_daemons() -> Result<()> {
     if run("tgtadm --lld iscsi --op show --mode target")?.status != 0 {
         crate::tool::command("tgtd").spawn().context("cannot start tgtd")?.wait()?;
@@ -884,7 +886,7 @@ fn start_daemons() -> Result<()> {
     start_initiator("iqn.1993-08.org.debian:01:fg")
 }
 
-/// Starts iscsid, once a boot, under this name.
+/// Starts iscsid, once in a boot, with this initiator name.
 ///
 /// # Errors
 /// When it does not answer.
@@ -901,8 +903,8 @@ pub fn start_initiator(name: &str) -> Result<()> {
     wait_for("iscsid", || Ok((run("iscsiadm -m session")?.status != 20).then_some(())))
 }
 
-/// Takes the partitions of a disk away, which would outlive a loop device's file. One that is open stays: a
-/// probe opens it for a moment, as udev's does.
+/// Removes the partitions of a disk, which would outlive a loop device's file. An open partition stays: a
+/// probe, or udev's, opens one for a moment.
 ///
 /// # Errors
 /// When one stays for good.
@@ -917,7 +919,7 @@ pub fn remove_partitions(disk: &Path) -> Result<()> {
     })
 }
 
-/// Writes `bytes` at an offset of a device and syncs them, without any tool between.
+/// Writes `bytes` at an offset of a device and syncs them, without a tool.
 ///
 /// # Errors
 /// What the kernel says.
@@ -945,12 +947,12 @@ pub struct ScsiDisk {
 }
 
 impl ScsiDisk {
-    /// One of 64 MiB with these parameters of the module.
+    /// A disk of 64 MiB with these parameters of the module.
     ///
     /// # Errors
     /// When it does not appear.
     pub fn new(parameters: &str) -> Result<Self> {
-        // No udevd loads them.
+        // No udevd loads the modules.
         module("sd_mod")?;
         module("sg")?;
         must(&format!("modprobe scsi_debug dev_size_mb=64 lbpu=1 lbpws=1 {parameters}"))?;
@@ -980,7 +982,7 @@ impl ScsiDisk {
         &self.generic
     }
 
-    /// Takes it out, as a cable that is pulled does.
+    /// Removes the disk, as a pulled cable does.
     ///
     /// # Errors
     /// When it stays.
@@ -999,7 +1001,7 @@ impl Device for ScsiDisk {
 
 impl Drop for ScsiDisk {
     fn drop(&mut self) {
-        // A probe may hold it for a moment.
+        // A probe may hold the disk open for a moment.
         let _ = wait_for("scsi_debug to go", || Ok((run("rmmod scsi_debug")?.status == 0).then_some(())));
     }
 }
@@ -1012,7 +1014,7 @@ pub const SECTORS_OF_MANY: u32 = 1 << 16;
 /// # Errors
 /// When device mapper does not take one.
 pub fn make_many(first: u32, count: u32) -> Result<()> {
-    /// Volumes that one dmsetup makes: a command line has a limit.
+    /// Volumes of one dmsetup call: a command line has a limit.
     const AT_ONCE: u32 = 500;
     module("dm_mod")?;
     must("modprobe null_blk nr_devices=1 gb=1024")?;

@@ -1,5 +1,5 @@
-//! A guard with state, socket and pins of its own, beside whatever runs on the host: one that scenarios
-//! share, or one that a scenario may stop, kill and reconfigure.
+//! A guard with its own state, socket and pins, beside whatever runs on the host. Scenarios share one guard,
+//! or start one that they may stop, kill and reconfigure.
 
 use std::{
     env,
@@ -37,7 +37,7 @@ pub fn binary() -> Result<PathBuf> {
         .context("FORMAT_GUARD_BINARY names the program under test")
 }
 
-/// `SQLite`'s own check of the database below a state directory that no agent uses.
+/// Checks the database below a state directory that no agent uses, by `SQLite`'s own check.
 ///
 /// # Errors
 /// When it finds something, or cannot be made.
@@ -49,31 +49,31 @@ pub fn database_is_sound(state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tier without the kernel.
+/// The tier that needs no kernel support.
 pub const PRELOAD: &str = "preload";
 
-/// The tier in which a known formatter waits for a volume to be read.
+/// The tier in which known formatters wait for a volume to be read.
 pub const LSM: &str = "lsm";
 
-/// Guests are emulated, and what takes a processor milliseconds takes one of theirs a hundred times as long:
-/// formatters may wait as long as the configuration lets them.
+/// Guests are emulated, and work of milliseconds takes a hundred times as long there: formatters may wait for
+/// the longest time that the configuration allows.
 pub const PATIENT: &str = "first_format_wait = 10000";
 
-/// What the unit gives a start (`TimeoutStartSec`): an emulated processor that others share takes minutes to
+/// The unit's limit for a start (`TimeoutStartSec`): an emulated processor that others share takes minutes to
 /// verify the programs and to patch them into its kernel.
 const START: Duration = Duration::from_mins(5);
 
-/// The tier that judges opens.
+/// The tier that judges opens only.
 pub const CGROUP: &str = "cgroup";
 
-/// The tier that this run is about.
+/// The tier of this run.
 #[must_use]
 pub fn tier() -> String {
     env::var("FORMAT_GUARD_TIER").unwrap_or_else(|_| LSM.to_owned())
 }
 
-/// Where maps and links are pinned. One guard's stay when its scenario is over: an agent of the same build
-/// keeps the programs, and loading new ones takes longer under emulation than most scenarios do.
+/// The directory of pinned maps and links. The shared guard's pins stay when a scenario is over: an agent of
+/// the same build keeps the programs, and loading new ones takes longer under emulation than most scenarios.
 pub const PINS: &str = "/sys/fs/bpf/fg-tests";
 
 /// An agent and the enforcement that it leaves.
@@ -83,19 +83,19 @@ pub struct Guard {
     run: PathBuf,
     agent: Option<Child>,
     audit: bool,
-    /// Its state directory is new, while another guard's pins may be there: no records are lost by that.
+    /// The state directory is new, although another guard's pins may exist: that is no loss of records.
     fresh: bool,
     /// Variables of the agent's environment.
     variables: Vec<(&'static str, OsString)>,
-    /// Events up to this number are an earlier scenario's.
+    /// Events up to this number belong to an earlier scenario.
     since: i64,
 }
 
-/// The guard that scenarios share while nobody uses it. Only one guard is there at a time: another one's
-/// refusals would be taken for its own.
+/// The shared guard while no scenario uses it. Only one guard exists at a time: a scenario would mistake
+/// another guard's refusals for its own.
 static SHARED: Mutex<Option<Guard>> = Mutex::new(None);
 
-/// The guard that scenarios share, in the hands of one.
+/// The shared guard, lent to one scenario.
 pub struct Shared(Option<Guard>);
 
 impl Deref for Shared {
@@ -113,8 +113,8 @@ impl Drop for Shared {
 }
 
 impl Guard {
-    /// The guard that scenarios share, proven to be in force. Its volumes are another scenario's devices,
-    /// gone since; its events are this scenario's.
+    /// The shared guard, proven to be in force. The devices of earlier scenarios are gone, and it returns
+    /// only this scenario's events.
     ///
     /// # Errors
     /// As of [`Guard::start`].
@@ -137,7 +137,7 @@ impl Guard {
         Self::make(None, false)
     }
 
-    /// One whose formatters wait as long as they may.
+    /// A guard that lets formatters wait for the longest time.
     ///
     /// # Errors
     /// As of [`Guard::start`].
@@ -149,7 +149,7 @@ impl Guard {
         Ok(guard)
     }
 
-    /// What a script does before it formats a fresh device: nothing where a formatter waits by itself.
+    /// What a script does before it formats a fresh device: nothing in a tier where a formatter waits.
     ///
     /// # Errors
     /// When the device is not read in time.
@@ -176,7 +176,7 @@ impl Guard {
         Self::make(Some(state), false)
     }
 
-    /// One over this state directory, or a new one, whose agent is not started yet.
+    /// A guard over this state directory, or over a new one, whose agent is not started yet.
     ///
     /// # Errors
     /// When its configuration cannot be written.
@@ -184,7 +184,7 @@ impl Guard {
         Self::prepare(state, false)
     }
 
-    /// Over this state directory, or a new one.
+    /// A guard over this state directory, or over a new one.
     fn make(state: Option<&Path>, audit: bool) -> Result<Self> {
         let mut guard = Self::prepare(state, audit)?;
         guard.start_agent()?;
@@ -195,7 +195,7 @@ impl Guard {
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let root = tempfile::Builder::new().prefix("fg-").tempdir_in("/run")?.keep();
         let state = state.map_or_else(|| root.join("state"), Path::to_owned);
-        // Where the library looks that is loaded into the tests.
+        // The library that is loaded into the tests looks there.
         let published = (tier() == PRELOAD).then(|| env::var_os("FORMAT_GUARD_RUN_DIR").map(PathBuf::from));
         let run = published.flatten().unwrap_or_else(|| root.join("run"));
         let mut config = format!(
@@ -218,7 +218,7 @@ impl Guard {
         Ok(Self { root, run, agent: None, audit, fresh, variables: Vec::new(), since: 0 })
     }
 
-    /// Adds lines to the configuration of agents that are started from now on.
+    /// Adds lines to the configuration; they hold from the agent's next start.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -253,7 +253,7 @@ impl Guard {
         .with_context(|| self.log())?;
         let status: Value = serde_json::from_str(&status.text)?;
         ensure!(status["proven"] == true, "the canary has not proven the guard: {status}");
-        // Not by the way that this run is about it proves nothing of it.
+        // Another tier than this run's would prove nothing of it.
         let tier = tier();
         ensure!(status["tier"] == tier.as_str(), "the guard is not of tier {tier}: {status}");
         if std::mem::take(&mut self.fresh) && !status["records_lost"].is_null() {
@@ -262,8 +262,8 @@ impl Guard {
         Ok(())
     }
 
-    /// From now on its events are those of what is refused from now on: an agent that takes over what an
-    /// earlier one left in force is told, too, of what was refused while there was none.
+    /// Forgets earlier events. An agent that takes over from another one also gets the refusals of the time
+    /// without an agent.
     ///
     /// # Errors
     /// When it is not told in time of what is refused here.
@@ -296,13 +296,13 @@ impl Guard {
         Ok(agent)
     }
 
-    /// Sets a variable of the environment of agents that are started from now on.
+    /// Sets an environment variable for agents that are started from now on.
     pub fn set_variable(&mut self, name: &'static str, value: &OsStr) {
         self.variables.push((name, value.to_owned()));
     }
 
-    /// Starts an agent that is killed when it comes to this point of `format_guard::fault` for the so-many-th
-    /// time.
+    /// Starts an agent that is killed when it reaches this point of `format_guard::fault` for the given
+    /// number of times.
     ///
     /// # Errors
     /// When there is one, or it cannot be started.
@@ -338,7 +338,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Takes the guard away: the agent, and every pin. Nothing is refused once this has returned.
+    /// Removes the guard: the agent, and every pin. Nothing is refused once this has returned.
     ///
     /// # Errors
     /// When a pin cannot be removed, or the kernel does not detach a program.
@@ -353,7 +353,7 @@ impl Guard {
         }
     }
 
-    /// Stops the agent as a service manager does; how long it took. Enforcement goes on.
+    /// Stops the agent as a service manager does, and returns how long that took. Enforcement goes on.
     ///
     /// # Errors
     /// When there is none, or it does not stop.
@@ -366,7 +366,7 @@ impl Guard {
         Ok(start.elapsed())
     }
 
-    /// Stops the agent where it is: it hears nothing until [`Guard::resume_agent`].
+    /// Suspends the agent: it reacts to nothing until [`Guard::resume_agent`].
     ///
     /// # Errors
     /// When there is none.
@@ -374,7 +374,7 @@ impl Guard {
         self.signal("STOP")
     }
 
-    /// Lets it go on.
+    /// Lets a suspended agent go on.
     ///
     /// # Errors
     /// When there is none.
@@ -394,7 +394,7 @@ impl Guard {
         Ok(self.agent.as_ref().context("no agent runs")?.id())
     }
 
-    /// Tells the agent to read its configuration again.
+    /// Has the agent read its configuration again.
     ///
     /// # Errors
     /// When there is none.
@@ -402,7 +402,7 @@ impl Guard {
         self.signal("HUP")
     }
 
-    /// Adds a line to its configuration, and waits until that is in force.
+    /// Adds a line to the configuration, and waits until it is in force.
     ///
     /// # Errors
     /// When it does not come to be.
@@ -413,7 +413,7 @@ impl Guard {
         wait_for("the configuration to be read", || Ok((self.events("reloaded")?.len() > read).then_some(())))
     }
 
-    /// Sets a key of its configuration to this TOML, for the next start.
+    /// Sets a key of the configuration to this TOML, for the next start.
     ///
     /// # Errors
     /// When that cannot be written.
@@ -426,8 +426,8 @@ impl Guard {
         Ok(fs::write(self.config(), lines.join("\n"))?)
     }
 
-    /// Runs the agent where it must fail with this exit status, by another program if one is named; what it
-    /// says.
+    /// Runs an agent that must fail with this exit status, of another program if one is named, and returns
+    /// its output.
     ///
     /// # Errors
     /// When it cannot be started, or does not fail.
@@ -495,7 +495,8 @@ impl Guard {
         serde_json::from_str(&ran.text).with_context(|| ran.text)
     }
 
-    /// What the agent answers to a question, without the command line between: what is asked over and over.
+    /// The agent's answer to a request, without the command line in between: for requests that are repeated
+    /// often.
     ///
     /// # Errors
     /// When it does not answer.
@@ -504,7 +505,7 @@ impl Guard {
         serde_json::from_str(&body).with_context(|| body.clone())
     }
 
-    /// What the agent answers to a request on its socket.
+    /// The agent's answer to a request on its socket.
     ///
     /// # Errors
     /// When there is no agent.
@@ -517,7 +518,7 @@ impl Guard {
         Ok(body.to_owned())
     }
 
-    /// What the agent shows of the volume in a device, or its failure to.
+    /// The agent's view of the volume in a device, or the failure that it answers.
     ///
     /// # Errors
     /// When there is no such device, or no agent.
@@ -525,19 +526,19 @@ impl Guard {
         self.fetch(&format!("/v1/volume?volume=dev%3D{}", device_number(device)?.replace(':', "%3A")))
     }
 
-    /// What the agent shows of the volume of this id, or its failure to.
+    /// The agent's view of the volume of this id, or the failure that it answers.
     ///
     /// # Errors
     /// When there is no agent.
     pub fn shown_id(&self, id: &str) -> Result<Value> {
-        // The characters of ids that mean something in a query.
+        // Escapes the characters of ids that mean something in a query.
         let id = ["%", "&", "+", "#", "=", " "].iter().fold(id.to_owned(), |id, character| {
             id.replace(character, &format!("%{:02X}", character.as_bytes()[0]))
         });
         self.fetch(&format!("/v1/volume?volume={id}"))
     }
 
-    /// What is known of the volume in a device, by the command line.
+    /// The volume in a device, by the command line.
     ///
     /// # Errors
     /// When nothing is.
@@ -545,7 +546,7 @@ impl Guard {
         self.json(&format!("volume show {}", device.display()))
     }
 
-    /// Waits until the volume in a device is in this state, and returns what is known of it.
+    /// Waits until the volume in a device is in this state, and returns the volume.
     ///
     /// # Errors
     /// When it does not come to be.
@@ -553,7 +554,7 @@ impl Guard {
         self.wait_for_volume(device, state, |volume| volume["state"] == state)
     }
 
-    /// Waits until what is known of the volume in a device is as wanted.
+    /// Waits until the volume in a device is as wanted, and returns it.
     ///
     /// # Errors
     /// When it does not come to be.
@@ -565,15 +566,15 @@ impl Guard {
     ) -> Result<Value> {
         let mut last = Value::Null;
         wait_for(&format!("{} to be {what}", device.display()), || {
-            // It may be gone for a moment.
+            // The device may be gone for a moment.
             if !device.exists() {
                 return Ok(None);
             }
             last = self.shown(device)?;
-            // A failure has no state: nothing is known of it yet.
+            // A failure has no state: the agent does not know the volume yet.
             Ok((last["state"].is_string() && wanted(&last)).then(|| last.clone()))
         })
-        // What was waited for, before the log, of which a reader may have the beginning only.
+        // The expectation comes before the log, since a reader may see only the beginning.
         .map_err(|error| anyhow!("{error:#}: {last}\n{}", self.log()))
     }
 
@@ -582,7 +583,7 @@ impl Guard {
     /// # Errors
     /// When the agent does not answer.
     pub fn newest_refusal(&self) -> Result<i64> {
-        // A formatter's few other events come after the refusal of the one before it.
+        // Some other events of a formatter come after the refusal of the one before it.
         let events = self.fetch("/v1/events?limit=10")?;
         let newest = events["events"].as_array().and_then(|events| {
             events
@@ -594,8 +595,8 @@ impl Guard {
         Ok(newest.unwrap_or(0))
     }
 
-    /// Every event of this kind of this scenario, oldest first; what one line of the history tells of several
-    /// is there as often.
+    /// Every event of this kind in this scenario, oldest first; a line of the history that counts several is
+    /// repeated as often.
     ///
     /// # Errors
     /// When the agent does not answer.

@@ -1,5 +1,5 @@
-//! What was done to a volume, as seen from outside the guard: whether one more format may go through, and the
-//! bytes that must be there until it does.
+//! What was done to a volume, recorded outside the guard: whether one more format may go through, and the
+//! bytes that must stay until then.
 
 use std::{
     fs::OpenOptions,
@@ -16,19 +16,19 @@ use crate::{
     wait_for,
 };
 
-/// Bytes of a ledger that is kept.
+/// Bytes of a ledger on disk.
 const SECTOR: usize = 512;
-/// One try to format.
+/// The outcome of one try to format.
 const MKFS: &str = "mkfs.ext4 -F -m0 -q";
 
 /// What is known of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Permit {
-    /// None was asked for, or what was made under it has settled.
+    /// Nobody asked for a permit, or what was made under it has settled.
     None,
-    /// One may have been given.
+    /// A permit may have been given.
     Asked,
-    /// A format went through since.
+    /// A format went through under the permit.
     Used,
 }
 
@@ -41,21 +41,21 @@ impl Permit {
     }
 }
 
-/// One volume, from its first byte on.
+/// The ledger of one volume, from the volume's first byte on.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    /// It took a format.
+    /// The volume took a format.
     holds: bool,
     permit: Permit,
-    /// A format was tried, and nobody saw what became of it.
+    /// A format was tried, and nobody saw its outcome.
     uncertain: bool,
     sha256: String,
-    /// The device and the sector that it is kept in.
+    /// The device and the sector that the ledger is kept in.
     kept: Option<(PathBuf, u64)>,
 }
 
 impl Ledger {
-    /// Of a volume that nobody has written to.
+    /// The ledger of a volume that nobody has written to.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -69,7 +69,8 @@ impl Ledger {
         })
     }
 
-    /// Keeps it in a sector of a device from now on, on the medium before anything is done that it tells.
+    /// Keeps the ledger in a sector of a device from now on. Each entry is on the medium before the step that
+    /// it records.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -79,7 +80,7 @@ impl Ledger {
         Ok(self)
     }
 
-    /// The one that is kept there.
+    /// The ledger that is kept in a sector.
     ///
     /// # Errors
     /// When there is none.
@@ -111,7 +112,7 @@ impl Ledger {
         file.and_then(|file| file.write_all_at(&text, at)).with_context(|| device.display().to_string())
     }
 
-    /// Tries to format the volume; whether that went through.
+    /// Tries to format the volume, and returns whether that succeeded.
     ///
     /// # Errors
     /// When it did and must not, or did not and changed bytes.
@@ -138,7 +139,7 @@ impl Ledger {
         Ok(done)
     }
 
-    /// A permit is asked for: it may be given, whatever becomes of the answer.
+    /// Records that a permit is asked for: it may be given, whatever becomes of the answer.
     ///
     /// # Errors
     /// When that cannot be kept.
@@ -147,7 +148,7 @@ impl Ledger {
         self.save()
     }
 
-    /// It is detached: a job that a permit was used for has ended.
+    /// Records that the volume is detached: the job under a permit has ended.
     ///
     /// # Errors
     /// When that cannot be kept.
@@ -158,7 +159,7 @@ impl Ledger {
         self.save()
     }
 
-    /// Makes sure that the guard, which is in force, knows all of this.
+    /// Checks that the guard, which is in force, knows all of this.
     ///
     /// # Errors
     /// When it does not.
@@ -167,11 +168,11 @@ impl Ledger {
         let volume = guard.wait_for_volume(path, "settled", |volume| match volume["state"].as_str() {
             Some("formatted") => self.holds || self.uncertain,
             Some("blank") => !self.holds,
-            // It may be given before the first format, too: what is not verified yet is refused.
+            // A permit may be given before the first format, too, because an unverified volume is refused.
             Some("permitted") => true,
             _ => false,
         })?;
-        // Drops what is cached: the bytes are the medium's.
+        // Drops the cache, so that the bytes come from the medium.
         drop(flush(path)?);
         let sha256 = device.sha256()?;
         let permitted = volume["state"] == "permitted";

@@ -1,8 +1,8 @@
-//! What scenario tests are made of: a guard of their own, real block devices, real tools, and the sha256 of a
-//! whole device before and after.
+//! Building blocks of scenario tests: a guard of their own, real block devices, real tools, and the sha256 of
+//! a whole device before and after.
 //!
-//! Nothing here sleeps to wait for a state: it waits for the state, with a deadline. A guard that is not
-//! proven by its canary fails the test that wanted it.
+//! Nothing here sleeps to wait for a state: it waits for the state, with a deadline. A guard that its canary
+//! has not proven fails the test.
 
 pub mod attack;
 pub mod device;
@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long a state may take to come: emulation is slow, a failure must still be quick.
+/// How long a state may take to come: emulation is slow, but a failure must be quick.
 pub const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Waits until `ready` gives a value.
@@ -31,7 +31,7 @@ pub fn wait_for<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Resu
     wait_within(DEADLINE, what, ready)
 }
 
-/// The same for what takes longer.
+/// The same, for states that take longer.
 ///
 /// # Errors
 /// As of [`wait_for`].

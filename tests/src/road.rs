@@ -1,5 +1,5 @@
-//! Every road by which a program without a known name reaches the bytes of a mark, without a tool between:
-//! one function each, which tries to change them and tells what the kernel answered.
+//! Every road by which a program without a known name reaches the bytes of a mark: one function each, which
+//! tries to change the mark without a tool and returns what the kernel answered.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,19 +27,19 @@ use rustix::{
     },
 };
 
-/// What is aimed at: a mark on a device.
+/// The target of a try: a mark on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Aim<'a> {
     /// A node of the device.
     pub path: &'a Path,
     /// First byte of the mark.
     pub offset: u64,
-    /// Bytes of it.
+    /// Bytes of the mark.
     pub length: u64,
 }
 
 impl Aim<'_> {
-    /// Start of the page that the mark lies in: what direct I/O, discards and mappings are made of.
+    /// Start of the page that holds the mark: direct I/O, discards and mappings work on whole pages.
     const fn page(&self) -> u64 {
         self.offset / PAGE * PAGE
     }
@@ -59,7 +59,7 @@ pub type Road = fn(&Aim) -> io::Result<()>;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
-/// What is written.
+/// The bytes that are written.
 pub const GARBAGE: [u8; PAGE as usize] = [0xa5; PAGE as usize];
 // include/uapi/linux/fs.h
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -88,7 +88,7 @@ fn direct(aim: &Aim) -> io::Result<()> {
     file.write_all_at(&page.0, aim.page())
 }
 
-/// The kernel moves the position to the end of the device, after the guard was asked.
+/// The kernel moves the position to the end of the device after it has asked the guard.
 fn append(aim: &Aim) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(aim.path)?;
     file.seek(SeekFrom::Start(aim.page()))?;
@@ -108,12 +108,12 @@ pub fn pieces(bytes: &[u8], length: usize) -> Vec<libc::iovec> {
     each.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }).collect()
 }
 
-/// As many iovecs of `length` bytes as lie in a page.
+/// As many iovecs of `length` bytes as fit into a page.
 fn iovecs(length: usize) -> Vec<libc::iovec> {
     pieces(&GARBAGE, length)
 }
 
-/// Writes by pwritev2 in iovecs of so many bytes.
+/// Writes by pwritev2 in iovecs of this many bytes.
 fn in_iovecs(aim: &Aim, length: usize) -> io::Result<()> {
     let (file, parts) = (aim.open()?, iovecs(length));
     let count = libc::c_int::try_from(parts.len()).map_err(io::Error::other)?;
@@ -153,13 +153,13 @@ fn from_the_last_byte(aim: &Aim) -> io::Result<()> {
     aim.open()?.write_all_at(&GARBAGE[..128], aim.offset + aim.length - 1)
 }
 
-/// Neither begins nor ends at a sector.
+/// The range neither begins nor ends at a sector.
 fn unaligned(aim: &Aim) -> io::Result<()> {
     let start = aim.offset.saturating_sub(3);
     aim.open()?.write_all_at(&GARBAGE[..(aim.offset + aim.length - start + 5) as usize], start)
 }
 
-/// One writes what is there, over and over, while the other tries to change it.
+/// One thread keeps writing the present bytes while another tries to change them.
 fn two_writers(aim: &Aim) -> io::Result<()> {
     let file = aim.open()?;
     let mut page = GARBAGE;
@@ -167,7 +167,7 @@ fn two_writers(aim: &Aim) -> io::Result<()> {
     thread::scope(|scope| {
         let same = scope.spawn(|| (0..20).try_for_each(|_| file.write_all_at(&page, aim.page())));
         let other = (0..20).try_for_each(|_| pwrite(aim));
-        // It is refused too, once the process is.
+        // The first thread is refused, too, once the process is.
         let _ = same.join();
         other
     })
@@ -245,7 +245,7 @@ fn discard(aim: &Aim) -> io::Result<()> {
     erase(aim, BLKDISCARD, [aim.page(), PAGE])
 }
 
-/// With the mark somewhere in the middle.
+/// The range has the mark somewhere in the middle.
 fn wide_discard(aim: &Aim) -> io::Result<()> {
     let mut file = aim.open()?;
     let start = aim.page().saturating_sub(16 * PAGE);
@@ -294,8 +294,8 @@ fn store(aim: &Aim, protection: libc::c_int, unprotect: bool) -> io::Result<()> 
     }
 }
 
-/// One write by Linux aio: of these bytes, in pieces of so many, to this offset. Zero: in one piece, that is
-/// none.
+/// One write by Linux aio: these bytes, in pieces of this length, at this offset. A length of zero means one
+/// piece.
 #[derive(Clone, Copy, Debug)]
 pub struct AioWrite<'a> {
     /// What is written.
@@ -366,7 +366,7 @@ fn aio_pieces(aim: &Aim) -> io::Result<()> {
     write_by_aio(&aim.open()?, &[AioWrite { bytes: &GARBAGE, piece: 64, offset: aim.page() }])
 }
 
-/// Behind a hundred that write elsewhere.
+/// The entry comes after a hundred that write elsewhere.
 fn aio_batch(aim: &Aim) -> io::Result<()> {
     let file = aim.open()?;
     let elsewhere = aim.page() ^ (8 << 20);
@@ -401,7 +401,7 @@ pub fn ring_write(file: &File, bytes: &[u8], offset: u64) -> squeue::Entry {
     opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32).offset(offset).build()
 }
 
-/// Writes these bytes by `io_uring`, in a worker thread of the kernel's or not.
+/// Writes these bytes by `io_uring`, in a worker thread of the kernel or in the caller.
 ///
 /// # Errors
 /// What the kernel answered.
@@ -414,7 +414,7 @@ fn uring(aim: &Aim) -> io::Result<()> {
     write_by_ring(&aim.open()?, &GARBAGE, aim.page(), false)
 }
 
-/// In a worker thread of the kernel's.
+/// In a worker thread of the kernel.
 fn uring_worker(aim: &Aim) -> io::Result<()> {
     write_by_ring(&aim.open()?, &GARBAGE, aim.page(), true)
 }
@@ -434,7 +434,7 @@ fn uring_many_iovecs(aim: &Aim) -> io::Result<()> {
     write_pieces_by_ring(&aim.open()?, &iovecs(64), aim.page(), false)
 }
 
-/// Writes these pieces by `io_uring`, in a worker thread of the kernel's or not.
+/// Writes these pieces by `io_uring`, in a worker thread of the kernel or in the caller.
 ///
 /// # Errors
 /// What the kernel answered.
@@ -444,7 +444,7 @@ pub fn write_pieces_by_ring(file: &File, parts: &[libc::iovec], offset: u64, wor
     submit(&mut ring()?, &if worker { entry.flags(squeue::Flags::ASYNC) } else { entry })
 }
 
-/// The kernel goes on with it at the end of whatever system call runs when the one before is done.
+/// The kernel carries out the second write at the end of whatever system call runs when the first is done.
 fn uring_linked(aim: &Aim) -> io::Result<()> {
     let file = aim.open()?;
     let elsewhere = aim.page() ^ (8 << 20);
@@ -481,7 +481,7 @@ fn uring_fallocate(aim: &Aim) -> io::Result<()> {
     submit(&mut ring()?, &entry.build())
 }
 
-/// From 6.12: start in the entry's addr, length in addr3.
+/// From 6.12 on: start in the entry's addr, length in addr3.
 fn uring_discard(aim: &Aim) -> io::Result<()> {
     const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
     let file = aim.open()?;
@@ -495,7 +495,7 @@ fn uring_discard(aim: &Aim) -> io::Result<()> {
     submit(&mut ring()?, &entry)
 }
 
-/// The kernel writes pages into it if it takes it for swap space.
+/// If the kernel takes the device for swap space, it writes pages into it.
 fn swapon(aim: &Aim) -> io::Result<()> {
     let path = std::ffi::CString::new(aim.path.as_os_str().as_encoded_bytes())?;
     // SAFETY: a path.
@@ -511,7 +511,7 @@ fn reopened(aim: &Aim) -> io::Result<()> {
     again.write_all_at(&GARBAGE, aim.page())
 }
 
-/// A node of the caller's own making.
+/// A node that the caller makes.
 fn own_node(aim: &Aim) -> io::Result<()> {
     let device = std::fs::metadata(aim.path)?.rdev();
     let node = format!("/var/tmp/node-{}", process::id());
@@ -521,7 +521,7 @@ fn own_node(aim: &Aim) -> io::Result<()> {
     file?.write_all_at(&GARBAGE, aim.page())
 }
 
-/// A thread that did not open it.
+/// Written by a thread that did not open the descriptor.
 fn thread_of_many(aim: &Aim) -> io::Result<()> {
     let file = aim.open()?;
     thread::scope(|scope| {
@@ -530,7 +530,7 @@ fn thread_of_many(aim: &Aim) -> io::Result<()> {
     })
 }
 
-/// Opened by one process, written to by another, which got it over a socket.
+/// Opened by one process, and written to by another that got the descriptor over a socket.
 fn passed_descriptor(aim: &Aim) -> io::Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let writer = in_child(|| {
@@ -600,7 +600,7 @@ pub const ROADS: &[(&str, Road)] = &[
     ("a descriptor passed over a socket", passed_descriptor),
 ];
 
-/// Whether a road is refused by a tier, as the documentation says.
+/// Whether a tier refuses a road, as the documentation says.
 ///
 /// # Errors
 /// When the table there has no such tier, or other roads than these.
@@ -622,15 +622,15 @@ pub fn documented(tier: &str) -> Result<Vec<(&'static str, Road, bool)>> {
     ROADS.iter().map(|(name, road)| Ok((*name, *road, said(name)?))).collect()
 }
 
-/// Whether an errno means that this kernel or driver does not have a road: a device is no source of swap
-/// space by its file system, and no target of `copy_file_range`.
+/// Whether an errno means that this kernel or driver does not offer a road. A device node may be refused as
+/// swap space by its file system, and as a target of `copy_file_range`.
 #[must_use]
 pub fn is_absent(name: &str, errno: Option<i32>) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS].map(Some).contains(&errno)
         && ["BLKSECDISCARD", "io_uring discard", "swapon", "copy_file_range"].contains(&name)
 }
 
-/// What a road fails with, in a process of its own; `None` where it leads to the mark.
+/// The errno of a road in a process of its own; `None` if the road reaches the mark.
 ///
 /// # Errors
 /// When that process was killed.
@@ -638,7 +638,7 @@ pub fn errno_of(road: impl Fn(&Aim) -> io::Result<()>, aim: &Aim) -> Result<Opti
     Ok(in_child(|| road(aim))?.wait()?.err().and_then(|error| error.raw_os_error()))
 }
 
-/// Tries every road that the documentation calls refused by a tier, and says what came of each.
+/// Tries every road that the documentation calls refused by a tier, and prints the outcome of each.
 ///
 /// # Errors
 /// When one is not refused, and not absent.
@@ -653,16 +653,16 @@ pub fn refused_as_documented(tier: &str, aim: &Aim) -> Result<()> {
     Ok(())
 }
 
-/// A process of ours.
+/// A child process.
 pub struct Child(libc::pid_t);
 
-/// Runs this in a process of its own: a refusal taints the process that met it.
+/// Runs this in a child process: a refusal cuts off the process that met it.
 ///
 /// # Errors
 /// When there can be none.
 pub fn in_child(work: impl FnOnce() -> io::Result<()>) -> Result<Child> {
-    // SAFETY: the child makes system calls and exits; it allocates and starts threads, which glibc allows
-    // after fork where the parent has one thread.
+    // SAFETY: the child makes system calls and exits. It allocates and starts threads, which glibc allows
+    // after fork if the parent has one thread.
     match unsafe { libc::fork() } {
         -1 => bail!(io::Error::last_os_error()),
         0 => {
@@ -670,7 +670,7 @@ pub fn in_child(work: impl FnOnce() -> io::Result<()>) -> Result<Child> {
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(255),
             };
-            // SAFETY: ends the child without running exit handlers that are its parent's.
+            // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(errno.min(255)) }
         }
         child => Ok(Child(child)),
@@ -678,7 +678,7 @@ pub fn in_child(work: impl FnOnce() -> io::Result<()>) -> Result<Child> {
 }
 
 impl Child {
-    /// Waits for its end: what came of its work.
+    /// Waits for the child's end, and returns the result of its work.
     ///
     /// # Errors
     /// When it was killed.

@@ -1,4 +1,4 @@
-//! Holds what the program prints as JSON to its documented schemas.
+//! Compares what the program prints as JSON with its documented schemas.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn of(line: &str) -> Option<&'static str> {
     }
 }
 
-/// Makes sure that the output of a command line is what its schema says.
+/// Checks the output of a command line against its schema.
 ///
 /// # Errors
 /// When it is not: with the findings.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// What came of a tool.
+/// The outcome of a tool.
 #[derive(Clone, Debug)]
 pub struct Ran {
     /// The command line.
@@ -24,14 +24,14 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// The last line that says something: what a person would take for the message.
+    /// The last line that says something: a person would take it for the message.
     #[must_use]
     pub fn message(&self) -> &str {
         self.text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim()
     }
 }
 
-/// A command of a line of words. Tools that wait for udevd are told that there is none.
+/// A command from a line of words. Tools that would wait for udevd are told that there is none.
 #[must_use]
 pub fn command(line: &str) -> Command {
     let mut words = line.split_whitespace();
@@ -41,7 +41,7 @@ pub fn command(line: &str) -> Command {
     command
 }
 
-/// LVM's configuration where there is no udevd to wait for.
+/// LVM's configuration for a host without udevd.
 fn lvm_directory() -> &'static str {
     const DIRECTORY: &str = "/run/fg-lvm";
     static MADE: OnceLock<()> = OnceLock::new();
@@ -62,11 +62,11 @@ pub fn run_with(line: &str, input: &str) -> Result<Ran> {
     run_command(command(line), line, input)
 }
 
-/// How long one tool may take; one that hangs is a finding of its own.
+/// How long one tool may take; a tool that hangs is a finding of its own.
 const TIME_LIMIT: Duration = Duration::from_mins(2);
 
-/// Runs a command that is known by this line, with this standard input, and kills it, with what it has
-/// started, when it takes too long.
+/// Runs a command with this standard input, and kills it, with what it has started, when it takes too long.
+/// The line names the command in messages.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -94,7 +94,7 @@ pub fn run_command(mut command: Command, line: &str, input: &str) -> Result<Ran>
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     drop(done);
-    // A process of one thread again: some of the tests fork.
+    // The process must have one thread again: some tests fork.
     let _ = watchdog.join();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -130,12 +130,12 @@ pub fn must_with(line: &str, input: &str) -> Result<String> {
     Ok(ran.text)
 }
 
-/// Makes sure that a kernel module is there.
+/// Loads a kernel module.
 ///
 /// # Errors
 /// When it cannot be loaded.
 pub fn module(name: &str) -> Result<()> {
-    // Also where it is a part of the kernel itself.
+    // The module may be built into the kernel.
     if Path::new("/sys/module").join(name).exists() {
         return Ok(());
     }

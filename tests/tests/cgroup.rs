@@ -1,9 +1,9 @@
 //! Tier `cgroup`: known formatters are refused by their name when they open a volume, and nobody else is held
 //! up.
 //!
-//! Run as root in a control group that the guard stands at, in which this process is: `cargo xtask test` does
-//! it on this host, where it hides the kernel's types from the guard, and at the root of the groups of a
-//! guest.
+//! Run as root in a control group to which the guard is attached. `cargo xtask test` runs it on this host,
+//! where it hides the kernel's type information from the guard, and in a guest, at the root of the control
+//! groups.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn formatted(guard: &Guard) -> Result<Loop> {
     Ok(device)
 }
 
-/// What it refuses: everything that goes by its name.
+/// Checks that a program with each refused name is refused.
 fn by_name(node: &Path) -> [String; 7] {
     let node = node.display();
     [
@@ -72,7 +72,7 @@ fn a_volume_is_formatted_once_and_everyday_work_goes_on() -> Result<()> {
 #[test]
 fn what_is_not_verified_is_not_formatted() -> Result<()> {
     let _guard = Guard::shared()?;
-    // A format that nobody recorded, on a device that is new to the guard.
+    // A device that is new to the guard holds a format that nobody recorded.
     let image = format_guard_tests::device::Image::new(64)?;
     must(&format!("mkfs.ext4 -F -q {}", image.path().display()))?;
     let device = Loop::over(image.path())?;
@@ -88,7 +88,7 @@ fn one_formatter_begins_and_none_beside_it() -> Result<()> {
     let guard = Guard::shared()?;
     let device = Loop::new(64)?;
     guard.wait_for_state(device.path(), "blank")?;
-    // A formatter, by its name, that opens the device and takes its time: until its input ends.
+    // A program with a formatter's name opens the device and keeps it open until its input ends.
     let directory = tempfile::tempdir()?;
     let script = directory.path().join("mkfs.ext4");
     fs::write(&script, format!("#!/bin/sh\nexec 3<>{}\nread end\nexit 0\n", device.path().display()))?;
@@ -150,7 +150,7 @@ fn a_guard_whose_tier_cannot_be_in_force_does_not_start() -> Result<()> {
     Ok(())
 }
 
-/// What `status` names must be open: else it says too little of what the tier is worth.
+/// What `status` names as open must be open: otherwise it understates the tier.
 #[test]
 fn what_it_leaves_open_is_open() -> Result<()> {
     let guard = Guard::shared()?;

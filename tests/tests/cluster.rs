@@ -1,5 +1,5 @@
-//! One of two nodes that share iSCSI volumes and the record of them: `cargo xtask test cluster` boots both.
-//! What they agree on besides goes through the same etcd.
+//! One of two nodes that share iSCSI volumes and their records: `cargo xtask test --part nodes` boots both.
+//! The nodes synchronise their steps through the same etcd.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use format_guard_tests::{
 
 /// The agent's state directory.
 const STATE: &str = "/run/fg-shared";
-/// Volumes that are fought for at the same time.
+/// Volumes that both nodes race for at the same time.
 const TOGETHER: usize = 5;
 /// Seconds of a node's lease.
 const LEASE: u64 = 30;
@@ -30,7 +30,7 @@ fn variable(name: &str) -> Result<String> {
     env::var(format!("FORMAT_GUARD_{name}")).with_context(|| format!("FORMAT_GUARD_{name} is not set"))
 }
 
-/// The rest of the world, by which nodes wait for one another.
+/// The part of etcd in which nodes wait for one another.
 struct World {
     node: String,
     endpoints: String,
@@ -45,14 +45,14 @@ impl World {
         Ok(ran.text)
     }
 
-    /// Waits until both are here; what the other one says.
+    /// Waits until both nodes are here, and returns what the other one has written.
     fn meet(&self, place: &str, word: &str) -> Result<String> {
         let other = if self.node == "a" { "b" } else { "a" };
         self.etcdctl(&["put", &format!("/test/{place}/{}", self.node), word])?;
         self.hear(&format!("/test/{place}/{other}"), &format!("node {other} at {place}"))
     }
 
-    /// Waits until somebody has said something there.
+    /// Waits until a key has a value.
     fn hear(&self, key: &str, whom: &str) -> Result<String> {
         wait_for(whom, || self.said(key))
     }
@@ -62,7 +62,7 @@ impl World {
         Ok((!said.trim().is_empty()).then(|| said.trim().to_owned()))
     }
 
-    /// Has the host do something with a volume.
+    /// Has the host do something to a volume.
     fn ask(&self, what: &str) -> Result<String> {
         self.etcdctl(&["del", "/test/answer"])?;
         self.etcdctl(&["put", "/test/ask", what])?;
@@ -115,7 +115,7 @@ fn network() -> Result<()> {
     Ok(())
 }
 
-/// A guard whose record is shared.
+/// A guard whose records are shared.
 fn guard(world: &World) -> Result<Guard> {
     let mut guard = Guard::unstarted(Some(Path::new(STATE)))?;
     let endpoints: Vec<String> = world.endpoints.split(',').map(|each| format!("'{each}'")).collect();
@@ -151,8 +151,8 @@ fn two_nodes_share_volumes_and_each_is_formatted_once() -> Result<()> {
     world.meet("end", "done").map(drop)
 }
 
-/// Formatted on A and detached, it is refused on B, where every read gives zeros; and where every read fails,
-/// by an agent that has lost its records.
+/// A volume that was formatted on A and detached is refused on B: while every read returns zeros, and while
+/// every read fails, by an agent that has lost its records.
 fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Result<()> {
     const NUMBER: u32 = 1;
     let armed = |guard: &Guard, path: &Path| {
@@ -194,12 +194,13 @@ fn known_at_first_sight(world: &World, guard: &mut Guard, portal: &str) -> Resul
         ensure!((read.status != 0) == lost, "reads do not what they should: {}", read.text);
         log_out(&iqn(NUMBER))?;
     }
-    // Until an operator says so, an agent that has lost its records arms nothing.
+    // An agent that has lost its records arms nothing until an operator ends the loss.
     guard.json("loss end --reason told-by-the-store")?;
     world.meet("refused", "it is").map(drop)
 }
 
-/// Both have the volumes and try to format each until it is; which ones this node did.
+/// Both nodes attach the volumes and try to format each until one has succeeded. Returns the volumes that
+/// this node formatted.
 fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -> Result<usize> {
     let place = |what: &str| format!("{}/{what}", numbers.start);
     let attached = numbers.clone().map(|number| Ok((number, log_in_at(&iqn(number), portal)?)));
@@ -224,7 +225,7 @@ fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -
     let theirs = theirs.map(str::parse).collect::<Result<BTreeSet<u32>, _>>()?;
     ensure!(ours.is_disjoint(&theirs), "both formatted one of {ours:?} and {theirs:?}");
     ensure!(ours.len() + theirs.len() == paths.len(), "nobody formatted one of {numbers:?}");
-    // Whoever lost the race does not get it later either.
+    // A node that lost the race does not get the volume later either.
     for (number, path) in &paths {
         wait_until_formatted(guard, *number)?;
         ensure!(!mkfs(path)?, "formatted once more");
@@ -236,8 +237,8 @@ fn fought_for(world: &World, guard: &Guard, portal: &str, numbers: Range<u32>) -
     Ok(ours.len())
 }
 
-/// Opens a device for writing, writes a block, and goes on once it may. What is accepted is on the device
-/// before it goes on.
+/// Opens a device for writing, writes a block, and goes on when it is told to. The block is on the device
+/// before it waits.
 const STOPS_HALF_WAY: &str = r"#!/usr/bin/perl
 use IO::Handle;
 my ($device, $begun, $goes_on) = @ARGV;
@@ -251,8 +252,8 @@ put(0) and exit 0;
 exit($!{EPERM} ? 4 : 5);
 ";
 
-/// Node A stands still in the middle of a format, for longer than its lease lasts, and goes on when B has
-/// formatted the volume.
+/// Node A stands still in the middle of a format for longer than its lease, and goes on after B has formatted
+/// the volume.
 fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32) -> Result<()> {
     let place = |what: &str| format!("{number}/{what}");
     if world.node == "b" {
@@ -290,7 +291,7 @@ fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32)
     world.meet(&place("begun"), "it has")?;
     let before = Instant::now();
     ensure!(world.ask(&format!("pause {number}"))? == "done");
-    // By the clock by which the claim ends.
+    // By the clock that ends the claim.
     ensure!(before.elapsed().as_secs() > LEASE, "it did not stand still for {LEASE} s: nothing is shown");
     fs::write(goes_on, "")?;
     let status = wait_for("the formatter to end", || Ok(formatter.try_wait()?))?;
@@ -302,7 +303,7 @@ fn paused_in_the_middle(world: &World, guard: &Guard, portal: &str, number: u32)
     log_out(&iqn(number))
 }
 
-/// Waits for what takes a lease's time, and a quarantine's: this node may stand still meanwhile.
+/// Waits for what takes as long as a lease and a quarantine: this node may stand still meanwhile.
 fn patiently<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {

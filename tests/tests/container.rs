@@ -1,4 +1,4 @@
-//! The `DaemonSet` on a node: its container is made of what the chart says and of nothing else, by runc, and
+//! The `DaemonSet` on a node. runc makes its container from what the chart says and nothing else, and
 //! formatters in other containers meet what it left in the kernel.
 //!
 //! `cargo xtask test` lays out the image and renders the chart: `FORMAT_GUARD_IMAGE` is the image's
@@ -19,16 +19,16 @@ use format_guard_tests::{
 };
 use serde_json::{Value, json};
 
-/// Holds an ext4 from before there was a guard.
+/// Holds an ext4 that was made before the guard started.
 const VOLUME: &str = "/dev/vda";
 /// Has never held anything.
 const BLANK: &str = "/dev/vdb";
 const ROOT: &str = "/run/fg-container";
 
-/// What a pod of the chart is made of.
+/// The parts of a pod of the chart.
 struct Chart {
     pod: Value,
-    /// The one container's.
+    /// The pod's only container.
     agent: Value,
     manifests: Vec<Value>,
 }
@@ -47,7 +47,7 @@ impl Chart {
         Ok(Self { agent: containers[0].clone(), pod, manifests })
     }
 
-    /// Where a volume of the pod is on the node.
+    /// The path on the node of a volume of the pod.
     fn source(&self, name: &str) -> Result<PathBuf> {
         let volume = self.pod["volumes"]
             .as_array()
@@ -73,7 +73,7 @@ impl Chart {
         Ok(directory)
     }
 
-    /// What a container runtime makes of it.
+    /// The container that a runtime makes of the pod.
     fn configuration(&self, image: &Path) -> Result<Value> {
         let mut mounts = vec![json!({"destination": "/proc", "type": "proc", "source": "proc"})];
         for mount in self.agent["volumeMounts"].as_array().context("no mounts")? {
@@ -166,7 +166,7 @@ fn privileged(root: &Path, words: &[&str], mounts: &[Value], host_pid: bool) -> 
     })
 }
 
-/// A container of this name and configuration, which ends with this.
+/// A container of this name and configuration, which is removed with the value.
 struct Container {
     name: String,
 }
@@ -207,7 +207,7 @@ impl Container {
         Ok(serde_json::from_str(&must(&format!("runc state {}", self.name))?)?)
     }
 
-    /// What a kubelet finds when it probes as the chart says.
+    /// The answer that a kubelet gets when it probes as the chart says.
     fn probe(&self, probe: &Value, ports: &Value) -> Result<bool> {
         if let Some(words) = probe["exec"]["command"].as_array() {
             let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
@@ -228,9 +228,10 @@ impl Container {
         Ok(run(&get)?.status == 0)
     }
 
-    /// Waits until it is ready as a kubelet would say, and in force.
+    /// Waits until the pod is ready for its kubelet, and the guard is in force.
     fn is_in_force(&self, chart: &Chart) -> Result<()> {
-        // The namespace of its own has nothing up yet, as a plugin of the cluster's network would leave it.
+        // The network namespace is new and its loopback is down, as a plugin of the cluster's network would
+        // leave it.
         must(&format!("nsenter --target {} --net ip link set lo up", self.state()?["pid"]))?;
         for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
             ensure!(chart.agent[probe].is_object(), "the chart has no {probe}");
@@ -248,7 +249,7 @@ impl Container {
         Ok(())
     }
 
-    /// Ends it as its kubelet does.
+    /// Ends the container as its kubelet does.
     fn stop(self) -> Result<()> {
         must(&format!("runc kill {} TERM", self.name))?;
         wait_for("the container to end", || Ok((self.state()?["status"] == "stopped").then_some(())))
@@ -304,7 +305,7 @@ impl Staged {
     const POINT: &str = "/var/lib/kubelet/plugins/kubernetes.io/csi/driver/globalmount";
 
     fn new() -> Result<Self> {
-        // As systemd leaves a node's root, and a guest's first process does not.
+        // systemd leaves a node's root shared; a guest's first process does not.
         must("mount --make-rshared /")?;
         fs::create_dir_all(Self::POINT)?;
         let device = Loop::new(16)?;
@@ -313,7 +314,7 @@ impl Staged {
         Ok(Self(device))
     }
 
-    /// Unmounts it, as a node does before it detaches: nobody has it then.
+    /// Unmounts the volume as a node does before it detaches it, so that nothing holds it.
     fn unstage(self) -> Result<()> {
         must(&format!("umount {}", Self::POINT))?;
         let exclusive = fs::File::options().read(true).custom_flags(libc::O_EXCL).open(self.0.path());
@@ -321,7 +322,7 @@ impl Staged {
     }
 }
 
-/// The driver's formatter is refused, and no byte has changed.
+/// Checks that the driver's formatter is refused, and that no byte has changed.
 fn is_kept(known: &str, when: &str) -> Result<()> {
     for line in
         [format!("mkfs.ext4 -F {VOLUME}"), format!("dd if=/dev/zero of={VOLUME} bs=4k count=1 conv=fsync")]
@@ -341,11 +342,11 @@ fn the_daemonset_guards_its_node() -> Result<()> {
     let known = sha256(Path::new(VOLUME))?;
     let chart = Chart::read()?;
     let image = PathBuf::from(env::var("FORMAT_GUARD_IMAGE").context("FORMAT_GUARD_IMAGE names the image")?);
-    // The same driver, before there is a guard: it can.
+    // Before a guard runs, the same driver can format.
     let ran = in_a_driver("dd if=/dev/vdb of=/dev/vdb bs=4k count=1 conv=fsync", |_| {})?;
     ensure!(ran.status == 0, "{ran:?}");
-    // Why the chart's container is privileged: with every capability, but the devices that any other pod is
-    // given, nothing can be read of a volume.
+    // Why the chart's container is privileged: with every capability, but only the devices of an ordinary
+    // pod, it could read no volume.
     let ran = in_a_driver(&format!("dd if={VOLUME} of=/dev/null count=1"), |made| {
         made["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
     })?;
@@ -381,12 +382,12 @@ fn the_daemonset_guards_its_node() -> Result<()> {
     let agent = Container::start("agent-of-the-update", &chart.configuration(&newer)?)?;
     agent.is_in_force(&chart)?;
     is_kept(&known, "with the new pod")?;
-    // What the node had recorded, the new pod knows.
+    // The new pod knows what the node had recorded.
     let volume = agent.json(&format!("volume show {BLANK}"))?;
     ensure!(volume["state"] == "formatted", "{volume}");
     ensure!(sha256(Path::new(BLANK))? == formatted, "bytes have changed");
 
-    // It dies, as by the kernel for want of memory, and comes back.
+    // The pod is killed, as for want of memory, and restarted.
     must(&format!("runc kill {} KILL", agent.name))?;
     wait_for("the container to be dead", || Ok((agent.state()?["status"] == "stopped").then_some(())))?;
     is_kept(&known, "after the death of the agent")?;

@@ -1,6 +1,6 @@
 //! What was recorded is known after a reboot. Two boots share two disks: one holds the state directory, the
-//! other the volumes. `cargo xtask test` runs one half in each. `cargo xtask cuts` boots again and again,
-//! with a third disk for what was done to each volume.
+//! other the volumes. `cargo xtask test` runs one half in each boot. `cargo xtask cuts` boots again and
+//! again, with a third disk that records what was done to each volume.
 
 use std::{
     env,
@@ -56,7 +56,7 @@ fn volumes(state: &Path) -> Result<Vec<PathBuf>> {
     }
     let device = Loop::over(&file)?;
     let path = device.path().to_owned();
-    // Stays attached until the guest ends.
+    // The volume stays attached until the guest ends.
     std::mem::forget(device);
     Ok(vec![PathBuf::from("/dev/mapper/fg-first"), iscsi, path])
 }
@@ -75,7 +75,7 @@ fn first_boot() -> Result<()> {
     }
     fs::write(state.join("known"), known)?;
     guard.wait_for_state(&weak()?, "blank")?;
-    // The power is cut in the middle of a format: this guest ends while mkfs stands still.
+    // The power is cut in the middle of a format: this guest ends while mkfs is stopped.
     let below = Path::new("/dev/vdb");
     let third = third()?;
     guard.wait_for_state(third.path(), "blank")?;
@@ -117,14 +117,15 @@ fn second_boot() -> Result<()> {
         attack::all_refused(&guard, path)?;
         ensure!(line.ends_with(&sha256(path)?), "bytes changed on {}", path.display());
     }
-    // Blank as ever, but nobody knows that it is the same one: that takes the quarantine.
+    // The volume is as blank as ever, but nobody knows that it is the same one: the agent waits for the
+    // quarantine.
     let weak = weak()?;
     let volume = guard.wait_for_volume(&weak, "held", |volume| {
         volume["cause"].as_str().is_some_and(|cause| cause.contains("read blank for the quarantine"))
     })?;
     ensure!(volume["state"] == "unverified" && volume["weak"] == true, "{volume}");
     attack::refused(&guard, &format!("mkfs.ext4 -F {}", weak.display()), "")?;
-    // What the cut left of a format is found out by probes alone, and then it goes on.
+    // Only probes show what the cut left of a format; then work goes on.
     let third = third()?;
     let volume = guard.wait_for_volume(third.path(), "resolved", |volume| {
         matches!(volume["state"].as_str(), Some("blank" | "formatted"))
@@ -136,12 +137,12 @@ fn second_boot() -> Result<()> {
     attack::refused(&guard, &format!("mkfs.ext4 -F {}", third.path().display()), "").map(drop)
 }
 
-/// Bytes of a volume of a life.
+/// Bytes of one volume in a life.
 const SIZE: u64 = 4 << 20;
 /// Places for volumes.
 const PLACES: u64 = 4;
 
-/// A place, and the volume that it has now: a part of the second disk that no other volume had before.
+/// A place, and its present volume: a part of the second disk that no other volume had before.
 struct Place {
     number: u64,
     part: u64,
@@ -150,20 +151,20 @@ struct Place {
 }
 
 impl Place {
-    /// The sector of the third disk that its ledger is in.
+    /// The sector of the third disk that holds the volume's ledger.
     fn sector(part: u64) -> u64 {
         PLACES + part
     }
 
     fn attach(part: u64) -> Result<Linear> {
         let name = format!("fg-part-{part}");
-        // Not at the disk's own start: what a volume that is gone has left there is a format of the disk, to
-        // anybody who looks at it, and nothing may be formatted inside of that.
+        // Not at the disk's own start: what an earlier volume left there would be a format of the whole disk,
+        // and nothing may be formatted inside that.
         let start = (part + 1) * SIZE;
         Linear::over(&name, &format!("FGTEST-part-{part}"), Path::new("/dev/vdb"), start, SIZE)
     }
 
-    /// The one with a new volume.
+    /// The place with a new volume.
     fn with(number: u64, part: u64) -> Result<Self> {
         let volume = Self::attach(part)?;
         let ledger = Ledger::of_new(&volume)?.keep(LEDGERS.as_ref(), Self::sector(part))?;
@@ -173,7 +174,7 @@ impl Place {
         Ok(Self { number, part, volume: Some(volume), ledger })
     }
 
-    /// The one that an earlier life left.
+    /// The place as an earlier life left it.
     fn left(number: u64) -> Result<Self> {
         let mut text = [0; 512];
         fs::File::open(LEDGERS)?.read_exact_at(&mut text, number * 512)?;
@@ -186,7 +187,7 @@ impl Place {
         Ok((self.volume.as_ref().context("no volume")?, &mut self.ledger))
     }
 
-    /// Does what an orchestrator does next; says what.
+    /// Does the next step of an orchestrator, and returns which.
     fn act(&mut self, guard: &Guard, rng: &mut Rng) -> Result<&'static str> {
         Ok(match rng.u8(0..10) {
             0..=3 => {

@@ -1,10 +1,10 @@
-//! The packages on a host that boots: the guard is there before anything mounts or formats a volume, comes
-//! back when it is killed or hangs, leaves enforcement when it is stopped, is upgraded without a gap, and is
-//! gone when it is removed.
+//! The packages on a host that boots. The guard is there before anything mounts or formats a volume, and
+//! comes back when it is killed or hangs. It leaves enforcement when it is stopped, is upgraded without a
+//! gap, and is gone when it is removed.
 //!
-//! `cargo xtask test` runs it twice in one guest: to prepare the host, and, when systemd has started it, to
-//! look. It names the packages: `FORMAT_GUARD_DEB`, `FORMAT_GUARD_NEWER_DEB`, `FORMAT_GUARD_RPM` and
-//! `FORMAT_GUARD_NEWER_RPM`.
+//! `cargo xtask test` runs it twice in one guest: once to prepare the host, and once, after systemd has
+//! started it, to check. Variables name the packages: `FORMAT_GUARD_DEB`, `FORMAT_GUARD_NEWER_DEB`,
+//! `FORMAT_GUARD_RPM` and `FORMAT_GUARD_NEWER_RPM`.
 
 use std::{
     env, fs,
@@ -24,9 +24,9 @@ use format_guard_tests::{
 use serde_json::Value;
 
 const UNIT: &str = "format-guard.service";
-/// Holds an ext4 from before there was a guard.
+/// Holds an ext4 that was made before the guard started.
 const VOLUME: &str = "/dev/vda";
-/// The same, and is mounted at boot.
+/// The same, mounted at boot.
 const MOUNTED: &str = "/dev/vdb";
 const DROP_IN: &str = "/run/systemd/system/format-guard.service.d";
 const DATABASE: &str = "/var/lib/format-guard/volumes.sqlite3";
@@ -42,10 +42,10 @@ fn a_host_boots_with_the_guard() -> Result<()> {
 }
 
 fn prepare() -> Result<()> {
-    // Where there is no init system yet, as in an installer or an image's build.
+    // No init system runs yet, as in an installer or in the build of an image.
     must(&format!("dpkg --no-triggers -i {}", package("DEB")?))?;
     enforce()?;
-    // What an image for containers has, so that no service starts.
+    // Images for containers have this file, so that no service starts.
     if Path::new(POLICY).exists() {
         fs::remove_file(POLICY)?;
     }
@@ -68,7 +68,8 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// What an operator changes once the report says that it is safe: a package begins by refusing nothing.
+/// The change that an operator makes once the report says that it is safe: a package begins by refusing
+/// nothing.
 fn enforce() -> Result<()> {
     let config = fs::read_to_string(CONFIG)?;
     let line = "\nmode = \"audit\"\n";
@@ -76,7 +77,7 @@ fn enforce() -> Result<()> {
     Ok(fs::write(CONFIG, config.replace(line, "\nmode = \"enforce\"\n"))?)
 }
 
-/// Where a package is.
+/// The path of a package.
 fn package(name: &str) -> Result<String> {
     env::var(format!("FORMAT_GUARD_{name}")).with_context(|| format!("FORMAT_GUARD_{name} names a package"))
 }
@@ -86,7 +87,7 @@ fn property(unit: &str, name: &str) -> Result<String> {
     Ok(must(&format!("systemctl show --value -p {name} {unit}"))?.trim().to_owned())
 }
 
-/// When a unit came to be active, in microseconds since the boot.
+/// When a unit became active, in microseconds since the boot.
 fn active_since(unit: &str) -> Result<u64> {
     let value = property(unit, "ActiveEnterTimestampMonotonic")?;
     let since = value.parse().with_context(|| format!("{unit}: {value}"))?;
@@ -94,7 +95,7 @@ fn active_since(unit: &str) -> Result<u64> {
     Ok(since)
 }
 
-/// What the journal says of a unit in this boot.
+/// The journal of a unit in this boot.
 fn journal(unit: &str) -> Result<String> {
     Ok(run(&format!("journalctl --no-pager -b -u {unit}"))?.text)
 }
@@ -103,7 +104,7 @@ fn status() -> Result<Value> {
     Ok(serde_json::from_str(&must("format-guard status --json")?)?)
 }
 
-/// The formatter is refused, and no byte has changed.
+/// Checks that the formatter is refused, and that no byte has changed.
 fn is_kept(when: &str) -> Result<()> {
     let ran = run(&format!("mkfs.ext4 -F {VOLUME}"))?;
     ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{when}: {ran:?}");
@@ -111,7 +112,7 @@ fn is_kept(when: &str) -> Result<()> {
     Ok(())
 }
 
-/// The agent is another process than this one, and in force.
+/// Checks that the agent is another process than this one, and in force.
 fn came_back(before: &str) -> Result<()> {
     wait_for("the agent to come back", || {
         let pid = property(UNIT, "MainPID")?;
@@ -127,7 +128,7 @@ fn look() -> Result<()> {
     let said = journal(UNIT)?;
     ensure!(property(UNIT, "ActiveState")? == "active", "{said}");
     ensure!(said.contains("format-guard is in force"), "nothing in the journal: {said}");
-    // systemd leaves out what waits for itself: a mount, for one.
+    // systemd omits a unit that waits for itself, such as a mount.
     let cycles = run("journalctl --no-pager -b _PID=1 --grep 'ordering cycle'")?;
     ensure!(cycles.status != 0, "units wait for each other: {}", cycles.text);
     let in_force = status()?;
@@ -143,7 +144,7 @@ fn look() -> Result<()> {
     let exposure = run(&format!("systemd-analyze security --no-pager {UNIT}"))?.text;
     println!("{}", exposure.lines().last().unwrap_or_default());
 
-    // Not by anybody: by process 1 alone.
+    // Only process 1 may do so.
     let pid = property(UNIT, "MainPID")?;
     ensure!(run(&format!("kill -KILL {pid}"))?.status != 0, "the agent could be killed");
     must(&format!("systemctl kill --signal=KILL {UNIT}"))?;
@@ -178,13 +179,13 @@ fn look() -> Result<()> {
     of_rpm()
 }
 
-/// This volume's bytes are what is to be kept from now on.
+/// From now on this volume's bytes must be kept.
 fn keep() -> Result<()> {
     Ok(fs::write(KNOWN, sha256(Path::new(VOLUME))?)?)
 }
 
-/// Upgrades while a formatter tries without pause: another agent is in force at the end, and it never came
-/// through.
+/// Upgrades while a formatter tries without pause: at the end another agent is in force, and the formatter
+/// never succeeded.
 fn upgrade(line: &str) -> Result<()> {
     let pid = property(UNIT, "MainPID")?;
     let (done, tries) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -194,7 +195,7 @@ fn upgrade(line: &str) -> Result<()> {
                 let ran = run(&format!("mkfs.ext4 -F {VOLUME}"))?;
                 ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
                 tries.fetch_add(1, Ordering::AcqRel);
-                // The new agent wants the one processor, too.
+                // The new agent needs the only processor, too.
                 thread::sleep(Duration::from_millis(250));
             }
             Ok(())
@@ -210,7 +211,7 @@ fn upgrade(line: &str) -> Result<()> {
     is_kept("after the upgrade")
 }
 
-/// Nothing refuses any more.
+/// Checks that nothing refuses any more.
 fn is_let_go(when: &str) -> Result<()> {
     ensure!(!Path::new("/usr/bin/format-guard").exists(), "{when}: the program is there");
     ensure!(property(UNIT, "ActiveState")? == "inactive", "{when}: {}", journal(UNIT)?);
@@ -227,7 +228,7 @@ fn of_debian() -> Result<()> {
     must("dpkg --no-triggers --remove format-guard")?;
     is_let_go("after the removal")?;
     ensure!(Path::new(DATABASE).exists(), "the removal took the record");
-    // By itself, this time: a host that runs.
+    // This time the package starts it by itself, on a running host.
     must(&format!("dpkg --no-triggers -i {}", package("DEB")?))?;
     came_back("")?;
     is_kept("installed again")?;
@@ -239,7 +240,7 @@ fn of_debian() -> Result<()> {
 }
 
 fn of_rpm() -> Result<()> {
-    // Debian's rpm wants to be told that it is meant.
+    // Debian's rpm wants a flag that says that this is meant.
     let rpm = "rpm --force-debian --nodeps";
     must(&format!("{rpm} -i {}", package("RPM")?))?;
     came_back("")?;

@@ -1,7 +1,8 @@
-//! An API server of Kubernetes on this host, over Debian's etcd: `cargo xtask api-server` starts one to look
-//! at, and the part "API server" of the plan is run against one.
+//! An API server of Kubernetes on this host, with Debian's etcd: `cargo xtask api-server` starts one to look
+//! at, and the part "API server" of the plan tests against one.
 //!
-//! It is built from its published Go modules (`tests/kubernetes/go.mod`), by the Go that is here or Debian's.
+//! The server is built from its published Go modules (`tests/kubernetes/go.mod`), with the Go of this machine
+//! or Debian's.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::{
 
 /// The file that names the version.
 const MODULE: &str = "tests/kubernetes/go.mod";
-/// What is built.
+/// The programs that are built.
 const BUILT: [&str; 2] = ["kube-apiserver", "kubectl"];
 /// The Go that `go.mod` asks for, and where Debian has it.
 const GO: (u32, u32) = (1, 24);
@@ -29,20 +30,20 @@ const GO_SUITES: [&str; 1] = ["debian/trixie"];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// How long it runs, in seconds
+    /// How long the server runs, in seconds
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=86400))]
     seconds: u64,
 }
 
-/// Whether what is tested against can be had here.
+/// Whether the API server could be built here.
 pub(crate) enum Programs {
-    /// The directory with it.
+    /// The directory with its programs.
     There(PathBuf),
-    /// Why not, in a sentence.
+    /// Why it could not be built, in a sentence.
     NotHere(String),
 }
 
-/// Builds what is not built yet: some minutes, once for each version.
+/// Builds the programs that are not built yet: some minutes, once for each version.
 pub(crate) fn programs() -> Result<Programs> {
     let version = version()?;
     let directory = cache()?.join("kubernetes").join(&version);
@@ -63,7 +64,7 @@ pub(crate) fn programs() -> Result<Programs> {
         let said = String::from_utf8_lossy(&downloaded.stderr);
         let last = said.trim().lines().last().unwrap_or_default();
         return Ok(Programs::NotHere(format!(
-            "the Go modules of Kubernetes {version} cannot be had here ({last})"
+            "the Go modules of Kubernetes {version} cannot be fetched here ({last})"
         )));
     }
     fs::create_dir_all(directory.parent().context("no parent")?)?;
@@ -73,7 +74,7 @@ pub(crate) fn programs() -> Result<Programs> {
             let stamp = "k8s.io/component-base/version.gitVersion";
             let flags =
                 format!("-s -w -X {stamp}={version} -X k8s.io/client-go/pkg/version.gitVersion={version}");
-            // One package at a time: what else runs here has deadlines.
+            // One package at a time: tests that run beside the build have deadlines.
             let mut build = go.command(&["build", "-p", "1", "-trimpath", "-ldflags", &flags, "-o"]);
             build.arg(into.join(name)).arg(format!("k8s.io/kubernetes/cmd/{name}"));
             crate::command::show({
@@ -98,14 +99,14 @@ fn version() -> Result<String> {
 /// A Go that is new enough.
 struct Go {
     program: PathBuf,
-    /// Where it is, if it is not installed.
+    /// The directory of a Go that is unpacked; none if Go is installed.
     root: Option<PathBuf>,
 }
 
 impl Go {
     fn command(&self, words: &[&str]) -> Command {
         let mut go = command(&self.program.to_string_lossy(), words);
-        // It is to use the Go that is here, and no other one that it would fetch.
+        // Go must not fetch another version of itself.
         go.env("GOTOOLCHAIN", "local").env("GOFLAGS", "-buildvcs=false");
         if let Some(root) = &self.root {
             go.env("GOROOT", root);
@@ -139,7 +140,7 @@ fn go() -> Result<Go> {
     Ok(Go { program: root.join("bin/go"), root: Some(root) })
 }
 
-/// `go1.26.8` is.
+/// Whether `go version` names a version that is new enough: `go1.26.8` is.
 fn is_new_enough(version: &str) -> bool {
     let mut numbers = version.strip_prefix("go").unwrap_or_default().split('.').map(|number| {
         let digits = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
@@ -148,7 +149,7 @@ fn is_new_enough(version: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= GO
 }
 
-/// What tests against an API server are told.
+/// The variables by which tests find an API server.
 pub(crate) fn variables(programs: &Path) -> Result<[(&'static str, PathBuf); 2]> {
     let manifests = workspace().join("target/store-manifests.json");
     fs::create_dir_all(manifests.parent().context("no parent")?)?;

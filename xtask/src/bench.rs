@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures, each by a command of its own. They are no tests.
+//! `cargo xtask bench`: measures what the guard costs. Nothing is asserted.
 
 use std::{fs, process::ExitCode, slice, time::Duration};
 
@@ -26,7 +26,7 @@ pub(crate) enum Bench {
         /// Volumes that are attached at the start
         #[arg(long, default_value_t = 2000)]
         volumes: u32,
-        /// On this host, by tier cgroup and over loop devices: in seconds of its own clock
+        /// Run on this host, by tier cgroup and over loop devices: in seconds of its own clock
         #[arg(long, conflicts_with = "kernel")]
         here: bool,
     },
@@ -82,14 +82,14 @@ fn store() -> Result<ExitCode> {
     show(command(&bench.to_string_lossy(), [""; 0])).map(|()| ExitCode::SUCCESS)
 }
 
-/// In a guest with this kernel, or here.
+/// Runs it in a guest with this kernel, or here.
 fn attach(kernel: Option<&String>, records: u32, volumes: u32) -> Result<ExitCode> {
     println!("bench: building");
     let guard = released("format-guard", "format-guard")?;
     let bench = released("format-guard-tests", "bench-attach")?;
     let maker = released("format-guard-tests", "make-records")?;
     println!("bench: making {records} records");
-    // In memory: every one is committed to the disk.
+    // The database is in memory: every commit is flushed to the disk.
     let made = tempfile::tempdir_in("/dev/shm")?;
     let mut maker = command(&maker.to_string_lossy(), [made.path()]);
     maker.arg(records.to_string());

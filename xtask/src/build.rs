@@ -1,4 +1,4 @@
-//! Builds what runs in guests and on the host, and says where it lies.
+//! Builds the programs that run in guests and on the host, and returns their paths.
 
 use std::{
     collections::BTreeMap,
@@ -11,21 +11,20 @@ use serde_json::Value;
 
 use crate::command::{command, output, workspace};
 
-/// Tests that cargo leaves out unless it is told their names: they need a guest, a library or a control
-/// group.
+/// Tests that cargo builds only by name: they need a guest, a library or a control group.
 pub(crate) const NAMED_TESTS: [&str; 7] =
     ["scenarios", "reboot", "preload", "cgroup", "service", "container", "cluster"];
 
 /// The executable that cargo makes of a target of this kind (`bin`, `test`) and name.
 ///
-/// All default members are selected, whatever is wanted of them: what they depend on has the same features
-/// each time then, and is built once.
+/// Every build selects all default members, whatever it is for: what they depend on then always has the same
+/// features, and is built once.
 pub(crate) fn executable(kind: &str, name: &str) -> Result<PathBuf> {
     let how: &[&str] = if kind == "test" { &["test", "--no-run"] } else { &["build"] };
     one(&[how, &[&format!("--{kind}"), name]].concat(), kind, name)
 }
 
-/// A program of a package as it is released, with that package's own features: for figures.
+/// A program of a package, built as it is released with that package's own features: for figures.
 pub(crate) fn released(package: &str, name: &str) -> Result<PathBuf> {
     one(&["build", "--release", "--package", package, "--bin", name], "bin", name)
 }
@@ -42,19 +41,19 @@ fn one(arguments: &[&str], kind: &str, name: &str) -> Result<PathBuf> {
 
 /// An executable that cargo has made.
 pub(crate) struct Executable {
-    /// Of the target; `format_guard` of a library.
+    /// The name of the target; `format_guard` for the library.
     pub(crate) name: String,
     /// `bin`, `lib` or `test`.
     kind: String,
-    /// It runs the tests that are in the target itself.
+    /// The executable runs the tests that are in the target itself.
     is_test: bool,
-    /// The folder of its package, in which cargo runs it.
+    /// The folder of the target's package: cargo runs the executable in it.
     pub(crate) package: PathBuf,
-    /// The file.
+    /// The path of the executable.
     pub(crate) path: PathBuf,
 }
 
-/// Runs cargo; the executables that it names.
+/// Runs cargo, and returns the executables that it names.
 fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
     let mut cargo = command("cargo", arguments);
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
@@ -78,22 +77,22 @@ fn cargo(arguments: &[&str]) -> Result<Vec<Executable>> {
     Ok(messages.filter_map(executable).collect())
 }
 
-/// Everything that the plan of checks runs, built by as few calls of cargo as can be, so that no part of it
+/// Everything that the plan runs, built by as few calls of cargo as possible, so that no part of the plan
 /// waits for cargo.
 pub(crate) struct Programs {
     /// Programs by name.
     bins: BTreeMap<String, PathBuf>,
-    /// Tests that are run where they are named, by name.
+    /// Tests that a part of the plan names, by name.
     tests: BTreeMap<String, PathBuf>,
-    /// Tests that run as they are, on this host.
+    /// Tests that run on this host without further ado.
     pub(crate) units: Vec<Executable>,
 }
 
 impl Programs {
-    /// Builds all of it.
+    /// Builds all programs and tests.
     pub(crate) fn build() -> Result<Self> {
         let mut programs = Self { bins: BTreeMap::new(), tests: BTreeMap::new(), units: Vec::new() };
-        // `--tests` is every target that has tests of its own to run, and takes no names beside it.
+        // `--tests` selects every target whose tests run by default, and takes no names beside it.
         let mut named = vec!["test", "--no-run"];
         named.extend(NAMED_TESTS.iter().flat_map(|name| ["--test", name]));
         for arguments in [&named[..], &["build", "--bins"], &["test", "--no-run", "--tests"]] {

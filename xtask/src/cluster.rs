@@ -1,8 +1,8 @@
 //! Two guests that share iSCSI volumes, and an etcd of three members between them:
 //! `cargo xtask test --part nodes`.
 //!
-//! The volumes and the members are of this host, which the guests reach at 10.0.2.2 (qemu's user network);
-//! what the guests agree on goes through the same etcd, below a prefix of its own.
+//! The volumes and the members run on this host, which the guests reach at 10.0.2.2 (qemu's user network).
+//! The guests synchronise through the same etcd, below a prefix of its own.
 
 use std::{
     ffi::OsString,
@@ -25,20 +25,20 @@ use crate::{
     kernels::Kernel,
 };
 
-/// Volumes that two nodes fight for, unless `FORMAT_GUARD_ROUNDS` names a number.
+/// Volumes that two nodes race for, unless `FORMAT_GUARD_ROUNDS` names a number.
 const ROUNDS: u32 = 3;
 const SIZE: u64 = 32 << 20;
-/// For everything but these.
+/// The time for everything but the rounds.
 const TIMEOUT: Duration = Duration::from_mins(20);
-/// And for each of them.
+/// The time for each round.
 const TIMEOUT_OF_A_ROUND: Duration = Duration::from_secs(40);
 /// How long a program of this host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a node may stand still: its lease ends meanwhile, and what it left behind is looked at for a
-/// while.
+/// How long a node may stand still: meanwhile its lease ends, and the other node waits for the quarantine of
+/// what it left.
 const PAUSE: Duration = Duration::from_mins(6);
 
-/// A process that ends with the value.
+/// A process that is killed when the value is dropped.
 struct Running(Child);
 
 impl Running {
@@ -53,7 +53,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -64,7 +64,7 @@ struct Cluster {
     etcd: Members,
     directory: tempfile::TempDir,
     portal: u16,
-    /// Of tgtd's control socket: other targets of this host are not ours.
+    /// tgtd's own control socket: other targets of this host must not be touched.
     control: String,
     _tgtd: Running,
 }
@@ -127,13 +127,13 @@ impl Cluster {
         command("tgtadm", ["-C", &self.control, "--lld", "iscsi"].iter().chain(words))
     }
 
-    /// What a guest has said there; nothing where it has not.
+    /// What a guest has written to a key; nothing if the key is missing.
     fn said(&self, key: &str) -> Result<String> {
         Ok(self.etcd.ask(&["get", key, "--print-value-only"])?.trim().to_owned())
     }
 
-    /// What a guest asks for, until both are done: `zero N` makes every read of volume N give zeros, `cut N`
-    /// every one fail, `sum N` tells whether it holds nothing but zeros, `pause N` has node A stand still
+    /// Serves the guests until both are done. `zero N` makes every read of volume N return zeros, `cut N`
+    /// makes it fail, `sum N` returns whether the volume holds nothing but zeros, and `pause N` stops node A
     /// until node B says that it has formatted volume N.
     fn serve(&self, first: &OnceLock<Pid>, done: impl Fn() -> bool) -> Result<()> {
         while !done() {
@@ -170,13 +170,13 @@ impl Cluster {
     }
 }
 
-/// Runs both guests; whether each held, and what they printed.
+/// Runs both guests, and returns whether each passed, and what they printed.
 pub(crate) fn run_nodes(kernel: &Kernel, guard: &Path, tests: &Path) -> Result<(bool, String)> {
     let rounds = match std::env::var("FORMAT_GUARD_ROUNDS") {
         Ok(rounds) => rounds.parse().context("FORMAT_GUARD_ROUNDS is no number")?,
         Err(_) => ROUNDS,
     };
-    // Two more: one for what comes before them, one for what comes after.
+    // Two volumes more: one for the tests before the rounds, one for those after.
     let cluster = Cluster::new(rounds + 2)?;
     let first = OnceLock::new();
     let endpoints: Vec<String> =
@@ -217,7 +217,8 @@ pub(crate) fn run_nodes(kernel: &Kernel, guard: &Path, tests: &Path) -> Result<(
         let served = cluster.serve(&first, || guests.iter().all(thread::ScopedJoinHandle::is_finished));
         let (mut held, mut text) = (true, String::new());
         for guest in guests {
-            let (status, printed) = guest.join().map_err(|_| anyhow::anyhow!("a guest's thread broke"))??;
+            let (status, printed) =
+                guest.join().map_err(|_| anyhow::anyhow!("a guest's thread panicked"))??;
             held &= status == 0;
             text.push_str(&printed);
         }

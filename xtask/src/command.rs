@@ -1,4 +1,4 @@
-//! Running other programs: what they print on failure is shown, and the command is named.
+//! Runs other programs. An error names the command and shows what it printed.
 
 use std::{
     ffi::OsStr,
@@ -41,7 +41,7 @@ pub(crate) fn read(mut command: Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs it with all that it prints in this file; whether it ended well.
+/// Runs it with its output going to this file, and returns whether it succeeded.
 pub(crate) fn logged(command: &mut Command, log: &File) -> Result<bool> {
     command.stdout(log.try_clone()?).stderr(log.try_clone()?);
     let status = command.status().with_context(|| format!("cannot run {}", name(command)))?;

@@ -1,5 +1,5 @@
-//! `cargo xtask cuts`: the power of a guest is cut again and again while volumes are formatted. qemu is
-//! killed: what the guest had not written through is gone.
+//! `cargo xtask cuts`: cuts the power of a guest again and again while volumes are formatted. qemu is killed,
+//! so that writes which the guest had not flushed are lost.
 
 use std::{
     fs::File,
@@ -16,17 +16,16 @@ use anyhow::{Result, bail};
 use crate::{
     build::executable,
     command::workspace,
-    guest::{self, Clock, Disk, Ended, Guest, sparse_image, with_guard},
+    guest::{self, Clock, Disk, End, Guest, sparse_image, with_guard},
     kernels::Kernel,
     setup,
 };
 
-/// When a boot that has not come to life is given up.
+/// The time after which a boot that shows no life is given up.
 const TIMEOUT: Duration = Duration::from_mins(10);
-/// What the guest prints before it starts the agent, and when everything from before the cut was found as it
-/// must be.
+/// What the guest prints before it starts the agent, and after it has checked everything from before the cut.
 const SAID: [&str; 2] = ["starts", "found"];
-/// How long a life may be after one of them.
+/// The longest life after each of these lines.
 const LIFE: Duration = Duration::from_secs(30);
 
 #[derive(clap::Args)]
@@ -34,10 +33,10 @@ pub(crate) struct Arguments {
     /// Kernel: 6.1, 6.12, 6.18 or 7
     #[arg(long, default_value = "6.12")]
     kernel: String,
-    /// Cuts
+    /// Number of cuts
     #[arg(long, default_value_t = 10)]
     number: u32,
-    /// Where to begin [default: by the clock]
+    /// Seed [default: the clock]
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -53,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Cuts the power so many times, and looks once more at what is left: whether everything was as it must be.
+/// Cuts the power this many times, then boots once more to check: true if everything was kept.
 pub(crate) fn cut(
     kernel: &Kernel,
     [guard, reboot]: [&Path; 2],
@@ -65,7 +64,7 @@ pub(crate) fn cut(
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     println!("cuts: {number} on {} ({}), seed {seed}", kernel.key, kernel.release);
-    // Some series at a time, each on disks of its own.
+    // Several series run side by side, each on disks of its own.
     let series = u32::try_from(guest::at_a_time()?)?;
     thread::scope(|scope| {
         let all: Vec<_> = (0..series)
@@ -77,7 +76,7 @@ pub(crate) fn cut(
             .collect();
         let mut held = true;
         for one in all {
-            held &= one.join().unwrap_or_else(|_| bail!("a series broke"))?;
+            held &= one.join().unwrap_or_else(|_| bail!("a series panicked"))?;
         }
         Ok(held)
     })
@@ -108,8 +107,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
             parameters: String::new(),
             network: false,
         };
-        // Every other one, more or less, is cut while its agent starts and what was there before is looked
-        // at.
+        // About every other life is cut while its agent starts and the state from before is checked.
         let (since, spared) = (rng.usize(..2), LIFE.mul_f64(rng.f64()));
         let mut output = Watched::default();
         let start = Instant::now();
@@ -122,9 +120,9 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
         };
         let text = String::from_utf8_lossy(&output.text);
         let held = match ended {
-            Ended::With(status) => last && status == 0,
-            Ended::Killed => !last && start.elapsed() < TIMEOUT,
-            Ended::Died => false,
+            End::With(status) => last && status == 0,
+            End::Killed => !last && start.elapsed() < TIMEOUT,
+            End::Died => false,
         };
         if !held {
             println!("{text}");
@@ -136,7 +134,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
             );
             return Ok(false);
         }
-        // Without what libtest says of them.
+        // Without the lines of libtest.
         let told = text.lines().skip_while(|line| *line != SAID[1]).skip(1);
         let told = told.filter(|line| !line.is_empty() && !line.starts_with("test "));
         found += u32::from(output.said[1].get().is_some());
@@ -151,7 +149,7 @@ fn one_after_another(kernel: &Kernel, guard: &Path, reboot: &Path, number: u32, 
     Ok(true)
 }
 
-/// Output, and when the guest said each of `SAID`.
+/// The output of a guest, and when it printed each line of `SAID`.
 #[derive(Default)]
 struct Watched {
     text: Vec<u8>,

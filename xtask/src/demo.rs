@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: shows the main job on real block devices, here if this kernel enforces, else in a
-//! guest.
+//! `cargo xtask demo`: shows the guard's main job on real block devices, on this host if its kernel can
+//! enforce, otherwise in a guest.
 
 use std::{
     fs, io,
@@ -18,9 +18,9 @@ use crate::{
     setup,
 };
 
-/// Where a recording is kept.
+/// The file of the recording.
 const RECORDING: &str = "docs/pictures/demo.svg";
-/// The sections of the demo that it shows, by how their titles begin.
+/// The sections of the demo that the recording shows, by the beginnings of their titles.
 const RECORDED: [&str; 4] = [
     "A blank volume is formatted once",
     "The storage engine is degraded",
@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
-/// Keeps what was printed by a demo that ended well, if that was asked for.
+/// Records the output of a demo that succeeded, if a recording was asked for.
 fn keep(arguments: &Arguments, well: bool, recorder: Recorder<io::Stdout>) -> Result<()> {
     if !arguments.record || !well {
         return Ok(());

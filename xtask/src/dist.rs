@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: what is released. A tarball, a Debian package and an RPM of the same files, what the
-//! program is made of, and checksums.
+//! `cargo xtask dist`: builds a release. A tarball, a Debian package and an RPM of the same files, a bill of
+//! materials, and checksums.
 
 use std::{
     env,
@@ -17,15 +17,16 @@ use crate::{
     preload, python, setup, toolchain,
 };
 
-/// What the program is built for: the C library of the oldest distributions whose kernels a tier is for (RHEL
-/// 8).
+/// The glibc that releases are built for: that of the oldest distributions whose kernels can carry a tier
+/// (RHEL 8).
 const GLIBC: &str = "2.28";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A linker that knows the symbols of every version of glibc.
 const LINKER: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 const CARGO_CYCLONEDX: &str = "0.5.9";
 
-/// What is installed beside programs, manual and completions: where it is in the tree, where it goes.
+/// Files that are installed beside programs, manual and completions: their place in the tree, and where they
+/// go.
 const FILES: [(&str, &str); 13] = [
     ("deploy/systemd/format-guard.service", "usr/lib/systemd/system/format-guard.service"),
     ("deploy/systemd/format-guard-generator", "usr/lib/systemd/system-generators/format-guard-generator"),
@@ -41,7 +42,7 @@ const FILES: [(&str, &str); 13] = [
     ("LICENSE-MIT", "usr/share/doc/format-guard/LICENSE-MIT"),
     ("LICENSE-APACHE", "usr/share/doc/format-guard/LICENSE-APACHE"),
 ];
-/// Files of those that are run.
+/// Files among these that are executable.
 const RUN: [&str; 1] = ["usr/lib/systemd/system-generators/format-guard-generator"];
 /// Completions: the shell, and where it looks.
 const COMPLETIONS: [(&str, &str); 3] = [
@@ -56,7 +57,7 @@ pub(crate) fn run() -> Result<()> {
     toolchain::cargo_tool("cargo-cyclonedx", CARGO_CYCLONEDX, &[])?;
     let version = env!("CARGO_PKG_VERSION");
     println!("dist: building {version} for glibc {GLIBC} and newer");
-    // This machine's libblkid asks for symbols of this machine's C library; it is not what is shipped.
+    // This machine's libblkid needs this machine's glibc, and is not shipped.
     let shared = ["--", "-Clink-arg=-Wl,--allow-shlib-undefined"];
     let guard = ["--release", "--package", "format-guard", "--bin", "format-guard"];
     let guard = build_for_old_glibc(&[&guard[..], &shared].concat())?.join("release/format-guard");
@@ -87,7 +88,7 @@ fn name(path: &Path) -> OsString {
     path.file_name().map(OsString::from).unwrap_or_default()
 }
 
-/// Builds against an old C library; the directory of what was built.
+/// Builds against an old glibc, and returns the directory of what was built.
 fn build_for_old_glibc(arguments: &[&str]) -> Result<PathBuf> {
     let bin = python::programs(&LINKER)?;
     let mut build = command(
@@ -102,7 +103,7 @@ fn build_for_old_glibc(arguments: &[&str]) -> Result<PathBuf> {
     Ok(target.join(TARGET))
 }
 
-/// Refuses what asks for a newer C library than this.
+/// Fails if a program needs a newer glibc than this.
 fn runs_with(file: &Path, glibc: &str) -> Result<()> {
     let mut symbols = command("objdump", ["-T"]);
     symbols.arg(file);
@@ -129,7 +130,7 @@ fn newest(symbols: &str) -> Option<(u32, u32)> {
     symbols.split("GLIBC_").skip(1).filter_map(parsed).max()
 }
 
-/// Lays out everything as it is installed, below `target/dist/root`.
+/// Lays all files out as they are installed, below `target/dist/root`.
 pub(crate) fn stage(guard: &Path, library: &Path) -> Result<PathBuf> {
     let root = workspace().join("target/dist/root");
     if root.exists() {
@@ -166,7 +167,7 @@ pub(crate) fn stage(guard: &Path, library: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Makes the packages of what is laid out: the Debian package and the RPM.
+/// Packs the laid out files as a Debian package and an RPM.
 pub(crate) fn packages(version: &str, into: &Path) -> Result<(PathBuf, PathBuf)> {
     setup::package_tools()?;
     fs::create_dir_all(into)?;
@@ -190,14 +191,14 @@ fn make_package(mut make: std::process::Command) -> Result<()> {
     show(make)
 }
 
-/// When the source was last changed, in seconds since 1970; nothing outside of a repository.
+/// Time of the last commit, in seconds since 1970; none outside a repository.
 fn time_of_source() -> Result<Option<String>> {
     let mut log = command("git", ["log", "-1", "--format=%ct"]);
     let said = output(log.current_dir(workspace()))?;
     Ok(said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned()))
 }
 
-/// The same files for any distribution: `tar -xz --strip-components=1 -C /`.
+/// The same files as a tarball for any distribution: `tar -xz --strip-components=1 -C /`.
 fn tarball(root: &Path, version: &str) -> Result<PathBuf> {
     let name = format!("format-guard-{version}-x86_64-linux");
     let path = workspace().join("target/dist").join(format!("{name}.tar.gz"));
@@ -210,8 +211,8 @@ fn tarball(root: &Path, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Lays out the image's files: the program, the library, and the shared libraries of this machine that the
-/// program asks for.
+/// Lays the image's files out: the program, the library, and the shared libraries of this machine that the
+/// program needs.
 pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
     let program = root.join("usr/bin/format-guard");
     for below in ["usr/bin/format-guard", "usr/lib/format-guard/libformat_guard_preload.so"] {
@@ -223,10 +224,10 @@ pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
     for path in needs.split_whitespace().filter(|word| word.starts_with('/')) {
         let to = image.join(path.trim_start_matches('/'));
         fs::create_dir_all(to.parent().context("no directory")?)?;
-        // What a link leads to, under the name that is asked for.
+        // The target of a symbolic link, under the name of the link.
         fs::copy(path, to).with_context(|| path.to_owned())?;
     }
-    // Where the chart mounts: the image itself is read-only.
+    // Mount points of the chart: the image itself is read-only.
     for directory in [
         "dev",
         "etc/format-guard",
@@ -243,7 +244,7 @@ pub(crate) fn image(root: &Path, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the program is made of, as `CycloneDX` says it.
+/// The bill of materials of the program, in the format `CycloneDX`.
 fn sbom(version: &str) -> Result<PathBuf> {
     let name = format!("format-guard-{version}.cdx");
     let mut list = command(
@@ -253,7 +254,7 @@ fn sbom(version: &str) -> Result<PathBuf> {
     list.arg("--manifest-path").arg(workspace().join("format-guard/Cargo.toml"));
     list.args(["--override-filename", &name]).current_dir(workspace());
     show(list)?;
-    // It writes one beside the manifest of every package of the workspace.
+    // The tool writes a bill beside the manifest of every package of the workspace.
     let name = format!("{name}.json");
     let mut packages = command("cargo", ["metadata", "--no-deps", "--offline", "--format-version", "1"]);
     packages.current_dir(workspace());

@@ -14,21 +14,21 @@ use crate::{
     setup,
 };
 
-/// One for each kind of input that is not trusted.
+/// One target for each kind of input that is not trusted.
 pub(crate) const TARGETS: [&str; 8] =
     ["configuration", "content", "kernel_record", "kernel_types", "library", "request", "shared", "uevent"];
 
-/// Puts what tells the fuzzer where it has been into the crates of this workspace.
+/// Instruments the crates of this workspace for the fuzzer.
 const WRAPPER: &str = "fuzz/instrument.sh";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Target to run (may be repeated) [default: all]
     target: Vec<String>,
-    /// Seconds for each
+    /// Seconds for each target
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Where to begin [default: by the clock]
+    /// Seed [default: the clock]
     #[arg(long)]
     seed: Option<u32>,
 }
@@ -50,9 +50,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(result)
 }
 
-/// Builds every target; the directory that they are in.
+/// Builds every target, and returns their directory.
 pub(crate) fn build() -> Result<PathBuf> {
-    // With all others selected what they depend on is built already.
+    // Selecting all other targets, too, lets cargo reuse what they depend on.
     let mut cargo = command("cargo", ["build", "--quiet", "--workspace"]);
     cargo.args(["--exclude", "format-guard-ebpf", "--exclude", "format-guard-preload"]);
     cargo.args(TARGETS.iter().flat_map(|target| ["--bin", target]));
@@ -64,7 +64,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(workspace().join("target/debug"))
 }
 
-/// Runs a target for so long; whether it found nothing.
+/// Fuzzes a target for this long; true if nothing was found.
 pub(crate) fn run_target(
     directory: &Path,
     target: &str,
@@ -92,7 +92,7 @@ pub(crate) fn run_target(
         fuzzer.arg(format!("-dict={}", dictionary.display()));
     }
     fuzzer.arg(&corpus);
-    // What it would take long to come upon: images of file systems, a BTF of five types.
+    // Inputs that a fuzzer would take long to find: images of file systems, a BTF of five types.
     let seeds = workspace().join("fuzz/seeds").join(target);
     if seeds.exists() {
         fuzzer.arg(&seeds);

@@ -14,7 +14,7 @@ use crate::{
     packages::{Archive, cache, fill},
 };
 
-/// The kernels that a command line names: `all` is every one, none are the `default`.
+/// The kernels for the keys of a command line: `all` means every kernel, no key means `default`.
 pub(crate) fn chosen<'a>(named: &'a [String], default: &[&'a str]) -> Vec<&'a str> {
     match named {
         [] => default.to_vec(),
@@ -61,7 +61,7 @@ pub(crate) fn keys() -> Vec<&'static str> {
 /// An unpacked kernel.
 #[derive(Clone)]
 pub(crate) struct Kernel {
-    /// What it is called here.
+    /// The key of the kernel.
     pub(crate) key: &'static str,
     /// `uname -r`.
     pub(crate) release: String,
@@ -70,14 +70,14 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The unpacked kernel of this key; downloaded if it is not there.
+    /// The unpacked kernel for this key, which is downloaded if it is missing.
     pub(crate) fn get(key: &str) -> Result<Self> {
         let source = SOURCES
             .iter()
             .find(|source| source.key == key)
             .with_context(|| format!("no kernel {key}: there are {} and all", keys().join(", ")))?;
         let directory = cache()?.join("kernels").join(source.key);
-        // Old ones vanish from the mirror: what is unpacked serves until it is removed.
+        // Mirrors drop old kernels: an unpacked one is used until somebody removes it.
         if let Ok(release) = fs::read_to_string(directory.join("release")) {
             return Ok(Self { key: source.key, release, directory });
         }
@@ -104,7 +104,7 @@ fn newest(names: Vec<String>) -> Option<String> {
 }
 
 fn unpack(archive: &Archive, release: &str, into: &Path) -> Result<()> {
-    // From 6.19 on the image, its modules and its files are packages of their own.
+    // From 6.19 on, the image, the modules and their files are packages of their own.
     let pattern =
         format!("^linux-(image|binary|modules|base)-{}$", release.replace('.', r"\.").replace('+', r"\+"));
     for package in archive.names(&pattern)? {
@@ -124,7 +124,7 @@ fn unpack(archive: &Archive, release: &str, into: &Path) -> Result<()> {
     uncompressed(&fs::read(image)?, &into.join("vmlinux"))
 }
 
-/// Takes the ELF file out of a bzImage: qemu starts it directly, without seconds of decompression under
+/// Extracts the ELF file from a bzImage: qemu starts it directly, which saves seconds of decompression under
 /// emulation. Offsets of Documentation/arch/x86/boot.rst: setup sectors at 0x1f1, payload offset and length
 /// at 0x248.
 fn uncompressed(image: &[u8], vmlinux: &Path) -> Result<()> {
@@ -152,7 +152,7 @@ fn uncompressed(image: &[u8], vmlinux: &Path) -> Result<()> {
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
     let mut input = unpack.stdin.take().context("no pipe")?;
-    // The last four bytes are the size, which unpackers call trailing garbage.
+    // The payload ends with its size in four bytes, which unpackers report as trailing garbage.
     let written = input.write_all(&payload[..payload.len() - 4]);
     drop(input);
     unpack.wait()?;

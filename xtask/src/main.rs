@@ -36,7 +36,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Bring this machine to where everything builds and tests
+    /// Install what building and testing needs on this machine
     Setup,
     /// Run a command as root in a guest of another kernel
     Vm(guest::Arguments),
@@ -45,17 +45,17 @@ enum Command {
     /// Print figures of what the guard costs
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Hold every kind of volume against every tool, and everyday work
+    /// Test every kind of volume against every tool, and everyday work
     Matrix(matrix::Arguments),
     /// Cut a guest's power again and again while volumes are formatted
     Cuts(cuts::Arguments),
-    /// Give input that is not trusted to what reads it, for a bounded time
+    /// Fuzz the parsers of untrusted input, for a bounded time
     Fuzz(fuzz::Arguments),
-    /// Lint the Helm chart, and hold what it renders to against Kubernetes' schemas
+    /// Lint the Helm chart, and check it against Kubernetes' schemas
     Chart(chart::Arguments),
     /// Start an API server of Kubernetes on this host, to look at what nodes share through it
     ApiServer(api_server::Arguments),
-    /// Type the README's first command in a new Debian that has cargo and git alone
+    /// Run the README's first command in a new Debian that has only cargo and git
     Newcomer(newcomer::Arguments),
     /// Build what is released: a tarball, a Debian package, an RPM, a bill of materials, checksums
     Dist,

@@ -1,5 +1,5 @@
-//! `cargo xtask matrix`: what must be refused and what must go on, on every kind of volume, as tables in
-//! `docs/matrix`.
+//! `cargo xtask matrix`: tests what must be refused and what must go on, on every kind of volume, and writes
+//! the tables in `docs/matrix`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,12 +23,12 @@ use crate::{
     preload, setup,
 };
 
-/// When one table on one kernel is ended.
+/// The time limit for one table on one kernel.
 const TIMEOUT: Duration = Duration::from_mins(40);
 
 const PRELOAD: &str = "preload";
 
-/// What is to be done once a page was written.
+/// What to do after a page was written.
 const SUM: &str = "docs/matrix.md sums the tables up: FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test -p xtask --test manual tables:: writes it anew";
 
 #[derive(clap::Args)]
@@ -36,13 +36,13 @@ pub(crate) struct Arguments {
     /// Kernel: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12]
     #[arg(long)]
     kernel: Vec<String>,
-    /// How the guard refuses: `lsm`, or `preload`, which is held on this host and its kernel
+    /// How the guard refuses: `lsm`, or `preload` on this host and its kernel
     #[arg(long, default_value = "lsm", value_parser = ["lsm", PRELOAD], conflicts_with = "kernel")]
     tier: String,
     /// Only one table: destructive or everyday
     #[arg(long)]
     table: Option<String>,
-    /// Only these kinds of volumes; nothing is written to docs/
+    /// Only these kinds of volumes; docs/ stays unchanged
     kinds: Vec<String>,
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The rows among what a run printed; the rest is shown where not all of it is as it must be.
+/// The rows in a run's output; the other lines are printed if a row failed.
 pub(crate) fn rows(text: &str, whole: bool) -> Vec<Value> {
     if !whole {
         text.lines().filter(|line| !line.starts_with('{')).for_each(|line| println!("{line}"));
@@ -96,8 +96,8 @@ pub(crate) fn rows(text: &str, whole: bool) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Runs one part of a table in one guest, with the guard and the program of the tables: whether all of it is
-/// as it must be. Its rows go to `output`, as lines of JSON.
+/// Runs one part of a table in one guest; true if every row passed. The rows go to `output`, as lines of
+/// JSON.
 pub(crate) fn run_part(
     kernel: &Kernel,
     table: &str,
@@ -123,8 +123,8 @@ pub(crate) fn run_part(
     Ok(guest.run(output)? == 0)
 }
 
-/// Runs a whole table on a kernel, in some guests at the same time: whether all of it is as it must be, and
-/// the rows.
+/// Runs a whole table on a kernel, in several guests side by side. Returns whether every row passed, and the
+/// rows.
 fn whole_table(
     kernel: &Kernel,
     table: &str,
@@ -144,7 +144,7 @@ fn whole_table(
         let workers: Vec<_> = (0..guests).map(|i| scope.spawn(move || part(i))).collect();
         let (mut whole, mut text) = (true, String::new());
         for worker in workers {
-            let (held, output) = worker.join().unwrap_or_else(|_| bail!("a worker broke"))?;
+            let (held, output) = worker.join().unwrap_or_else(|_| bail!("a worker panicked"))?;
             whole &= held;
             text.push_str(&String::from_utf8_lossy(&output));
         }
@@ -155,15 +155,15 @@ fn whole_table(
     Ok((whole, rows))
 }
 
-/// Where the last whole run of a table on a kernel is.
+/// The file with the last whole run of a table on a kernel.
 fn page_path(table: &str, key: &str) -> PathBuf {
     workspace().join("docs/matrix").join(format!("{table}-{key}.md"))
 }
 
-/// Rows that a run did not try although the last whole run of the table did: a tool has gone that was there,
-/// and with it what the row proves.
-pub(crate) fn no_longer_tried(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
-    // A table that never was run whole on this kernel tells nothing.
+/// Rows that the last whole run tried and this one did not: a tool is missing that was there, and nothing
+/// proves its row any more.
+pub(crate) fn missing_rows(table: &str, key: &str, rows: &[Value]) -> Vec<String> {
+    // A table without a whole run on this kernel has nothing to compare with.
     let page = fs::read_to_string(page_path(table, key)).unwrap_or_default();
     let tried = tried(&page);
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
@@ -180,7 +180,7 @@ fn tried(page: &str) -> BTreeSet<(String, String)> {
     let mut volumes: Vec<String> = Vec::new();
     let mut tried = BTreeSet::new();
     for line in page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")) {
-        // The first cell of the destructive table's head is empty.
+        // The first cell in the head of the destructive table is empty.
         if let Some(names) = line.strip_prefix("| ") {
             volumes = names.split(" | ").map(str::to_owned).collect();
             continue;
@@ -201,7 +201,7 @@ fn tried(page: &str) -> BTreeSet<(String, String)> {
     tried
 }
 
-/// When this is, and the versions of the tools: guests run this host's own.
+/// The date, and the versions of the tools: guests use this host's own.
 fn tools() -> Result<String> {
     let mut query = command("dpkg-query", ["-W", "-f=${Package} ${Version}\n", "util-linux", "coreutils"]);
     query.args(setup::tools());
@@ -211,8 +211,8 @@ fn tools() -> Result<String> {
     Ok(format!("{}: {}.", date.trim(), versions.join(", ")))
 }
 
-/// One table as a page: a line for each row of the table, a column for each kind of volume, and what is to be
-/// said of those that are not simply held.
+/// One table as a page: a line for each row, a column for each kind of volume, and notes on the rows that did
+/// not simply pass.
 fn page(table: &str, on: &str, tools: &str, rows: &[Value]) -> String {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or("").to_owned();
     let count = |outcome: &str| rows.iter().filter(|row| text(row, "outcome") == outcome).count();
@@ -318,10 +318,10 @@ mod tests {
 
     #[test]
     fn a_tool_that_has_gone_is_found() {
-        // Of the pages in docs/matrix.
-        let gone = no_longer_tried("destructive", "6.12", &[row("ext4", "mkfs.ext2", "not tried")]);
+        // Relative to the pages in docs/matrix.
+        let gone = missing_rows("destructive", "6.12", &[row("ext4", "mkfs.ext2", "not tried")]);
         assert_eq!(gone.len(), 1, "{gone:?}");
-        let never = no_longer_tried("destructive", "6.12", &[row("ext4", "no such tool", "not tried")]);
+        let never = missing_rows("destructive", "6.12", &[row("ext4", "no such tool", "not tried")]);
         assert!(never.is_empty(), "{never:?}");
     }
 }

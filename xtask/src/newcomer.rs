@@ -1,6 +1,5 @@
-//! `cargo xtask newcomer`: types the README's first command in a new Debian that has cargo, a C compiler and
-//! git, and nothing else of what the project needs. It is what a stranger's machine is: no package, no tool
-//! and no cache of this one.
+//! `cargo xtask newcomer`: runs the README's first command in a new Debian that has only cargo, a C compiler
+//! and git. Such a machine has no package, no tool and no cache of this one.
 
 use std::{
     env, fs,
@@ -17,11 +16,11 @@ use crate::{
     setup,
 };
 
-/// What a machine has on which somebody writes Rust, beside the smallest Debian.
+/// Packages that a Rust programmer has, beside the smallest Debian.
 const HAS: &str = "ca-certificates,gcc,git,libc6-dev";
-/// Where debootstrap is taken from.
+/// The package that debootstrap comes from.
 const SUITE: &str = "debian/trixie";
-/// Where the sources are in it.
+/// The directory of the sources in the new Debian.
 const SOURCES: &str = "/root/format-guard";
 
 #[derive(clap::Args)]
@@ -29,7 +28,7 @@ pub(crate) struct Arguments {
     /// Release of Debian: bookworm or trixie (may be repeated) [default: both]
     #[arg(long)]
     suite: Vec<String>,
-    /// What is typed there
+    /// The command line to run there
     #[arg(default_value = "cargo xtask demo")]
     line: String,
 }
@@ -53,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(result)
 }
 
-/// A Debian as it is when it is new; made once.
+/// The root of a new Debian, made once.
 fn base(suite: &str) -> Result<PathBuf> {
     let directory = cache()?.join("newcomer").join(suite);
     if directory.is_dir() {
@@ -73,8 +72,8 @@ fn base(suite: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Types a line in a copy of it, over which everything else of this machine is out of sight; whether that
-/// ended well.
+/// Runs a command line in a copy of that root, where nothing else of this machine is visible; true if it
+/// succeeded.
 fn types(base: &Path, line: &str) -> Result<bool> {
     let home = env::home_dir().context("HOME is not set")?;
     let (cargo, rustup) = (home.join(".cargo/bin"), home.join(".rustup"));
@@ -101,7 +100,7 @@ fn types(base: &Path, line: &str) -> Result<bool> {
     }
     file.write_all(include_bytes!("newcomer.sh"))?;
     drop(file);
-    // Mounts and processes go with their namespaces.
+    // Mounts and processes end with their namespaces.
     let mut run = Command::new("unshare");
     run.args(["--mount", "--pid", "--fork", "--kill-child", "bash"]).arg(&script);
     Ok(run.status().context("cannot run unshare")?.success())

@@ -1,8 +1,8 @@
-//! Debian packages that this machine does not install but the project unpacks: kernels for guests, their
-//! emulator, rustc's sources.
+//! Debian packages that the project unpacks and does not install: kernels for guests, their emulator, rustc's
+//! sources.
 //!
-//! apt does the work, with its state in a directory of ours: the mirror is the one that it is set up with,
-//! indices are verified by signature, packages by checksum, and downloads show their progress.
+//! apt does the work, with its state in a directory of the project's own. It uses the configured mirror,
+//! verifies indices by signature and packages by checksum, and shows the progress of downloads.
 
 use std::{
     collections::BTreeSet,
@@ -16,12 +16,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{command, read, show};
 
-/// Names another mirror of Debian, for hosts of another distribution.
+/// The variable that names another mirror of Debian, for hosts of another distribution.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
-/// How old an index may be.
+/// The age at which an index is fetched anew.
 const FRESH: Duration = Duration::from_hours(12);
 
-/// Everything that the project keeps outside of the workspace.
+/// The project's cache: everything that it keeps outside the workspace.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -32,7 +32,7 @@ pub(crate) fn cache() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Fills a directory of the cache: it is there whole, or not at all.
+/// Fills a directory of the cache: afterwards it is there completely, or not at all.
 pub(crate) fn fill<T>(directory: &Path, with: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let partial = directory.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
@@ -43,7 +43,7 @@ pub(crate) fn fill<T>(directory: &Path, with: impl FnOnce(&Path) -> Result<T>) -
     Ok(filled)
 }
 
-/// An apt of our own over these archives and suites.
+/// An apt of the project's own, for these archives and suites.
 pub(crate) struct Archive {
     root: PathBuf,
 }
@@ -121,7 +121,7 @@ impl Archive {
                 "-oDir::State::status=/dev/null".to_owned(),
                 "-oAcquire::Languages=none".to_owned(),
                 "-oAcquire::Retries=4".to_owned(),
-                // Our directory need not be readable for apt's own user.
+                // apt's own user may be unable to read the project's directory.
                 "-oAPT::Sandbox::User=root".to_owned(),
             ],
         );
@@ -147,7 +147,7 @@ fn sources(suites: &[&str]) -> Result<String> {
     Ok(lines.concat())
 }
 
-/// Where the archives `debian` and `debian-security` lie, as apt is set up.
+/// The mirror of the archives `debian` and `debian-security`, as apt is configured.
 pub(crate) fn mirror() -> Result<String> {
     if let Ok(mirror) = env::var(MIRROR_VARIABLE) {
         return Ok(mirror.trim_end_matches('/').to_owned());

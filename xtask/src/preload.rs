@@ -1,4 +1,4 @@
-//! Tests under the `LD_PRELOAD` library, on this host: it needs no kernel of its own.
+//! Runs tests under the `LD_PRELOAD` library on this host, which needs no kernel of its own.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ use crate::{
 const PROFILE: &str = "preload";
 pub(crate) const NAME: &str = "libformat_guard_preload.so";
 
-/// Scenarios of what the agent does, whatever refuses.
+/// Scenarios of the agent, which hold in every tier.
 const SCENARIOS: [&str; 8] = [
     "formats_once::a_loop",
     "audit::",
@@ -29,9 +29,9 @@ const SCENARIOS: [&str; 8] = [
     "states::",
     "roads::a_descriptor",
 ];
-/// Those of them that are about more: device mapper and a hierarchy of control groups of version 2 alone,
-/// which not every host has; what kernel programs do and tell while no agent runs; a run directory of their
-/// own.
+/// Scenarios among these that need more than the library. Some need device mapper, or only control groups of
+/// version 2, which not every host has. Others test what kernel programs do and report while no agent runs,
+/// or need a run directory of their own.
 const NEEDS_MORE_HOST: [&str; 10] = [
     "command_line::a_refusal_names",
     "command_line::ensure_fs_goes_on_after",
@@ -45,7 +45,7 @@ const NEEDS_MORE_HOST: [&str; 10] = [
     "states::a_volume_that_reads_as_something_else",
 ];
 
-/// Builds the library, and puts it where the program looks for it: beside itself.
+/// Builds the library, and copies it to the directory of the program, where the program looks for it.
 pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
     let mut cargo =
         command("cargo", ["build", "--quiet", "--profile", PROFILE, "--package", "format-guard-preload"]);
@@ -58,26 +58,25 @@ pub(crate) fn library(guard: &Path) -> Result<PathBuf> {
     Ok(beside)
 }
 
-/// Words for the executable of the scenarios: those that are held under the library.
+/// Arguments that select the scenarios that run under the library.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static str> {
     SCENARIOS.into_iter().chain(NEEDS_MORE_HOST.into_iter().flat_map(|name| ["--skip", name]))
 }
 
-/// Runs tests under the library, which is beside the guard; whether they ended well. What they print is in
-/// the log.
+/// Runs tests under the library, which is beside the guard; true if all passed. Their output goes to the log.
 pub(crate) fn run_tests(guard: &Path, tests: &Path, words: &[&str], log: &File) -> Result<bool> {
     let run_dir = run_directory()?;
     let words = [&["--test-threads=1"], words].concat();
     logged(&mut under_the_library(guard, tests, &words, &run_dir, &[])?, log)
 }
 
-/// Runs a table of `cargo xtask matrix`, on these kinds of volumes: whether all of it is as it must be, and
-/// what it printed.
+/// Runs a table of `cargo xtask matrix` on these kinds of volumes. Returns whether every row passed, and the
+/// output.
 pub(crate) fn table(guard: &Path, matrix: &Path, table: &str, kinds: &[String]) -> Result<(bool, String)> {
     library(guard)?;
     let run_dir = run_directory()?;
     let words: Vec<&str> = [table, "0/1"].into_iter().chain(kinds.iter().map(String::as_str)).collect();
-    // Its volumes are made before there is an agent.
+    // The volumes are made before an agent runs.
     let mut run =
         under_the_library(guard, matrix, &words, &run_dir, &[("FORMAT_GUARD_WITHOUT_AGENT", "allow")])?;
     let ran = output(run.stderr(Stdio::inherit()))?;
@@ -97,9 +96,9 @@ fn under_the_library(
     variables: &[(&str, &str)],
 ) -> Result<Command> {
     let run_dir = run_dir.path();
-    // Behind what this machine has.
+    // Appended, so that the machine's own programs come first.
     let path = format!("{}:{}", env::var("PATH").unwrap_or_default(), busybox::folder()?.display());
-    // Agents and mounts that a test leaves go with their namespaces.
+    // Agents and mounts that a test leaves end with their namespaces.
     let mut run = command("unshare", ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]);
     run.arg("env")
         .arg(format!("PATH={path}"))

@@ -1,4 +1,4 @@
-//! Tools that the Python package index has as programs ready to run, in an environment of the project's own.
+//! Tools from the Python package index, in a virtual environment of the project's own.
 
 use std::{fs, path::PathBuf};
 
@@ -9,7 +9,7 @@ use crate::{
     packages::cache,
 };
 
-/// Installs these packages, each `NAME==VERSION`, and says where their programs are.
+/// Installs these packages, each `NAME==VERSION`, and returns the directory of their programs.
 pub(crate) fn programs(packages: &[&str]) -> Result<PathBuf> {
     let environment = cache()?.join("python");
     let bin = environment.join("bin");

@@ -1,5 +1,5 @@
-//! A terminal recording as a picture: lines with the time at which each was printed become an SVG that shows
-//! them one after the other, on light and dark pages. It shows what was printed and nothing else.
+//! Draws a terminal recording as a picture: an SVG shows the printed lines one after another, each at its
+//! time, on light and dark pages.
 
 use std::{
     fmt::Write as _,
@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Characters of a line at most: as wide as a README.
+/// The widest line, in characters: the width of a README.
 const COLUMNS: usize = 100;
-/// Lines that are seen at a time: the first ones roll out of sight.
+/// Lines that are visible at a time: earlier ones scroll out of sight.
 const ROWS: usize = 24;
-/// What is between two lines at most: nobody watches a machine think.
+/// The longest pause between two lines: nobody watches a machine think.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1200);
-/// And at least, so that lines that are printed together can be read.
+/// The shortest pause, so that lines which were printed together can be read.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(60);
 /// Pixels of a line, and of a character of 13 pixels in most monospaced fonts.
 const LINE: usize = 19;
@@ -31,7 +31,7 @@ text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:
 /// One line, and when it was printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Since the start.
+    /// The time since the start.
     pub(crate) at: Duration,
     pub(crate) text: String,
 }
@@ -49,7 +49,7 @@ impl<W: Write> Recorder<W> {
         Self { to, start: Instant::now(), unfinished: Vec::new(), lines: Vec::new() }
     }
 
-    /// The whole lines.
+    /// The complete lines.
     pub(crate) fn lines(self) -> Vec<Line> {
         self.lines
     }
@@ -93,7 +93,7 @@ pub(crate) fn sections(lines: &[Line], titles: &[&str]) -> Vec<Line> {
     kept
 }
 
-/// How a line is painted.
+/// The style class of a line.
 fn class(text: &str) -> &'static str {
     match text.trim_start() {
         title if title.starts_with("== ") => "title",
@@ -104,7 +104,7 @@ fn class(text: &str) -> &'static str {
     }
 }
 
-/// The picture. `title` is for those who do not see it.
+/// The picture. `title` is for readers who cannot see it.
 pub(crate) fn svg(title: &str, lines: &[Line]) -> String {
     let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     #[expect(clippy::cast_precision_loss, reason = "columns of a terminal")]
@@ -144,7 +144,7 @@ pub(crate) fn svg(title: &str, lines: &[Line]) -> String {
     picture
 }
 
-/// When each line is shown.
+/// The time at which each line appears.
 fn times(lines: &[Line]) -> Vec<Duration> {
     let mut before = lines.first().map_or(Duration::ZERO, |line| line.at);
     let mut shown = Duration::ZERO;
@@ -158,7 +158,7 @@ fn times(lines: &[Line]) -> Vec<Duration> {
         .collect()
 }
 
-/// The style by which lines roll out of sight, one for each that comes once all rows are in use.
+/// The style by which lines scroll: one step for each line after all rows are in use.
 fn roll(shown: &[Duration]) -> String {
     let Some(last) = shown.last().filter(|_| shown.len() > ROWS) else { return String::new() };
     let whole = last.as_secs_f64();

@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: brings a machine to where everything builds and tests. It says what it does and does
-//! nothing twice.
+//! `cargo xtask setup`: installs what building and testing needs. It prints what it does, and does nothing
+//! twice.
 
 use std::{fs, path::Path};
 
@@ -85,16 +85,15 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// cargo-deny's version.
 const CARGO_DENY: &str = "0.20.2";
-/// What makes a book of the manual, without the features that watch files and serve it: they bring twice as
-/// many crates.
+/// The version of mdBook, which makes a book of the manual. Its features for watching and serving files are
+/// left out: they bring twice as many crates.
 const MDBOOK: &str = "0.5.4";
 
-/// What packages are made with. The builds that the Python package index has of these are too old to read
-/// this workspace.
+/// Tools that make packages. The builds in the Python package index are too old to read this workspace.
 const CARGO_DEB: &str = "3.8.0";
 const CARGO_GENERATE_RPM: &str = "0.21.1";
 
-/// Everything that the plan of a change needs, for people and for CI. What makes packages is brought when
+/// Installs what the plan of a change needs, for people and for CI. What makes packages is installed when
 /// packages are made.
 pub(crate) fn run() -> Result<()> {
     ready()?;
@@ -105,13 +104,13 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Brings the tools that packages are made with.
+/// Installs the tools that make packages.
 pub(crate) fn package_tools() -> Result<()> {
     toolchain::cargo_tool("cargo-deb", CARGO_DEB, &[])?;
     toolchain::cargo_tool("cargo-generate-rpm", CARGO_GENERATE_RPM, &[])
 }
 
-/// Says at once, in one sentence, where what is asked for needs root.
+/// Fails at once, with the reason, if root is needed and this is another user.
 pub(crate) fn root(why: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("this needs root: {why}; run it as root, or by sudo with the environment kept (sudo -E)");
@@ -119,7 +118,7 @@ pub(crate) fn root(why: &str) -> Result<()> {
     Ok(())
 }
 
-/// What building and guests need.
+/// Installs what building and guests need.
 pub(crate) fn ready() -> Result<()> {
     packages()?;
     toolchain::rust_src()?;
@@ -133,7 +132,7 @@ pub(crate) fn ready() -> Result<()> {
     Ok(())
 }
 
-/// Packages that the tests take their tools from.
+/// Installs the packages that the tests take their tools from.
 pub(crate) fn tools() -> impl Iterator<Item = &'static str> {
     PACKAGES.iter().filter(|(_, purpose)| *purpose == "tests").map(|(package, _)| *package)
 }
@@ -173,10 +172,10 @@ fn install(missing: &[&(&str, &str)]) -> Result<()> {
         println!("setup: installing {package} ({purpose})");
     }
     if !changes.upgraded.is_empty() {
-        println!("setup: they need newer versions of {}", changes.upgraded.join(", "));
+        println!("setup: these packages need newer versions of {}", changes.upgraded.join(", "));
     }
     let install = apt(&["-y", "--no-remove"]);
-    // Services of these packages must not start here: tests run their own, in guests.
+    // Services of these packages must not start: tests run their own, in guests.
     let policy = Path::new("/usr/sbin/policy-rc.d");
     let ours = !policy.exists();
     if ours {
@@ -190,7 +189,7 @@ fn install(missing: &[&(&str, &str)]) -> Result<()> {
     result
 }
 
-/// What an installation does to packages that this machine has.
+/// What an installation changes in the packages of this machine.
 #[derive(Debug, PartialEq, Eq)]
 struct Changes {
     removed: Vec<String>,
@@ -198,8 +197,8 @@ struct Changes {
 }
 
 impl Changes {
-    /// As `apt-get --simulate` tells it: `Remv NAME [VERSION]`, and `Inst NAME [VERSION] (...)` where another
-    /// version is there.
+    /// Reads the output of `apt-get --simulate`: `Remv NAME [VERSION]`, and `Inst NAME [VERSION] (...)` for a
+    /// package that is there in another version.
     fn of(simulated: &str) -> Self {
         let (mut removed, mut upgraded) = (Vec::new(), Vec::new());
         for line in simulated.lines() {
@@ -221,7 +220,7 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
 }
 
-/// What to do where there is no apt.
+/// The advice for a machine without apt.
 fn elsewhere() -> String {
     let names = |map: &[(&str, &str)]| -> String {
         PACKAGES

@@ -1,4 +1,4 @@
-//! What building the kernel programs needs beyond cargo: the sources of core for this very rustc, and
+//! What building the kernel programs needs beyond cargo: the sources of core for the rustc in use, and
 //! bpf-linker.
 
 use std::{fs, path::PathBuf};
@@ -10,7 +10,7 @@ use crate::{
     packages::Archive,
 };
 
-/// The last line that links with rustc's own LLVM; later ones want one of the system.
+/// The last line of bpf-linker that links with rustc's own LLVM; later ones need a system LLVM.
 const LINKER: &str = "0.10.3";
 /// Suites that may have the sources of a recent rustc.
 const SUITES: [&str; 3] = ["debian/trixie-backports", "debian/trixie", "debian/sid"];
@@ -35,7 +35,7 @@ pub(crate) fn rust_src() -> Result<()> {
     let parent = sources.parent().context("the sysroot has no parent")?;
     fs::create_dir_all(parent)?;
     let unpacked = tempfile::tempdir_in(parent)?;
-    // What cargo takes from its registry, and tests, stay packed.
+    // What cargo fetches from its registry, and tests, are not unpacked.
     let exclude = ["*/library/vendor/*", "*/library/stdarch/intrinsics_data/*", "*/library/*tests/tests/*"];
     archive.unpack(&format!("rust-src={package}"), unpacked.path(), &exclude)?;
     let library = unpacked.path().join(format!("usr/src/rustc-{version}/library"));
@@ -49,8 +49,8 @@ pub(crate) fn rust_src() -> Result<()> {
     Ok(())
 }
 
-/// The distribution's package of the sources of this very rustc. A suite whose index cannot be read, as one
-/// that has expired on a mirror, is no obstacle: the next one may have them.
+/// The distribution's package with the sources of the rustc in use. A suite whose index cannot be read, such
+/// as one that has expired on a mirror, is skipped: the next one may have them.
 fn packaged(version: &str) -> Result<(Archive, String)> {
     for suite in SUITES {
         let archive = match Archive::open(&[suite]) {
@@ -71,7 +71,7 @@ fn packaged(version: &str) -> Result<(Archive, String)> {
     )
 }
 
-/// Installs bpf-linker with the features of rustc's own LLVM.
+/// Installs bpf-linker, built for rustc's own LLVM.
 pub(crate) fn bpf_linker() -> Result<()> {
     let there = output(&mut command("bpf-linker", ["--version"]))
         .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).trim() == format!("bpf-linker {LINKER}"));
@@ -104,7 +104,7 @@ pub(crate) fn bpf_linker() -> Result<()> {
     ))
 }
 
-/// Installs a program from its source, with these features, if it is not there.
+/// Builds and installs a program with these features, if it is missing.
 pub(crate) fn cargo_tool(program: &str, version: &str, features: &[&str]) -> Result<()> {
     if crate::command::exists(program) {
         println!("setup: {program} is there");

@@ -174,7 +174,7 @@ impl<C: Connect> ClaimWorker<C> {
             loop {
                 tokio::select! {
                     () = sleep_until(again) => break,
-                    command = self.commands.recv() => command.context("nobody wants anything any more")?.fail(&reason),
+                    command = self.commands.recv() => command.context("the reconciler is gone")?.fail(&reason),
                 }
             }
         }
@@ -236,7 +236,7 @@ impl<C: Connect> ClaimWorker<C> {
                     biased;
                     Some(ended) = jobs.join_next() => return Err(ended.unwrap_or_else(|error| End::Agent(error.into()))),
                     command = self.commands.recv() => {
-                        let command = command.context("nobody wants anything any more")?;
+                        let command = command.context("the reconciler is gone")?;
                         self.execute(&session, command).await?;
                     }
                     Some(id) = changed.recv() => self.mark_due(&id),
@@ -420,7 +420,7 @@ impl<C: Connect> ClaimWorker<C> {
                 let desired = Desired::Gone { clean: true, format: Some(format) };
                 converge(&**session, &id, desired, own, NodeLease { node, lease: None }, now()).await?;
             }
-            info!(volume = %id, "what the nodes know of it as {name} is taken over");
+            info!(volume = %id, "this name takes over what nodes know under the name {name}");
             let write = Write { shared: Some(Shared { version: MOVED, ..shared }), claim: ClaimChange::Keep };
             session.write(&name, &observed, &write, node).await?;
         }
@@ -586,7 +586,11 @@ async fn change<S: Session>(
         let observed = match session.look(std::slice::from_ref(id)).await?.pop() {
             Some(Ok(observed)) => observed,
             Some(Err(error)) => return Ok(Changed::Refused(error.to_string())),
-            None => return Ok(Changed::Refused("the store has no answer for it".to_owned())),
+            None => {
+                return Ok(Changed::Refused(
+                    "the store gave no answer for this volume: try again".to_owned(),
+                ));
+            }
         };
         let mut shared = observed.shared.clone().unwrap_or_default();
         if let Err(reason) = how(&mut shared, observed.claim.is_some()) {
@@ -601,7 +605,9 @@ async fn change<S: Session>(
             return Ok(Changed::Done);
         }
     }
-    Ok(Changed::Refused("other nodes change it all the time: try again".to_owned()))
+    Ok(Changed::Refused(
+        "other nodes keep changing what the store knows of this volume: try again".to_owned(),
+    ))
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl Closing {
 }
 
 pub(super) async fn run(closing: Closing, inputs: mpsc::Sender<Input>) -> Result<()> {
-    let inotify = closing.inotify.clone().context("nothing is watched")?;
+    let inotify = closing.inotify.clone().context("no watch for closes of devices was made")?;
     // SAFETY: its one descriptor stays open as long as it lives.
     let fd = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
     loop {
@@ -86,7 +86,7 @@ pub(super) async fn run(closing: Closing, inputs: mpsc::Sender<Input>) -> Result
             match events.next() {
                 Ok(event) => closed.extend(closing.device(event.wd())),
                 Err(Errno::WOULDBLOCK) => break,
-                Err(error) => return Err(error).context("what is watched cannot be read"),
+                Err(error) => return Err(error).context("cannot read which devices were closed"),
             }
         }
         ready.clear_ready();

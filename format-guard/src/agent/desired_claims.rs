@@ -104,7 +104,7 @@ impl DesiredClaims {
     /// Asks for what an operator wants; where that is not possible, whoever asked is told why.
     pub fn command(&self, command: OperatorCommand) {
         if let Err(error) = self.0.commands.try_send(command) {
-            error.into_inner().fail("others wait for it already");
+            error.into_inner().fail("too many other requests wait for the store: try again");
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn run(config: &Config, reason: &str, uid: u32) -> Result<bool> {
         return Ok(false);
     }
     record(config, reason, uid).with_context(|| {
-        format!("enforcement stays (rm -r {} ends it without a record)", config.pin_dir.display())
+        format!("enforcement stays (rm -r {} ends enforcement without a record)", config.pin_dir.display())
     })?;
     pins::take_away(&config.pin_dir)
         .with_context(|| format!("cannot take away the pins at {}", config.pin_dir.display()))?;

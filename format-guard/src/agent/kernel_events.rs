@@ -19,7 +19,7 @@ pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> 
         while let Some(item) = ready.get_inner_mut().next() {
             match parse(&item) {
                 Ok(report) => reports.push(report),
-                Err(reason) => warn!("a record of the kernel was dropped: {reason}"),
+                Err(reason) => warn!("the agent dropped an event of the kernel programs: {reason}"),
             }
         }
         ready.clear_ready();
@@ -32,11 +32,11 @@ pub(super) async fn run(ring: RingBuf<MapData>, inputs: mpsc::Sender<Input>) -> 
 /// The report in these bytes, or why there is none.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Report, String> {
     if bytes.len() != size_of::<KernelEvent>() {
-        return Err(format!("it has {} bytes", bytes.len()));
+        return Err(format!("the event has {} bytes", bytes.len()));
     }
     // SAFETY: as many bytes as the structure has, integers only, read without alignment.
     let record = unsafe { bytes.as_ptr().cast::<KernelEvent>().read_unaligned() };
-    Report::decode(&record).ok_or_else(|| format!("its kind is unknown ({})", record.kind))
+    Report::decode(&record).ok_or_else(|| format!("the kind of the event is unknown ({})", record.kind))
 }
 
 #[cfg(test)]
@@ -49,7 +49,7 @@ mod tests {
         assert!(parse(&[1; size_of::<KernelEvent>() - 1]).is_err());
         assert!(parse(&[]).is_err());
         let mut record = [0; size_of::<KernelEvent>()];
-        assert_eq!(parse(&record), Err("its kind is unknown (0)".to_owned()));
+        assert_eq!(parse(&record), Err("the kind of the event is unknown (0)".to_owned()));
         record[0] = 8;
         assert_eq!(parse(&record).map(|report| report.what), Ok(Happened::Gone));
     }

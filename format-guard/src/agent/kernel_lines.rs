@@ -1,4 +1,4 @@
-//! Hands the lines of the kernel programs to the agent's log. They tell, and nothing follows from them.
+//! Hands the lines of the kernel programs to the agent's log. No line changes what the agent does.
 
 use anyhow::Result;
 use tokio::io::unix::AsyncFd;

@@ -42,7 +42,7 @@ impl KernelLog {
             match OpenOptions::new().write(true).open(DEVICE) {
                 Ok(device) => self.device = Some(device),
                 Err(error) => {
-                    warn!("refusals are not told in the kernel's log: cannot open {DEVICE}: {error}");
+                    warn!("the agent writes no refusals to the kernel's log: cannot open {DEVICE}: {error}");
                     self.away = true;
                     return;
                 }

@@ -132,7 +132,9 @@ impl Cluster {
                 Err(error) => {
                     self.metrics.cluster_event("failed");
                     if !self.failing {
-                        warn!("refusals cannot be told to the cluster (kubernetes.events): {error:#}");
+                        warn!(
+                            "the agent cannot report refusals to the cluster (kubernetes.events): {error:#}"
+                        );
                     }
                     self.failing = true;
                     // Its addresses and tokens may have changed.
@@ -140,7 +142,7 @@ impl Cluster {
                 }
             }
         }
-        anyhow::bail!("nobody tells of refusals any more")
+        anyhow::bail!("the reconciler is gone")
     }
 
     async fn tell(&mut self, told: &HistoryEvent, since: u64) -> Result<()> {
@@ -195,11 +197,12 @@ impl Cluster {
 
 /// The API as a pod's account or `KUBECONFIG` names it.
 async fn connect() -> Result<Client> {
-    let mut config = Config::infer().await.context("no cluster is named")?;
+    let mut config =
+        Config::infer().await.context("neither a pod's account nor KUBECONFIG names a cluster")?;
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
     config.write_timeout = Some(PATIENCE);
-    Client::try_from(config).context("the cluster's API cannot be asked")
+    Client::try_from(config).context("cannot make a client for the cluster's API")
 }
 
 /// What is told about: a volume, or a device whose volume has no name.
@@ -224,7 +227,7 @@ fn pod(pod: &Pod) -> Option<ObjectReference> {
 fn event(object: ObjectReference, told: &HistoryEvent, since: u64, node: &str, now: Timestamp) -> Event {
     let mut text = told.text.clone();
     if since > 0 {
-        text = format!("{since} more since the last of these; the newest: {text}");
+        text = format!("{since} more since the last Event of this kind; the newest: {text}");
     }
     if let Some((end, _)) = text.char_indices().find(|(i, c)| i + c.len_utf8() > MESSAGE) {
         text.truncate(end);

@@ -114,10 +114,10 @@ pub async fn run(start: Start) -> Result<()> {
         .with_context(|| format!("cannot look for pins at {}", config.pin_dir.display()))?;
     let (mut store, _) = SqliteStore::open_after(&config.state_dir, now(), another)?;
     store.keep_lines(config.history_lines);
-    info!("the records are read");
+    info!("the agent has read the records");
     let mut selector = TierSelector::new(&start)?;
     let (enforcer, events) = selector.next()?;
-    info!("what refuses is ready to be put in force");
+    info!("the tier is ready to be put in force");
     // Before the devices are listed, so that none is missed between.
     let uevents = uevents::Socket::open().context("cannot listen to the kernel's uevents")?;
 
@@ -299,7 +299,7 @@ async fn ticks(mut seconds: watch::Receiver<u64>, inputs: mpsc::Sender<Input>) -
         let pause = time::Duration::from_secs(*seconds.borrow_and_update());
         tokio::select! {
             () = time::sleep(pause) => inputs.send(Input::Tick).await.context("the reconciler is gone")?,
-            changed = seconds.changed() => changed.context("nobody reads the configuration any more")?,
+            changed = seconds.changed() => changed.context("the configuration is no longer read")?,
         }
     }
 }
@@ -322,7 +322,7 @@ async fn reloads(start: Start, interval: watch::Sender<u64>, inputs: mpsc::Sende
             Err(reason) => warn!("the configuration stays as it was: {reason}"),
         }
     }
-    bail!("no signals any more")
+    bail!("no more signals can be received")
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn send(state: &str) {
     };
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!("cannot tell the service manager {state}: {error}");
+        tracing::warn!("cannot report {state} to the service manager: {error}");
     }
 }
 

@@ -109,7 +109,7 @@ pub(super) async fn run(socket: Socket, inputs: mpsc::Sender<Input>) -> Result<(
             inputs.send(input).await.context("the reconciler is gone")?;
         }
         if lost {
-            warn!("uevents were lost: comparing with sysfs");
+            warn!("uevents were lost: the agent compares all devices with sysfs");
             inputs.send(Input::UeventsLost).await.context("the reconciler is gone")?;
         }
     }

@@ -21,13 +21,13 @@ pub(super) struct Arguments {
     /// Configuration file [default: /etc/format-guard/config.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Refuse nothing, tell every refusal that would have been
+    /// Refuse nothing, and report what would have been refused
     #[arg(long)]
     audit: bool,
-    /// End enforcement that a stopped agent has left, and do not run
+    /// End the enforcement that a stopped agent has left, and exit
     #[arg(long, requires = "reason", conflicts_with = "audit")]
     detach: bool,
-    /// Why it ends; kept in the history
+    /// Why enforcement ends; kept in the history
     #[arg(long, requires = "detach", value_name = "TEXT", value_parser = reason)]
     reason: Option<String>,
 }
@@ -50,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     if let Some(reason) = &arguments.reason {
         let (config, error) = Config::salvaged(arguments.config.as_deref());
         if let Some(error) = error {
-            eprintln!("format-guard: {error}; the pins are looked for at {}", config.pin_dir.display());
+            eprintln!("format-guard: {error}; the agent looks for pins at {}", config.pin_dir.display());
         }
         return detach(&config, reason);
     }

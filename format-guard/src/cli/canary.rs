@@ -1,4 +1,5 @@
-//! `format-guard canary`: tries for the agent, under the `LD_PRELOAD` library, what that must refuse.
+//! `format-guard canary`: tries under the `LD_PRELOAD` library, for the agent, a write that the library must
+//! refuse.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `format-guard check`: whether this host can enforce, found out by trying, and if not, what to change.
+//! `format-guard check`: tries whether this host can enforce, and says what to change if it cannot.
 
 use std::{fs, path::Path};
 
@@ -15,18 +15,18 @@ use crate::{
     tier::{self, Tier},
 };
 
-/// What the first requirement is called.
+/// The name of the first requirement.
 const ROOT: &str = "root";
 /// Where programs are pinned while they are tried.
 const TRIAL: &str = "/sys/fs/bpf/format-guard-check";
 
-/// What is left where the kernel refuses nothing.
+/// The way out if the kernel refuses nothing.
 const WITHOUT_KERNEL: &str =
-    "see the finding; tier preload guards programs that are started under a library (format-guard run)";
+    "see the finding; tier preload guards programs that run under a library (format-guard run)";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Fail where this tier, or a better one, is not there
+    /// Fail unless this host offers this tier or a better one
     #[arg(long, value_enum, value_name = "TIER")]
     require: Option<Tier>,
     /// Print JSON for programs
@@ -38,15 +38,15 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Requirement {
-    /// What it is.
+    /// The name of the requirement.
     name: &'static str,
-    /// Whether it is there.
+    /// Whether the host meets it.
     met: bool,
-    /// Whether there is no guard without it; else there is a weaker one.
+    /// Whether every tier needs it; otherwise a weaker tier works without it.
     needed: bool,
     /// What was found.
     finding: String,
-    /// What to change; empty where nothing is missing.
+    /// What to change; empty if nothing is missing.
     remedy: String,
 }
 
@@ -55,13 +55,13 @@ struct Requirement {
 pub(super) struct Report {
     /// Enforcement was tried and refused what it must.
     enforceable: bool,
-    /// The tier that did; empty where none could be tried.
+    /// The tier that refused it; empty if none could be tried.
     tier: &'static str,
-    /// What it leaves open that the best one does not.
+    /// What this tier leaves open and the best tier does not.
     open: &'static [&'static str],
     /// Each requirement.
     requirements: Vec<Requirement>,
-    /// Each kernel program, where they could be tried.
+    /// Each kernel program, if the programs could be tried.
     programs: Vec<ProgramStatus>,
 }
 
@@ -106,7 +106,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), CommandError> {
     verdict(&report, proven, arguments.require)
 }
 
-/// How the command ends: without root nothing was tried, which says nothing of the host.
+/// How the command ends. Without root nothing was tried, so that nothing is known of the host.
 fn verdict(report: &Report, proven: Option<Tier>, required: Option<Tier>) -> Result<(), CommandError> {
     let missing = |each: &&Requirement| !each.met && each.needed;
     let Some(tier) = proven else {
@@ -119,7 +119,7 @@ fn verdict(report: &Report, proven: Option<Tier>, required: Option<Tier>) -> Res
         return Err(CommandError::NotEnforceable(missing.join("; ")));
     };
     match required {
-        // The better one comes first.
+        // Tiers are ordered from the best to the weakest.
         Some(required) if tier > required => Err(CommandError::NotEnforceable(format!(
             "the best tier here is {}, and {} is required",
             tier.name(),
@@ -174,7 +174,7 @@ fn requirements() -> Vec<Requirement> {
             "only x86_64 is supported",
         ),
         Requirement {
-            // Tier cgroup does without.
+            // Tier cgroup needs no type information.
             needed: false,
             ..requirement(
                 "kernel type information",
@@ -193,7 +193,7 @@ fn requirements() -> Vec<Requirement> {
     ]
 }
 
-/// What the running kernel was built with, where its package says so.
+/// The configuration that the running kernel was built with, if its package holds that.
 fn kernel_config() -> Option<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     fs::read_to_string(format!("/boot/config-{}", release.trim())).ok()
@@ -203,7 +203,7 @@ fn is_built_without_bpf_lsm(config: &str) -> bool {
     config.lines().any(|line| line == "# CONFIG_BPF_LSM is not set")
 }
 
-/// The best tier's place; without it the functions that call the hooks are left.
+/// BPF LSM, which only the best tier needs: without it the functions that call the hooks are left.
 fn bpf_lsm(modules: Option<&str>, config: Option<&str>) -> Requirement {
     let met = modules.is_some_and(tier::lists_bpf);
     let (finding, remedy) = match modules {
@@ -240,16 +240,16 @@ fn is_bpf_fs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
-/// What came of a trial.
+/// The result of a trial.
 struct Tried {
     tier: Tier,
     parts: Vec<ProgramStatus>,
-    /// Why no better tier.
+    /// Why no better tier was proven.
     better: Option<String>,
 }
 
-/// Loads, attaches and proves the programs of the best of the kernel's tiers, and takes them away again. In
-/// audit mode: nothing else is refused meanwhile.
+/// Loads, attaches and proves the programs of the best of the kernel's tiers, and removes them again. The
+/// programs run in audit mode, so that they refuse nothing but the canary.
 fn trial() -> Result<Tried, String> {
     let path = format!("{TRIAL}-{}", std::process::id());
     let path = Path::new(&path);
@@ -283,8 +283,8 @@ fn trial() -> Result<Tried, String> {
 mod tests {
     use super::*;
 
-    /// Lists of active security modules, and of what the kernel was built with the lines that matter, as they
-    /// were found: Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18
+    /// Lists of active security modules, and the relevant lines of what each kernel was built with, as found
+    /// on: Debian's packages linux-image 6.1.0-56 and 6.12.118; WSL 6.18
     /// (github.com/microsoft/WSL/issues/41612); Flatcar of 2021 (github.com/flatcar/Flatcar/issues/343);
     /// Ubuntu 24.04 and openSUSE (github.com/canonical/snapd/pull/15363); Red Hat and `AlmaLinux` 9.8 (kernel
     /// 5.14.0-687.el9; github.com/atgreen/block-copyfail). For Google's Container-Optimized OS no list was

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Largest answer that is read, in bytes: a hundred thousand volumes.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// Asks for something.
+/// Sends a request that changes nothing.
 pub(super) fn get<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
@@ -31,7 +31,7 @@ pub(super) fn get<T: DeserializeOwned>(
     get_within(socket, path, query, PATIENCE)
 }
 
-/// The same, for one who waits no longer than this.
+/// The same, with a deadline for the answer.
 pub(super) fn get_within<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
@@ -43,7 +43,7 @@ pub(super) fn get_within<T: DeserializeOwned>(
     ask(socket, Method::GET, &uri, Bytes::new(), patience)
 }
 
-/// Asks for something to be done.
+/// Sends a request that changes something.
 pub(super) fn post<B: Serialize, T: DeserializeOwned>(
     socket: &Path,
     path: &str,
@@ -147,7 +147,7 @@ pub(super) fn selector(text: &str) -> Result<String, CommandError> {
     match mounted_at(&mounts, &path) {
         Some(Mounted::Device(dev)) => Ok(format!("dev={dev}")),
         Some(Mounted::Source(source)) => device_selector(Path::new(&source)),
-        // Nearly the name of another one: a word about the file system around it would be the wrong one.
+        // The text is nearly the id of a volume: a message about the file system around it would mislead.
         None if metadata.is_dir() => {
             Err(anyhow!("nothing is mounted at {text}: name a mount point, device or id").into())
         }
@@ -173,11 +173,11 @@ fn metadata(path: &Path) -> Result<fs::Metadata, CommandError> {
     })
 }
 
-/// What is mounted somewhere.
+/// What is mounted at a path.
 #[derive(Debug, PartialEq, Eq)]
 enum Mounted {
     Device(Dev),
-    /// Of file systems over several devices (btrfs), which have a number of their own, the one that was
+    /// The device. btrfs spans several devices and has a number of its own; here it is the device that was
     /// named.
     Source(String),
 }
@@ -198,7 +198,7 @@ fn mounted_at(mounts: &str, path: &Path) -> Option<Mounted> {
     })
 }
 
-/// Spaces, tabs, newlines and backslashes are written as octal numbers there.
+/// The file writes spaces, tabs, newlines and backslashes as octal numbers.
 fn unescaped(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

@@ -1,4 +1,5 @@
-//! `format-guard config`: the configuration with every key explained, and a file checked before it is used.
+//! `format-guard config`: prints the configuration with every key explained, and checks a file before it is
+//! used.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use crate::config::Config;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Print the configuration, every key with what it means and its default
+    /// Print the configuration: every key with its meaning and its default
     #[command(
         after_help = "Examples:\n  format-guard config show\n  format-guard config show --output /etc/format-guard/config.toml"
     )]
@@ -20,14 +21,14 @@ pub(super) enum Command {
         /// Configuration file [default: /etc/format-guard/config.toml, if there is one]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Write it to this file, whole or not at all: a shell's > would empty the file before it is read
+        /// Write to this file, whole or not at all: a shell's > would empty the file before it is read
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
     /// Check a file without using it
     #[command(after_help = "Example: format-guard config check new.toml")]
     Check {
-        /// The file
+        /// The file to check
         file: PathBuf,
     },
 }

@@ -1,5 +1,5 @@
-//! What somebody at a terminal is shown before a command by which data may be lost, and asked: it must never
-//! be asked of a program, and never be taken for given.
+//! Shows what a command may destroy, and asks for a typed yes: a person at a terminal is always asked, and a
+//! program never is.
 
 use std::{
     io::{self, IsTerminal},
@@ -13,14 +13,14 @@ use crate::api::Volume;
 
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Consent {
-    /// Do it without asking; what is no terminal is not asked
+    /// Do not ask for a typed yes; without a terminal nobody is asked
     #[arg(long)]
     yes: bool,
 }
 
 impl Consent {
-    /// Asks for what is about to be done to a volume, by its selector: `Ok` when 'yes' was typed, or nobody
-    /// is there to type it.
+    /// Asks for consent to what is about to be done to a volume, by its selector: `Ok` if 'yes' was typed, or
+    /// if no terminal is there.
     pub(super) fn to(self, socket: &Path, selector: &str, what: &str) -> Result<(), CommandError> {
         if self.yes || !io::stdin().is_terminal() {
             return Ok(());

@@ -1,9 +1,9 @@
-//! `format-guard ensure-fs`: formats a blank volume once, succeeds where it holds that type already, refuses
-//! everything else. Safe to call again at any time, by several callers at once, after one was killed
-//! half-way.
+//! `format-guard ensure-fs`: formats a blank volume once, succeeds if the volume holds that type already, and
+//! refuses everything else. It is safe to call again at any time: by several callers at once, and after a
+//! call was killed half-way.
 //!
-//! It never looks at the device itself: whether it is blank is what the agent knows, and who may format it is
-//! decided in the kernel, for this command as for every other.
+//! It never looks at the device itself. The agent knows whether the volume is blank, and the kernel decides
+//! who may format it, for this command as for every other.
 
 use std::{
     env,
@@ -46,7 +46,7 @@ pub(super) struct Arguments {
     options: Vec<OsString>,
 }
 
-/// What came of it.
+/// The result of ensure-fs.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct Outcome {
@@ -90,7 +90,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     let mut probed = false;
     loop {
         let newest = newest(socket)?;
-        // What it reads as now, not when it was looked at last.
+        // The state as a probe finds it now, and not as the last probe found it.
         let asked: Result<Volume, CommandError> = if probed {
             client::get(socket, "/v1/volume", &[("volume", selector.clone())])
         } else {
@@ -98,7 +98,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         };
         let volume = match asked {
             Ok(volume) => volume,
-            // It may have appeared this moment.
+            // The device may have appeared a moment ago.
             Err(CommandError::Agent(failure))
                 if failure.kind == FailureKind::NotFound && Instant::now() < deadline =>
             {
@@ -174,9 +174,9 @@ fn program(kind: &str) -> Result<PathBuf, CommandError> {
     found.ok_or_else(|| anyhow!("there is no {name} on this host: install the file system's tools").into())
 }
 
-/// One call at a time per device, by the lock that systemd and udev take, too
-/// (<https://systemd.io/BLOCK_DEVICE_LOCKING>). mkfs does not inherit it: where this call is killed, the
-/// guard alone keeps the next one out until mkfs has ended.
+/// One call at a time for each device, by the lock that systemd and udev take, too
+/// (<https://systemd.io/BLOCK_DEVICE_LOCKING>). mkfs does not inherit the lock: if this call is killed, the
+/// guard alone keeps the next call out until mkfs has ended.
 fn lock(node: &Path, deadline: Instant) -> Result<File, CommandError> {
     let file = OpenOptions::new()
         .read(true)
@@ -201,7 +201,7 @@ fn newest(socket: &Path) -> Result<i64, CommandError> {
     Ok(events.events.last().map_or(0, |event| event.id))
 }
 
-/// Returns when something has changed, or after some seconds.
+/// Returns when the volume has changed, or after some seconds.
 fn wait(socket: &Path, after: i64) -> Result<(), CommandError> {
     let query = [("after", after.to_string()), ("limit", "1".to_owned()), ("wait", CHANGE_WAIT.to_string())];
     client::get::<Events>(socket, "/v1/events", &query).map(drop)
@@ -209,8 +209,8 @@ fn wait(socket: &Path, after: i64) -> Result<(), CommandError> {
 
 fn format(program: &Path, arguments: &Arguments, permitted: bool) -> Result<(), CommandError> {
     let mut mkfs = Command::new(program);
-    // An old format that may be lost is no reason to ask; without a permit the tools' own check stays in
-    // force.
+    // The tool must not ask about an old format under a permit; without a permit the tool's own check stays
+    // in force.
     if permitted {
         match arguments.kind.as_str() {
             "ext2" | "ext3" | "ext4" => drop(mkfs.arg("-F")),
@@ -219,7 +219,7 @@ fn format(program: &Path, arguments: &Arguments, permitted: bool) -> Result<(), 
         }
     }
     mkfs.args(&arguments.options).arg(&arguments.device).stdin(Stdio::null());
-    // What it prints must not get between the lines of JSON.
+    // The tool's output must not get between the lines of JSON.
     mkfs.stdout(std::io::stderr());
     let status = mkfs.status().with_context(|| format!("cannot run {}", program.display()))?;
     if !status.success() {

@@ -22,13 +22,13 @@ const WAIT: u64 = 30;
 pub(super) struct Arguments {
     /// Only those of this volume: id, /dev path, mount point or unique prefix
     volume: Option<String>,
-    /// The newest so many
+    /// Only this many of the newest
     #[arg(long, default_value_t = 100, value_name = "N")]
     limit: u32,
-    /// Not those before: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
+    /// Only those since: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<i64>,
-    /// Go on, and print what happens as it happens
+    /// Keep running, and print each event as it happens
     #[arg(long, short)]
     follow: bool,
     /// Print JSON for programs; with --follow one event a line
@@ -58,7 +58,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
             newest = newest.max(event.id);
             let printed = if arguments.json { print_line(event) } else { print(event) };
             if printed.is_err() {
-                // Whoever read this has gone: head(1), for one.
+                // The reader has gone: head(1), for example.
                 return Ok(());
             }
         }
@@ -68,7 +68,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     }
 }
 
-/// That nobody reads any more is no failure.
+/// Treats it as success that nobody reads any more.
 fn closed(error: io::Error) -> Result<(), CommandError> {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return Ok(());

@@ -1,4 +1,4 @@
-//! How things read: times, tables, sizes. 80 columns.
+//! How times, tables and sizes are printed, in 80 columns.
 
 use std::{
     env,
@@ -21,14 +21,14 @@ pub(super) fn print_times_in_utc() {
     UTC.store(true, Ordering::Relaxed);
 }
 
-/// A time to the second, as the clock on the wall shows it, or in UTC where that was asked for.
+/// A time to the second, in the local time zone, or in UTC if that was asked for.
 pub(super) fn moment(seconds: i64) -> String {
     let utc = OffsetDateTime::from_unix_timestamp(seconds).ok();
     let text = utc.and_then(|utc| {
         if UTC.load(Ordering::Relaxed) {
             return utc.format(&Rfc3339).ok();
         }
-        // As it was then: a summer has another offset.
+        // The offset of that time: summer has another one than winter.
         let offset = UtcOffset::local_offset_at(utc).unwrap_or(UtcOffset::UTC);
         utc.to_offset(offset).format(WALL).ok()
     });
@@ -105,7 +105,8 @@ pub(super) fn lasted(seconds: i64) -> String {
     }
 }
 
-/// Text of at most `width` characters, its middle left out where it is longer: both ends of an id tell.
+/// Text of at most `width` characters. Longer text loses its middle: both ends of an id are needed to
+/// recognise it.
 pub(super) fn fit(text: &str, width: usize) -> String {
     let length = text.chars().count();
     if length <= width || width < 5 {

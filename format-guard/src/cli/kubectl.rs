@@ -1,8 +1,8 @@
-//! `kubectl format-guard`: what an operator of a cluster says of its volumes. The same program, by the name
+//! `kubectl format-guard`: an operator's commands for the volumes of a cluster. The same program, by the name
 //! `kubectl-format_guard`.
 //!
-//! It asks no agent and does nothing itself: it writes into a volume's object, as whoever calls it may, and
-//! agents read it there.
+//! It asks no agent and changes no volume: it writes into the object of a volume, with the rights of its
+//! caller, and agents read the object.
 
 use std::{ffi::OsStr, io, io::IsTerminal, process::ExitCode, time::Duration};
 
@@ -39,11 +39,11 @@ use crate::{
 /// The name by which kubectl calls it (kubectl's handling of plugins, 1.12 and later: a dash in a command is
 /// an underscore in its file).
 const NAME: &str = "kubectl-format_guard";
-/// What a permit lasts at most, in seconds: the kind says so, too.
+/// The longest permit, in seconds; the schema of the object has the same limit.
 const MAX_PERMIT: u64 = 7 * 24 * 3600;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How often it is looked whether a node has taken a permit up.
+/// The time between two looks whether a node has taken a permit up.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Whether this program was called as kubectl's plugin.
@@ -53,7 +53,7 @@ pub fn is_called() -> bool {
     called.as_deref().map(std::path::Path::new).and_then(std::path::Path::file_name) == Some(OsStr::new(NAME))
 }
 
-/// What operators of a cluster say of the volumes that its nodes share.
+/// Commands for the volumes that the nodes of a cluster share.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl format-guard", version, max_term_width = 80)]
 pub struct Arguments {
@@ -83,10 +83,10 @@ enum Command {
         /// How long, as 90s, 15m, 2h or 1d
         #[arg(long = "for", default_value = "15m", value_name = "TIME", value_parser = duration)]
         seconds: u64,
-        /// How long to wait for a node to take it up; 0s does not wait
+        /// How long to wait until a node takes the permit up; 0s does not wait
         #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
         wait: u64,
-        /// Do it without asking; what is no terminal is not asked
+        /// Do not ask for a typed yes; without a terminal nobody is asked
         #[arg(long)]
         yes: bool,
     },
@@ -109,14 +109,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
 async fn asked(arguments: Arguments) -> Result<()> {
     let options = KubeConfigOptions { context: arguments.context, ..KubeConfigOptions::default() };
     let mut config = match &options.context {
-        Some(_) => Config::from_kubeconfig(&options).await.context("no cluster is named")?,
-        None => Config::infer().await.context("no cluster is named")?,
+        Some(_) => Config::from_kubeconfig(&options).await.context("KUBECONFIG names no cluster")?,
+        None => Config::infer().await.context("KUBECONFIG names no cluster")?,
     };
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
     config.write_timeout = Some(PATIENCE);
     let namespace = arguments.namespace.unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).context("the cluster's API cannot be asked")?;
+    let client = Client::try_from(config).context("cannot make a client for the cluster's API")?;
     let Command::Permit { volume, reason, seconds, wait, yes } = arguments.command;
     ensure!(
         (1..=MAX_PERMIT).contains(&seconds),
@@ -138,7 +138,7 @@ async fn asked(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The object of what somebody names.
+/// The object of the volume that was named.
 async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedVolume> {
     let all: Api<GuardedVolume> = Api::all(client.clone());
     let persistent_volume = match volume.split_once('/') {
@@ -161,7 +161,7 @@ async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedV
         _ => {
             let name = object::name(&VolumeId::from(volume));
             return all.get(&name).await.with_context(|| {
-                format!("{volume}: no node has told of it; kubectl get guardedvolumes lists all")
+                format!("no node has reported {volume}; kubectl get guardedvolumes lists all volumes")
             });
         }
     };
@@ -170,26 +170,27 @@ async fn find(client: &Client, volume: &str, namespace: &str) -> Result<GuardedV
     match (found.pop(), found.len()) {
         (Some(volume), 0) => Ok(volume),
         (None, _) => bail!(
-            "no GuardedVolume is of the PersistentVolume {persistent_volume}: no node has told of it, or its id does not have that \
-             name. kubectl get guardedvolumes lists all; name it by its id, or as gvol/NAME"
+            "the PersistentVolume {persistent_volume} has no GuardedVolume: no node has reported the volume, or its id does not have that \
+             name. kubectl get guardedvolumes lists all; name the volume by its id, or as gvol/NAME"
         ),
         (Some(_), more) => bail!(
-            "{} GuardedVolumes are of the PersistentVolume {persistent_volume}: name one of them as gvol/NAME (kubectl get guardedvolumes \
+            "the PersistentVolume {persistent_volume} has {} GuardedVolumes: name one of them as gvol/NAME (kubectl get guardedvolumes \
              -l {PERSISTENT_VOLUME_LABEL}={persistent_volume})",
             more + 1
         ),
     }
 }
 
-/// What an object tells, for people.
+/// What an object says of its volume, for people.
 fn described(volume: &GuardedVolume) -> String {
     let status = Status::deserialize(&volume.status).unwrap_or_default();
     let bytes = status.record.and_then(|record| serde_json::to_vec(&record).ok());
     let record = bytes.and_then(|bytes| Shared::read(&bytes).ok()).unwrap_or_default();
     let holds = match &record.format {
         Some(format) => {
-            let content = format.content.as_ref().map_or("what is known by a mount alone", Content::name);
-            format!("holds {content}, as {} told", format.node)
+            let content =
+                format.content.as_ref().map_or("a file system that a mount has shown", Content::name);
+            format!("holds {content}, as {} reported", format.node)
         }
         None => "holds nothing that is known".to_owned(),
     };
@@ -199,7 +200,7 @@ fn described(volume: &GuardedVolume) -> String {
     }
 }
 
-/// Writes a permit into a volume's object, unless that has changed since.
+/// Writes a permit into a volume's object, unless the object has changed since it was read.
 async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds: u64) -> Result<SpecPermit> {
     let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
     let me = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
@@ -211,7 +212,7 @@ async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds
     let now = Timestamp::from_second(Timestamp::now().as_second())?;
     let until = now.checked_add(SignedDuration::from_secs(seconds.try_into()?))?;
     let permit = SpecPermit { reason, by, from: now.to_string(), until: until.to_string() };
-    let name = volume.metadata.name.as_deref().context("it has no name")?;
+    let name = volume.metadata.name.as_deref().context("the volume's object has no name")?;
     let change = json!({
         "metadata": {"resourceVersion": volume.metadata.resource_version},
         "spec": {"permit": permit},
@@ -219,33 +220,33 @@ async fn permit(client: &Client, volume: &GuardedVolume, reason: String, seconds
     let all: Api<GuardedVolume> = Api::all(client.clone());
     all.patch(name, &PatchParams::default(), &Patch::Merge(change)).await.map_err(|error| match error {
         kube::Error::Api(status) if status.code == 409 => {
-            anyhow!("nothing was done: what is known of it has changed just now; look, and call it again")
+            anyhow!("nothing was done: the volume's object has just changed; look at the volume, and call this again")
         }
         kube::Error::Api(status) => anyhow!("nothing was done: {}", status.message),
-        other => anyhow::Error::from(other).context("whether it was done is not known"),
+        other => anyhow::Error::from(other).context("nobody knows whether it was done"),
     })?;
     Ok(permit)
 }
 
-/// Waits for a node to take a permit up; what has come of it.
+/// Waits for a node to take a permit up, and returns what came of the permit.
 async fn taken_up(client: &Client, volume: &GuardedVolume, permit: &SpecPermit, wait: u64) -> Result<String> {
-    let name = volume.metadata.name.as_deref().context("it has no name")?;
+    let name = volume.metadata.name.as_deref().context("the volume's object has no name")?;
     let all: Api<GuardedVolume> = Api::all(client.clone());
     let end = Instant::now() + Duration::from_secs(wait);
     loop {
         let now = all
             .get(name)
             .await
-            .context("the permit is given; whether a node has taken it up is not known")?;
+            .context("the permit is given; nobody knows whether a node has taken it up")?;
         let status = Status::deserialize(&now.status).unwrap_or_default();
         if status.permit.as_ref() == Some(permit) {
             return Ok(status.claim.map_or_else(
-                || "a node has taken it up, and it is over already".to_owned(),
-                |claim| format!("{} has taken it up: a formatter may begin there", claim.node),
+                || "a node has taken the permit up, and the permit is over already".to_owned(),
+                |claim| format!("{} has taken the permit up: a formatter may begin there", claim.node),
             ));
         }
         if Instant::now() >= end {
-            return Ok("no node has taken it up yet: whichever has the volume, or gets it until then, will"
+            return Ok("no node has taken the permit up yet: the node that has the volume, or gets it until then, will"
                 .to_owned());
         }
         sleep(LOOK).await;

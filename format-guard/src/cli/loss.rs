@@ -1,5 +1,4 @@
-//! `format-guard loss`: whether records were lost, and the word that what reads blank may be armed again all
-//! the same.
+//! `format-guard loss`: shows whether records were lost, and lets blank volumes be armed again.
 
 use std::path::Path;
 
@@ -22,7 +21,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Arm what reads blank again: every volume that holds data was seen since
+    /// Arm blank volumes again, once every volume that holds data was seen
     #[command(after_help = "Example: format-guard loss end --reason \"every volume is on record again\"")]
     End {
         /// Why; kept with the history

@@ -1,4 +1,4 @@
-//! `format-guard man` and `format-guard completions`: made of the definition of the command line itself.
+//! `format-guard man` and `format-guard completions`: both are made from the definition of the command line.
 
 use std::{
     fs, io,
@@ -15,13 +15,13 @@ use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
-    /// Which shell
+    /// The shell
     shell: Shell,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Manual {
-    /// Directory for man5 and man8, made if they are not there
+    /// Directory for man5 and man8; missing directories are made
     directory: PathBuf,
 }
 
@@ -39,24 +39,21 @@ pub(super) fn pages(arguments: &Manual) -> Result<(), CommandError> {
 /// What section 8 is called (man-pages(7)).
 const MANUAL: &str = "System Administration";
 
-/// What each command ends with.
+/// The exit statuses of every command.
 const EXIT_STATUS: &[(u8, &str)] = &[
-    (0, "It is done, or so it is."),
-    (exit::FAILED, "It failed: the message says why."),
+    (0, "The command is done, or the answer is yes."),
+    (exit::FAILED, "The command failed: the message says why."),
     (exit::USAGE, "The command line or the request is wrong."),
-    (exit::REFUSED, "The agent refuses it."),
+    (exit::REFUSED, "The agent refuses the request."),
     (exit::NO_AGENT, "No agent answers."),
     (exit::NOT_ENFORCEABLE, "This host cannot enforce, or does not (status --check)."),
-    (exit::DEGRADED, "It enforces less than it could (status --check)."),
-    (exit::AUDIT, "It tells refusals and carries none out (status --check)."),
+    (exit::DEGRADED, "This host enforces less than it could (status --check)."),
+    (exit::AUDIT, "This host reports refusals and carries none out (status --check)."),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("FORMAT_GUARD_SOCKET", "The agent's control socket, as by --socket."),
-    (
-        "FORMAT_GUARD_LOG",
-        "What the agent logs, as tracing-subscriber's filters say it: info, format_guard=debug.",
-    ),
+    ("FORMAT_GUARD_LOG", "What the agent logs, as a filter of tracing-subscriber: info, format_guard=debug."),
     (
         "NODE_NAME",
         "This node's name, for a store that nodes share and for the Events of a cluster. Default: the host's name.",

@@ -49,7 +49,7 @@ mod exit {
 #[derive(Debug, Parser)]
 #[command(name = "format-guard", version, max_term_width = 80)]
 pub struct Arguments {
-    /// Socket of the agent to ask
+    /// Control socket of the agent
     #[arg(long, global = true, env = "FORMAT_GUARD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
     /// Print times in UTC, exactly (2026-01-31T12:00:00Z)
@@ -87,13 +87,13 @@ enum Command {
     /// Show or set whether others are kept from taking the guard away
     #[command(after_help = "Example: format-guard protect off --reason \"taking it apart\"")]
     Protect(protect::Arguments),
-    /// Show whether records were lost, or end that
+    /// Show whether records were lost, or end the loss
     #[command(after_help = "Example: format-guard loss end --reason \"every volume is on record again\"")]
     Loss(loss::Arguments),
     /// Show the configuration, or check a file
     #[command(subcommand, after_help = "Example: format-guard config show")]
     Config(config::Command),
-    /// What nodes share: export it, import it, tell it what this node knows
+    /// Export and import what nodes share, or add what this node knows
     #[cfg(feature = "etcd")]
     #[command(subcommand, after_help = "Example: format-guard store export > volumes.jsonl")]
     Store(store::Command),
@@ -102,10 +102,10 @@ enum Command {
         after_help = "Examples:\n  format-guard events --since 2h\n  format-guard events /dev/sdb --follow --json"
     )]
     Events(events::Arguments),
-    /// What was refused, or would have been, on one page: may this guard enforce?
+    /// Sum up refusals on one page, and say whether this guard may enforce
     #[command(after_help = "Example: format-guard report --since 7d")]
     Report(report::Arguments),
-    /// Format a blank volume once; succeed where it holds that type already
+    /// Format a blank volume once; succeed if it holds that type already
     #[command(after_help = "Example: format-guard ensure-fs /dev/sdb --type ext4 -- -m0")]
     EnsureFs(ensure_fs::Arguments),
     /// Wait until a device is read, so that a blank one may be formatted
@@ -120,10 +120,10 @@ enum Command {
     /// Write the manual pages
     #[command(after_help = "Example: format-guard man /usr/local/share/man")]
     Man(manual::Manual),
-    /// Look at devices, for the agent
+    /// Probe devices for the agent
     #[command(hide = true)]
     Probe,
-    /// Try what must be refused, for the agent
+    /// Try for the agent what the guard must refuse
     #[command(hide = true)]
     Canary(canary::Arguments),
 }
@@ -136,30 +136,30 @@ struct Json {
     json: bool,
 }
 
-/// What a command failed with.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
-    /// Nobody answers on the socket.
+    /// No agent answers on the socket.
     #[error("no agent answers on {socket} ({reason}): start it with systemctl start format-guard")]
     NoAgent { socket: String, reason: String },
-    /// It is there, and hangs.
+    /// An agent is there, and hangs.
     #[error("the agent did not answer in time")]
     NoAnswer,
-    /// The socket is root's.
+    /// Only root may use the socket.
     #[error("only root may ask the agent: run this as root (sudo format-guard ...)")]
     NotRoot,
     /// This host cannot enforce.
     #[error("this host cannot enforce: {0}")]
     NotEnforceable(String),
-    /// Nothing was tried, so nothing is known.
+    /// Nothing was tried, so that nothing is known.
     #[error(
-        "whether this host can enforce is not known: it is found out by trying, which needs root (sudo format-guard check)"
+        "nobody knows whether this host can enforce: only a trial shows it, which needs root (sudo format-guard check)"
     )]
     NotTried,
-    /// A monitor asked, and it is not enforcing in full: the line that was printed says it.
+    /// A monitor asked, and the guard is not enforcing in full: the printed line says so.
     #[error("{}", .0.name())]
     Condition(Condition),
-    /// The agent says no.
+    /// The agent's answer is a failure.
     #[error(transparent)]
     Agent(#[from] Failure),
     /// Everything else.
@@ -193,7 +193,7 @@ impl CommandError {
 #[must_use]
 pub fn run(arguments: Arguments) -> ExitCode {
     if !matches!(arguments.command, Command::Agent(_)) {
-        // Whoever reads the output may have read enough.
+        // The reader of the output may have gone.
         // SAFETY: the default disposition, before any other thread exists.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
@@ -235,7 +235,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
-/// Says what was done.
+/// Prints what was done.
 fn done(done: &Done, json: bool) -> Result<(), CommandError> {
     if json {
         return print_json(done);
@@ -257,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    /// Where the schemas of `--json` are, for those who read them.
+    /// The published schemas of `--json`.
     const SCHEMAS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/json");
 
     fn schema<T: schemars::JsonSchema>(name: &'static str) -> (&'static str, String) {
@@ -265,8 +265,8 @@ mod tests {
         (name, format!("{text}\n"))
     }
 
-    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes them anew: what is renamed or removed breaks its
-    /// readers.
+    /// `FORMAT_GUARD_WRITE_SCHEMAS=1 cargo test` writes the schemas anew. A field that is renamed or removed
+    /// breaks the readers of the JSON.
     #[test]
     fn what_is_printed_as_json_has_its_schema_in_the_documentation() {
         let schemas = [
@@ -339,7 +339,7 @@ mod tests {
                 assert!(examples.peek().is_some(), "{}: no example", command.get_name());
                 for line in examples {
                     let mut words = vec!["format-guard".to_owned()];
-                    // What is quoted is one word.
+                    // Quoted text is one word.
                     for (i, part) in line.split('"').enumerate() {
                         match i % 2 {
                             0 => words.extend(part.split_whitespace().map(str::to_owned)),

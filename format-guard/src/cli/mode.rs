@@ -14,20 +14,20 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Carry refusals out (enforce), only tell them (audit), or let the tools of its format alone write
-    /// (strict, of a volume) [default: show the mode]
+    /// Carry refusals out (enforce), only report them (audit), or let only the tools of a volume's format
+    /// write to it (strict) [default: show the mode]
     #[arg(value_enum, requires = "reason")]
     mode: Option<Mode>,
-    /// End what was set by this command: what the configuration says holds again
+    /// End the mode that a command has set: the configuration's mode holds again
     #[arg(long, requires = "reason", conflicts_with_all = ["mode", "volume"])]
     clear: bool,
     /// Why; kept with the history
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// For so long, then what the configuration says again, such as 2h [default: until it is changed]
+    /// How long, such as 2h; then the configuration's mode holds again [default: until it is changed]
     #[arg(long = "for", value_name = "TIME", value_parser = duration, requires = "mode", conflicts_with = "volume")]
     lasts: Option<u64>,
-    /// On this volume alone: id, /dev path, mount point or unique prefix
+    /// Only on this volume: id, /dev path, mount point or unique prefix
     #[arg(long)]
     volume: Option<String>,
     /// Print JSON for programs
@@ -65,7 +65,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     Ok(())
 }
 
-/// Whose word the mode is.
+/// Whether a command or the configuration has set the mode.
 pub(super) fn origin(status: &Status) -> String {
     let configured = status.configured_mode.name();
     let Some(set) = &status.set_mode else { return format!("mode {configured} by the configuration") };

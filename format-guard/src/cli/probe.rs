@@ -1,8 +1,8 @@
-//! `format-guard probe`: looks at devices for the agent, in a process that may hang in its place.
+//! `format-guard probe`: reads devices for the agent, in a process that may hang in the agent's place.
 //!
-//! It is asked by lines of JSON and answers by lines of JSON. Before it parses what a device holds it says so
-//! by an empty line, and ends after that answer: whatever may have come over it by hostile content says
-//! nothing of another device.
+//! Requests and answers are lines of JSON. Before the process parses what a device holds it prints an empty
+//! line, and it ends after that answer: hostile content that takes the process over cannot falsify the answer
+//! for another device.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! `format-guard protect`: shows or sets whether others are kept from taking the guard away.
+//! `format-guard protect`: shows or sets whether the guard itself is protected.
 
 use std::path::Path;
 
@@ -20,9 +20,9 @@ pub(super) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Switch {
-    /// Others are kept from it
+    /// Keep others from taking the guard away
     On,
-    /// They may
+    /// Let root take the guard away
     Off,
 }
 

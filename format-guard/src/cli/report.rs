@@ -1,4 +1,4 @@
-//! `format-guard report`: the refusals of some time on one page, and whether a guard that audits may enforce.
+//! `format-guard report`: sums up refusals on one page, and says whether a guard that audits may enforce.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
@@ -18,7 +18,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// From when on: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
+    /// The start of the report: 15m, 2h or 7d (ago), or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = since)]
     since: i64,
     /// Print JSON for programs
@@ -26,29 +26,29 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What was refused, or would have been.
+/// What was refused, or would have been refused.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct Report {
-    /// From when on, in seconds since 1970.
+    /// The start of the report, in seconds since 1970.
     since: i64,
     /// The mode in force now.
     mode: Mode,
-    /// Refusals that would have been.
+    /// Requests that would have been refused.
     would_be: u64,
-    /// Refusals.
+    /// Requests that were refused.
     carried_out: u64,
-    /// They are more than one report counts: the oldest are left out.
+    /// There are more refusals than one report counts: the oldest are left out.
     cut_off: bool,
-    /// From when on there is history of that time, in seconds since 1970.
+    /// The start of the history that the report covers, in seconds since 1970.
     observed_since: i64,
     /// Formats that began on blank or permitted volumes.
     formats: u64,
-    /// Whether the guard may enforce, by this.
+    /// Whether the guard may enforce, judged by these refusals.
     verdict: Verdict,
     /// The verdict is `safe`.
     safe: bool,
-    /// By program, volume and reason; what needs a look first, then by number.
+    /// One line for each program, volume and reason: first those that need a look, then by number.
     lines: Vec<Line>,
 }
 
@@ -57,16 +57,16 @@ pub(super) struct Report {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum Verdict {
-    /// It has seen enough, and would have refused nothing.
+    /// The guard has observed enough, and would have refused nothing.
     Safe,
-    /// It has seen too little.
+    /// The guard has observed too little.
     NotYetKnown,
-    /// What is listed would have been refused, or was.
+    /// The guard refused the listed requests, or would have refused them.
     WouldBreak,
 }
 
-/// How long a host is observed before nothing refused says something, in seconds: what runs once a day was
-/// there.
+/// How long a host must be observed, in seconds, before an empty report proves anything: work that is done
+/// once a day was then seen.
 const ENOUGH: i64 = 24 * 3600;
 
 /// Refusals of one kind.
@@ -79,15 +79,15 @@ struct Line {
     exe: Option<String>,
     /// The volume, or the device where no volume is known.
     volume: String,
-    /// Why.
+    /// The reason of the refusals.
     reason: String,
     /// How often.
     times: u64,
-    /// They were carried out.
+    /// The refusals were carried out.
     carried_out: bool,
-    /// When for the last time, in seconds since 1970.
+    /// Time of the last refusal, in seconds since 1970.
     last: i64,
-    /// No formatter: to be looked at before the guard enforces.
+    /// The program is no known formatter: look at it before the guard enforces.
     look: bool,
 }
 
@@ -103,8 +103,8 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     Ok(())
 }
 
-/// A format where there is one already, or where nobody knows yet: what a guard is for. Everything else may
-/// be work that was not foreseen.
+/// Whether a refusal needs a look. A refused format over another one, or over a volume that is not verified
+/// yet, is what a guard is for. Any other refusal may be of work that nobody foresaw.
 fn needs_a_look(refusal: &Refusal) -> bool {
     !matches!(
         refusal.reason.as_str(),
@@ -163,13 +163,13 @@ fn report(events: &[HistoryEvent], since: i64, mode: Mode, now: i64) -> Report {
     }
 }
 
-/// What the verdict says, and what to do next.
+/// The verdict in words, and what to do next.
 fn advice(report: &Report) -> String {
     let look = report.lines.iter().filter(|line| line.look).count();
     match report.verdict {
-        Verdict::Safe => "Enforcing is safe by this: nothing would have been refused.".to_owned(),
+        Verdict::Safe => "Enforcing is safe by this report: nothing would have been refused.".to_owned(),
         Verdict::NotYetKnown => {
-            "Whether enforcing is safe is not known yet: observe for a day at least, and until volumes were formatted as they are \
+            "It is not known yet whether enforcing is safe: observe for a day at least, and until volumes were formatted as they are \
              every day."
                 .to_owned()
         }
@@ -177,11 +177,11 @@ fn advice(report: &Report) -> String {
             "These were refused. Each names its way out: format-guard events --json".to_owned()
         }
         Verdict::WouldBreak if look > 0 => format!(
-            "Enforcing would break these. Look at the first {look}: they are no known formatters. Where it is their work, let it \
+            "Enforcing would break these. Look at the first {look}: they are no known formatters. If it is their work, let it \
              be: format-guard mode audit --volume VOLUME --reason TEXT, or format-guard volume exempt VOLUME --reason TEXT."
         ),
         Verdict::WouldBreak => {
-            "Enforcing would refuse these: formats of volumes that hold data, or that were not verified yet. Where such a format is \
+            "Enforcing would refuse these: formats of volumes that hold data, or that were not verified yet. If such a format is \
              meant, it needs format-guard volume permit from then on."
                 .to_owned()
         }

@@ -1,5 +1,4 @@
-//! `format-guard volume rescue`: what of a volume is not as it was when it was recorded, and putting that
-//! back.
+//! `format-guard volume rescue`: shows what of a volume differs from its copy, and puts the copy back.
 
 use std::{
     fs::{self, OpenOptions},
@@ -35,8 +34,7 @@ pub(super) struct Arguments {
     /// Write the copy into a new file: sparse, each byte where it belongs
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
-    /// Put back what differs: OVERWRITES WHAT IS THERE, after a permit, and
-    /// when 'yes' was typed
+    /// Put back what differs: OVERWRITES WHAT IS THERE; needs a permit and a typed yes
     #[arg(long)]
     write: bool,
     /// Print JSON for programs
@@ -44,7 +42,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What the copy of a volume holds, and what of it is on the device.
+/// What the copy of a volume holds, and how much of it is on the device.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct Report {
@@ -54,9 +52,9 @@ pub(super) struct Report {
     at: i64,
     /// The generation of the record that it belongs to.
     generation: u64,
-    /// The device that it was compared with; none where the volume is not attached.
+    /// The device that it was compared with; none if the volume is not attached.
     device: Option<String>,
-    /// In the order of their offsets.
+    /// The pieces, in the order of their offsets.
     pieces: Vec<Compared>,
     /// What differed was put back.
     written: bool,
@@ -68,9 +66,9 @@ pub(super) struct Report {
 struct Compared {
     /// First byte, from the start of the volume.
     offset: u64,
-    /// Bytes.
+    /// Bytes in the piece.
     length: u64,
-    /// How many of them are others on the device; none where that cannot be read.
+    /// How many of the bytes differ on the device; none if they cannot be read.
     differ: Option<u64>,
 }
 
@@ -86,7 +84,7 @@ impl Target {
         let device = Devices::host(None).device(name).with_context(|| format!("{name} is gone"))?;
         ensure!(
             device.size == copy.size,
-            "{name} has {} bytes, and had {} when the copy was taken: what lies at its end lies elsewhere now; use --to FILE",
+            "{name} has {} bytes, but had {} when the copy was taken, so that the copy no longer fits its end; use --to FILE",
             device.size,
             copy.size
         );
@@ -108,7 +106,7 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
     if let Some(file) = &arguments.to {
         save(&copy, file)?;
     }
-    // A file is wanted just where the device is not what it was.
+    // A device that is gone or has changed is no failure with --to: the file is wanted just then.
     let target = match Target::of(&copy) {
         Err(error) if arguments.to.is_some() && !arguments.write => {
             eprintln!("format-guard: {error:#}");
@@ -147,13 +145,13 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
             .map(|(piece, _)| piece)
             .collect();
         if others.is_empty() {
-            eprintln!("format-guard: all of it is as it was: nothing is written");
+            eprintln!("format-guard: the volume is as it was copied: nothing is written");
         } else {
             may_be_written(&copy.volume)?;
             is_confirmed(&target.path, &others)?;
             write(&target.path, &others)?;
             report.written = true;
-            // What it is now is looked at once this process has ended, as after every format.
+            // The agent probes the device once this process has ended, as after every format.
             let _: Volume = client::post(socket, "/v1/volume/probe", &Selector { volume: copy.volume.id })?;
         }
     }
@@ -161,7 +159,9 @@ pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandErr
         return print_json(&report);
     }
     if report.written {
-        println!("written. Look at it before it is mounted: blkid, e2fsck -n, cryptsetup luksDump ...");
+        println!(
+            "written. Look at the volume before it is mounted: blkid, e2fsck -n, cryptsetup luksDump ..."
+        );
     }
     Ok(())
 }
@@ -189,7 +189,7 @@ fn show(report: &Report, file: Option<&Path>) {
     }
 }
 
-/// Not over a file that is there, and for root alone: it may hold keys.
+/// The file must be new and readable for root alone: the copy may hold keys.
 fn save(copy: &Copy, file: &Path) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
@@ -202,7 +202,7 @@ fn save(copy: &Copy, file: &Path) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot save the copy in {}", file.display()))
 }
 
-/// It is a re-format like any other: what is there now is overwritten.
+/// Putting the copy back is a re-format like any other: it overwrites what is there.
 fn may_be_written(volume: &Volume) -> Result<(), CommandError> {
     if volume.state == State::Permitted.name() {
         return Ok(());
@@ -221,9 +221,9 @@ fn is_confirmed(device: &Path, pieces: &[&Piece]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What lies first comes last: nothing is found there before all of it is.
+/// The pieces are written from last to first: nothing is found at the start before all of it is there.
 fn write(path: &Path, pieces: &[&Piece]) -> anyhow::Result<()> {
-    // Nobody else may hold it: a mounted file system would write over it again.
+    // Nothing else may hold the device: a mounted file system would write over the copy again.
     let device = OpenOptions::new()
         .read(true)
         .write(true)

@@ -21,14 +21,14 @@ use object::{
 use super::CommandError;
 use crate::enforce::preload::library;
 
-/// Bytes of a program that are looked at: its headers and the path of its dynamic linker are at the start.
+/// Bytes of a program that are read: its headers and the path of its dynamic linker are at the start.
 const LOOKED_AT: u64 = 1 << 20;
-/// Scripts that may name each other as their interpreter, as in the kernel (execve(2)).
+/// How many scripts may name one another as interpreter; the kernel has the same limit (execve(2)).
 const SCRIPTS: usize = 4;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// What becomes of known formatters where no agent answers
+    /// Whether known formatters run while no agent answers
     #[arg(long, value_enum, default_value_t = WithoutAgent::Refuse, value_name = "WHAT")]
     without_agent: WithoutAgent,
     /// The agent's run directory
@@ -44,9 +44,9 @@ pub(super) struct Arguments {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum WithoutAgent {
-    /// They are refused on every block device
+    /// Refuse known formatters on every block device
     Refuse,
-    /// They go on
+    /// Let known formatters run
     Allow,
 }
 
@@ -90,7 +90,7 @@ fn found(name: &OsStr) -> Option<PathBuf> {
     env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-/// Whether the dynamic linker that loads a program takes the library.
+/// Whether the dynamic linker of a program can load the library.
 fn takes_the_library(program: &Path) -> Result<(), String> {
     let mut program = program.to_owned();
     for _ in 0..=SCRIPTS {
@@ -103,7 +103,7 @@ fn takes_the_library(program: &Path) -> Result<(), String> {
             None => return linker_takes_it(&start),
         }
     }
-    Err("its interpreters are scripts without end".to_owned())
+    Err("its interpreters are scripts that name one another without end".to_owned())
 }
 
 fn interpreter_of_script(start: &[u8]) -> Option<PathBuf> {
@@ -113,9 +113,9 @@ fn interpreter_of_script(start: &[u8]) -> Option<PathBuf> {
 }
 
 fn linker_takes_it(start: &[u8]) -> Result<(), String> {
-    const NOT: &str = "the library cannot be loaded into it, and nothing that it does would be refused";
+    const NOT: &str = "the library cannot be loaded into the program, and could refuse nothing";
 
-    // execve(2) says what is wrong with it.
+    // execve(2) reports what is wrong with the program.
     let Some(identity) = start.strip_prefix(b"\x7fELF") else { return Ok(()) };
     if identity.first() != Some(&ELFCLASS64) {
         return Err(format!("it is no 64-bit program: {NOT}"));
@@ -139,7 +139,7 @@ fn linker_takes_it(start: &[u8]) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// The head of an ELF program with one program header: of this type, with this path.
+    /// The head of an ELF program with one program header of this type and path.
     fn program(class: u8, kind: u32, path: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 64 + 56];
         bytes[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, 1]);

@@ -1,5 +1,5 @@
-//! `format-guard settle`: waits until the agent has read a device. For udev, before it makes links, and for
-//! scripts: it holds nobody up where there is no agent.
+//! `format-guard settle`: waits until the agent has read a device. udev calls it before it makes links, and
+//! so do scripts. Without an agent it returns at once.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +23,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// What an answer takes beyond what it waits for.
+/// Seconds for the answer itself, on top of the time to wait.
 const MARGIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(socket: &Path, arguments: &Arguments) -> Result<(), CommandError> {

@@ -1,4 +1,5 @@
-//! `format-guard status`: how far this host is protected, the tier in force, what it leaves open, counts.
+//! `format-guard status`: prints how far this host is protected, the tier in force, what it leaves open, and
+//! counts.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use crate::api::{Condition, Status, StoreStatus};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Print the first line alone, and end with a status that says the same
+    /// Print only the first line, and exit with a status that says the same
     #[arg(long)]
     check: bool,
     #[command(flatten)]

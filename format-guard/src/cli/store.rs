@@ -1,5 +1,5 @@
-//! `format-guard store`: what is known of formats, out of the store that nodes share or this node's own, and
-//! into either. Nothing is ever lowered by it: the newest format stays.
+//! `format-guard store`: exports what is known of formats from the store that nodes share or from this node's
+//! own, and imports it into either. An import never replaces a newer format by an older one.
 
 use std::{
     fs::File,
@@ -30,7 +30,7 @@ use crate::{
     volume::VolumeId,
 };
 
-/// Records that are written between two looks.
+/// Records that are looked up together.
 const AT_ONCE: usize = 32;
 /// Bytes of a line: a record and an id.
 const MAX_LINE: u64 = 2 * MAX_VALUE as u64;
@@ -42,7 +42,7 @@ pub(super) enum Command {
     Export {
         #[command(flatten)]
         of: Of,
-        /// What this node knows, of every volume, instead (asks its agent)
+        /// Export what this node knows of every volume instead (asks the agent)
         #[arg(long)]
         embedded: bool,
     },
@@ -51,13 +51,13 @@ pub(super) enum Command {
     Import {
         #[command(flatten)]
         of: Of,
-        /// The file
+        /// The file to import
         file: PathBuf,
-        /// To this node's own store instead (its agent must be stopped)
+        /// Import into this node's own store instead (its agent must be stopped)
         #[arg(long)]
         embedded: bool,
     },
-    /// Tell the shared store what this node knows
+    /// Add to the shared store what this node knows
     #[command(
         after_help = "Example: format-guard store migrate\nAn agent does the same whenever it reaches the store."
     )]
@@ -81,7 +81,7 @@ impl Of {
     }
 }
 
-/// One volume, on a line.
+/// One volume, as a line of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -114,7 +114,7 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Does something with the first member that answers.
+/// Runs an operation with the first member that answers.
 fn with_member<T>(config: &Config, what: impl AsyncFnOnce(&Member) -> Result<T>) -> Result<T> {
     let settings = &config.store;
     if settings.kubernetes {
@@ -135,7 +135,7 @@ fn with_member<T>(config: &Config, what: impl AsyncFnOnce(&Member) -> Result<T>)
         for _ in &settings.endpoints {
             let reached = async {
                 let member = etcd.connect().await?;
-                // A connection is made by the first question.
+                // The first request makes the connection.
                 member.look(&["none".into()]).await?;
                 Ok::<_, SharedError>(member)
             };
@@ -198,13 +198,13 @@ fn read(file: &Path) -> Result<Vec<(VolumeId, Format)>> {
         }
         let wrong = || format!("{path}, line {number}: no volume as format-guard store export prints it");
         let Line { id, record } = serde_json::from_str(&line).with_context(wrong)?;
-        // As strict as a value of the store.
+        // An imported line must pass the same checks as a value of the store.
         let record = Shared::read(&record.value()).with_context(wrong)?;
         formats.extend(record.format.map(|format| (id, format)));
     }
 }
 
-/// Adds formats to the store that nodes share; what came of it.
+/// Adds formats to the store that nodes share, and returns what was done.
 async fn add(member: &Member, formats: &[(VolumeId, Format)]) -> Result<String> {
     let node = node_name();
     let me = NodeLease { node: &node, lease: None };
@@ -236,7 +236,7 @@ async fn add(member: &Member, formats: &[(VolumeId, Format)]) -> Result<String> 
     Ok(format!("{told} volumes told, {known} known there already, {local} that stay on their node"))
 }
 
-/// Adds formats to this node's own store; what came of it.
+/// Adds formats to this node's own store, and returns what was done.
 fn put_here(config: &Config, formats: &[(VolumeId, Format)]) -> Result<String> {
     let (mut store, _) = SqliteStore::open(&config.state_dir, now())?;
     let (mut told, mut known) = (0, 0);

@@ -1,4 +1,4 @@
-//! `format-guard volume`: what is known of volumes, and an operator's word on them.
+//! `format-guard volume`: shows what is known of volumes, and takes an operator's decisions about them.
 
 use std::{
     fmt::Write,
@@ -34,7 +34,7 @@ pub(super) enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Take what is on a volume now for its content; a permit that it has ends
+    /// Take what is on a volume now for its content, and end its permit
     #[command(
         after_help = "Examples:\n  format-guard volume adopt /dev/sdb --reason \"restored\"\n  format-guard volume adopt /dev/sdc --raw \
                       --reason \"a database\""
@@ -44,7 +44,7 @@ pub(super) enum Command {
         why: Why,
         #[command(flatten)]
         consent: Consent,
-        /// It holds content that is no known format: a database, the disk of a virtual machine
+        /// The content is no known format: a database, the disk of a virtual machine
         #[arg(long)]
         raw: bool,
     },
@@ -64,7 +64,7 @@ pub(super) enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Take back a permit that was given, its partitions' among them
+    /// Take back a volume's permit, and those of its partitions
     #[command(after_help = "Example: format-guard volume revoke /dev/sdb --reason \"the wrong disk\"")]
     Revoke {
         #[command(flatten)]
@@ -80,7 +80,7 @@ pub(super) enum Command {
         #[command(flatten)]
         consent: Consent,
     },
-    /// Let processes write to a volume again that were refused on it
+    /// Let processes that were refused on a volume write to it again
     #[command(
         after_help = "Example: format-guard volume untaint /dev/sdb --reason \"the machine formats its disk\""
     )]
@@ -88,12 +88,12 @@ pub(super) enum Command {
         #[command(flatten)]
         why: Why,
     },
-    /// Show what is not as it was when the volume was recorded; put it back
+    /// Show what differs from the copy of a volume, and put the copy back
     #[command(
         after_help = "Examples:\n  format-guard volume rescue /dev/sdb --to /root/sdb.marks\n  format-guard volume rescue /dev/sdb --write"
     )]
     Rescue(rescue::Arguments),
-    /// Delete what is known of a volume that is not attached, or holds nothing
+    /// Delete what is known of a volume that is detached or holds nothing
     #[command(after_help = "Example: format-guard volume forget iscsi:iqn --reason \"returned to the pool\"")]
     Forget {
         #[command(flatten)]
@@ -105,8 +105,8 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Columns as wide as what is in them, ids alone, or JSON [default: what the terminal has room for; wide
-    /// elsewhere]
+    /// Whole columns (wide), ids alone (name) or JSON (json) [default: the columns that fit the terminal;
+    /// wide elsewhere]
     #[arg(long, short, value_name = "LAYOUT", conflicts_with = "json")]
     output: Option<Layout>,
     /// Leave the line of headings out
@@ -144,7 +144,7 @@ impl Why {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Which {
-    /// Id, /dev path or mount point; where nothing can be lost, also the unique beginning of an id
+    /// Id, /dev path or mount point; a command that cannot lose data takes the unique beginning of an id, too
     volume: String,
 }
 
@@ -155,7 +155,7 @@ pub(super) fn run(socket: &Path, command: Command) -> Result<(), CommandError> {
             if list.json.json {
                 return print_json(&volumes);
             }
-            // What is copied or cut out of a pipe is whole.
+            // A line that is copied, or cut out of a pipe, must be whole.
             let whole = !io::stdout().is_terminal();
             match list.output {
                 Some(Layout::Json) => return print_json(&volumes),
@@ -221,7 +221,7 @@ fn colour_of(volume: &Volume) -> Colour {
     }
 }
 
-/// One line for each volume, below their headings: of 80 columns, or with everything whole.
+/// One line for each volume, below their headings: either 80 columns wide, or with every column whole.
 fn table(volumes: &[Volume], now: i64, whole: bool) -> String {
     let devices = |volume: &Volume| {
         if volume.devices.is_empty() { "-".to_owned() } else { volume.devices.join(",") }

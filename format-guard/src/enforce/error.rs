@@ -177,12 +177,12 @@ pub enum ProtectionError {
         source: io::Error,
     },
     /// A pinned link cannot be looked at.
-    #[error("cannot look at a link: {0}")]
+    #[error("cannot read about a link: {0}")]
     Link(#[from] LinkError),
     /// Nothing stands where it could be.
-    #[error("no kernel program is in force that could keep them from it")]
+    #[error("no kernel program that could do so is in force")]
     NoKernel,
     /// The kernel programs did not see the introduction.
-    #[error("the kernel programs did not see this agent")]
+    #[error("the kernel programs did not recognise this agent")]
     Unseen,
 }

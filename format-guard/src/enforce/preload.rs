@@ -357,7 +357,7 @@ impl Enforcer for PreloadEnforcer {
         };
         proof?;
         if !told {
-            return Err(self.canary_failed("its refusal was not told to this agent").into());
+            return Err(self.canary_failed("the library did not report the refusal to this agent").into());
         }
         Ok(())
     }

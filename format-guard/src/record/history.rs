@@ -1,4 +1,4 @@
-//! Lines of the history, and the facts of a refusal: what people and machines are told, today and later.
+//! Lines of the history, and the facts of a refusal, as people and machines read them.
 
 use super::Seconds;
 
@@ -6,27 +6,27 @@ use super::Seconds;
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HistoryEvent {
-    /// Its number, rising. Zero before it is stored.
+    /// The event's number, which rises. Zero before the event is stored.
     pub id: i64,
-    /// When it happened last, in seconds since 1970.
+    /// When the event happened last, in seconds since 1970.
     pub at: Seconds,
     /// The volume, or empty for the guard itself.
     pub volume: String,
     /// A stable word: `denied`, `would-deny`, `formatted`, ...
     pub kind: String,
-    /// A sentence.
+    /// What happened, in a sentence.
     pub text: String,
-    /// The facts of a refusal; the newest, where it is told of several.
+    /// The facts of a refusal: of the newest one, if the line counts several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
-    /// How often it happened: refusals of one program on one volume, of the same operation and for the same
-    /// reason, are one line a day.
+    /// How often the event happened: refusals of one program on one volume, of the same operation and for the
+    /// same reason, are one line a day.
     #[serde(default = "once")]
     pub count: u64,
-    /// When it happened first, in seconds since 1970; zero: of a version that did not count.
+    /// When the event happened first, in seconds since 1970; zero from a version that did not count.
     #[serde(default)]
     pub first: Seconds,
-    /// An operator did it: kept for good.
+    /// An operator caused the event, which is kept for good.
     #[serde(default)]
     pub by_operator: bool,
 }
@@ -36,7 +36,7 @@ const fn once() -> u64 {
 }
 
 impl HistoryEvent {
-    /// One that is not stored yet, and no refusal.
+    /// An event that is not stored yet, and is no refusal.
     #[must_use]
     pub fn new(at: Seconds, volume: String, kind: &str, text: String) -> Self {
         Self {
@@ -52,74 +52,74 @@ impl HistoryEvent {
         }
     }
 
-    /// The same as an operator's doing.
+    /// The same event, caused by an operator.
     #[must_use]
     pub fn by_operator(self) -> Self {
         Self { by_operator: true, ..self }
     }
 }
 
-/// The facts of a refusal, as the kernel told them.
+/// The facts of a refusal, as the kernel reported them.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refusal {
-    /// Why: a name of `format_guard_common::Reason`.
+    /// Why the request was refused: a name of `format_guard_common::Reason`, or "unknown".
     pub reason: String,
-    /// What was tried: a name of `format_guard_common::Operation`.
+    /// What the request was: a name of `format_guard_common::Operation`, or "unknown".
     pub operation: String,
-    /// First byte.
+    /// First byte of the request's range.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes in the range.
     pub length: u64,
-    /// The device's name, or its number when it is gone.
+    /// The device's name, or its number if the device is gone.
     pub device: String,
     /// Process id in the initial pid namespace.
     pub pid: u32,
     /// Name of the program, as the kernel keeps it.
     pub comm: String,
-    /// Path of its executable, where it could still be read.
+    /// Path of the program's executable, if it could still be read.
     pub exe: Option<String>,
-    /// Its control group (v2), by number.
+    /// Number of the process's control group (v2).
     pub cgroup: u64,
-    /// The container that it runs in, if it runs in one.
+    /// The container of the process, if it runs in one.
     #[serde(default)]
     pub container: Option<String>,
-    /// The tier that refused it.
+    /// The tier that refused the request.
     #[serde(default)]
     pub tier: String,
-    /// The volume in Kubernetes' words, where its name is one that a provisioner gives.
+    /// What Kubernetes knows the volume as, if a provisioner gave the volume its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesFacts>,
-    /// The device below through which it was tried, where that is another one.
+    /// The lower device through which the request came, if that is another one.
     #[serde(default)]
     pub through: Option<String>,
-    /// State of the volume, what brought it there, and since when.
+    /// The state of the volume, or "unknown".
     #[serde(default)]
     pub state: String,
     /// What brought the volume into its state.
     #[serde(default)]
     pub cause: String,
-    /// Since when it is in its state, in seconds since 1970.
+    /// Since when the volume is in its state, in seconds since 1970.
     #[serde(default)]
     pub since: Seconds,
-    /// The command that would permit one re-format, where that is what would help: a volume that reads as it
-    /// was recorded was about to lose its format.
+    /// The command that permits one re-format, if a permit would help: the volume reads as it was recorded,
+    /// and was about to lose its format.
     #[serde(default)]
     pub permit: Option<String>,
-    /// What can be done about it, for people.
+    /// What a person can do about the refusal.
     #[serde(default)]
     pub way_out: String,
 }
 
-/// What a node knows of a volume in Kubernetes' words.
+/// What Kubernetes knows a volume as.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KubernetesFacts {
     /// Name of the `PersistentVolume`.
     pub persistent_volume: String,
-    /// UID of the `PersistentVolumeClaim` that it was made for.
+    /// UID of the `PersistentVolumeClaim` that the volume was made for.
     pub claim_uid: String,
-    /// Pods on this node that use it.
+    /// Pods on this node that use the volume.
     pub pods: Vec<Pod>,
 }
 

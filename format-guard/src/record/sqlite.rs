@@ -317,7 +317,8 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 
 /// Looks at every record and setting: a flipped bit must not be found when it has been acted upon.
 fn check_sums(connection: &Connection) -> Result<(), StoreError> {
-    let damaged = |what: &str| Err(StoreError::Damaged { reason: format!("{what} is not what was stored") });
+    let damaged =
+        |what: &str| Err(StoreError::Damaged { reason: format!("{what} differs from what was stored") });
     for_each(connection, |found| checked(found).map(drop)).or_else(|error| match error {
         StoreError::Row { volume, .. } => damaged(&volume),
         error => Err(error),
@@ -532,7 +533,7 @@ fn checked((record, stored): (Record, i64)) -> Result<Record, StoreError> {
     if sum::of_record(&record)? != stored {
         return Err(StoreError::Row {
             volume: record.id.to_string(),
-            reason: "it is not what was stored".to_owned(),
+            reason: "the record differs from what was stored".to_owned(),
         });
     }
     Ok(record)
@@ -954,7 +955,7 @@ impl Store for SqliteStore {
         match found {
             Some((copy, stored)) if sum::of_copy(id.as_str(), &copy) != stored => Err(StoreError::Row {
                 volume: id.to_string(),
-                reason: "its copy is not what was stored".to_owned(),
+                reason: "the copy differs from what was stored".to_owned(),
             }),
             found => Ok(found.map(|(copy, _)| copy)),
         }

@@ -1,5 +1,5 @@
-//! Members of an etcd with data of their own, which end with the value: killed, stopped, cut off and filled
-//! up as a test wants.
+//! An etcd whose members have data of their own and end with the value. A test may kill, stop, cut off and
+//! fill its members.
 
 use std::{
     iter,
@@ -23,11 +23,11 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// How members are started.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
-    /// How many.
+    /// The number of members.
     pub members: usize,
-    /// Of the clients' addresses: `http` or `https`.
+    /// The scheme of the clients' addresses: `http` or `https`.
     pub scheme: &'a str,
-    /// Options of each, without their dashes, and their values.
+    /// Options of each member, without their dashes, and their values.
     pub options: &'a [(&'a str, &'a str)],
 }
 
@@ -47,7 +47,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Where clients reach it.
+    /// The address of the member for clients.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.port)
@@ -59,13 +59,13 @@ impl Member {
         self.port
     }
 
-    /// Its name, by which the network knows it.
+    /// The name of the member in the network.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Has every write to a file fail from now on, as on a full disk: it does not live through that.
+    /// Makes every write to a file fail from now on, as on a full disk. The member does not survive that.
     pub fn fail_writes(&self) -> Result<()> {
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         prlimit(Some(self.process.pid()), Resource::Fsize, none)
@@ -76,15 +76,15 @@ impl Member {
 
 /// An etcd.
 pub struct Members {
-    /// Them.
+    /// The members.
     pub members: Vec<Member>,
-    /// Between them.
+    /// The network between them.
     pub network: Network,
     _directory: tempfile::TempDir,
 }
 
 impl Members {
-    /// Starts them.
+    /// Starts the members.
     pub fn start(plan: &Plan<'_>) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let taken =
@@ -122,13 +122,13 @@ impl Members {
         Ok(Self { members: members.collect::<Result<_>>()?, network, _directory: directory })
     }
 
-    /// Where clients reach each.
+    /// The addresses of the members for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(Member::endpoint).collect()
     }
 
-    /// `etcdctl`, of all members.
+    /// `etcdctl`, for all members.
     #[must_use]
     pub fn etcdctl(&self, words: &[&str]) -> Command {
         let mut etcdctl = Command::new("etcdctl");
@@ -136,14 +136,14 @@ impl Members {
         etcdctl
     }
 
-    /// What `etcdctl` prints.
+    /// The output of `etcdctl`.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
         let ran = self.etcdctl(words).output().context("etcdctl, of the package etcd-client")?;
         ensure!(ran.status.success(), "etcdctl {words:?}: {}", String::from_utf8_lossy(&ran.stderr).trim());
         Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
     }
 
-    /// Waits until all of them are up and agree; from then on one can be cut off from the others.
+    /// Waits until all members are up and agree; from then on one can be cut off from the others.
     pub fn wait_until_healthy(&self) -> Result<()> {
         let start = Instant::now();
         while let Err(error) = self.ask(&["endpoint", "health"]) {
@@ -158,7 +158,7 @@ impl Members {
         Ok(())
     }
 
-    /// Which one leads, as far as one of these tells that answers.
+    /// The member that leads, if it is among those that answer.
     pub fn leader(&self) -> Result<Option<usize>> {
         let ran = self.etcdctl(&["endpoint", "status", "-w", "json", "--command-timeout=1s"]).output()?;
         let status: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap_or_default();
@@ -171,12 +171,12 @@ impl Members {
         Ok(self.members.iter().position(|member| Some(member.endpoint().as_str()) == endpoint))
     }
 
-    /// Gives back the room that compaction left, in each of them.
+    /// Defragments each member, which frees what compaction left.
     pub fn defragment(&self) -> Result<()> {
         self.ask(&["defrag"]).map(drop)
     }
 
-    /// Drops everything but what each key is now.
+    /// Compacts the history: only the present value of each key stays.
     pub fn compact(&self) -> Result<()> {
         let status: serde_json::Value = serde_json::from_str(&self.ask(&["get", "none", "-w", "json"])?)?;
         let revision = status["header"]["revision"].as_u64().context("no revision")?;

@@ -1,5 +1,5 @@
-//! What lies between members, and between them and their clients: any of them can be cut off. What is under
-//! way then arrives when it is connected again, late.
+//! The network between members, and between members and clients: any member can be cut off. Data under way
+//! then arrives late, when the member is connected again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +12,17 @@ use std::{
 
 use anyhow::Result;
 
-/// The head of a peer's first request is shorter.
+/// The limit for the head of a peer's first request, which is shorter.
 const HEAD: usize = 8192;
-/// A connection whose head does not come is no peer's.
+/// The limit for waiting: a connection without a head is no peer's.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct State {
     cut_off: BTreeSet<String>,
-    /// Whose answers are lost, with the connection.
+    /// Members whose answers are lost, with the connection.
     unheard: BTreeSet<String>,
-    /// Names of the members, by the ids by which they tell who they are.
+    /// Names of the members, by the ids that members send.
     names: BTreeMap<String, String>,
     ports: Vec<u16>,
     over: bool,
@@ -39,7 +39,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while one of them is cut off; whether there still is a network then.
+    /// Waits while a member is cut off; false if the network is gone after that.
     fn pass(&self, parties: &[String; 2]) -> bool {
         let mut state = self.state();
         while !state.over && parties.iter().any(|party| state.cut_off.contains(party)) {
@@ -48,7 +48,7 @@ impl Shared {
         !state.over
     }
 
-    /// Whether an answer of one of them is lost.
+    /// Whether an answer of one of these members is lost.
     fn loses(&self, parties: &[String; 2]) -> bool {
         let state = self.state();
         parties.iter().any(|party| state.unheard.contains(party))
@@ -60,7 +60,7 @@ impl Shared {
 pub struct Network(Arc<Shared>);
 
 impl Network {
-    /// A port that leads to this port of a member, for its client of this name.
+    /// A port that leads to this port of a member, for the member's client of this name.
     pub fn link(&self, from: &str, to: &str, port: u16) -> Result<u16> {
         self.listen(Some(from.to_owned()), to, port)
     }
@@ -80,29 +80,29 @@ impl Network {
                     return;
                 }
                 let (shared, from, to) = (shared.clone(), from.clone(), to.clone());
-                // A connection that breaks is no fault of the network's.
+                // A connection that breaks is no fault of the network.
                 thread::spawn(move || drop(connect(&shared, stream, from, to, port)));
             }
         });
         Ok(own)
     }
 
-    /// Tells which member has which id, in hexadecimal: by that a peer tells who it is.
+    /// Registers the id of a member, in hexadecimal: a peer names itself by it.
     pub(crate) fn name(&self, id: &str, name: &str) {
         self.0.state().names.insert(id.to_owned(), name.to_owned());
     }
 
-    /// Nothing comes from it or to it any more.
+    /// Cuts a member off: nothing comes from it or reaches it any more.
     pub fn cut_off(&self, name: &str) {
         self.0.state().cut_off.insert(name.to_owned());
     }
 
-    /// What is said to it arrives, and every answer is lost: its connection breaks.
+    /// Lets requests reach a member, but loses every answer: the connection breaks.
     pub fn lose_answers(&self, name: &str) {
         self.0.state().unheard.insert(name.to_owned());
     }
 
-    /// Everybody is connected again.
+    /// Connects every member again.
     pub fn heal(&self) {
         let mut state = self.0.state();
         state.cut_off.clear();
@@ -120,7 +120,7 @@ impl Drop for Network {
             std::mem::take(&mut state.ports)
         };
         self.0.changed.notify_all();
-        // Whoever listens there looks up.
+        // Wakes the listener.
         for port in ports {
             let _ = TcpStream::connect(("127.0.0.1", port));
         }
@@ -165,7 +165,7 @@ fn carry(shared: &Shared, parties: &[String; 2], mut from: TcpStream, mut to: Tc
             break;
         }
     }
-    // The other direction ends with it; either may be closed already.
+    // The other direction ends with this one; either may be closed already.
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }

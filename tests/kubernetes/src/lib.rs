@@ -1,6 +1,5 @@
-//! An API server of Kubernetes over an etcd of its own, on this host's loopback, which ends with the value:
-//! killed, stopped and cut off as a test wants. Nothing but the API is there: no kubelet, no controller, no
-//! scheduler.
+//! An API server of Kubernetes on this host's loopback, over an etcd of its own, which ends with the value. A
+//! test may kill, stop and cut it off. Only the API runs: no kubelet, no controller, no scheduler.
 
 use std::{
     fs,
@@ -16,13 +15,13 @@ use anyhow::{Context, Result, bail, ensure};
 use format_guard_tests_etcd::{Members, Plan, server::Server};
 use serde_json::{Value, json};
 
-/// How long it may take to come up, on a busy machine.
+/// How long the server may take to come up, on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(3);
 /// How long an answer may take.
 const ANSWER: &str = "20";
 /// Names the directory with `kube-apiserver` and `kubectl`: `cargo xtask api-server` builds them.
 pub const PROGRAMS: &str = "FORMAT_GUARD_KUBERNETES";
-/// Names a file with what the chart renders to where nodes share through the API, as a JSON array.
+/// Names a file with the chart's manifests for nodes that share through the API, as a JSON array.
 pub const MANIFESTS: &str = "FORMAT_GUARD_STORE_MANIFESTS";
 /// The name of the API server, by which the network knows it.
 pub const NAME: &str = "api";
@@ -33,7 +32,7 @@ pub const ACCOUNT: &str = "format-guard";
 
 /// The API server.
 pub struct ApiServer {
-    /// Its etcd, and the network in which links to the server are made.
+    /// The server's etcd, and the network in which links to the server are made.
     pub etcd: Members,
     /// Its process.
     pub process: Server,
@@ -41,7 +40,7 @@ pub struct ApiServer {
     directory: tempfile::TempDir,
 }
 
-/// Asks the API server by curl, in the name of whoever has a token.
+/// Sends requests to the API server by curl, with a token.
 #[derive(Clone)]
 pub struct Asker {
     port: u16,
@@ -50,7 +49,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// The answer, where it is one.
+    /// The answer, if it is one.
     pub fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         self.ask_for(method, path, "application/json", body.map(|body| (kind, body)))
@@ -66,7 +65,7 @@ impl Asker {
     ) -> Result<Value> {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--max-time", ANSWER, "--request", method]);
-        // What everybody may read of a process is its arguments: the token comes by standard input.
+        // Everybody may read the arguments of a process: the token goes by standard input.
         curl.args([
             "--config",
             "-",
@@ -113,7 +112,7 @@ impl Asker {
     }
 }
 
-/// Where the programs are.
+/// The directory of the programs.
 pub fn programs() -> Result<PathBuf> {
     std::env::var_os(PROGRAMS).map(PathBuf::from).with_context(|| {
         format!("{PROGRAMS} names no directory: cargo xtask test --part \"API server\" builds what is tested against, and sets it")
@@ -137,7 +136,7 @@ impl ApiServer {
         let key = path("accounts.key");
         run("openssl", &["genrsa", "-out", &key, "2048"])?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        // Known to this process alone.
+        // Only this process knows the token.
         let token = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         let tokens = path("tokens");
         fs::write(&tokens, format!("{token},admin,admin,system:masters\n"))?;
@@ -154,7 +153,7 @@ impl ApiServer {
             format!("--service-account-key-file={key}"),
             format!("--service-account-signing-key-file={key}"),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
-            // Two hundred questions at once are asked by a busy test; what is refused for their number is not
+            // A busy test sends two hundred requests at once; the server's limit on their number is not
             // tested here.
             "--enable-priority-and-fairness=false".to_owned(),
             "--profiling=false".to_owned(),
@@ -169,30 +168,30 @@ impl ApiServer {
         Ok(api)
     }
 
-    /// Its port.
+    /// The server's port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.asker.port
     }
 
-    /// The token of one who may do everything.
+    /// The token of an administrator.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.asker.token
     }
 
-    /// The certificates by which it is known.
+    /// The server's certificates.
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         self.asker.authority.clone()
     }
 
-    /// A port that leads to it, for the client of this name.
+    /// A port that leads to the server, for the client of this name.
     pub fn link(&self, from: &str) -> Result<u16> {
         self.etcd.network.link(from, NAME, self.asker.port)
     }
 
-    /// How a client reaches it, as a kubeconfig.
+    /// A kubeconfig for the server.
     #[must_use]
     pub fn kubeconfig(&self, port: u16, token: &str) -> Value {
         json!({
@@ -208,14 +207,14 @@ impl ApiServer {
         })
     }
 
-    /// A file with that.
+    /// A file with the kubeconfig.
     pub fn kubeconfig_file(&self, name: &str, port: u16, token: &str) -> Result<PathBuf> {
         let path = self.directory.path().join(format!("{name}.kubeconfig"));
         fs::write(&path, self.kubeconfig(port, token).to_string())?;
         Ok(path)
     }
 
-    /// Waits until it takes questions.
+    /// Waits until the server answers.
     pub fn wait_until_ready(&self) -> Result<()> {
         let start = Instant::now();
         while let Err(error) = self.asker.ask("GET", "/readyz", None) {
@@ -229,19 +228,19 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Who asks it as one who may do everything.
+    /// A client with the rights of an administrator.
     #[must_use]
     pub fn asker(&self) -> &Asker {
         &self.asker
     }
 
-    /// Who asks it with another token.
+    /// A client with another token.
     #[must_use]
     pub fn asker_with(&self, token: &str) -> Asker {
         Asker { token: token.to_owned(), ..self.asker.clone() }
     }
 
-    /// Makes these objects; those that are there stay.
+    /// Makes these objects; existing ones stay.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         for object in objects {
             let (path, name) = collection(object)?;
@@ -253,8 +252,8 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Makes the kind of volumes, the account of the agents with its rights, and the rules of admission, as
-    /// the chart renders them to this file, and waits until the rules are in force.
+    /// Makes the kind of volumes, the agents' account with its rights, and the rules of admission, from the
+    /// manifests in this file, and waits until the rules are in force.
     pub fn install(&self, manifests: &Path) -> Result<()> {
         let text = fs::read_to_string(manifests).with_context(|| manifests.display().to_string())?;
         let objects: Vec<Value> = serde_json::from_str(&text)?;
@@ -264,7 +263,7 @@ impl ApiServer {
         self.apply(&objects)?;
         let asker = self.asker_with(&self.node_token("probe")?);
         let start = Instant::now();
-        // Each of these is refused by a rule of its own.
+        // Each of these requests is refused by a rule of its own.
         let tries = [
             (
                 "/apis/format-guard.io/v1alpha1/guardedvolumes?dryRun=All",
@@ -320,7 +319,7 @@ impl ApiServer {
         Ok(answer["status"]["token"].as_str().context("no token")?.to_owned())
     }
 
-    /// A number of its own metrics, all lines whose name and labels have these words added up.
+    /// The sum of the server's metrics whose name and labels contain these words.
     pub fn metric(&self, words: &[&str]) -> Result<f64> {
         let text = self.asker.ask("GET", "/metrics", None)?;
         let text = text.as_str().context("metrics are text")?;
@@ -329,7 +328,7 @@ impl ApiServer {
     }
 }
 
-/// A volume's object.
+/// The object of a volume.
 #[must_use]
 pub fn volume(name: &str, spec: &Value) -> Value {
     json!({
@@ -340,7 +339,7 @@ pub fn volume(name: &str, spec: &Value) -> Value {
     })
 }
 
-/// Where objects of a kind are, of those that tests make.
+/// The paths of the kinds of objects that tests make.
 fn collection(object: &Value) -> Result<(String, String)> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let version = text(&object["apiVersion"]).context("no apiVersion")?;

@@ -1,10 +1,10 @@
-//! What many volumes cost: the time from records to rules at the agent's start, its memory, and the time from
-//! the kernel's word of a new device until it has its rule and until it may be formatted, beside what udevd
-//! needs for such devices.
+//! What many volumes cost. The bench measures the time from records to rules at the agent's start, and the
+//! agent's memory. It also measures the time from the kernel's uevent for a new device until the device has
+//! its rule, and until it may be formatted, beside what udevd needs for the same devices.
 //!
 //! `cargo xtask bench attach` runs it in a guest whose clock counts instructions (qemu's `-icount`, one
-//! nanosecond each): its seconds are those of a processor that does a thousand million instructions in one,
-//! and the same in every run. With `--here` it runs on this host, in seconds of its own, over loop devices
+//! nanosecond each). Its seconds are those of a processor with a thousand million instructions a second, and
+//! the same in every run. With `--here` it runs on this host over loop devices, in the host's seconds
 //! (`FORMAT_GUARD_DEVICES=loops`).
 
 use std::{
@@ -34,9 +34,9 @@ use serde_json::Value;
 
 /// Volumes that are attached one by one.
 const ONE_BY_ONE: u32 = 100;
-/// Volumes that are attached as fast as they can be.
+/// Volumes that are attached all at once.
 const BURST: u32 = 200;
-/// Between two volumes that come one by one: none is in the wake of the one before.
+/// The pause between volumes that are attached one by one: no volume waits for the one before.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const START_GOAL: f64 = 2.0;
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     println!("from records to rules: {seconds:.2} s (goal {START_GOAL})");
     let log = guard.log();
     for (part, word) in [
-        ("the records are read and checked", "the records are read"),
+        ("the records are read and checked", "has read the records"),
         ("the kernel programs are loaded", "is ready to be put in force"),
         ("the last device is looked at", " attached "),
     ] {
@@ -85,7 +85,7 @@ fn main() -> Result<()> {
     println!("{} records, {} devices", status["volumes"][0]["count"], status["devices"]);
     println!("largest resident set: {memory} MiB (goal {MEMORY_GOAL})");
 
-    // Devices that are new to everybody.
+    // Devices that neither the agent nor the kernel has seen.
     let kernel = Kernel::listen()?;
     let mut next = volumes;
     for (name, at_once, times, pause) in [
@@ -127,11 +127,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What the volumes lie on.
+/// The devices under the volumes.
 enum Devices {
-    /// Device mapper over one null block device; the records know them, and they read blank.
+    /// Device mapper over one null block device; the database has records of the volumes, which read blank.
     Linear,
-    /// Loop devices, of which nothing is known.
+    /// Loop devices, of which the database has no record.
     Loops(Vec<Loop>),
 }
 
@@ -161,7 +161,7 @@ impl Devices {
         }
     }
 
-    /// How many are probed, by the agent's status.
+    /// The number of probes, by the agent's status.
     fn probed(&self, status: &Value) -> u64 {
         match self {
             Self::Linear => status["discrepancies"].as_u64().unwrap_or(0),
@@ -173,7 +173,7 @@ impl Devices {
         }
     }
 
-    /// What a line of the log has once one of them is.
+    /// The text in the log's line for one of these devices.
     const fn word_of_a_probe(&self) -> &'static str {
         match self {
             Self::Linear => "discrepancy",
@@ -182,9 +182,9 @@ impl Devices {
     }
 }
 
-/// The kernel's own word: its uevents, and the rules that are in its maps.
+/// The kernel's uevents, and the rules that are in its maps.
 struct Kernel {
-    /// When a device of this name told last that it has changed, as it does once it can be used.
+    /// The time of the last `change` uevent for a device of this name: the device can be used from then on.
     told: Arc<Mutex<HashMap<String, Instant>>>,
     slots: BpfHashMap<MapData, u32, u32>,
     rules: ArrayOfMaps<MapData, Array<MapData, Rule>>,
@@ -206,7 +206,7 @@ impl Kernel {
         // SAFETY: plain integers, of which zero is a value.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-        // The kernel's own.
+        // Messages from the kernel only.
         address.nl_groups = 1;
         let length = size_of_val(&address) as libc::socklen_t;
         // SAFETY: an address of that length.
@@ -245,8 +245,8 @@ impl Kernel {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until each of these devices is armed: milliseconds from the kernel's word of it until it had its
-    /// rule, and until then.
+    /// Waits until each of these devices is armed. Returns the milliseconds from its uevent until it had its
+    /// rule, and until it was armed.
     fn until_armed(&self, paths: &[PathBuf]) -> Result<Vec<(f64, f64)>> {
         let deadline = Instant::now() + Duration::from_mins(5);
         let mut seen: Vec<[Option<Instant>; 2]> = vec![[None; 2]; paths.len()];
@@ -288,7 +288,7 @@ impl Kernel {
     }
 }
 
-/// What it takes until this is so of a new device, for each of some.
+/// The time until this condition holds for a new device, for several devices.
 fn latencies(
     devices: &mut Devices,
     first: u32,
@@ -309,12 +309,12 @@ fn percentiles(times: &mut [f64]) -> [f64; 2] {
     [50, 99].map(|percent| times[(times.len() * percent / 100).min(times.len() - 1)])
 }
 
-/// Between the first lines with these words in a log, whose lines begin with a time of day in UTC.
+/// Seconds between the first lines with these words in a log, whose lines begin with a time of day in UTC.
 fn seconds_between(log: &str, first: &str, second: &str) -> Result<f64> {
     between(log.lines().find(|line| line.contains(first)), log.lines().find(|line| line.contains(second)))
 }
 
-/// From the start of the agent to the last line with this word.
+/// Seconds from the start of the agent to the last line with this word.
 fn seconds_to_last(log: &str, word: &str) -> Result<f64> {
     between(log.lines().next(), log.lines().rfind(|line| line.contains(word)))
 }
@@ -330,7 +330,7 @@ fn between(first: Option<&str>, second: Option<&str>) -> Result<f64> {
     Ok(seconds)
 }
 
-/// The most that a process ever had in memory, in MiB.
+/// The peak memory of a process, in MiB.
 fn memory(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -338,7 +338,7 @@ fn memory(process: u32) -> Result<u64> {
     Ok(kib.div_ceil(1024))
 }
 
-/// What a clock of instructions makes of one minute is short for the work of thousands of devices.
+/// One minute is short for the work of thousands of devices by a clock of instructions.
 fn wait_for_long<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {

@@ -1,8 +1,8 @@
-//! What the guard costs per system call, in guest instructions: bare, with an LSM program that does nothing
-//! on the same hooks, and guarded.
+//! What the guard costs for each system call, in guest instructions: without a program, with an LSM program
+//! on the same hooks that does nothing, and guarded.
 //!
-//! `cargo xtask bench hook` runs it in a guest whose clock counts instructions (qemu's `-icount`): a number
-//! means nothing anywhere else.
+//! `cargo xtask bench hook` runs it in a guest whose clock counts instructions (qemu's `-icount`); the
+//! numbers mean nothing anywhere else.
 
 use std::{
     arch::asm,
@@ -31,30 +31,30 @@ use format_guard_tests::{
 };
 use io_uring::IoUring;
 
-/// Calls of one round, and rounds of which the cheapest counts: an interrupt falls into some.
+/// Calls of one round, and rounds. The cheapest round counts, since an interrupt falls into some.
 const CALLS: u32 = 500;
 const ROUNDS: u32 = 25;
 /// Where a guarded ext4 has no mark.
 const BEYOND: u64 = 12 << 20;
-/// Between two of eleven copies of a superblock, in a stretch that is none of the longest.
+/// Between two of eleven copies of a superblock, in a stretch that is not among the longest.
 const BETWEEN: u64 = 6720 << 10;
-/// Volumes on a host that has many.
+/// Volumes on a host with many volumes.
 const MANY: u32 = 2000;
 /// Bytes of an XFS, and of each of its four allocation groups.
 const XFS: u64 = 320 << 20;
 const GROUP: u64 = XFS / 4;
 
-/// What a call may cost against the program that does nothing.
+/// What a call may cost more than with the program that does nothing.
 #[derive(Clone, Copy)]
 enum Goal {
-    /// So many instructions more.
+    /// This many instructions more.
     Above(i64),
-    /// So many percent.
+    /// This many percent more.
     Percent(i64),
 }
 
 impl Goal {
-    /// Prints whether it is met.
+    /// Prints whether the goal is met.
     fn judge(self, name: &str, cost: i64, noop: i64) -> bool {
         let (value, most, unit) = match self {
             Self::Above(most) => (cost - noop, most, "above no-op"),
@@ -113,7 +113,8 @@ fn main() -> Result<()> {
     for case in &CASES {
         goals.extend(case.goal.map(|goal| (case.name, goal, costs[case.name], noop[case.name])));
     }
-    // What happened before: to another process, to this one, to the agent.
+    // What a call costs after an event that it must not feel: a refusal, a restart of the agent, more
+    // devices.
     let beyond = CASES.iter().find(|case| case.name == PWRITE_BEYOND).context("no such case")?;
     let refuse = || bench.guarded.write_all_at(&[0; 1024], 1024);
     let refused = |result: io::Result<()>| {
@@ -146,8 +147,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A node of a loop device that shares its first place in the table of clear stretches with this one, which
-/// has that already.
+/// A node of a loop device whose first slot in the table of clear stretches is taken already, by this device.
 fn beside(node: &Path) -> Result<PathBuf> {
     let number = |dev: u64| libc::major(dev) << 20 | libc::minor(dev);
     let taken = number(std::os::unix::fs::MetadataExt::rdev(&fs::metadata(node)?));
@@ -163,7 +163,7 @@ struct Clock {
 }
 
 impl Clock {
-    /// By a loop of two instructions.
+    /// Measured by a loop of two instructions.
     fn calibrate() -> Result<Self> {
         const TURNS: u64 = 5_000_000;
         let mut best = Duration::MAX;
@@ -210,7 +210,7 @@ struct Bench {
     copies: File,
     /// What the superblock holds: written back as it is.
     superblock: Vec<u8>,
-    /// What lies around it.
+    /// The bytes around the superblock.
     start: Vec<u8>,
     data: Vec<u8>,
     aio: Aio,
@@ -311,7 +311,7 @@ impl Bench {
         let guarded = open(guarded)?;
         let mut start = vec![0; 4096];
         guarded.read_exact_at(&mut start, 0)?;
-        // Before the guard is there: an open is judged by the name that the process has then.
+        // Opened before the guard starts: an open is judged by the name that the process has then.
         Ok(Self {
             path,
             file: open(path)?,
@@ -330,7 +330,7 @@ impl Bench {
         })
     }
 
-    /// So many pieces, 512 bytes in all.
+    /// This many pieces, 512 bytes in all.
     fn vectored(&self, count: usize) -> io::Result<()> {
         let parts = pieces(&self.data, self.data.len() / count);
         let count = libc::c_int::try_from(parts.len()).map_err(io::Error::other)?;
@@ -344,7 +344,7 @@ impl Bench {
 
     fn measure(&self, clock: &Clock, cases: &[Case]) -> Result<BTreeMap<&'static str, i64>> {
         let cost = |case: &Case| {
-            // Known to the kernel by a name that the configuration trusts, as a thread may call itself.
+            // A thread may call itself by any name, such as one that the configuration trusts.
             let named = case.name.contains("trusted").then(Named::as_trusted).transpose()?;
             let cost = clock.instructions(|| (case.call)(self)).with_context(|| case.name.to_owned())?;
             drop(named);

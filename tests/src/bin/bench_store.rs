@@ -1,6 +1,6 @@
 //! What sharing costs: claims beside bare etcd transactions, transitions beside bare `SQLite` commits, and a
-//! thousand nodes at one etcd. `cargo xtask bench store` runs it; each figure is a ratio, or what one run
-//! saw.
+//! thousand nodes at one etcd. `cargo xtask bench store` runs it; each figure is a ratio, or a measurement of
+//! one run.
 
 use std::{
     collections::VecDeque,
@@ -35,10 +35,10 @@ use format_guard_tests_etcd::{Members, Plan};
 use rusqlite::Connection;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
-/// No time passes.
+/// The clock stands still.
 const START: Now = Now { wall: 0, boot: 0 };
 
-/// Claims, and transactions, of each turn and at the same time.
+/// Claims, and transactions, in one turn and side by side.
 const TURN: u32 = 500;
 const TOGETHER: usize = 32;
 const TURNS: u32 = 6;
@@ -71,7 +71,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// So many at a time, each with a number.
+/// Runs this many tasks side by side, each with a number.
 async fn together<F: Future<Output = Result<()>> + Send + 'static>(
     first: u32,
     what: impl Fn(u32) -> F,
@@ -104,8 +104,8 @@ async fn bare(client: Client, number: u32, value: Vec<u8>, lease: Option<u64>) -
     Ok(())
 }
 
-/// A claim of a volume that the node has looked at when it was attached; beside it, transactions of two keys
-/// as large, under no lease and under one.
+/// A claim of a volume that the node looked at when it was attached. Beside it, transactions of two keys as
+/// large, with and without a lease.
 async fn claims() -> Result<()> {
     let etcd = Members::start(&Plan::default())?;
     etcd.wait_until_healthy()?;
@@ -186,21 +186,21 @@ fn transitions() -> Result<()> {
     Ok(())
 }
 
-/// A node as far as its part in the store.
+/// A node, reduced to its part in the store.
 struct Node {
     desired_claims: DesiredClaims,
     inputs: mpsc::Receiver<Input>,
 }
 
 impl Node {
-    /// Waits until this is told.
+    /// Waits for an update that satisfies this.
     async fn until(&mut self, mut told: impl FnMut(&StoreUpdate) -> bool) -> Result<()> {
         let waited = async {
             while let Some(input) = self.inputs.recv().await {
                 let Input::Store(word) = input else { continue };
                 let done = told(&word);
                 match word {
-                    // Who asked may have gone.
+                    // The node that asked may have gone.
                     StoreUpdate::KnownFormats { reply, .. } => drop(reply.send(KnownFormats::default())),
                     StoreUpdate::ClaimStatus { number, .. } => self.desired_claims.acknowledge(number),
                     _ => {}
@@ -216,7 +216,7 @@ impl Node {
 }
 
 fn id_of(node: usize, nodes: usize, number: usize) -> VolumeId {
-    // Each volume is a node's own and its neighbour's.
+    // Each volume is attached to a node and to its neighbour.
     let owner = if number.is_multiple_of(2) { node } else { (node + 1) % nodes };
     format!("iscsi:iqn.2020-01.org:pvc-{owner}-{},lun=1", number / 2).into()
 }
@@ -243,7 +243,7 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
         let (mut status, mut asked) = (0, false);
         node.until(|told| {
             status += usize::from(matches!(told, StoreUpdate::ClaimStatus { .. }));
-            // What it knows besides; it waits for the answer.
+            // The worker asks for the formats that the node knows, and waits for the answer.
             asked |= matches!(told, StoreUpdate::KnownFormats { .. });
             status == volumes && asked
         })
@@ -263,7 +263,7 @@ async fn many_nodes(nodes: usize, volumes: usize) -> Result<()> {
             Format { generation: 1, content: None, marks: Vec::new(), node: format!("node-{node}"), at: 0 };
         let start = Instant::now();
         all[node].desired_claims.set(&id, Desired::Formatted(format), false);
-        // Its neighbour below has it, too.
+        // The neighbour below has the volume attached, too.
         let other = (node + nodes - 1) % nodes;
         all[other]
             .until(|told| matches!(told, StoreUpdate::ClaimStatus { id: of, status: ClaimStatus::Formatted(_), .. } if *of == id))

@@ -1,4 +1,5 @@
-//! The main job on real block devices, as a transcript for people; then the same without the guard.
+//! Shows the guard's main job on real block devices, as a transcript for people; then the same without the
+//! guard.
 //!
 //! `cargo xtask demo` runs it, here or in a guest.
 
@@ -15,7 +16,7 @@ use format_guard_tests::{
 const POINT: &str = "/run/fg-demo";
 const COPY: &str = "/var/tmp/fg-demo-copy";
 const PROGRAMS: [&str; 6] = ["mkfs.ext4", "mkfs.xfs", "cryptsetup", "wipefs", "blkdiscard", "dd"];
-/// The lines of a transcript that a message may take.
+/// The most lines of the transcript for one message.
 const MESSAGE_LINES: usize = 3;
 
 fn main() -> Result<()> {
@@ -86,7 +87,7 @@ fn main() -> Result<()> {
         ensure!(device.sha256()? == healthy, "the volume cannot be restored for the next one");
         device.read_zeros()?;
         ensure!(run(&format!("blkid -p {node}"))?.status == 2, "blkid is not fooled: the demo shows nothing");
-        // The engine recovers between the probe and the format.
+        // The storage engine recovers between the probe and the format.
         device.recover()?;
         let (line, input) = attack(program, &node)?;
         let ran = run_with(&line, input)?;
@@ -99,7 +100,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What sha256sum(1) says of what is on the medium.
+/// The sha256 of the medium, by sha256sum(1).
 fn sha256sum(path: &Path) -> Result<String> {
     drop(flush(path)?);
     let text = must(&format!("sha256sum {}", path.display()))?;
@@ -114,7 +115,7 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// A command and what it said, as a person would have seen it.
+/// A command and its output, as a person would have seen it.
 fn shell(line: &str, ran: &Ran) {
     println!("$ {line}");
     for line in ran.text.lines() {
@@ -135,7 +136,7 @@ fn shell_must(line: &str) -> Result<()> {
     Ok(())
 }
 
-/// Asks as kubernetes' mount-utils do.
+/// Asks the question that kubernetes' mount-utils ask.
 fn shell_probe(node: &str) -> Result<()> {
     let line = format!("blkid -p -s TYPE -s PTTYPE -o export {node}");
     let ran = run(&line)?;
@@ -157,7 +158,7 @@ fn attack(program: &str, node: &str) -> Result<(String, &'static str)> {
     })
 }
 
-/// Runs the tools, shows what each said, and makes sure that none succeeded.
+/// Runs the tools, shows the output of each, and checks that none succeeded.
 fn all_refused(guard: &Guard, node: &str, programs: &[&str]) -> Result<()> {
     for program in programs {
         let (line, input) = attack(program, node)?;

@@ -43,7 +43,7 @@ const ATTRIBUTES: &[&str] = &[
 ];
 
 fn main() -> Result<()> {
-    // The disks that qemu gives.
+    // The disks that qemu provides.
     for driver in ["virtio_blk", "virtio_scsi", "sd_mod", "nvme"] {
         module(driver)?;
     }
@@ -95,7 +95,7 @@ fn record(lines: &mut BTreeMap<String, String>) -> Result<()> {
         let device = fs::canonicalize(&link)?;
         let name = link.file_name().context("a name")?.to_string_lossy().into_owned();
         let number = fs::read_to_string(device.join("dev"))?;
-        // Unused ones say nothing that a used one does not.
+        // An unused device shows nothing that a used one does not.
         let unused = fs::read_to_string(device.join("size"))?.trim() == "0" && !name.starts_with("zram0");
         if unused {
             continue;

@@ -1,6 +1,6 @@
-//! What must be refused on every kind of volume: tools whose purpose or mistake destroys it, by their names
-//! and as copies under another; every road to a mark by system calls; and the same through a device that lies
-//! over or under it.
+//! What must be refused on every kind of volume. Tools whose purpose or mistake destroys the volume, under
+//! their names and as copies; every system call that reaches a mark; and the same through a device over or
+//! under the volume.
 
 use std::{
     fs::{self, File},
@@ -25,14 +25,14 @@ use crate::{
     tool::{must, run as run_tool},
 };
 
-/// A tool, as it is called. `$N` is the node; `$P` the program, by its name or as a copy.
+/// A tool and its command line. `$N` is the node; `$P` the program, under its name or as a copy.
 struct Tool {
     name: &'static str,
     program: &'static str,
     line: &'static str,
-    /// It is tried on these kinds of volumes alone; on all where there are none.
+    /// The kinds of volumes that it is tried on; empty means every kind.
     on: &'static [&'static str],
-    /// It also is tried as a copy under another name: with this line.
+    /// It is tried as a copy under another name, too: with this line.
     copied: Option<&'static str>,
 }
 
@@ -61,8 +61,8 @@ macro_rules! luks_format {
     };
 }
 
-/// Of programs that go by their own name (mke2fs, lvm) a copy is called as it would be by another. A copy of
-/// one whose name is in no table (`format_guard_common::program`) is the same to the guard.
+/// Programs that act by the name they are called by (mke2fs, lvm) have a line of their own for a copy. A copy
+/// of a program whose name is in no table (`format_guard_common::program`) is the same to the guard.
 const TOOLS: &[Tool] = &[
     tool("mkfs.ext2", "mkfs.ext2", "$P -F -q $N"),
     by_name(tool("mkfs.ext3", "mkfs.ext3", "$P -F -q $N")),
@@ -164,7 +164,8 @@ const TOOLS: &[Tool] = &[
     )),
 ];
 
-/// Roads of `programs/raw.c`: system calls of its own making, of a 64-bit and of a 32-bit process.
+/// Roads of `programs/raw.c`: system calls that it makes without the C library, in a 64-bit and in a 32-bit
+/// process.
 const RAW_ROADS: &[&str] = &[
     "write",
     "pwrite",
@@ -181,7 +182,7 @@ const RAW_ROADS: &[&str] = &[
     "mprotect",
 ];
 
-/// Lines that bring a caller into another place. `$R` is the device's number.
+/// Lines that run a caller in another environment. `$R` is the device's number.
 const CALLERS: &[(&str, &str)] = &[
     (
         "dd in namespaces with their own /dev",
@@ -195,8 +196,8 @@ const CALLERS: &[(&str, &str)] = &[
     ),
 ];
 
-/// A device that is attacked instead of the volume's own: lines for that one, `$N`, that make it and print
-/// its node, the byte of it at which the volume begins, and lines that take it (`$U`) away.
+/// A device that is attacked instead of the volume's own: lines for a device `$N` that make it and print its
+/// node, the byte of it at which the volume begins, and lines that remove it (`$U`).
 struct Other {
     name: &'static str,
     up: &'static str,
@@ -208,7 +209,7 @@ const fn layer(name: &'static str, up: &'static str, down: &'static str) -> Othe
     Other { name, up, start: 0, down }
 }
 
-/// Over the volume.
+/// Devices over the volume.
 const LAYERS: &[Other] = &[
     layer(
         "dm-linear",
@@ -236,7 +237,7 @@ const LAYERS: &[Other] = &[
     layer("a partition", "addpart $N 1 0 $SECTORS && echo $Np1", until!("delpart $N 1")),
 ];
 
-/// Below and beside a volume that is a partition and begins [`HEAD`] bytes into its disk, `$N`.
+/// Devices below and beside a volume that is a partition and begins [`HEAD`] bytes into its disk, `$N`.
 const DISKS: &[Other] = &[
     Other { name: "the whole disk", up: "echo $N", start: HEAD, down: "true" },
     Other {
@@ -253,7 +254,7 @@ const DISKS: &[Other] = &[
     },
     Other {
         name: "a partition made over it",
-        // Of another copy that one is there still, and two do not lie over each other.
+        // The one of another copy still exists, and two cannot lie over each other.
         up: concat!(
             "([ ! -e $Np1 ] || (",
             until!("delpart $N 1"),
@@ -264,23 +265,23 @@ const DISKS: &[Other] = &[
     },
 ];
 
-/// What `thin_restore` makes a thin pool's metadata of.
+/// The input from which `thin_restore` makes a thin pool's metadata.
 const THIN_METADATA: &str = "/var/tmp/fg-thin.xml";
 const EMPTY_POOL: &str = "<superblock uuid=\"\" time=\"0\" transaction=\"0\" data_block_size=\"128\" nr_data_blocks=\"64\"></superblock>\n";
 
-/// How long the event of a refusal may take.
+/// How long the event of a refusal may take to arrive.
 const EVENT: Duration = Duration::from_secs(1);
 
-/// One try.
+/// One attempt.
 enum Attack {
-    /// A line for the shell; `$N` is the node, `$O` the byte and `$S` the number of the page that a mark lies
-    /// in.
+    /// A line for the shell; `$N` is the node, `$O` the byte and `$S` the number of the page that holds a
+    /// mark.
     Line(String),
-    /// The same of a program under another name: what it writes beside the marks is not told from everyday
+    /// The same, by a program under another name: nothing tells its writes beside the marks from everyday
     /// work.
     Copied(String),
     Road(Road),
-    /// By a descriptor that was there before.
+    /// Through a descriptor that was opened before the guard knew the volume.
     Early(File),
 }
 
@@ -298,8 +299,8 @@ fn through() -> Vec<(String, Attack)> {
     attacks
 }
 
-/// What is tried on the device of a volume of this kind; `image` is a volume of another. `None` where the
-/// tool is not there.
+/// The attempts on the device of a volume of this kind; `image` is a volume of another kind. `None` if a tool
+/// is missing.
 fn attacks(kind: &str, image: &Path) -> Result<Vec<(String, Option<Attack>)>> {
     let image = image.display().to_string();
     let mut attacks = Vec::new();
@@ -330,7 +331,7 @@ fn attacks(kind: &str, image: &Path) -> Result<Vec<(String, Option<Attack>)>> {
     Ok(attacks)
 }
 
-/// `programs/raw.c` for a word of so many bits; `None` where the compiler cannot.
+/// `programs/raw.c`, built for a word of this many bits; `None` if the compiler cannot do it.
 fn raw(bits: &str) -> Result<Option<String>> {
     let program = format!("/var/tmp/fg-raw{bits}");
     if !Path::new(&program).exists() {
@@ -345,9 +346,9 @@ fn raw(bits: &str) -> Result<Option<String>> {
     Ok(Some(program))
 }
 
-/// Runs every row, and hands each to `done` as it is there.
+/// Runs every row, and passes each to `done` when it is there.
 pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
-    // Before there is a guard.
+    // The volumes are made before a guard exists.
     let mut golden = Vec::new();
     let chosen = KINDS.iter().enumerate().filter(|(i, kind)| only.has(kind.name, *i));
     for (_, kind) in chosen {
@@ -377,7 +378,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
                 ))?;
                 let strict = volume.attack(&name, &attack, &volume.on_itself())?;
                 let changed = strict.changed;
-                // Where marks are not enough strict policy must be.
+                // Where marks do not suffice, the strict mode must.
                 if changed > 0 && result.outcome != Outcome::Open {
                     result.outcome = Outcome::Failed;
                 }
@@ -398,7 +399,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
-/// The descriptor is older than the medium, and so than the rule.
+/// The descriptor is older than the medium, and so is older than the rule.
 fn opened_before(guard: &Guard, golden: &Golden) -> Result<Row> {
     let free = must("losetup --find")?;
     let node = Path::new(free.trim());
@@ -408,8 +409,8 @@ fn opened_before(guard: &Guard, golden: &Golden) -> Result<Row> {
     volume.attack("a descriptor opened before", &attack, &volume.on_itself())
 }
 
-/// What is tried on a device that is made over or beside the volume: the first at once, before the guard can
-/// have looked at it, the others later. Where one got through, the others are tried on another copy.
+/// Attempts on a device that is made over or beside the volume: the first one at once, before the guard can
+/// have looked at the device, the others later. If an attempt succeeds, the rest are made on another copy.
 fn through_other<'a>(
     guard: &'a Guard,
     golden: &'a Golden,
@@ -450,9 +451,8 @@ fn row(volume: &str, name: &str, outcome: Outcome, changed: u64, note: String) -
     Row { table: "destructive", volume: volume.to_owned(), name: name.to_owned(), outcome, changed, note }
 }
 
-/// Whether the tier that this run is about does not see what does this: the library is in no program that is
-/// linked statically, there are roads that it does not stand on, and a new device takes writes by unknown
-/// programs until its rule is there.
+/// Whether the tier of this run cannot see this attempt. The library is in no statically linked program, and
+/// some roads do not lead through it. A new device takes writes by unknown programs until its rule is there.
 fn is_left_open(name: &str, attack: &Attack, new_device: bool) -> Result<bool> {
     let tier = tier();
     if tier != PRELOAD {
@@ -471,7 +471,7 @@ fn is_left_open(name: &str, attack: &Attack, new_device: bool) -> Result<bool> {
 struct At<'a> {
     node: &'a Path,
     start: u64,
-    /// It was made a moment ago: the guard may not have looked at it yet.
+    /// The device was made a moment ago: the guard may not have looked at it yet.
     new: bool,
 }
 
@@ -480,9 +480,9 @@ struct Volume<'a> {
     guard: &'a Guard,
     golden: &'a Golden,
     copy: Copy,
-    /// What the guard knows of it.
+    /// What the guard knows of the volume.
     known: Value,
-    /// Its first magic mark: first byte and length.
+    /// The first magic mark: first byte and length.
     mark: (u64, u64),
 }
 
@@ -504,7 +504,7 @@ impl<'a> Volume<'a> {
         At { node: self.copy.volume(), start: 0, new: false }
     }
 
-    /// A line with what it says of a device.
+    /// A line with what the guard knows of a device.
     fn fill(&self, line: &str, node: &Path) -> String {
         let offset = self.mark.0 / 4096 * 4096;
         line.replace("$N", &node.display().to_string())
@@ -512,7 +512,7 @@ impl<'a> Volume<'a> {
             .replace("$S", &(offset / 4096).to_string())
     }
 
-    /// One try, and what came of it.
+    /// Runs one attempt, and returns its outcome.
     fn attack(&self, name: &str, attack: &Attack, at: &At<'_>) -> Result<Row> {
         let before = self.guard.newest_refusal()?;
         let result = match attack {
@@ -532,7 +532,7 @@ impl<'a> Volume<'a> {
             }
         };
         if Path::new("/sys/block/md91").exists() && at.node != Path::new("/dev/md91") {
-            // An array that was made after all must not hold on to the device.
+            // An array that was made after all must not keep the device.
             let _ = shell("mdadm --stop /dev/md91");
         }
         flush(self.copy.path())?;
@@ -566,7 +566,7 @@ impl<'a> Volume<'a> {
         Ok(row(self.golden.kind.name, name, outcome, changed, note))
     }
 
-    /// Whether there was a refusal after this one. The event of one that failed may still be under way.
+    /// Whether a refusal came after this one. The event of an attempt that failed may still be under way.
     fn was_refused(&self, before: i64, failed: bool) -> Result<bool> {
         let deadline = Instant::now() + if failed { EVENT } else { Duration::ZERO };
         loop {
@@ -578,7 +578,7 @@ impl<'a> Volume<'a> {
         }
     }
 
-    /// A recorded mark that does not read as it was, for people.
+    /// A recorded mark that reads differently now, for people.
     fn lost_mark(&self) -> Result<Option<String>> {
         let file = File::open(self.copy.file())?;
         for mark in self.known["marks"].as_array().context("no marks")? {

@@ -1,5 +1,5 @@
-//! What must go on as without the guard: the same work on two copies of a volume, one without a guard and one
-//! with it.
+//! Work that must go on as without the guard: the same work runs on two copies of a volume, one without a
+//! guard and one with it.
 
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ use crate::{
     tool,
 };
 
-/// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) runs to stage a volume: it formats
-/// what blkid finds nothing on, checks it, and mounts it.
+/// What kubernetes' mount-utils (`SafeFormatAndMount`, `mount_linux.go`) run to stage a volume: they format a
+/// volume if blkid finds nothing, check it, and mount it.
 macro_rules! stage {
     ($type:literal, $options:literal) => {
         concat!(
@@ -34,11 +34,12 @@ macro_rules! stage {
     };
 }
 
-/// Takes what is in the file behind the device to be what was there before it was unmounted.
+/// Puts back the copy of the file behind the device that was made before the unmount, as a crash would leave
+/// the file.
 const CRASHED: &str =
     "dd if=/var/tmp/fg-crashed of=$F bs=1M conv=notrunc,sparse,fsync && blockdev --flushbufs $N";
 
-/// What is done with a member of an array that has failed.
+/// Steps for a failed member of an array.
 const ADDED_AGAIN: &[&str] = &[
     "mdadm --assemble --run /dev/md92 $N",
     "mdadm --grow /dev/md92 --raid-devices=2 --force",
@@ -641,8 +642,8 @@ const WORK: &[Work] = &[
     },
 ];
 
-/// Programs for `python3 -c`, which writes what is on a device over itself. By a name that no shell knows:
-/// they hold quotes.
+/// Programs for `python3 -c`, which write the bytes of a device over themselves. Each goes by a name that no
+/// shell knows, since it holds quotes.
 const PROGRAMS: &[(&str, &str)] = &[
     ("MAP", "import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)[0:4] = b'none'"),
     (
@@ -657,7 +658,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a piece of work is done on.
+/// The volume that a piece of work is done on.
 struct Place {
     device: Box<dyn Device>,
     file: PathBuf,
@@ -666,7 +667,7 @@ struct Place {
 }
 
 impl Place {
-    /// A copy of the volume that the work is done on, or a blank one; `None` where there is no such volume.
+    /// A copy of the volume that the work needs, or a blank volume; `None` if there is no such volume.
     fn new(work: &Work, golden: &[Golden]) -> Result<Option<Self>> {
         let other = work.steps.iter().any(|step| step.contains("$B")).then(|| Loop::new(MIB)).transpose()?;
         if work.on.is_empty() {
@@ -680,7 +681,7 @@ impl Place {
         Ok(Some(Self { device: Box::new(copy), file, other }))
     }
 
-    /// Runs the steps: exit status and message of each.
+    /// Runs the steps, and returns the exit status and message of each.
     fn run(&self, steps: &[&str]) -> Result<Vec<(i32, String)>> {
         let mut variables = vec![
             ("N", self.device.path().display().to_string()),
@@ -701,14 +702,14 @@ impl Place {
 }
 
 impl Drop for Place {
-    /// A loop device that goes keeps partitions which partx has added: they would lie over the next volume of
-    /// that number.
+    /// A loop device that is detached keeps partitions which partx has added: they would lie over the next
+    /// volume of that number.
     fn drop(&mut self) {
         let _ = tool::run(&format!("partx -d {}", self.device.path().display()));
     }
 }
 
-/// Runs every row, and hands each to `done` as it is there.
+/// Runs every row, and passes each to `done` when it is there.
 pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     let wanted = |work: &&Work| {
         let place = KINDS.iter().position(|kind| kind.name == work.on);
@@ -720,7 +721,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     for kind in KINDS.iter().filter(needed) {
         golden.extend(Golden::make(kind).with_context(|| format!("volume {}", kind.name))?);
     }
-    // Before there is a guard.
+    // The volumes are made before a guard exists.
     let mut without = Vec::new();
     for work in &rows {
         let place = Place::new(work, &golden)?;
@@ -738,7 +739,7 @@ pub fn run(only: &Selection, done: &mut dyn FnMut(Row)) -> Result<()> {
     Ok(())
 }
 
-/// What came of a piece of work where there was no guard.
+/// The outcome of a piece of work without a guard.
 struct Without {
     /// Exit status and message of each step.
     steps: Vec<(i32, String)>,
@@ -753,15 +754,15 @@ impl Without {
         Ok(Self { steps, found })
     }
 
-    /// Whether the work does not do here what its row is about: a tool that needs device mapper, on a host
-    /// that has none.
+    /// Whether the work cannot do here what its row is about: a tool needs device mapper, and the host has
+    /// none.
     fn fails(&self, work: &Work) -> bool {
         let nothing_made = work.state == "formatted" && !self.found;
         (work.refused || nothing_made) && self.steps.iter().any(|(status, _)| *status != 0)
     }
 }
 
-/// Does the work again under the guard: what came of it, given what came of it without one.
+/// Does the work again under the guard, and compares it with the outcome without one.
 fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) -> Result<(Outcome, String)> {
     let done = &without.steps;
     // 127: the shell finds no such program.
@@ -793,7 +794,7 @@ fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) 
     let last = work.steps.len() - 1;
     let differs = done.iter().zip(&with).position(|(without, with)| without.0 != with.0);
     if work.refused {
-        // The library is in the program that writes, and reads all of what it writes.
+        // The library is in the program that writes, and reads everything that the program writes.
         if tier() == PRELOAD
             && work.name.starts_with("the same bytes")
             && denied.is_empty()
@@ -801,13 +802,13 @@ fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) 
         {
             return Ok((Outcome::Held, "the library compares all of it, and lets it pass".to_owned()));
         }
-        // The event names the way out, which for a mapping is no permit.
+        // The event must name the way out, which for a mapping is no permit.
         let way_out = |event: &Value| event["refusal"]["way_out"].as_str().map(str::to_owned);
         let told = denied.iter().find(|event| {
             let way_out = way_out(event).filter(|way_out| !way_out.is_empty());
             way_out.is_some_and(|way_out| event["text"].as_str().is_some_and(|text| text.ends_with(&way_out)))
         });
-        // Some do not tell that they failed.
+        // Some tools do not report that they failed.
         return Ok(match (differs, told) {
             (_, Some(event)) if differs.is_none_or(|i| i == last) => {
                 (Outcome::Held, format!("refused, and told: {}", event["text"].as_str().unwrap_or_default()))
@@ -825,8 +826,8 @@ fn with_guard(guard: &Guard, work: &Work, golden: &[Golden], without: &Without) 
         );
         return Ok((Outcome::Failed, note));
     }
-    // What was tried again until it was verified, and until the end of the try before was known, has been
-    // refused before that, and gave up nothing.
+    // Work that was repeated until the volume was verified, and until the end of the try before was known,
+    // was refused in between and gave nothing up.
     let tried_again = |event: &Value| {
         ["not-read-yet", "unverified", "being-formatted"]
             .iter()

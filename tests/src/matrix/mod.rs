@@ -3,8 +3,8 @@
 //!
 //! A row is one entry of a table in code. What a kernel or host does not have is "not tried", never "held".
 
-/// A step that is tried again for some seconds: a probe opens a device for a moment, as udev's does, and what
-/// is open stays; and what has just appeared may not be formatted before it is verified.
+/// A step that is repeated for some seconds: a probe, or udev's, opens a device for a moment, and an open
+/// device cannot be removed. A device that has just appeared may not be formatted before it is verified.
 macro_rules! until {
     ($line:expr) => {
         concat!("for i in $(seq 100); do ", $line, " && exit 0; sleep 0.1; done; exit 1")
@@ -32,19 +32,19 @@ use serde_json::json;
 
 use crate::tool::{Ran, command, run, run_command};
 
-/// What came of a row.
+/// The outcome of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is as it must be.
+    /// The row is as it must be.
     Held,
-    /// The marks are intact and the record is true, but bytes beside the marks had changed before it was
-    /// refused, if it was.
+    /// The marks are intact and the record is true, but bytes beside the marks had changed before the
+    /// refusal, or without one.
     Partly,
-    /// The tier that this run is about leaves it open, as `docs/tiers.md` says.
+    /// The tier of this run leaves it open, as `docs/tiers.md` says.
     Open,
-    /// It is not as it must be.
+    /// The row is not as it must be.
     Failed,
-    /// The tool, or something that it needs, is not there; or it did not try.
+    /// The tool, or something that it needs, is missing; or the tool did not try.
     NotTried,
 }
 
@@ -60,19 +60,19 @@ impl Outcome {
     }
 }
 
-/// Which volumes are to be looked at.
+/// The volumes of a run.
 #[derive(Debug)]
 pub struct Selection {
-    /// This part of them, from zero.
+    /// The number of this part, from zero.
     pub part: usize,
-    /// Of so many parts.
+    /// The number of parts.
     pub parts: usize,
-    /// Kinds by name; none are all.
+    /// Kinds by name; an empty list means every kind.
     pub kinds: Vec<String>,
 }
 
 impl Selection {
-    /// Whether the kind of this name is one of them; kinds are dealt out to the parts by their `place`.
+    /// Whether the run includes the kind of this name; kinds are divided among the parts by their `place`.
     fn has(&self, name: &str, place: usize) -> bool {
         let named = self.kinds.iter().position(|kind| kind == name);
         let place = if self.kinds.is_empty() { Some(place) } else { named };
@@ -87,19 +87,19 @@ pub struct Row {
     volume: String,
     name: String,
     outcome: Outcome,
-    /// Bytes that are not what they were.
+    /// Bytes that have changed.
     changed: u64,
     note: String,
 }
 
 impl Row {
-    /// It is not as it must be.
+    /// Whether the row is not as it must be.
     #[must_use]
     pub const fn failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed)
     }
 
-    /// Prints it as one line of JSON, for whoever collects them.
+    /// Prints the row as one line of JSON, for whoever collects them.
     pub fn print(&self) {
         println!(
             "{}",
@@ -115,14 +115,14 @@ impl Row {
     }
 }
 
-/// Whether a program is there.
+/// Whether a program is installed.
 fn has(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let below = |directory: PathBuf| directory.join(program).is_file();
     if program.contains('/') { Path::new(program).is_file() } else { env::split_paths(&path).any(below) }
 }
 
-/// Runs a line for the shell; one of plain words without it, which saves the better part of the time that
+/// Runs a line for the shell. A line of plain words runs without the shell, which saves most of the time that
 /// most tools take.
 fn shell(line: &str) -> Result<Ran> {
     let plain = line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" /.,-_=:+%^".contains(&byte));

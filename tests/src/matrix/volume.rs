@@ -1,4 +1,4 @@
-//! Volumes of every kind, made once, before any guard is there, and copied for the rows.
+//! Volumes of every kind, made once before a guard exists, and copied for the rows.
 
 use std::{
     fs,
@@ -17,17 +17,17 @@ use crate::{
 
 /// Size of every volume.
 pub(super) const MIB: u64 = 64;
-/// Bytes of a disk before a volume that is a partition of it.
+/// Bytes of a disk in front of a volume that is a partition.
 pub(super) const HEAD: u64 = 1 << 20;
 
 /// A kind of volume.
 pub(super) struct Kind {
     pub(super) name: &'static str,
-    /// The program without which there is none.
+    /// The program that makes it; without the program there is no such volume.
     needs: &'static str,
     /// Lines for the shell; `$N` is the node.
     make: &'static str,
-    /// The type to mount it by, to put data in.
+    /// The type to mount it by, so that data can be put in.
     pub(super) mount: Option<&'static str>,
 }
 
@@ -39,7 +39,7 @@ const fn mounted(name: &'static str, needs: &'static str, make: &'static str) ->
     Kind { name, needs, make, mount: Some(name) }
 }
 
-/// Every kind that the packages offer.
+/// Every kind that Debian's packages can make.
 pub(super) const KINDS: &[Kind] = &[
     mounted("ext4", "mkfs.ext4", "mkfs.ext4 -F -q $N"),
     mounted("xfs", "mkfs.xfs", "mkfs.xfs -f -q --unsupported $N"),
@@ -62,16 +62,16 @@ pub(super) const KINDS: &[Kind] = &[
     kind("bcache", "make-bcache", "make-bcache -B $N"),
 ];
 
-/// A volume as it was made, in a file.
+/// A finished volume, in a file.
 pub(super) struct Golden {
     pub(super) kind: &'static Kind,
     image: Image,
-    /// First byte of the volume: not zero where it is a partition.
+    /// First byte of the volume: not zero if the volume is a partition.
     pub(super) start: u64,
 }
 
 impl Golden {
-    /// Makes one, with data in it where it can be mounted; `None` where the tools for it are not there.
+    /// Makes a volume, with data in it if it can be mounted; `None` if its tools are missing.
     pub(super) fn make(kind: &'static Kind) -> Result<Option<Self>> {
         if !has(kind.needs) {
             return Ok(None);
@@ -84,7 +84,8 @@ impl Golden {
         let line = format!("N={node}; {}", kind.make.replace("$LUKS", &luks).replace("$MD", md));
         if kind.name.starts_with("md-") {
             let raid = shell("modprobe raid1")?;
-            // The library's tables are held on the host's own kernel; the guests' have it.
+            // The library's tables run on the host's own kernel, which may lack a module; guests have every
+            // module.
             if raid.status != 0 && tier() == PRELOAD {
                 return Ok(None);
             }
@@ -104,7 +105,7 @@ impl Golden {
         self.image.path()
     }
 
-    /// The same volume as the one partition of a disk.
+    /// The same volume as the only partition of a disk.
     pub(super) fn in_partition(&self) -> Result<Self> {
         let image = Image::new(MIB + 2)?;
         let (from, to) = (self.path().display(), image.path().display());
@@ -119,7 +120,7 @@ impl Golden {
         self.copy_at(Path::new(free.trim()))
     }
 
-    /// The same at this node of a free loop device.
+    /// The same, at this node of a free loop device.
     pub(super) fn copy_at(&self, node: &Path) -> Result<Copy> {
         let image = Image::new(0)?;
         must(&format!("cp --sparse=always {} {}", self.path().display(), image.path().display()))?;
@@ -161,14 +162,14 @@ impl Device for Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        // A loop device with partitions stays.
+        // A loop device with partitions would stay.
         if self.partition.as_ref().is_some_and(|partition| partition.exists()) {
             let _ = shell(&format!("N={}; {}", self.path().display(), until!("delpart $N 1")));
         }
     }
 }
 
-/// Files of some size: whatever is in the way when it is mounted, the volume is good without them.
+/// Files of some size: whatever is in the way of a mount, the volume is good without them.
 fn put_data(device: &Path, kind: &str) {
     let point = point();
     let mounted = run(&format!("mount -t {kind} {} {}", device.display(), point.display()));

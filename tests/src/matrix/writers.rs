@@ -1,8 +1,8 @@
-//! What databases and the monitors of virtual machines write, over all of a volume but its marks: rows of the
-//! table of everyday work. No write of them may be refused for its shape, its size, its number or the road
-//! that it takes.
+//! What databases and the monitors of virtual machines write, over all of a volume except its marks: rows of
+//! the table of everyday work. No write may be refused for its shape, its size, its number or its system
+//! call.
 //!
-//! Each runs for a second; `FORMAT_GUARD_WRITERS_SECONDS` says for how long else.
+//! Each runs for a second, or for as long as `FORMAT_GUARD_WRITERS_SECONDS` says.
 
 use super::work::{Work, work};
 
@@ -18,8 +18,8 @@ macro_rules! fio {
     };
 }
 
-/// Eight writers at random places and of random lengths, by engines (fio 3.33) as databases use them:
-/// `PostgreSQL` and logs write plainly, LSM trees by libaio and `io_uring`. `$where` is where they may write.
+/// Eight writers at random places with random lengths, by engines (fio 3.33) that databases use: `PostgreSQL`
+/// and logs write plainly, LSM trees by libaio and `io_uring`. `$where` limits the places.
 macro_rules! databases {
     ($on:literal, $where:literal) => {
         work(
@@ -61,8 +61,8 @@ macro_rules! qemu_io {
 }
 
 /// A monitor's writes (qemu-io 7.2): requests of 1 to 256 pieces, by threads, native aio and `io_uring`, with
-/// and without the page cache, with discards. qemu-io ends with 0 whatever came of its commands, and says
-/// that one has failed.
+/// and without the page cache, with discards. qemu-io always ends with 0, and prints that a command has
+/// failed.
 macro_rules! monitor {
     ($on:literal) => {
         work(
@@ -79,8 +79,8 @@ macro_rules! monitor {
     };
 }
 
-/// Marks are met on ext4 every 16 MiB from the eighth on, and on XFS at the start of each of its four groups
-/// of 16 MiB.
+/// The marks are every 16 MiB on ext4, from the eighth on, and at the start of each of the four groups of 16
+/// MiB on XFS.
 pub(super) const WRITERS: &[Work] = &[
     databases!(
         "ext4",
@@ -92,7 +92,7 @@ pub(super) const WRITERS: &[Work] = &[
     ),
     databases!("btrfs", "--offset=1M --size=62M"),
     databases!("lvm", "--offset=2M --size=61M"),
-    // In its second partition: over the border of two volumes no write goes.
+    // In the second partition: a write over the border of two volumes is refused.
     databases!("gpt", "--offset=22M --size=40M"),
     monitor!("ext4"),
     monitor!("xfs"),

@@ -1,4 +1,4 @@
-//! What the `LD_PRELOAD` library refuses, what it leaves open, and that nothing else changes under it.
+//! What the `LD_PRELOAD` library refuses, what it leaves open, and that it changes nothing else.
 //!
 //! Run as root under the library, beside an agent of tier preload: `cargo xtask test` does it on this host.
 

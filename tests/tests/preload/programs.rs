@@ -1,4 +1,4 @@
-//! Programs under the library do what they do without it.
+//! Programs behave under the library as they do without it.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{formatted, library};
 
-/// A C program of this source, built and then run with this argument.
+/// A C program of this source, built and run with this argument.
 fn build(directory: &Path, source: &Path, options: &str) -> Result<PathBuf> {
     let program = directory.join("program");
     must(&format!("cc -w {options} -o {} {} -lpthread -ldl -lm", program.display(), source.display()))?;
@@ -31,7 +31,8 @@ fn what_programs_do_to_the_c_library_goes_on() -> Result<()> {
     let device = formatted(&guard, 64)?;
     let directory = tempfile::tempdir()?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/preload/abuse.c");
-    // Fortified: other functions are called then. (Its own calloc must not become a call of itself.)
+    // Fortified, since a fortified program calls other functions. (The compiler must not turn its own calloc
+    // into a call of itself.)
     for options in ["-O0", "-O2 -D_FORTIFY_SOURCE=2 -fno-builtin-malloc -fno-builtin-calloc"] {
         let program = build(directory.path(), &source, options)?;
         must(&format!("{} {}", program.display(), device.path().display()))?;
@@ -41,8 +42,7 @@ fn what_programs_do_to_the_c_library_goes_on() -> Result<()> {
     Ok(())
 }
 
-/// The source of `SQLite` lies where cargo keeps what this project is built from: a quarter of a million
-/// lines.
+/// The source of `SQLite`, a quarter of a million lines, lies where cargo keeps this project's dependencies.
 #[test]
 fn a_program_of_some_size_is_built_and_works() -> Result<()> {
     library()?;
@@ -109,11 +109,10 @@ fn languages_and_daemons_run_under_it() -> Result<()> {
     Ok(())
 }
 
-/// In directories of its own, for this process has its own mounts: what udevd notes, and the links that it
-/// makes.
+/// udevd's notes and links are in directories of its own, since this process has its own mounts.
 const OF_UDEVD: [&str; 2] = ["/run/udev", "/dev/disk"];
 
-/// A udevd under the library, ended and gone with what it made.
+/// A udevd under the library, which is ended and cleaned up with the value.
 struct Udevd(Child);
 
 impl Udevd {
@@ -146,7 +145,7 @@ fn udevd_names_volumes_under_it() -> Result<()> {
     ensure!(maps.contains("libformat_guard_preload.so"), "the library is not in udevd: {maps}");
     let device = formatted(&guard, 64)?;
     let uuid = must(&format!("blkid -p -s UUID -o value {}", device.path().display()))?;
-    // Whoever closes what was open for writing has it looked at again.
+    // udevd looks at a device again after a program closes it that had it open for writing.
     let link = Path::new("/dev/disk/by-uuid").join(uuid.trim());
     wait_for("udevd's link to the volume", || Ok(fs::canonicalize(&link).is_ok().then_some(())))?;
     ensure!(fs::canonicalize(&link)? == device.path(), "{} is another's", link.display());
@@ -163,7 +162,7 @@ fn run_starts_a_command_under_the_library_and_refuses_what_cannot_load_it() -> R
     let before = device.sha256()?;
     let run_dir = std::env::var("FORMAT_GUARD_RUN_DIR")?;
     let start = |rest: &str| {
-        // Without the library of this process: its own is what is tried.
+        // Without this process's library: the test is of the program's own.
         run(&format!("env -u LD_PRELOAD {} run --run-dir {run_dir} -- {rest}", binary()?.display()))
     };
     let ran = start("sh -c true")?;
@@ -172,7 +171,7 @@ fn run_starts_a_command_under_the_library_and_refuses_what_cannot_load_it() -> R
     let ran = start(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
     ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
     ensure!(device.sha256()? == before, "bytes changed");
-    // Linked statically in Debian and Ubuntu.
+    // Debian and Ubuntu link it statically.
     let ran = start("/sbin/ldconfig --version")?;
     ensure!(ran.status == 1 && ran.text.contains("it is linked statically"), "{ran:?}");
     let ran = start("no-such-program")?;
@@ -180,7 +179,7 @@ fn run_starts_a_command_under_the_library_and_refuses_what_cannot_load_it() -> R
     Ok(())
 }
 
-/// What is linked to another C library would load it, too.
+/// A program that is linked to another C library loads the library, too.
 #[test]
 fn a_program_of_another_c_library_is_not_started() -> Result<()> {
     let library = library()?;
@@ -198,7 +197,8 @@ fn a_program_of_another_c_library_is_not_started() -> Result<()> {
     Ok(())
 }
 
-/// `/etc/ld.so.preload` names it for every program; one with more rights than its caller is left alone.
+/// `/etc/ld.so.preload` names the library for every program; a program with more rights than its caller is
+/// left alone.
 #[test]
 fn every_program_of_a_host_is_guarded_but_those_with_more_rights() -> Result<()> {
     let guard = Guard::shared()?;
@@ -208,7 +208,7 @@ fn every_program_of_a_host_is_guarded_but_those_with_more_rights() -> Result<()>
     let own = directory.path().join("dd");
     fs::copy(must("which dd")?.trim(), &own)?;
     fs::set_permissions(&own, fs::Permissions::from_mode(0o4755))?;
-    // Another /etc, in a mount namespace of its own.
+    // Another /etc, in a mount namespace.
     let under = |line: &str| -> Result<Ran> {
         let script = directory.path().join("script");
         let etc = "mount -t tmpfs tmpfs /mnt && mkdir /mnt/upper /mnt/work && \

@@ -1,4 +1,4 @@
-//! Every road by system calls: those through the C library are refused, and those past it are the ones that
+//! Every road by system calls: roads through the C library are refused, and roads past it are those that
 //! `status` names.
 
 use std::{ffi::CString, fs::OpenOptions};
@@ -24,7 +24,7 @@ fn roads_through_the_c_library_reach_no_superblock() -> Result<()> {
     Ok(())
 }
 
-/// Nobody stands before ftruncate: the kernel truncates files alone (`do_sys_ftruncate`, fs/open.c).
+/// The library has no hook for ftruncate: the kernel truncates only files (`do_sys_ftruncate`, fs/open.c).
 #[test]
 fn a_device_cannot_be_truncated() -> Result<()> {
     let guard = Guard::shared()?;
@@ -37,7 +37,7 @@ fn a_device_cannot_be_truncated() -> Result<()> {
     Ok(())
 }
 
-/// One that comes to be refused must not be called open any more.
+/// A road that is refused one day must no longer be called open.
 #[test]
 fn roads_past_the_c_library_are_open() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,5 +1,5 @@
-//! Without an agent, or without its rules: known formatters are refused on every block device, and nobody
-//! else.
+//! Without an agent, or without its rules, known formatters are refused on every block device, and no other
+//! program is.
 
 use std::{fs, os::unix::fs::FileExt, process::Command};
 
@@ -12,7 +12,7 @@ use format_guard_tests::{
 
 use crate::{formatted, library};
 
-/// Runs a line under the library where no agent of this run directory is.
+/// Runs a line under the library, with a run directory in which no agent is.
 fn alone(line: &str, run_dir: &str, without_agent: Option<&str>) -> Result<Ran> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or("true"));
@@ -64,14 +64,14 @@ fn what_is_published_stays_in_force_when_the_agent_is_gone() -> Result<()> {
     for line in [
         format!("mkfs.xfs -f --unsupported {}", device.path().display()),
         format!("dd if=/dev/zero of={} bs=1M count=1", device.path().display()),
-        // Nobody would learn of it.
+        // Nobody would learn of the format.
         format!("mkfs.ext4 -q -F {}", blank.path().display()),
     ] {
         let ran = alone(&line, &run_dir, None)?;
         ensure!(ran.status != 0 && ran.text.contains("no agent answers"), "{ran:?}");
     }
     ensure!((device.sha256()?, blank.sha256()?) == before, "bytes changed");
-    // Beside the marks everybody writes on.
+    // Everybody may write beside the marks.
     let file = fs::OpenOptions::new().write(true).open(device.path())?;
     file.write_all_at(&[7; 4096], 40 << 20)?;
     guard.start_agent()?;

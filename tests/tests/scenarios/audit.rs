@@ -1,4 +1,4 @@
-//! Audit refuses nothing and tells everything, by the verdicts of the same programs.
+//! Audit refuses nothing and reports everything, by the verdicts of the same programs.
 
 use anyhow::{Context, Result, ensure};
 use format_guard_tests::{
@@ -30,7 +30,7 @@ fn in_audit_mode_a_format_goes_through_and_is_told() -> Result<()> {
     Ok(())
 }
 
-/// What the first event of an attack says of it.
+/// The facts in the first event of an attack.
 fn verdict(event: &Value) -> Result<(String, String, u64, u64)> {
     let refusal = &event["refusal"];
     let text = |key: &str| refusal[key].as_str().map(str::to_owned).context("no text");
@@ -38,7 +38,7 @@ fn verdict(event: &Value) -> Result<(String, String, u64, u64)> {
     Ok((text("reason")?, text("operation")?, number("offset")?, number("length")?))
 }
 
-/// Each attack is first refused, then, on audit, let through: both times the first event says the same.
+/// Each attack is first refused, then let through in audit mode: the first events have the same facts.
 #[test]
 fn audit_of_one_volume_tells_the_verdict_that_enforcing_carries_out() -> Result<()> {
     let guard = Guard::start()?;
@@ -48,7 +48,7 @@ fn audit_of_one_volume_tells_the_verdict_that_enforcing_carries_out() -> Result<
     }
     let (node, other) = (audited.path().display(), enforced.path().display());
     let before = enforced.sha256()?;
-    // A taint from before the switch must not be carried into audit, nor one be made there.
+    // A taint from before the switch must not survive into audit mode, and audit mode must make none.
     refused(&guard, &format!("wipefs -a -f {node}"), "")?;
     guard.json(&format!("mode audit --volume {node} --reason test"))?;
     ensure!(guard.volume(audited.path())?["audit"] == true);

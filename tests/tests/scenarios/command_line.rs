@@ -1,4 +1,4 @@
-//! The command line against a running agent: every command, its exit codes, and one plain sentence for bad
+//! The command line against a running agent: every command, its exit statuses, and one plain sentence for bad
 //! input.
 
 use std::{
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::make_ext4;
 
-/// It ended with this status, and said this.
+/// Checks that a command ended with this status, and printed this.
 fn says(ran: &Ran, status: i32, words: &str) -> Result<()> {
     ensure!(ran.status == status && ran.text.contains(words), "wanted {status} and '{words}': {ran:?}");
     ensure!(ran.text.lines().all(|line| !line.contains("panicked")), "{ran:?}");
@@ -53,7 +53,7 @@ fn a_volume_is_named_by_id_node_mount_point_or_unique_prefix() -> Result<()> {
     says(&inside, 1, "nothing is mounted at")?;
     says(&file, 1, "neither a block device nor a mount point")?;
     let ambiguous = guard.say("volume show loop:")?;
-    says(&ambiguous, 1, "may be any of 2")?;
+    says(&ambiguous, 1, "is the beginning of 2 ids")?;
     ensure!(ambiguous.text.contains(&id), "the candidates are not listed: {ambiguous:?}");
     says(&guard.say("volume show nobody")?, 1, "no volume begins with 'nobody': see format-guard volume list")
 }
@@ -78,7 +78,7 @@ fn bad_input_gets_one_plain_sentence_with_the_way_out() -> Result<()> {
     let checked = guard.say("status --check")?;
     says(&checked, 0, "enforcing: format-guard ")?;
     ensure!(checked.text.lines().count() == 1, "more than a line: {checked:?}");
-    // Not root: the socket itself is root's.
+    // Another user than root may not even use the socket.
     let program = "/var/tmp/format-guard-as-nobody";
     fs::copy(binary()?, program)?;
     let socket = guard.socket();
@@ -127,7 +127,7 @@ fn a_refusal_names_everything_in_one_event_and_one_log_line() -> Result<()> {
     let device = Loop::new(32)?;
     make_ext4(&guard, device.path())?;
     let id = guard.volume(device.path())?["id"].as_str().context("no id")?.to_owned();
-    // In a control group of the kind that container runtimes make.
+    // In a control group like those that container runtimes make.
     let container = "0123456789abcdef".repeat(4);
     let group = format!("/sys/fs/cgroup/fg.slice/cri-containerd-{container}.scope");
     fs::create_dir_all(&group)?;
@@ -208,7 +208,7 @@ fn what_is_attached_and_holds_a_format_is_not_forgotten() -> Result<()> {
     })?;
     guard.json(&format!("volume forget {id} --reason x"))?;
     says(&guard.say(&format!("volume show {id}"))?, 1, "no volume begins with")?;
-    // Found anew by a probe.
+    // A probe records the volume again.
     let again = Loop::over(image.path())?;
     guard.wait_for_state(again.path(), "formatted").map(drop)
 }
@@ -279,7 +279,7 @@ fn the_configuration_is_read_again_on_a_hangup_all_of_it_or_nothing() -> Result<
     mode("enforce")
 }
 
-/// It succeeds, and this call formatted the volume or not.
+/// Checks that the call succeeds, and whether it formatted the volume.
 fn ensured(guard: &Guard, node: &str, kind: &str, formatted: bool) -> Result<()> {
     let ran = guard.say(&format!("ensure-fs {node} --type {kind} --json -- -q"))?;
     ensure!(ran.status == 0, "{ran:?}");
@@ -296,7 +296,7 @@ fn ensure_fs_formats_once_and_says_the_same_ever_after() -> Result<()> {
     {
         let device = Loop::new(64)?;
         let node = device.path().display().to_string();
-        // At once, while it is not verified yet.
+        // At once, while the volume is not verified yet.
         let line = format!("ensure-fs {node} --type {kind} --json {options}");
         let first = guard.say(&line)?;
         ensure!(first.status == 0, "{first:?}");
@@ -411,7 +411,7 @@ fn the_socket_answers_curl_and_refuses_what_it_does_not_know() -> Result<()> {
     Ok(())
 }
 
-/// "Operation not permitted", as root, is a riddle.
+/// "Operation not permitted" puzzles root: the kernel's log must explain it.
 #[test]
 fn who_is_refused_finds_it_in_the_kernels_log() -> Result<()> {
     let guard = Guard::start()?;
@@ -421,7 +421,7 @@ fn who_is_refused_finds_it_in_the_kernels_log() -> Result<()> {
     let id = guard.volume(device.path())?["id"].as_str().context("no id")?.to_owned();
     let lines = || -> Result<Vec<String>> {
         let log = must("dmesg")?;
-        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("show {id};"));
+        let ours = |line: &&str| line.contains("format-guard: ") && line.contains(&format!("show {id} says"));
         Ok(log.lines().filter(ours).map(str::to_owned).collect())
     };
     refused(&guard, &format!("mkfs.ext4 -F -q {node}"), "")?;

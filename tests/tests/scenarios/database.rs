@@ -1,5 +1,4 @@
-//! A database that cannot be used: nothing is loosened, nothing is overwritten, and the message names the way
-//! out.
+//! An unusable database: nothing is loosened, nothing is overwritten, and the message names the way out.
 
 use std::{
     fs,
@@ -33,7 +32,7 @@ impl Small {
         must(&format!("mount -o remount,{options} {}", self.0.display())).map(drop)
     }
 
-    /// Takes all room that is left.
+    /// Fills the rest of the file system.
     fn fill(&self) -> Result<()> {
         let ran = run(&format!("dd if=/dev/zero of={}/fill bs=4k", self.0.display()))?;
         ensure!(ran.text.contains("No space left on device"), "{ran:?}");
@@ -51,7 +50,8 @@ impl Drop for Small {
     }
 }
 
-/// Overwrites the database below this directory; what is there now. Its log would put everything right again.
+/// Overwrites the database below this directory, and returns what is there now. Its log is removed, since it
+/// would repair everything.
 pub(crate) fn damage(directory: &Path) -> Result<Vec<u8>> {
     let file = directory.join("volumes.sqlite3");
     let damaged = vec![0x5a; usize::try_from(fs::metadata(&file)?.len())?];
@@ -68,16 +68,16 @@ fn a_file_system_that_is_full_or_read_only_loosens_nothing() -> Result<()> {
     make_ext4(&guard, device.path())?;
     let before = device.sha256()?;
     place.fill()?;
-    // What cannot be stored as armed is not armed.
+    // A volume that cannot be stored as armed is not armed.
     let blank = Loop::new(32)?;
     let refused = format!("mkfs.ext4 -F -q {}", blank.path().display());
     guard.wait_for_volume(blank.path(), "not storable", |volume| {
         volume["cause"].as_str().is_some_and(|cause| cause.contains("the store failed"))
     })?;
-    // No event of it can be stored.
+    // No event of the volume can be stored.
     let ran = run(&refused)?;
     ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
-    // What is recorded can be read: it is guarded by the next one, too.
+    // The earlier records are readable: the next agent guards by them, too.
     guard.kill_agent()?;
     guard.start_agent()?;
     guard.wait_for_state(device.path(), "formatted")?;
@@ -122,10 +122,10 @@ fn a_format_on_a_full_file_system_is_on_record_once_there_is_room() -> Result<()
         metrics.contains("format_guard_unstored_records ") && !metrics.contains("unstored_records 0"),
         "{metrics}"
     );
-    // It was armed, and its format could not be recorded either. No event of it can be stored.
+    // The volume was armed, and its format could not be recorded either. None of its events can be stored.
     let ran = run(&format!("mkfs.ext4 -F -q {}", other.path().display()))?;
     ensure!(ran.status != 0 && ran.text.contains("Operation not permitted"), "{ran:?}");
-    // An agent that starts now knows by the kernel's note.
+    // An agent that starts now knows of the format by the kernel's note.
     guard.kill_agent()?;
     ensure!(stored_state(&state, &id)? == "blank", "it was stored on a full file system");
     guard.start_agent()?;
@@ -188,7 +188,7 @@ fn what_the_kernel_still_guards_is_on_record_again_where_the_database_is_gone() 
     let before = device.sha256()?;
     guard.kill_agent()?;
     fs::remove_dir_all(&state)?;
-    // The storage reads as zeros at that very moment.
+    // The storage reads as zeros at this very moment.
     let file = device.file().context("no file")?;
     let image = fs::read(file)?;
     let zero = |bytes: &[u8]| -> Result<()> {

@@ -1,4 +1,4 @@
-//! Everyday work on guarded volumes goes on as without the guard.
+//! Everyday work on guarded volumes goes on as it does without the guard.
 
 use std::{
     fs,
@@ -112,7 +112,7 @@ fn luks_is_opened_gets_a_key_and_holds_a_file_system() -> Result<()> {
     must_with(&format!("{LUKS_FORMAT} {node} -"), "secret")?;
     let keyfile = "/run/fg-key";
     fs::write(keyfile, "another")?;
-    // At once, while the agent still learns what was formatted.
+    // At once, while the agent is still learning what was formatted.
     let cheap = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
     must_with(&format!("cryptsetup luksAddKey {cheap} --key-file - {node} {keyfile}"), "secret")?;
     let volume = guard.wait_for_state(path, "formatted")?;
@@ -133,7 +133,7 @@ fn lvm_makes_volumes_on_a_guarded_physical_volume() -> Result<()> {
     let path = device.path();
     guard.wait_for_state(path, "blank")?;
     must(&format!("pvcreate -y {}", path.display()))?;
-    // At once, while the agent still learns what was made.
+    // At once, while the agent is still learning what was made.
     must(&format!("vgcreate fgvg {}", path.display()))?;
     guard.wait_for_state(path, "formatted")?;
     must("lvcreate -y -n one -L 48M fgvg")?;
@@ -169,7 +169,7 @@ fn partitions_are_made_on_a_blank_disk_and_added_to_a_labelled_one() -> Result<(
     ensure!(volume["content"]["types"][0] == "gpt", "{volume}");
     must(&format!("parted -s {node} mkpart two ext4 32MiB 60MiB"))?;
     nothing_was_refused(&guard)?;
-    // What comes of partitions that outlive their disk has a scenario of its own.
+    // Another scenario tests partitions that outlive their disk.
     remove_partitions(device.path())
 }
 
@@ -180,7 +180,7 @@ fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
     let path = device.path();
     let node = path.display();
     guard.wait_for_state(path, "blank")?;
-    // It opens the device for writing, and then finds that it cannot be done.
+    // The tool opens the device for writing, and then finds that it cannot do its work.
     let ran = format_guard_tests::tool::run(&format!("mkfs.ext4 -F -q -b 1024 {node} 100000000"))?;
     ensure!(ran.status != 0, "{ran:?}");
     guard.wait_for_state(path, "blank")?;
@@ -188,8 +188,8 @@ fn a_first_format_that_fails_may_be_tried_again() -> Result<()> {
     nothing_was_refused(&guard)
 }
 
-/// What a virtual machine does to its disk its monitor does to the volume: qemu's own block layer serves it
-/// here, and what a guest would write comes over a socket.
+/// A virtual machine's writes to its disk reach the volume through its monitor. Here qemu's own block layer
+/// serves the volume, and the guest's writes come over a socket.
 #[test]
 fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Result<()> {
     const SOCKET: &str = "/run/fg-monitor";
@@ -219,12 +219,12 @@ fn a_virtual_machine_that_formats_its_disk_is_refused_and_gets_it_back() -> Resu
     guard.json(&format!("volume untaint {} --reason vm", device.path().display()))?;
     ensure!(writes("9M")?, "it did not get its disk back");
     ensure!(!writes("0")?, "it formatted its disk after all");
-    // Its guest has given up, and starts what is on the disk: nobody has to help it.
+    // The guest has given up, and starts what is on the disk: nobody has to help it.
     let start = Instant::now();
     ensure!(!writes("9M")? && start.elapsed() < QUIET, "it was refused once, and writes again");
     thread::sleep(QUIET + Duration::from_secs(1));
     ensure!(writes("9M")?, "it did not get its disk back");
-    // Whoever permits what was refused need not lift the refusal, too.
+    // An operator who permits what was refused need not lift the refusal, too.
     ensure!(!writes("0")?, "it formatted its disk after all");
     guard.json(&format!("volume permit {} --reason vm", device.path().display()))?;
     ensure!(writes("9M")? && writes("0")?, "it may not do what was permitted");

@@ -1,5 +1,5 @@
-//! The agent is killed between any two of its writes: what was recorded is known, and no volume is formatted
-//! twice.
+//! The agent is killed between any two of its writes: what was recorded stays known, and no volume is
+//! formatted twice.
 
 use std::{env, path::Path};
 
@@ -14,8 +14,8 @@ use format_guard_tests::{
 
 use crate::{database::damage, make_ext4};
 
-/// Points of `format_guard::fault` that any agent comes to, and the times: the first one, or all of them with
-/// `FORMAT_GUARD_FAULTS=all`.
+/// Points of `format_guard::fault` that any agent passes, and how often: only the first time, or each time
+/// with `FORMAT_GUARD_FAULTS=all`.
 const POINTS: [(&str, &[u32]); 9] = [
     ("BeforeCommit", &[1, 2, 3, 4, 6, 8]),
     ("AfterCommit", &[1, 2, 3, 4, 6, 8]),
@@ -27,14 +27,14 @@ const POINTS: [(&str, &[u32]); 9] = [
     ("BeforeRelease", &[1, 2]),
     ("AfterRelease", &[1, 2]),
 ];
-/// Points that an agent comes to which takes over from one of another build.
+/// Points that an agent passes when it takes over from an agent of another build.
 const TAKING_OVER: [(&str, &[u32]); 4] =
     [("AfterPin", &[1, 12]), ("AfterProof", &[1]), ("AfterLinksAside", &[1]), ("AfterLinksMoved", &[1])];
 
-/// A format of a volume was tried again and again by a provisioner that believes that it is blank.
+/// A volume that a provisioner, believing it blank, tried again and again to format.
 struct Formatted {
     volume: Loop,
-    /// One went through.
+    /// One format succeeded.
     done: bool,
 }
 
@@ -42,7 +42,7 @@ fn mkfs(path: &Path) -> Result<bool> {
     Ok(run(&format!("mkfs.ext4 -F -m0 -q {}", path.display()))?.status == 0)
 }
 
-/// A new volume, and formats of it until one goes through or the agent dies.
+/// Makes a new volume, and formats it until one format succeeds or the agent dies.
 fn provision(guard: &mut Guard) -> Result<Formatted> {
     let volume = Loop::new(16)?;
     let done = wait_for("a format to go through or the agent to die", || {
@@ -52,7 +52,7 @@ fn provision(guard: &mut Guard) -> Result<Formatted> {
     Ok(Formatted { volume, done })
 }
 
-/// Makes sure that a volume takes one format in all, and that it is known then.
+/// Checks that the volume takes one format in all, and that the format is known then.
 fn takes_no_second(guard: &Guard, formatted: &Formatted) -> Result<()> {
     let path = formatted.volume.path();
     if !formatted.done {
@@ -68,7 +68,7 @@ fn takes_no_second(guard: &Guard, formatted: &Formatted) -> Result<()> {
     Ok(())
 }
 
-/// Whatever the agent does in its life, until it dies of it.
+/// Runs everything that an agent does in its life, until it dies.
 fn live(guard: &mut Guard, known: Loop, permitted: &Loop) -> Result<(Formatted, (Loop, Image), bool)> {
     let new = provision(guard)?;
     let image = known.detach()?.context("no image")?;
@@ -92,7 +92,7 @@ fn live(guard: &mut Guard, known: Loop, permitted: &Loop) -> Result<(Formatted, 
     Ok((new, (known, image), used))
 }
 
-/// One life that ends at this point, and the next one.
+/// One agent that is killed at this point, and the agent after it.
 fn killed_at(guard: &mut Guard, point: &str, time: u32) -> Result<()> {
     let (known, permitted) = (Loop::new(16)?, Loop::new(16)?);
     for volume in [&known, &permitted] {
@@ -103,7 +103,7 @@ fn killed_at(guard: &mut Guard, point: &str, time: u32) -> Result<()> {
     guard.start_doomed(point, time)?;
     let (new, (known, _image), used) = live(guard, known, &permitted)?;
     ensure!(guard.is_dead()?, "the point was not reached");
-    // Nobody is there to ask.
+    // The agent that could answer is dead.
     ensure!(!mkfs(known.path())?, "a format went through without an agent");
     ensure!(!new.done || !mkfs(new.volume.path())?, "a second format went through without an agent");
     guard.start_agent()?;
@@ -123,7 +123,7 @@ fn killed_at(guard: &mut Guard, point: &str, time: u32) -> Result<()> {
     takes_no_second(guard, &Formatted { volume: permitted, done: true })
 }
 
-/// The first time, or all of them.
+/// The first time, or each time.
 fn wanted(times: &[u32]) -> &[u32] {
     let all = env::var("FORMAT_GUARD_FAULTS").is_ok_and(|wanted| wanted == "all");
     if all { times } else { &times[..1] }

@@ -1,5 +1,5 @@
-//! A fresh volume is formatted at once, as provisioners do it, and nobody has to come again; who comes too
-//! early all the same is told so.
+//! A fresh volume is formatted at once, as provisioners do it, without a second try. A formatter that is too
+//! early all the same gets a message that says so.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn format(guard: &Guard, path: &Path) -> Result<()> {
     must(&format!("mkfs.ext4 -F -m0 -q {}", path.display())).map(drop).with_context(|| guard.log())
 }
 
-/// Nobody was refused.
+/// Checks that nothing was refused.
 fn nobody_was(guard: &Guard) -> Result<()> {
     let refusals = guard.events("denied")?;
     ensure!(refusals.is_empty(), "{refusals:#?}");
@@ -58,7 +58,7 @@ fn who_comes_before_a_volume_is_read_is_told_so_and_is_not_cut_off() -> Result<(
     let counter = |line: &str| line.contains("denials_total{reason=\"not-read-yet\",operation=\"open\"");
     ensure!(metrics.lines().any(counter), "{metrics}");
     guard.wait_for_state(device.path(), "blank")?;
-    // The same process.
+    // By the same process.
     open_as_formatter(device.path()).map(drop).context("it was cut off")
 }
 
@@ -146,7 +146,7 @@ fn a_volume_is_formatted_at_once_by_who_has_just_started_the_agent() -> Result<(
     guard.wait_for_state(device.path(), "blank")?;
     guard.kill_agent()?;
     guard.start_agent()?;
-    // What was armed before is not trusted.
+    // A new agent does not trust what an earlier one armed.
     format(&guard, device.path())?;
     guard.wait_for_state(device.path(), "formatted")?;
     let fresh = Loop::new(MIB)?;
@@ -165,7 +165,7 @@ fn a_formatter_waits_for_no_agent_that_is_gone() -> Result<()> {
         Ok(begun.elapsed())
     };
     let device = Loop::new(MIB)?;
-    // Until it is known that it is gone.
+    // Until the agent knows that the device is gone.
     wait_for("formatters to wait no longer", || Ok((refused(&device)? < LIMIT / 10).then_some(())))?;
     let begun = Instant::now();
     for _ in 0..10 {
@@ -211,7 +211,7 @@ fn a_formatter_that_waits_can_be_killed() -> Result<()> {
         .stderr(Stdio::null())
         .spawn();
     let ended = spawned.map_err(anyhow::Error::from).and_then(|mut child| {
-        // Nothing else that it does takes the kernel so long.
+        // Nothing else that the program does takes so much time in the kernel.
         wait_for("the formatter to wait", || Ok((ticks_in_kernel(child.id())? > 50).then_some(())))?;
         child.kill()?;
         Ok(child.wait()?)
@@ -263,7 +263,7 @@ fn who_asks_for_a_device_to_settle_may_format_it_then() -> Result<()> {
     let late = late?;
     ensure!(late.status == 1 && late.text.contains("was not read within 1 s"), "{late:?}");
     ensure!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    // Without an agent nobody is held up.
+    // Without an agent no formatter waits.
     guard.kill_agent()?;
     let alone = guard.say(&format!("settle {} --timeout 50s", device.path().display()))?;
     ensure!(alone.status == 0 && alone.text.contains("no agent answers"), "{alone:?}");

@@ -1,4 +1,4 @@
-//! One agent takes over from another: enforcement has no gap, and what fails changes nothing.
+//! One agent takes over from another: enforcement has no gap, and a takeover that fails changes nothing.
 
 use std::{
     env,
@@ -19,10 +19,10 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// Hand-overs that the attack goes on for, unless `FORMAT_GUARD_HANDOVERS` names a number.
+/// Takeovers during the attack, unless `FORMAT_GUARD_HANDOVERS` names a number.
 const HANDOVERS: u32 = 2;
 
-/// The inode of the link that is in force for opens: another link is another inode.
+/// The inode of the link that is in force for opens: a new link has a new inode.
 fn link() -> Result<u64> {
     let layouts = fs::read_dir(PINS)?.collect::<Result<Vec<_>, _>>()?;
     let mut found = Vec::new();
@@ -48,7 +48,7 @@ fn an_agent_of_the_same_build_keeps_the_programs_that_are_in_force() -> Result<(
     guard.start_agent()?;
     attack::all_refused(&guard, device.path())?;
     ensure!(before == (device.sha256()?, link()?), "bytes or links changed");
-    // Programs that read maps which this agent does not write would never hear of a new volume.
+    // Programs that read maps which this agent does not write would not learn of a new volume.
     guard.kill_agent()?;
     for layout in fs::read_dir(PINS)? {
         fs::remove_file(layout?.path().join("maps/WINDOWS"))?;
@@ -111,7 +111,7 @@ fn an_agent_that_cannot_prove_its_programs_leaves_the_old_ones_in_force() -> Res
     let before = (device.sha256()?, link()?);
     guard.kill_agent()?;
     guard.replace("passthrough", "'refuse'")?;
-    // Without mknod(2) there is no node for its canary.
+    // Without mknod(2) the canary has no node.
     let said = guard.start_in_vain("setpriv --bounding-set=-mknod", 5)?;
     ensure!(said.contains("cannot make a device node to test with"), "{said}");
     ensure!(before.1 == link()?, "links changed");
@@ -140,12 +140,12 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     let before = device.sha256()?;
     let mkfs = format!("mkfs.ext4 -F -q {}", device.path().display());
     ensure!(run(&mkfs)?.status != 0 && device.sha256()? == before, "a stop let a format through");
-    // A file that cannot be used stands in nobody's way out.
+    // An unusable configuration file must not block the way out.
     let sound = fs::read_to_string(guard.config())?;
     fs::write(guard.config(), format!("{sound}\nquarantine = soon\n"))?;
     let ended = run(&detach)?;
     ensure!(ended.status == 0 && ended.text.contains("enforcement has ended"), "{ended:?}");
-    ensure!(ended.text.contains("the pins are looked for at"), "{ended:?}");
+    ensure!(ended.text.contains("the agent looks for pins at"), "{ended:?}");
     fs::write(guard.config(), sound)?;
     must(&mkfs).context("what was said to have ended refuses still")?;
     let again = run(&detach)?;
@@ -155,7 +155,7 @@ fn enforcement_outlives_a_stop_and_ends_by_an_operators_word() -> Result<()> {
     guard.start_agent()?;
     let told = guard.events("detached")?;
     ensure!(told.len() == 1 && told[0]["text"] == "enforcement was ended by user 0: maintenance", "{told:?}");
-    // What was blank may have been formatted since.
+    // A volume that was blank may have been formatted since.
     guard.wait_for_volume(blank.path(), "doubted", |volume| {
         volume["cause"].as_str().is_some_and(|cause| cause.contains("while no agent saw it"))
     })?;

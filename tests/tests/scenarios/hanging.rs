@@ -1,4 +1,4 @@
-//! A device that hangs, fails or lags keeps nobody waiting but itself.
+//! A device that hangs, fails or lags delays only itself.
 
 use std::{
     process::Stdio,
@@ -16,19 +16,19 @@ use format_guard_tests::{
 use crate::make_ext4;
 
 const MIB: u64 = 1 << 20;
-/// What probes are given here; whoever waits for one that hangs is held up longer than this. Far more than
+/// The deadline of probes here: whoever waits for a hanging probe is delayed for longer. It is far more than
 /// anything takes under emulation.
 const PROBE_DEADLINE: Duration = Duration::from_secs(50);
 
-/// A guard that gives probes so long.
+/// A guard with this deadline for probes.
 fn patient() -> Result<Guard> {
     let guard = Guard::start()?;
     guard.configure(&format!("probe_deadline = {}", PROBE_DEADLINE.as_secs()))?;
     Ok(guard)
 }
 
-/// Another device is armed, formatted and guarded, and the agent stops and starts, all of it in less time
-/// than one probe that hangs would take.
+/// Another device is armed, formatted and guarded, and the agent stops and starts: all of it takes less time
+/// than one hanging probe.
 fn nobody_else_waits(guard: &mut Guard) -> Result<()> {
     let start = Instant::now();
     let other = Loop::new(32)?;
@@ -41,7 +41,7 @@ fn nobody_else_waits(guard: &mut Guard) -> Result<()> {
     guard.wait_for_state(other.path(), "formatted").map(drop)
 }
 
-/// Known to be there, and not verified.
+/// The volume is known to be present, and is not verified.
 fn unverified(guard: &Guard, device: &impl Device) -> Result<()> {
     guard.wait_for_state(device.path(), "unverified").map(drop)
 }
@@ -53,7 +53,7 @@ fn a_suspended_device_holds_up_nobody() -> Result<()> {
     let device = Linear::over("fg-suspended", "FGTEST-suspended", below.path(), 0, 32 * MIB)?;
     guard.wait_for_state(device.path(), "blank")?;
     device.suspend()?;
-    // What was armed is not trusted by the next agent.
+    // The next agent does not trust what this one armed.
     let result = nobody_else_waits(&mut guard).and_then(|()| unverified(&guard, &device));
     device.resume()?;
     result?;
@@ -93,14 +93,14 @@ fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
     let volume = Iscsi::new(32)?;
     make_ext4(&guard, volume.path())?;
     let id = guard.volume(volume.path())?["id"].as_str().context("no id")?.to_owned();
-    // Longer than who waits for a probe is held up, and no longer than this needs.
+    // Longer than a caller of a probe may wait, and no longer than this needs.
     volume.fail_after(PROBE_DEADLINE + Duration::from_secs(10))?;
     volume.stop_serving()?;
-    // It reads before it writes, and waits for that.
+    // The tool reads before it writes, and waits for the read.
     let mut formatter = command(&format!("mkfs.ext4 -F {}", volume.path().display()));
     let formatter = formatter.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     nobody_else_waits(&mut guard)?;
-    // What was recorded is guarded though it cannot be read.
+    // A recorded volume is guarded although it cannot be read.
     let known = guard.wait_for_state(volume.path(), "formatted")?;
     ensure!(known["id"] == id.as_str(), "{known}");
     let ended = formatter.wait_with_output()?;
@@ -109,8 +109,8 @@ fn a_dead_iscsi_session_holds_up_nobody() -> Result<()> {
     Ok(())
 }
 
-/// Whoever has made a file system and takes the device away, as LVM and cryptsetup do, meets no probe that
-/// outlasts its tries.
+/// A program that has made a file system and removes the device again, as LVM and cryptsetup do, meets no
+/// probe that outlasts its retries.
 #[test]
 fn a_device_that_was_just_formatted_is_taken_away_at_once() -> Result<()> {
     let guard = Guard::shared()?;

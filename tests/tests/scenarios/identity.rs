@@ -84,7 +84,7 @@ fn iscsi_targets_remade_with_swapped_numbers_are_known_though_their_wwids_change
     both_are_known_and_kept(&guard, &volumes)
 }
 
-/// Both paths are armed: of two formatters at the same moment one goes through.
+/// Both paths are armed: of two formatters at the same moment one succeeds.
 #[test]
 fn a_unit_with_two_paths_is_one_volume_and_formatted_once() -> Result<()> {
     let guard = Guard::shared()?;
@@ -150,7 +150,7 @@ fn a_clone_with_the_same_file_system_uuid_is_a_volume_of_its_own() -> Result<()>
         attack::some_refused(&guard, device.path())?;
         before.unchanged(device)?;
     }
-    // A permit for one is none for the other.
+    // A permit for one volume is no permit for the other.
     guard.json(&format!("volume permit {} --reason test", clone.path().display()))?;
     refused(&guard, &format!("mkfs.ext4 -F {}", original.path().display()), "")?;
     must(&format!("mkfs.ext4 -F -q {}", clone.path().display())).map(drop)
@@ -198,7 +198,7 @@ fn a_weak_identity_is_shown_as_one_and_every_identity_says_where_it_came_from() 
     Ok(())
 }
 
-/// Swap on zram is made anew at each boot, at once, and by whoever resets it.
+/// Swap on zram is made at each boot, at once, and again after each reset.
 #[test]
 fn memory_is_left_alone() -> Result<()> {
     let guard = Guard::shared()?;
@@ -217,16 +217,16 @@ fn memory_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A volume of Longhorn's, as its provisioner names it.
+/// A volume of Longhorn, under the name that its provisioner gives it.
 const PV: &str = "pvc-0123abcd-4567-89ab-cdef-0123456789ab";
 
-/// Longhorn makes a device mapper device without a uuid, and later a node with the volume's name.
+/// Longhorn first makes a device mapper device without a uuid, and then a node with the volume's name.
 #[test]
 fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -> Result<()> {
     let nodes = Path::new("/dev/fg-longhorn");
     fs::create_dir_all(nodes)?;
     let mut guard = Guard::unstarted(None)?;
-    // As kubelet and a runtime have them on a node where a pod uses the volume.
+    // kubelet and a runtime have these on a node where a pod uses the volume.
     let kubelet = tempfile::tempdir()?;
     guard.replace("kubelet_dir", &format!("'{}'", kubelet.path().display()))?;
     fs::create_dir_all(kubelet.path().join("pods/fg-uid-1/volumes/kubernetes.io~csi").join(PV))?;
@@ -248,7 +248,7 @@ fn a_node_below_the_longhorn_directory_names_what_has_no_identity_of_its_own() -
     drop(device);
     fs::remove_file(nodes.join(PV))?;
 
-    // It is back, degraded, and reads as zeros; its node is not there yet.
+    // The volume is back, degraded, and reads as zeros; its node does not exist yet.
     let back = Linear::over("fg-pvc-1-again", "", below.path(), 0, 32 * MIB)?;
     back.reload(&format!("0 {} zero", 32 * MIB / 512))?;
     let refused_at_once = run(&format!("mkfs.ext4 -F {}", back.path().display()))?;
@@ -294,7 +294,7 @@ fn a_new_file_under_an_old_inode_number_is_another_volume() -> Result<()> {
         make_ext4(&guard, volume.path())?;
         refused(&guard, &format!("mkfs.ext4 -F {}", volume.path().display()), "")?;
         ids.push(id(&guard, volume.path())?);
-        // The same file is the same volume, wherever it is attached.
+        // The same file is the same volume, whichever loop device it is attached to.
         drop(volume);
         let volume = Loop::over(&file)?;
         guard.wait_for_state(volume.path(), "formatted")?;
@@ -308,7 +308,7 @@ fn a_new_file_under_an_old_inode_number_is_another_volume() -> Result<()> {
     Ok(())
 }
 
-/// One node for all of them, and nothing of the kernel's tells one from another.
+/// All of the devices have the same node, and the kernel shows nothing that tells them apart.
 #[test]
 fn images_that_qemu_serves_one_after_another_are_volumes_of_their_own() -> Result<()> {
     let guard = Guard::shared()?;
@@ -343,7 +343,7 @@ fn images_that_qemu_serves_one_after_another_are_volumes_of_their_own() -> Resul
     Ok(())
 }
 
-/// A file system of the test's own, mounted; gone with the value.
+/// A file system of the test, mounted until the value is dropped.
 struct Mounted {
     point: String,
     _below: Option<Loop>,
@@ -377,7 +377,7 @@ impl Drop for Mounted {
     }
 }
 
-/// An image with an ext4, detached.
+/// An image with an ext4, not attached.
 fn formatted_image(guard: &Guard, files: &Mounted) -> Result<PathBuf> {
     let file = files.file();
     fs::File::create(&file)?.set_len(64 * MIB)?;
@@ -428,12 +428,12 @@ fn an_image_file_of_which_nobody_says_that_it_stores_nothing_stays_what_it_was()
     let zeros = |file: &Path| {
         must(&format!("dd if=/dev/zero of={} bs=1M count=64 conv=notrunc,fsync", file.display())).map(drop)
     };
-    // Zeros that are stored are what a lying medium reads as.
+    // Recorded zeros look like a medium that lies.
     let files = Mounted::new("written", "mkfs.ext4 -F -q", &guard)?;
     let file = formatted_image(&guard, &files)?;
     zeros(&file)?;
     stays(&file).context("zeros that are stored")?;
-    // Pointers to blocks that are numbers alone; and what asks another file system.
+    // Pointers to blocks are only numbers; and these bytes belong to another file system.
     let files = Mounted::new("ext3", "mkfs.ext3 -F -q", &guard)?;
     let file = formatted_image(&guard, &files)?;
     cut(&file)?;
@@ -444,7 +444,7 @@ fn an_image_file_of_which_nobody_says_that_it_stores_nothing_stays_what_it_was()
     device.detach()?;
     cut(image.path())?;
     stays(image.path()).context("overlayfs")?;
-    // While it is attached what a mounted file system has in memory may come back.
+    // While the volume is attached, a mounted file system may write back what it has in memory.
     let files = Mounted::new("attached", "mkfs.ext4 -F -q", &guard)?;
     let file = formatted_image(&guard, &files)?;
     let device = Loop::over(&file)?;

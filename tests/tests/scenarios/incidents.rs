@@ -12,14 +12,14 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// What kubernetes mount-utils ask before they format (`getDiskFormat`): exit status 2 means "unformatted" to
-/// them.
+/// The question that kubernetes' mount-utils ask before they format (`getDiskFormat`): exit status 2 means
+/// "unformatted" to them.
 fn looks_blank_to_kubernetes(path: &Path) -> Result<bool> {
     let ran = run(&format!("blkid -p -s TYPE -s PTTYPE -o export {}", path.display()))?;
     Ok(ran.status == 2)
 }
 
-/// What they and Longhorn's CSI plugin do then.
+/// The format that mount-utils and Longhorn's CSI plugin make then.
 fn formatters(path: &Path) -> Vec<(String, &'static str)> {
     let node = path.display();
     vec![
@@ -44,7 +44,7 @@ fn whole(guard: &Guard, device: &impl Device, before: &str) -> Result<()> {
     Ok(())
 }
 
-/// S2: present and readable, but all zeros while the engine is degraded.
+/// S2: the volume is present and readable, but reads as zeros while the engine is degraded.
 #[test]
 fn s2_a_volume_that_reads_as_zeros_is_not_formatted() -> Result<()> {
     let guard = Guard::shared()?;
@@ -61,17 +61,17 @@ fn s2_a_volume_that_reads_as_zeros_is_not_formatted() -> Result<()> {
     whole(&guard, &device, &before)
 }
 
-/// S2, with an engine that takes writes while it reads as zeros: what is refused does not arrive.
+/// S2, with an engine that accepts writes while it reads as zeros: a refused write does not arrive.
 #[test]
 fn s2_refusals_hold_where_the_engine_would_take_the_writes() -> Result<()> {
     let guard = Guard::shared()?;
     let (device, before) = volume_with_data(&guard)?;
-    // Nothing that the probe reads counts: the same attacks on the healthy volume.
+    // What the probe reads must not matter: the same attacks run on the healthy volume.
     attack::all_refused(&guard, device.path())?;
     whole(&guard, &device, &before)
 }
 
-/// S3: EIO from the data path; mkfs is tried again and again.
+/// S3: EIO from the data path, and mkfs is repeated.
 #[test]
 fn s3_a_volume_that_fails_is_not_formatted() -> Result<()> {
     let guard = Guard::shared()?;
@@ -96,8 +96,8 @@ fn s3_a_volume_that_fails_is_not_formatted() -> Result<()> {
     whole(&guard, &device, &before)
 }
 
-/// S1: the engine crashes while the plugin stages: the node is gone at the probe and back at the format,
-/// under whatever number.
+/// S1: the engine crashes while the plugin stages the volume: the node is gone at the probe and back at the
+/// format, possibly under another number.
 #[test]
 fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()> {
     let guard = Guard::shared()?;
@@ -111,7 +111,7 @@ fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()>
     device.log_out()?;
     ensure!(looks_blank_to_kubernetes(&path)?, "the probe is not fooled: the scenario shows nothing");
     device.log_in()?;
-    // At once, as the plugin would: whether the agent has seen the device already or not.
+    // At once, as the plugin does, whether or not the agent has seen the device.
     for (line, input) in formatters(device.path()) {
         let ran = format_guard_tests::tool::run_with(&line, input)?;
         ensure!(ran.status != 0, "{line} succeeded:\n{}", ran.text);
@@ -124,7 +124,8 @@ fn s1_a_volume_whose_node_vanished_for_a_moment_is_not_formatted() -> Result<()>
     whole(&guard, &device, &before)
 }
 
-/// S4: not readable at the probe, readable later: what cannot be verified is not blank, and heals by itself.
+/// S4: not readable at the probe, readable later. A volume that cannot be verified is not blank, and recovers
+/// by itself.
 #[test]
 fn s4_a_volume_that_fails_at_first_sight_takes_no_format_until_it_reads() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,5 +1,5 @@
-//! Headers that the kernel writes by itself when a layer is made or a device is taken into a file system:
-//! over nothing that is recorded, while blank volumes take them and what has one goes on.
+//! Headers that the kernel writes by itself when a layer is made, or when a device joins a file system. They
+//! are refused over what is recorded; blank volumes take them, and a volume that has such a header goes on.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,7 @@ const SIZE: u64 = 128;
 const SECTORS: u64 = SIZE << 11;
 const NAME: &str = "fgkernel";
 
-/// Tables by which `$V` would be written over: module, then the table. `$A` and `$B` are blank.
+/// Tables that would write over `$V`: module, then the table. `$A` and `$B` are blank.
 const TABLES: &[(&str, &str)] = &[
     ("dm-snapshot", "snapshot $A $V P 8"),
     ("dm-snapshot", "snapshot $A $V PO 16"),
@@ -44,7 +44,7 @@ const TABLES: &[(&str, &str)] = &[
     ("dm-log-writes", "log-writes $A $V"),
 ];
 
-/// Those that this kernel has.
+/// The tables for which this kernel has a module.
 fn tables() -> Vec<&'static str> {
     let there = |name: &str| module(&name.replace('-', "_")).is_ok();
     let (known, unknown): (Vec<_>, Vec<_>) = TABLES.iter().copied().partition(|(name, _)| there(name));
@@ -65,7 +65,7 @@ fn table(line: &str) -> String {
     format!("0 {sectors} {line}\n")
 }
 
-/// Loads a table, which must succeed, and takes it away again.
+/// Loads a table, which must succeed, and removes it again.
 fn made(line: &str) -> Result<()> {
     must_with(&format!("dmsetup create {NAME}"), &table(line)).with_context(|| line.to_owned())?;
     gone()
@@ -84,12 +84,12 @@ fn table_refused(guard: &Guard, line: &str) -> Result<()> {
     ran.with_context(|| format!("{line}: {}", guard.log())).inspect_err(|_| drop(gone())).map(drop)
 }
 
-/// A blank device of a table that was refused may be in the hands of who loaded it for a moment.
+/// After a refused table the loading process may hold a blank device for a moment.
 fn settled(guard: &Guard, device: &Loop) -> Result<()> {
     guard.wait_for_state(device.path(), "blank").map(drop)
 }
 
-/// A volume that was formatted by this.
+/// A volume that this command has formatted.
 fn formatted(guard: &Guard, mkfs: &str) -> Result<Loop> {
     let device = blank(guard)?;
     must(&format!("{mkfs} {}", device.path().display())).with_context(|| guard.log())?;
@@ -106,7 +106,7 @@ fn no_table_writes_its_header_over_a_recorded_volume() -> Result<()> {
     let guard = Guard::shared()?;
     module("btrfs")?;
     let (a, b) = (blank(&guard)?, blank(&guard)?);
-    // What lies where the kernel looks for its header reads as zeros: 512 bytes of the one, 64 KiB of the
+    // The kernel looks for its header at a place that reads as zeros: 512 bytes in one case, 64 KiB in the
     // other.
     for mkfs in ["mkfs.ext4 -F -m0 -q", "mkfs.btrfs -q"] {
         let victim = formatted(&guard, mkfs)?;
@@ -134,7 +134,7 @@ fn no_table_writes_its_header_over_a_recorded_volume() -> Result<()> {
     Ok(())
 }
 
-/// Zeros are what the kernel takes for a new device: those of a storage that is degraded, too.
+/// The kernel takes zeros for a new device, also the zeros of degraded storage.
 #[test]
 fn a_layer_whose_header_reads_as_zeros_stays_what_it_was() -> Result<()> {
     use format_guard_tests::device::Mapped;
@@ -157,7 +157,7 @@ fn what_is_not_verified_takes_no_header_of_the_kernel() -> Result<()> {
     let guard = Guard::shared()?;
     module("dm_snapshot")?;
     let origin = blank(&guard)?;
-    // A format that nobody recorded, on a device that is new to the guard.
+    // A device that is new to the guard holds a format that nobody recorded.
     let image = format_guard_tests::device::Image::new(SIZE)?;
     must(&format!("mkfs.ext4 -F -q {}", image.path().display()))?;
     let before = fs::read(image.path())?;
@@ -173,14 +173,14 @@ fn what_is_not_verified_takes_no_header_of_the_kernel() -> Result<()> {
     Ok(())
 }
 
-/// `BTRFS_IOC_ADD_DEV` and `BTRFS_IOC_DEV_REPLACE` (include/uapi/linux/btrfs.h), as programs ask for them
-/// that are not btrfs(8).
+/// `BTRFS_IOC_ADD_DEV` and `BTRFS_IOC_DEV_REPLACE` (include/uapi/linux/btrfs.h), as programs other than
+/// btrfs(8) request them.
 fn take_in(mounted: &Path, device: &Path, replace: bool) -> Result<i32> {
     let (command, size, at): (libc::Ioctl, usize, usize) =
         if replace { (0xca28_9435, 2600, 1057) } else { (0x5000_940a, 4096, 8) };
     let mut argument = vec![0_u8; size];
     if replace {
-        // The device of number one is replaced.
+        // Replaces the device of number one.
         argument[16] = 1;
     }
     let name = device.as_os_str().as_bytes();
@@ -196,7 +196,7 @@ fn btrfs_takes_in_no_recorded_volume_and_a_blank_one_once() -> Result<()> {
     let guard = Guard::shared()?;
     module("btrfs")?;
     let main = formatted(&guard, "mkfs.btrfs -q")?;
-    // One for each: who was refused once on a volume is not told of again.
+    // One device for each: a second refusal of one process on a volume is not reported.
     let victims = [formatted(&guard, "mkfs.ext4 -F -m0 -q")?, formatted(&guard, "mkfs.ext4 -F -m0 -q")?];
     let more = blank(&guard)?;
     let point = Path::new("/run/fg-kernel");
@@ -239,7 +239,7 @@ fn md_copies_no_member_over_a_recorded_volume() -> Result<()> {
     refused(&guard, &build(&first, &second), "")?;
     let _ = run("mdadm --stop /dev/md93");
     before.unchanged(&second)?;
-    // The first one is what is copied.
+    // The first one is the source of the copy.
     must(&build(&second, &first))?;
     must("mdadm --wait /dev/md93").or_else(|_| must("cat /proc/mdstat"))?;
     wait_for("the array to be stopped", || Ok((run("mdadm --stop /dev/md93")?.status == 0).then_some(())))?;
@@ -275,12 +275,12 @@ fn a_blank_volume_takes_a_header_once_and_what_has_one_goes_on() -> Result<()> {
         };
         is_known(header.path())?;
         made(&fill(header.path()))?;
-        // After it was taken away and came back.
+        // After the layer was removed and made again.
         let image = header.detach()?.context("no image")?;
         let back = Loop::over(image.path())?;
         is_known(back.path())?;
         made(&fill(back.path()))?;
-        // Another layer's header does not come over it.
+        // The header of another layer must not be written over it.
         let other =
             if content == "dm_writecache" { "snapshot $A $V P 8" } else { "writecache s $A $V 4096 0" };
         let spare = blank(&guard)?;
@@ -348,7 +348,7 @@ fn integrity_is_made_and_opened_as_ever() -> Result<()> {
     Ok(())
 }
 
-/// A volume group over two physical volumes; gone with the value.
+/// A volume group over two physical volumes, removed with the value.
 struct Group {
     _disks: [Loop; 2],
 }
@@ -384,7 +384,7 @@ fn filled(guard: &Guard, name: &str) -> Result<()> {
     in_mount(name, |point| fs::write(point.join("file"), name).map_err(Into::into))
 }
 
-/// What it holds is there.
+/// Checks that the file is there.
 fn is_whole(name: &str) -> Result<()> {
     in_mount(name, |point| {
         ensure!(fs::read(point.join("file"))? == name.as_bytes(), "{name}");
@@ -405,7 +405,7 @@ fn in_mount(name: &str, what: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     done
 }
 
-/// Runs LVM's commands, each of which must succeed, and makes sure that nothing was refused.
+/// Runs LVM's commands, each of which must succeed, and checks that nothing was refused.
 fn lvm(guard: &Guard, lines: &[&str]) -> Result<()> {
     for line in lines {
         must(&line.replace("$G", GROUP)).with_context(|| format!("{:#?}", guard.events("denied")))?;

@@ -1,4 +1,4 @@
-//! The lines that the kernel programs write themselves: there where the log asks for them, and nowhere else.
+//! The kernel programs write lines of their own if the log asks for them, and none otherwise.
 
 use std::{ffi::OsStr, os::unix::fs::FileExt};
 
@@ -12,7 +12,7 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// What every line of theirs has.
+/// Every line of the kernel programs has it.
 const TARGET: &str = "format_guard_ebpf";
 
 fn is_refused(device: &Loop) -> Result<()> {
@@ -34,7 +34,7 @@ fn a_write_and_its_verdict_are_lines_of_the_log_that_asks_for_them() -> Result<(
     make_ext4(&guard, device.path())?;
     let before = device.sha256()?;
     is_refused(&device)?;
-    let lines = ["a write of 4096 bytes at 0", "operation 2 is answered with"];
+    let lines = ["a write of 4096 bytes at 0", "operation=write state=formatted verdict=denied"];
     wait_for("the lines of the kernel programs", || {
         let log = guard.log();
         let has = |text: &str| log.lines().any(|line| line.contains(TARGET) && line.contains(text));

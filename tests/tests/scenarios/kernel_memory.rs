@@ -1,4 +1,4 @@
-//! What the guard keeps in the kernel's memory.
+//! How much of the kernel's memory the guard takes.
 
 use std::{
     collections::BTreeMap,
@@ -17,14 +17,14 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// Bytes of all maps at most, on a host with three devices.
+/// The most that all maps may take, on a host with three devices.
 const GOAL: u64 = 3 << 20;
 
-/// Bytes that the kernel keeps for each of the guard's maps, which are all that there are here.
+/// Bytes that the kernel keeps for each of the guard's maps; no other maps exist here.
 fn maps() -> Result<BTreeMap<u32, (String, u64)>> {
     let mut maps = BTreeMap::new();
     for map in loaded_maps() {
-        // One that goes meanwhile is an earlier guard's.
+        // A map that disappears meanwhile belonged to an earlier guard.
         let Ok(map) = map else { continue };
         let Ok(fd) = map.fd() else { continue };
         let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
@@ -44,8 +44,8 @@ fn memory() -> Result<u64> {
     Ok(maps.values().map(|(_, bytes)| bytes).sum())
 }
 
-/// Whether this kernel tells of a map what it would take if all of its entries were in use: before Linux 6.4
-/// (`map_mem_usage`, include/linux/bpf.h).
+/// Whether this kernel reports, for a map, what it would take if all entries were in use: kernels before 6.4
+/// do (`map_mem_usage`, include/linux/bpf.h).
 fn is_guessed() -> Result<bool> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
@@ -55,7 +55,7 @@ fn is_guessed() -> Result<bool> {
     Ok((major, minor) < (6, 4))
 }
 
-/// As many as the configuration allows is another matter than what is there.
+/// The limit in the configuration costs memory only for devices that exist.
 #[test]
 fn a_host_with_three_devices_takes_little_of_the_kernels_memory() -> Result<()> {
     let mut guard = Guard::start()?;
@@ -66,14 +66,14 @@ fn a_host_with_three_devices_takes_little_of_the_kernels_memory() -> Result<()> 
     let taken = memory()?;
     println!("{taken} bytes of maps");
     ensure!(taken < GOAL || is_guessed()?, "{taken} bytes of maps, at most {GOAL}");
-    // Another limit takes another set of maps, in which every rule is there before a program reads it.
+    // Another limit needs another set of maps, which holds every rule before a program reads it.
     guard.stop_agent()?;
     guard.add_to_configuration("max_devices = 64\n")?;
     guard.start_agent()?;
     for device in &devices {
         refused(&guard, &format!("mkfs.ext4 -F {}", device.path().display()), "")?;
     }
-    // The kernel takes the other maps away some time later.
+    // The kernel frees the other maps some time later.
     let least = wait_for("maps for fewer devices", || Ok(Some(memory()?).filter(|least| *least < taken)))?;
     println!("{least} bytes of maps for 64 devices");
     Ok(())

@@ -1,5 +1,4 @@
-//! What a cluster is told of refusals: over HTTP, as its API speaks it. No API server of Kubernetes itself is
-//! asked here.
+//! How refusals are reported to a cluster: over HTTP, as its API expects. No real API server is asked here.
 
 use std::{
     fs,
@@ -29,12 +28,12 @@ use crate::make_ext4;
 const MIB: u64 = 1 << 20;
 const PV: &str = "pvc-0b8ae2f4-6f0e-4c5d-9f51-7c3a2f1e9d77";
 
-/// A server of the parts of the API that are asked.
+/// A server of the parts of the API that the agent uses.
 #[derive(Clone)]
 struct Api {
     address: String,
     events: Arc<Mutex<Vec<(String, Value)>>>,
-    /// It takes requests and answers none.
+    /// The server takes requests and answers none.
     hangs: Arc<AtomicBool>,
 }
 
@@ -112,7 +111,7 @@ impl Api {
     }
 }
 
-/// As the API refuses.
+/// An answer with which the API refuses.
 fn failure(code: u16, reason: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "message": reason, "reason": reason,
         "code": code})
@@ -171,7 +170,7 @@ fn refusals_are_told_to_the_cluster_and_nothing_waits_for_it() -> Result<()> {
         ensure!(message.contains("was refused") && message.contains("volume permit"), "{event}");
         ensure!(event["source"]["host"] == "node-7" && event["count"] == 1, "{event}");
     }
-    // The same again is one of a flood.
+    // The same refusals again are part of a flood.
     for _ in 0..3 {
         refused(&guard, &format, "")?;
     }
@@ -180,7 +179,7 @@ fn refusals_are_told_to_the_cluster_and_nothing_waits_for_it() -> Result<()> {
     })?;
     ensure!(api.events().len() == 2, "{:?}", api.events());
 
-    // A volume that is nobody's claim, and an API that does not answer.
+    // A volume without a claim, and an API that does not answer.
     api.hangs.store(true, Ordering::Release);
     let other = Loop::new(32)?;
     make_ext4(&guard, other.path())?;

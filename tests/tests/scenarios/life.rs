@@ -74,12 +74,12 @@ fn an_armed_rule_does_not_let_a_formatter_at_another_volume_under_its_number() -
     let blank = Loop::new(64)?;
     guard.wait_for_state(blank.path(), "blank")?;
     let node = blank.path().to_owned();
-    // No agent is there to see the exchange: only diskseq tells the kernel programs.
+    // No agent is there to see the exchange: the kernel programs know of it only by diskseq.
     guard.kill_agent()?;
     let _blank = blank.detach()?;
     let swapped = Loop::at(&node, image.path())?;
     for (line, input) in attack::all(swapped.path())? {
-        // Zeros by a program without a known name carry no format; without an agent nobody knows what is
+        // Zeros from a program without a known name are no format; without an agent nobody knows what is
         // there.
         if !line.starts_with("dd ") {
             let ran = format_guard_tests::tool::run_with(&line, input)?;
@@ -112,7 +112,7 @@ fn a_format_that_began_while_no_agent_ran_is_recorded_by_the_next_one() -> Resul
     guard.kill_agent()?;
     must(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
     let before = device.sha256()?;
-    // Armed was for one: the second one is refused by the kernel programs alone.
+    // The device was armed for one format: the kernel programs alone refuse the second one.
     let ran = format_guard_tests::tool::run(&format!("mkfs.ext4 -F -q {}", device.path().display()))?;
     ensure!(ran.status != 0, "a second format went through without an agent");
     ensure!(device.sha256()? == before, "bytes changed");

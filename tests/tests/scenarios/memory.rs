@@ -1,4 +1,4 @@
-//! What is remembered of a volume whatever becomes of who wrote to it.
+//! What the guard remembers of a volume, whatever becomes of the program that wrote to it.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ impl Monitor {
         .map(drop)
     }
 
-    /// As the kernel does it where memory is short.
+    /// Drops the page cache, as the kernel does when memory is short.
     fn kill(mut self) -> Result<()> {
         self.process.kill()?;
         ensure!(!self.process.wait()?.success());
@@ -59,8 +59,8 @@ fn image_of(line: &str) -> Result<Image> {
     Ok(image)
 }
 
-/// Its monitor is the one that wrote the magic, and it is killed while the storage reads zeros: nothing ever
-/// "ended well".
+/// The monitor that wrote the magic is killed while the storage reads as zeros: no formatter ever "ended
+/// well".
 #[test]
 fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_storage_reads_zeros() -> Result<()>
 {
@@ -70,7 +70,7 @@ fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_stor
     guard.wait_for_state(path, "blank")?;
     let monitor = Monitor::over(path)?;
     monitor.install(&image_of("mkfs.ext4 -F -q")?)?;
-    // Long before it ends; and it goes on: its guest installs anew.
+    // The format is known long before the monitor ends, and the monitor goes on: its guest installs anew.
     let volume = guard.wait_for_state(path, "formatted")?;
     ensure!(volume["formatter"]["comm"] == "qemu-nbd" && volume["content"]["types"][0] == "ext4", "{volume}");
     refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "")?;
@@ -90,7 +90,8 @@ fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_stor
     ensure!(device.sha256()? == before, "bytes changed");
     let volume = guard.wait_for_volume(path, "as it was left", |volume| volume["discrepancy"].is_null())?;
     ensure!(volume["content"]["types"][0] == "xfs", "{volume}");
-    // Nobody has it open any more: the next monitor is told from the one that made it.
+    // No process has the device open any more: the guard can tell the next monitor from the one that made the
+    // format.
     let monitor = Monitor::over(path)?;
     let ran = run(&format!(
         "qemu-img convert -n -f raw -O raw {} nbd+unix:///?socket={}",
@@ -102,8 +103,7 @@ fn a_virtual_machines_disk_is_remembered_when_its_monitor_is_killed_and_the_stor
     Ok(())
 }
 
-/// udisksd, libparted: one process writes a partition table and has others format the partitions while it
-/// lives.
+/// udisksd, libparted: one process writes a partition table, and others format the partitions while it lives.
 #[test]
 fn a_partition_is_formatted_while_the_one_lives_that_wrote_the_table() -> Result<()> {
     let guard = Guard::shared()?;
@@ -173,7 +173,7 @@ fn what_is_written_to_a_blank_volume_unseen_is_remembered() -> Result<()> {
     Ok(())
 }
 
-/// Enforcing begins with what is there, not with what was there when the audit began.
+/// Enforcing begins with what is there now, not with what was there when the audit began.
 #[test]
 fn a_format_that_went_through_in_audit_is_what_is_guarded_afterwards() -> Result<()> {
     let guard = Guard::start()?;
@@ -215,7 +215,7 @@ fn fail_to_format(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// NTP sets the clock of a host without a battery after the boot; it ends no quarantine, and makes none
+/// NTP sets the clock of a host without a battery after the boot: that neither ends a quarantine nor makes it
 /// longer.
 #[test]
 fn a_clock_that_is_set_ends_no_quarantine_and_makes_none_longer() -> Result<()> {
@@ -232,7 +232,7 @@ fn a_clock_that_is_set_ends_no_quarantine_and_makes_none_longer() -> Result<()> 
             .status()?;
         ensure!(status.success(), "the clock cannot be set");
         guard.wait_for_state(path, "blank")?;
-        // Five seconds by the configuration of these tests.
+        // The configuration of these tests sets five seconds.
         let passed = start.elapsed();
         ensure!(passed.as_millis() > 4500, "{step}: armed after {passed:?}");
     }

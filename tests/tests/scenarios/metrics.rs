@@ -1,4 +1,4 @@
-//! What a scraper and a kubelet are told, over TCP.
+//! What a scraper and a kubelet get over TCP.
 
 use std::{
     io::{Read, Write},
@@ -16,7 +16,7 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// The status line and the body of what is answered to a request.
+/// The status line and the body of the answer to a request.
 fn get(address: &str, path: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect(address).with_context(|| address.to_owned())?;
     stream.set_read_timeout(Some(Duration::from_mins(1)))?;
@@ -30,7 +30,7 @@ fn get(address: &str, path: &str) -> Result<(String, String)> {
 #[test]
 fn refusals_are_counted_and_readiness_names_the_tier() -> Result<()> {
     let mut guard = Guard::unstarted(None)?;
-    // Somebody else has the address: the guard comes up all the same.
+    // The address is in use: the guard starts all the same.
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();
     guard.replace("metrics_listen", &format!("'{address}'"))?;
@@ -66,16 +66,16 @@ fn refusals_are_counted_and_readiness_names_the_tier() -> Result<()> {
         "{status}{text}"
     );
     ensure!(get(address, "/healthz")?.0.contains(" 200 "));
-    // Nothing else is to be had there, nor can anything be changed.
+    // The port serves nothing else, and changes nothing.
     for path in ["/v1/status", "/v1/volume/permit", "/"] {
         ensure!(get(address, path)?.0.contains(" 404 "), "{path}");
     }
-    // Those who say nothing keep neither a scraper nor an operator waiting for long.
+    // Clients that send nothing delay neither a scraper nor an operator for long.
     let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>()?;
     ensure!(guard.json("status")?["proven"] == true);
     ensure!(get(address, "/healthz")?.0.contains(" 200 "), "a scraper is kept waiting");
     drop(silent);
-    // Root has it on the socket, too.
+    // Root gets the metrics on the control socket, too.
     ensure!(guard.get("/metrics")?.contains(&counted));
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Commands past the block layer, where the configuration refuses those that may write: refused by every
-//! road, while what only reads goes on.
+//! Commands past the block layer, if the configuration refuses those that may write: they are refused on
+//! every road, and commands that only read go on.
 
 use std::{
     fs::{self, OpenOptions},
@@ -17,9 +17,9 @@ use format_guard_tests::{
 
 use crate::make_ext4;
 
-/// A guard that refuses them.
+/// A guard with this configuration.
 fn guard() -> Result<Guard> {
-    // Never with another configuration: programs of another build would be loaded for it.
+    // Never with another configuration: the guard would load programs of another build for it.
     let mut guard = Guard::unstarted(None)?;
     guard.replace("passthrough", "'refuse'")?;
     guard.start_agent()?;
@@ -58,7 +58,7 @@ fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
         })
     };
     ensure!(of("SCSI command 0x2a", &generic) && of("SCSI command 0x04", "/dev/sd"), "{told:#?}");
-    // What the file system itself asks of the disk is no passthrough.
+    // The file system's own commands to the disk are no passthrough.
     fs::create_dir_all("/run/fg-passthrough")?;
     must(&format!("mount -o discard {} /run/fg-passthrough", disk.path().display()))?;
     let trimmed = must("fstrim /run/fg-passthrough");
@@ -66,7 +66,7 @@ fn scsi_commands_that_write_are_refused_and_others_are_not() -> Result<()> {
     trimmed.map(drop)
 }
 
-/// write(2) to a node of sg is a command, too: the old interface of its version 3.
+/// write(2) to a node of sg sends a command, too: the interface of its version 3.
 #[test]
 fn a_command_written_to_a_generic_node_is_refused() -> Result<()> {
     let guard = guard()?;

@@ -1,4 +1,4 @@
-//! A permit is an operator's word for one re-format of one volume, and it ends.
+//! A permit is an operator's permission for one re-format of one volume, and it ends.
 
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ fn a_permit_lets_one_format_through_and_no_second() -> Result<()> {
 }
 
 /// topolvm wipes and formats; the cleaner of local volumes formats and wipes; rook zaps and formats. Each
-/// step at once, as a script does.
+/// step follows at once, as in a script.
 #[test]
 fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
     let guard = Guard::shared()?;
@@ -48,14 +48,14 @@ fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
         guard.json(&format!("volume permit {node} --reason job"))?;
         for step in [first, then] {
             if tier() != "lsm" {
-                // Nobody waits in the other tiers: who comes too early tries again.
+                // In the other tiers no formatter waits: one that is too early tries again.
                 guard.wait_for_volume(device.path(), "read", |volume| volume["state"] != "formatting")?;
             }
             must(&step.replace("NODE", &node))
                 .with_context(|| format!("{first}; {then}\n{}", guard.log()))?;
         }
         let Some(left) = left else {
-            // Nothing is there that could settle: it is the operator's until the permit expires.
+            // There is nothing that could settle: the permit lasts until it expires.
             let volume =
                 guard.wait_for_volume(device.path(), "wiped", |volume| volume["content"].is_null())?;
             ensure!(
@@ -76,7 +76,7 @@ fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
     Ok(())
 }
 
-/// Labels a disk, as an installer does: each partition begins where an earlier one may have begun.
+/// Labels a disk as an installer does: each partition begins where an earlier one may have begun.
 fn label(disk: &Loop, partitions: &str) -> Result<()> {
     must(&format!("parted -s {} mklabel gpt {partitions}", disk.path().display())).map(drop)
 }
@@ -85,7 +85,7 @@ fn partition(disk: &Loop, number: u32) -> PathBuf {
     PathBuf::from(format!("{}p{number}", disk.path().display()))
 }
 
-/// A disk and its partitions refuse a format, with all of it as it was.
+/// Checks that a disk and its partitions refuse a format, and that nothing has changed.
 fn keeps_all(guard: &Guard, disk: &Loop, mkfs: &str) -> Result<()> {
     let before = disk.sha256()?;
     for path in [disk.path().to_owned(), partition(disk, 1), partition(disk, 2)] {
@@ -95,8 +95,8 @@ fn keeps_all(guard: &Guard, disk: &Loop, mkfs: &str) -> Result<()> {
     Ok(())
 }
 
-/// `ReaR`, Clonezilla and every guide label the disk and format its partitions, some of which are where old
-/// ones were.
+/// `ReaR`, Clonezilla and every guide label the disk and format its partitions, some of them at the places of
+/// old ones.
 #[test]
 fn a_permit_of_a_disk_is_one_for_its_partitions() -> Result<()> {
     let guard = Guard::shared()?;
@@ -217,7 +217,7 @@ fn a_permit_needs_a_reason_and_a_volume_that_needs_it() -> Result<()> {
     Ok(())
 }
 
-/// What a person at a terminal sees, who types this.
+/// The output that a person at a terminal sees for this command line.
 fn typed(guard: &Guard, words: &str, answer: &str) -> Result<Ran> {
     let line = format!("{} --socket {} {words}", binary()?.display(), guard.socket().display());
     let mut terminal = command("script");

@@ -1,4 +1,4 @@
-//! While its agent lives nobody takes the guard away, and the operator's way out is there.
+//! While the agent lives nobody can take the guard away, and the operator's way out works.
 
 use std::{
     ffi::CString,
@@ -33,7 +33,7 @@ fn bpf(command: i32, attributes: &mut [u32; 16]) -> Result<i32, ErrorKind> {
     if result < 0 { Err(Error::last_os_error().kind()) } else { Ok(result as i32) }
 }
 
-/// How many objects of a kind were given out, and how many refused, of all that the kernel has.
+/// How many objects of a kind the kernel gave out, and how many it refused, of all that it has.
 fn by_id(next: i32, get: i32) -> Result<(u32, u32)> {
     let (mut given, mut refused, mut id) = (0, 0, 0);
     loop {
@@ -111,7 +111,7 @@ fn nobody_takes_the_guard_away_while_its_agent_lives() -> Result<()> {
         unsafe { libc::ptrace(libc::PTRACE_SEIZE, agent, ptr::null_mut::<u8>(), ptr::null_mut::<u8>()) };
     ensure!(traced == -1, "it is traced");
     fs::read_to_string(format!("/proc/{agent}/maps")).context("it cannot be looked at")?;
-    // What is another's is as ever.
+    // Objects of other owners are as accessible as before.
     must("mkdir /sys/fs/bpf/other")?;
     must("rmdir /sys/fs/bpf/other")?;
     fs::create_dir_all("/run/fg-other")?;
@@ -127,7 +127,7 @@ fn nobody_takes_the_guard_away_while_its_agent_lives() -> Result<()> {
         ensure!(is_told, "nothing tells of who tried {tried}: {told:#?}");
     }
     attack::all_refused(&guard, device.path())?;
-    // The way out, and back.
+    // The way out, and the way back.
     let off = guard.say("protect off --reason test")?;
     ensure!(off.status == 0 && guard.json("status")?["protected"] == false, "{off:?}");
     let descriptor = open_pin(&layout.join("maps/RULES")).map_err(Error::from)?;
@@ -136,7 +136,7 @@ fn nobody_takes_the_guard_away_while_its_agent_lives() -> Result<()> {
     ensure!(guard.say("protect on --reason test")?.status == 0, "it cannot be switched on");
     ensure!(denied(fs::remove_file(&pin)), "a link was unlinked");
     ensure!(guard.events("protect")?.len() == 2, "nothing tells who switched it");
-    // Without its agent it is the operator's.
+    // Without its agent the guard is the operator's to remove.
     guard.kill_agent()?;
     fs::remove_file(&pin)?;
     guard.start_agent()?;

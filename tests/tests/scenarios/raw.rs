@@ -1,4 +1,4 @@
-//! Content that is no known format: a database, a virtual machine's disk, an object store.
+//! Content of no known format: a database, a virtual machine's disk, an object store.
 
 use std::{
     fs::OpenOptions,
@@ -20,7 +20,7 @@ use format_guard_tests::{
     wait_for,
 };
 
-/// A page of a database: bytes that are no known format's.
+/// A page of a database: bytes of no known format.
 #[repr(align(4096))]
 struct Page([u8; 4096]);
 
@@ -99,7 +99,7 @@ fn never_formatted(guard: &Guard, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Nothing of it is known to libblkid.
+/// libblkid knows nothing of the content.
 #[test]
 fn what_filled_a_blank_volume_is_content_by_whatever_road_it_came() -> Result<()> {
     let guard = Guard::shared()?;
@@ -112,7 +112,7 @@ fn what_filled_a_blank_volume_is_content_by_whatever_road_it_came() -> Result<()
         at_once.with_context(|| format!("{road}: {}", guard.log()))?;
         let before = device.sha256()?;
         never_formatted(&guard, &path).with_context(|| road.to_owned())?;
-        // Detached, and back again; and then it reads as zeros.
+        // The volume is detached and attached again, and then reads as zeros.
         device.remake()?;
         guard.wait_for_volume(&path, "attached", |volume| volume["devices"][0].is_string())?;
         never_formatted(&guard, &path).with_context(|| road.to_owned())?;
@@ -128,13 +128,13 @@ fn what_filled_a_blank_volume_is_content_by_whatever_road_it_came() -> Result<()
         never_formatted(&guard, &path).with_context(|| road.to_owned())?;
         device.recover()?;
         ensure!(device.sha256()? == before, "{road}: bytes changed");
-        // Its user goes on, by the same road.
+        // The database goes on, by the same road.
         fill(road, &path).with_context(|| format!("{road}, again"))?;
     }
     Ok(())
 }
 
-/// What provisioners and administrators do to a blank volume before they format it.
+/// What provisioners and administrators write to a blank volume before they format it.
 #[test]
 fn zeros_are_no_content_and_neither_is_what_an_eraser_leaves() -> Result<()> {
     let guard = Guard::shared()?;
@@ -152,8 +152,8 @@ fn zeros_are_no_content_and_neither_is_what_an_eraser_leaves() -> Result<()> {
     Ok(())
 }
 
-/// An eraser's writes mean nothing by themselves: what they have left is known soon, and not at the slow pace
-/// at which armed volumes are looked at.
+/// An eraser's writes mean nothing by themselves. What they leave is probed soon, and not at the slow pace of
+/// armed volumes.
 #[test]
 fn an_armed_volume_is_read_again_when_somebody_has_closed_it() -> Result<()> {
     let guard = Guard::shared()?;
@@ -170,7 +170,8 @@ fn an_armed_volume_is_read_again_when_somebody_has_closed_it() -> Result<()> {
     guard.wait_for_state(path, "formatted").map(drop)
 }
 
-/// Whoever fills it may be killed with the agent; what the kernel saw is known to the next one.
+/// The program that fills a volume may be killed together with the agent; the next agent knows what the
+/// kernel saw.
 #[test]
 fn what_was_filled_while_no_agent_ran_is_content() -> Result<()> {
     let mut guard = Guard::start()?;
@@ -189,7 +190,7 @@ fn what_was_filled_while_no_agent_ran_is_content() -> Result<()> {
     Ok(())
 }
 
-/// A volume with bytes on it that are no known format's, from before the guard.
+/// A volume with bytes of no known format from before the guard.
 fn old() -> Result<(Image, Loop)> {
     let image = Image::new(16)?;
     OpenOptions::new().write(true).open(image.path())?.write_all_at(&page().0, 0)?;
@@ -246,8 +247,8 @@ fn a_policy_says_which_bytes_are_content() -> Result<()> {
     guard.wait_for_state(device.path(), "formatted").map(drop)
 }
 
-/// A test pattern is content, until an operator says otherwise; and a strict volume is its trusted programs'
-/// alone.
+/// A test pattern is content until an operator decides otherwise; only trusted programs may write to a strict
+/// volume.
 #[test]
 fn a_test_pattern_is_content_until_an_operator_permits_what_comes_after_it() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,4 +1,5 @@
-//! What the guard did not prevent: a backend that overwrote a volume. Its marks are put back from their copy.
+//! A loss that the guard cannot prevent: a backend overwrites a volume. Its marks are restored from their
+//! copy.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -10,24 +11,24 @@ use format_guard_tests::{
     wait_for,
 };
 
-/// Zeroes the first MiB of a device's file, which no hook of this host sees.
+/// Zeroes the first MiB of a device's backing file, where no hook of this host sees it.
 fn zero_behind(device: &Loop) -> Result<()> {
     let file = device.file().context("no file")?;
     must(&format!("dd if=/dev/zero of={} bs=1M count=1 conv=notrunc,fsync status=none", file.display()))?;
     flush(device.path())?;
-    // As when something about it has changed: then it is probed.
+    // An event of the device makes the agent probe it again.
     let name = device.path().file_name().context("no name")?;
     Ok(fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change")?)
 }
 
-/// Waits until what identifies the volume in a device is copied.
+/// Waits until the marks of the volume in a device are copied.
 fn wait_for_copy(guard: &Guard, path: &Path) -> Result<()> {
     wait_for("a copy", || {
         Ok((guard.ask(&format!("volume rescue {}", path.display()))?.status == 0).then_some(()))
     })
 }
 
-/// Puts back what differs, by a permit and a word; the volume is as it was recorded then.
+/// Puts back what differs, with a permit and a typed yes; then the volume is as it was recorded.
 fn put_back(guard: &Guard, path: &Path) -> Result<()> {
     let line = guard.line(&format!("volume rescue {} --write", path.display()))?;
     let before = guard.volume(path)?;
@@ -45,7 +46,7 @@ fn put_back(guard: &Guard, path: &Path) -> Result<()> {
     ensure!(after["content"] == before["content"] && after["marks"] == before["marks"], "{before}\n{after}");
     ensure!(after["permit"].is_null(), "it was used: {after}");
     let ran = run_with(&line, "yes\n")?;
-    ensure!(ran.status == 0 && ran.text.contains("all of it is as it was"), "{ran:?}");
+    ensure!(ran.status == 0 && ran.text.contains("the volume is as it was copied"), "{ran:?}");
     Ok(())
 }
 
@@ -55,7 +56,7 @@ fn an_ext4_whose_first_bytes_were_zeroed_behind_the_guard_is_found_again() -> Re
     let device = Loop::new(256)?;
     let path = device.path();
     guard.wait_for_state(path, "blank")?;
-    // What it reserves for growing takes up the rest of the first MiB: nothing else is lost with it.
+    // The file system reserves the rest of the first MiB for growing: nothing else is lost with it.
     must(&format!("mkfs.ext4 -F -q -b 4096 -E resize=4294967295 {}", path.display()))?;
     guard.wait_for_state(path, "formatted")?;
     wait_for_copy(&guard, path)?;
@@ -71,7 +72,7 @@ fn an_ext4_whose_first_bytes_were_zeroed_behind_the_guard_is_found_again() -> Re
     ensure!(run(&mount)?.status != 0, "it was not destroyed");
     let report = guard.json(&format!("volume rescue {}", path.display()))?;
     ensure!(report["pieces"][0]["differ"].as_u64() > Some(0) && report["written"] == false, "{report}");
-    // The copy as a file, for root alone, and over nothing that is there.
+    // The copy as a new file, readable for root alone.
     let file = Path::new("/run/fg-rescued");
     let save = format!("volume rescue {} --to {}", path.display(), file.display());
     ensure!(guard.say(&save)?.status == 0, "not saved");

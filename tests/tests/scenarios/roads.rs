@@ -1,4 +1,4 @@
-//! No road by system calls reaches a superblock, and what is none of its business passes.
+//! No road by system calls reaches a superblock, and requests that do not concern the guard pass.
 
 use std::{
     fs::{File, OpenOptions},
@@ -33,7 +33,7 @@ fn no_road_reaches_the_superblock() -> Result<()> {
     for (name, _, refused) in documented(&tier())? {
         ensure!(refused, "{name} is documented as open");
     }
-    // What is absent must not have changed anything all the same.
+    // A road that this kernel lacks must not have changed anything all the same.
     refused_as_documented(&tier(), &aim)?;
     ensure!(device.sha256()? == before, "bytes changed");
     Ok(())
@@ -71,7 +71,7 @@ fn writes_beyond_the_marks_and_of_the_same_bytes_pass() -> Result<()> {
     Ok(())
 }
 
-/// Stores into it pass no hook: nothing else can be done about it.
+/// Stores into the mapping pass no hook, so that nothing else can be done.
 #[test]
 fn a_mapping_that_is_older_than_the_agent_is_told() -> Result<()> {
     let device = Loop::new(16)?;

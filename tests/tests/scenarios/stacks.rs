@@ -1,5 +1,4 @@
-//! What lies on, below or beside a guarded volume: its bytes are kept whichever device they are written
-//! through.
+//! Devices on, below or beside a guarded volume: the volume's bytes are kept whichever device is written to.
 
 use std::{
     fs::OpenOptions,
@@ -23,7 +22,8 @@ use crate::make_ext4;
 const MIB: u64 = 1 << 20;
 
 /// Writes that the guard must refuse on a volume whose first byte is at `start` of a device: zeros over its
-/// ext4 magic, other bytes over its UUID, another format's magic at its place, the whole of its beginning.
+/// ext4 magic, other bytes over its UUID, another format's magic at its place, and the whole of its
+/// beginning.
 fn writes_refused(guard: &Guard, path: &Path, start: u64) -> Result<()> {
     for (offset, bytes) in [
         (1080, vec![0_u8; 2]),
@@ -33,7 +33,7 @@ fn writes_refused(guard: &Guard, path: &Path, start: u64) -> Result<()> {
         (0, vec![0; 65536]),
     ] {
         let before = guard.newest_refusal()?;
-        // A process of its own: a taint is a process's.
+        // In a process of its own: a taint belongs to a process.
         let result = thread_of_its_own(path, start + offset, &bytes)?;
         ensure!(!result, "a write at {start}+{offset} went through {}", path.display());
         wait_for("the refusal", || Ok((guard.newest_refusal()? > before).then_some(())))?;
@@ -93,7 +93,7 @@ fn a_partition_is_kept_from_whoever_writes_to_the_disk() -> Result<()> {
         ensure!(disk.path().ends_with(below.as_str().context("no device")?), "{event}");
     }
     ensure!(told.iter().any(|event| event["refusal"]["reason"] == "across-volumes"), "{told:#?}");
-    // What is nobody's mark may be written as ever: through the disk, into the partition's data and the
+    // Bytes without a mark may be written as ever: through the disk, into the partition's data, and into the
     // table's slack.
     let refusals = guard.events("denied")?.len();
     write_at(disk.path(), 20 * MIB, b"data")?;
@@ -113,8 +113,8 @@ fn a_partition_that_outlived_its_table_does_not_hold_up_what_took_its_place() ->
     let image = format_guard_tests::device::Image::new(64)?;
     let other = Loop::at(&node, image.path())?;
     guard.wait_for_state(other.path(), "blank")?;
-    // Whether the first open of the new disk drops the old one's partitions depends on the kernel (6.1 does,
-    // now and then): the one that is wanted is put back.
+    // The first open of the new disk may drop the old disk's partitions, depending on the kernel (6.1 does so
+    // now and then). The test puts the partition back that it needs.
     if !Path::new(&format!("{}p1", node.display())).exists() {
         must(&format!("addpart {} 1 2048 63488", node.display()))?;
     }
@@ -133,8 +133,7 @@ fn a_layer_over_a_part_of_a_formatted_volume_is_not_blank() -> Result<()> {
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;
-    // In the middle of the file system: where it reads as zeros, and where one of its backup superblocks
-    // lies.
+    // In the middle of the file system: at a place that reads as zeros, and at a backup superblock.
     let inside = Linear::over("fg-inside", "FGTEST-inside", below.path(), 40 * MIB, 2 * MIB)?;
     let layer = Linear::over("fg-over", "FGTEST-over", below.path(), 44 * MIB, 16 * MIB)?;
     guard.wait_for_volume(inside.path(), "held", |volume| {
@@ -164,10 +163,11 @@ fn a_layer_over_the_whole_of_a_formatted_volume_is_that_format() -> Result<()> {
     before.unchanged(&below)
 }
 
-/// What lies on a layer that hides what is below: it reads blank, and whoever takes its word destroys that.
+/// A volume on a layer that hides what is below: it reads blank, and a formatter that believes this destroys
+/// the lower volume.
 fn nothing_is_written_through(guard: &Guard, layer: &Path) -> Result<()> {
     let node = layer.display();
-    // At once, and once its rule is there.
+    // At once, and again after the rule is there.
     for line in [format!("mkswap {node}"), format!("mkfs.ext4 -F {node}")] {
         refused(guard, &line, "")?;
     }
@@ -194,7 +194,7 @@ fn what_a_plain_mapping_encrypts_over_a_format_destroys_nothing() -> Result<()> 
     let below = Loop::new(64)?;
     make_ext4(&guard, below.path())?;
     let before = Snapshot::of(&below)?;
-    // As crypttab's swap with a random key does, with the wrong volume's name.
+    // As crypttab's swap with a random key would do with a wrong volume's name.
     let open = format!(
         "cryptsetup open --type plain --cipher aes-xts-plain64 --key-size 256 --key-file /dev/urandom -q {} fg-plain",
         below.path().display()
@@ -290,9 +290,9 @@ fn what_lies_below_a_formatted_volume_is_not_blank_not_even_without_it() -> Resu
             writes_refused(&guard, below.path(), 16 * MIB)?;
             must(&format!("dmsetup remove --retry {}", "fg-upper"))?;
         } else {
-            // mkfs asks whether the device is in use before it opens it for writing: it was.
+            // mkfs asks whether the device is in use before it opens it for writing, and the device was.
             refused(&guard, &format!("mkfs.ext4 -F {}", below.path().display()), "")?;
-            // Its marks are the lower one's now.
+            // The lower volume's marks are now those of the upper one.
             ensure!(!thread_of_its_own(below.path(), 16 * MIB + 1080, &[0; 2])?, "the magic was overwritten");
         }
     }
@@ -313,8 +313,8 @@ fn the_members_of_a_mirror_keep_what_the_array_holds() -> Result<()> {
     let volume = guard.wait_for_state(array.path(), "blank")?;
     ensure!(volume["id"].as_str().is_some_and(|id| id.starts_with("md:")), "{volume}");
     make_ext4(&guard, array.path())?;
-    // A mirror's members differ in their superblocks, and mdadm notes events there: compared by what they
-    // hold.
+    // The members of a mirror differ in their superblocks, where mdadm also notes events, so that their
+    // contents are compared.
     let name = array.path().file_name().context("no name")?.to_string_lossy().into_owned();
     let before = array.sha256()?;
     for member in &members {
@@ -328,7 +328,7 @@ fn the_members_of_a_mirror_keep_what_the_array_holds() -> Result<()> {
     Ok(())
 }
 
-/// A writer is there before the layer is, and before the agent has seen it: magics are kept even then.
+/// A writer exists before the layer does, and before the agent has seen the layer: magics are kept even then.
 #[test]
 fn a_layer_made_while_a_writer_waits_for_it_lets_nothing_through() -> Result<()> {
     let guard = Guard::shared()?;
@@ -340,7 +340,7 @@ fn a_layer_made_while_a_writer_waits_for_it_lets_nothing_through() -> Result<()>
     thread::scope(|scope| -> Result<()> {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                // Through the node as soon as there is one: devtmpfs makes it, dmsetup links it.
+                // Through the node as soon as it exists: devtmpfs makes it, dmsetup links it.
                 let Ok(file) = OpenOptions::new().write(true).open(path) else { continue };
                 for (offset, bytes) in [(1080, &[0_u8; 2][..]), (0, b"LUKS\xba\xbe"), (0, b"XFSB")] {
                     tried.fetch_add(1, Ordering::Relaxed);

@@ -32,7 +32,8 @@ fn a_first_format_killed_half_way_may_be_tried_again() -> Result<()> {
     let path = device.path();
     let mut mkfs = slow_format(&guard, path)?;
     ensure!(guard.volume(path)?["state"] == "formatting");
-    // While it may still run nobody else begins; they would only be told that the device is in use.
+    // While the formatter may still run, no other one begins; other programs are only told that the device is
+    // in use.
     refused(&guard, &format!("wipefs -a -f {}", path.display()), "")?;
     mkfs.kill()?;
     ensure!(!mkfs.wait()?.success(), "it ended before it was killed: nothing is shown");
@@ -41,7 +42,7 @@ fn a_first_format_killed_half_way_may_be_tried_again() -> Result<()> {
     refused(&guard, &format!("mkfs.ext4 -F {}", path.display()), "").map(drop)
 }
 
-/// A formatter that copies a file system, mounts it, and fails after all: what was mounted may hold data.
+/// A formatter copies a file system, mounts it, and fails after all: a mounted file system may hold data.
 #[test]
 fn a_first_format_that_failed_and_was_mounted_is_kept() -> Result<()> {
     let guard = Guard::shared()?;
@@ -71,7 +72,7 @@ fn a_first_format_that_failed_and_was_mounted_is_kept() -> Result<()> {
     Ok(())
 }
 
-/// A program by the name of mkfs.xfs that opens a device for writing and does with it as dd is told.
+/// A program by the name of mkfs.xfs, which opens a device for writing and writes what dd is told to.
 fn formatter_that(does: &str, path: &Path) -> Result<()> {
     let directory = tempfile::tempdir_in("/var/tmp")?;
     let copy = directory.path().join("mkfs.xfs");
@@ -95,7 +96,7 @@ fn a_formatter_that_writes_nothing_leaves_a_blank_volume_blank() -> Result<()> {
     make_ext4(&guard, path)
 }
 
-/// Its device may read as zeros for a moment: another format would destroy it.
+/// The device may read as zeros for a moment: another format would destroy what is there.
 #[test]
 fn a_format_that_ended_well_is_kept_though_the_device_reads_blank() -> Result<()> {
     let guard = Guard::shared()?;
@@ -111,7 +112,7 @@ fn a_format_that_ended_well_is_kept_though_the_device_reads_blank() -> Result<()
     Ok(())
 }
 
-/// Nobody would record it.
+/// Without an agent nobody would record the format.
 #[test]
 fn a_stopped_agent_lets_no_format_begin() -> Result<()> {
     let mut guard = Guard::start()?;
@@ -188,7 +189,7 @@ fn a_class_of_volumes_is_strict_by_the_configuration() -> Result<()> {
     before.unchanged(&device)?;
     ensure!(guard.volume(device.path())?["strict"] == true, "{}", guard.volume(device.path())?);
     must(&format!("e2fsck -fy {node}"))?;
-    // A blank one takes its first format, by whatever program.
+    // A blank volume takes its first format, by whatever program.
     let other = Loop::new(32)?;
     guard.wait_for_state(other.path(), "blank")?;
     must(&format!("dd if={node} of={} bs=1M conv=fsync", other.path().display())).map(drop)
@@ -200,7 +201,7 @@ fn a_strict_volume_is_written_to_by_known_programs_alone() -> Result<()> {
     let device = Loop::new(32)?;
     let node = device.path().display().to_string();
     make_ext4(&guard, device.path())?;
-    // What is nobody's mark anybody may write, until it is strict.
+    // Any program may write bytes without a mark, until the volume is strict.
     let data = format!("dd if=/dev/urandom of={node} bs=4k count=1 seek=5000 conv=notrunc,fsync");
     must(&data)?;
     let everywhere = guard.say("mode strict --reason test")?;
@@ -213,7 +214,7 @@ fn a_strict_volume_is_written_to_by_known_programs_alone() -> Result<()> {
         let events = guard.events("denied")?;
         ensure!(events.last().is_some_and(|event| event["refusal"]["reason"] == "strict"), "{events:#?}");
         ensure!(device.sha256()? == before, "bytes changed");
-        // It is the volume's, not the agent's.
+        // The mode belongs to the volume, and outlives the agent.
         guard.kill_agent()?;
         guard.start_agent()?;
         guard.wait_for_state(device.path(), "formatted")?;

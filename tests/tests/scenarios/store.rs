@@ -1,5 +1,5 @@
-//! The store that nodes share, as one node meets it: away and back, and what is known moved into it and out
-//! of it.
+//! The store that nodes share, from the view of one node: the store goes away and comes back, and records are
+//! moved into it and out of it.
 
 use std::{fs, path::PathBuf};
 
@@ -19,7 +19,7 @@ fn lines_of(etcd: &Members) -> String {
     format!("store.endpoints = ['{}']\nstore.timeout = 2\nstore.lease = 10\n", etcd.members[0].endpoint())
 }
 
-/// Whether the store answers, as the agent's status tells.
+/// Whether the store answers, by the agent's status.
 fn wait_until_it_answers(guard: &Guard, answers: bool) -> Result<()> {
     wait_for("the store's word", || Ok((guard.json("status")?["store"]["answers"] == answers).then_some(())))
         .with_context(|| guard.log())
@@ -45,7 +45,7 @@ fn while_the_store_is_away_a_blank_volume_waits_and_nothing_else() -> Result<()>
     refused(&guard, &format!("mkfs.ext4 -F {}", blank.path().display()), "")?;
     refused(&guard, &format!("mkfs.ext4 -F {}", known.path().display()), "")?;
     ensure!(known.sha256()? == before, "bytes changed");
-    // What no other node reaches needs no store.
+    // A volume that no other node reaches needs no store.
     make_ext4(&guard, Loop::new(16)?.path())?;
     etcd.members[0].process.bring_back()?;
     wait_until_it_answers(&guard, true)?;
@@ -80,11 +80,11 @@ fn what_a_node_knows_moves_to_the_shared_store_and_to_another_node() -> Result<(
     let file: PathBuf = guard.config().with_file_name("volumes.jsonl");
     fs::write(&file, store(&format!("export {shared}"))?)?;
     ensure!(fs::read_to_string(&file)?.lines().count() == 1, "a volume of this node alone was told");
-    // A store that was lost is filled from the file.
+    // A lost store is filled from the file.
     etcd.ask(&["del", "/format-guard/", "--prefix"])?;
     let told = store(&format!("import {shared} {}", file.display()))?;
     ensure!(told.starts_with("1 volumes told"), "{told}");
-    // Another node without a shared store.
+    // Another node, without a shared store.
     volume.log_out()?;
     guard.stop_agent()?;
     let mut other = Guard::unstarted(None)?;

@@ -1,5 +1,5 @@
 //! The agent is killed again and again, at any time, while volumes come, go, are formatted and permitted:
-//! what was recorded is known, and nothing is formatted twice.
+//! what was recorded stays known, and nothing is formatted twice.
 
 use std::{
     collections::BTreeMap,
@@ -24,12 +24,12 @@ use format_guard_tests::{
 
 /// Kills, unless `FORMAT_GUARD_KILLS` names a number.
 const KILLS: u32 = 12;
-/// Kills after which everything must be as the ledgers say.
+/// Kills between two checks that everything is as the ledgers say.
 const KILLS_A_ROUND: u32 = 50;
 /// Nodes that have a volume each.
 const NODES: u32 = 3;
 
-/// A node and the volume that it has now.
+/// A node, and its present volume.
 struct Place {
     node: PathBuf,
     volume: Option<Loop>,
@@ -46,7 +46,7 @@ impl Place {
         Ok(Self { node, volume: Some(volume), image, ledger })
     }
 
-    /// Does what an orchestrator does next; says what.
+    /// Does the next step of an orchestrator, and returns which.
     fn act(&mut self, rng: &mut Rng, permit: &str) -> Result<&'static str> {
         Ok(match rng.u8(0..10) {
             0..=4 => {
@@ -60,7 +60,7 @@ impl Place {
                 "attached again"
             }
             7..=8 => {
-                // Before the answer: the agent may have died between its write and that.
+                // Noted before the answer: the agent may die between its write and the answer.
                 self.ledger.ask_for_permit()?;
                 let ran = run(&permit.replace("NODE", &self.node.display().to_string()))?;
                 if ran.status == 0 { "permitted" } else { "not permitted" }
@@ -82,7 +82,7 @@ fn wanted<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
-/// Most lives are short, and end somewhere in the start.
+/// Most lives are short, and end during the start.
 fn life(rng: &mut Rng) -> Duration {
     Duration::from_millis(match rng.u8(0..10) {
         0..=3 => rng.u64(0..500),
@@ -92,7 +92,7 @@ fn life(rng: &mut Rng) -> Duration {
     })
 }
 
-/// Some lives of agents, with everything going on: how often what was done.
+/// Several lives of agents, with everything going on. Returns how often each thing was done.
 fn round(
     guard: &mut Guard,
     places: &[Mutex<Place>],
@@ -146,7 +146,7 @@ fn an_agent_that_is_killed_at_any_time_loses_nothing() -> Result<()> {
     let mut rng = Rng::with_seed(seed);
     let state = tempfile::tempdir_in("/run")?;
     let mut guard = Guard::on_state(state.path())?;
-    // Shorter than most lives: else nothing would ever be armed.
+    // Shorter than most lives: otherwise nothing would ever be armed.
     guard.replace("quarantine", "1")?;
     let places =
         (20..20 + NODES).map(|number| Place::new(number).map(Mutex::new)).collect::<Result<Vec<_>>>()?;
@@ -163,7 +163,7 @@ fn an_agent_that_is_killed_at_any_time_loses_nothing() -> Result<()> {
             let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
             let Place { volume, ledger, .. } = &mut *place;
             let held = ledger.hold(&guard, volume.as_ref().context("no volume")?);
-            // What broke, before the log, of which a reader may have the beginning only.
+            // What went wrong comes before the log, since a reader may see only the beginning.
             held.map_err(|error| anyhow!("{ledger:?}: {error:#}\n{}", guard.log()))?;
         }
         println!("storm: {left} kills to go; {done:?}");

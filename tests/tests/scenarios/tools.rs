@@ -1,4 +1,4 @@
-//! Tools that are known by name write what is theirs, and only where it is theirs.
+//! Tools with known names write what belongs to them, and only in its place.
 
 use std::{
     fs,
@@ -65,7 +65,7 @@ fn members_of_an_array_take_writes_of_its_own_tools_alone() -> Result<()> {
         refused(&guard, &format!("{line} {node}"), "")?;
     }
     let refusals = guard.newest_refusal()?;
-    // It does not tell by its exit status.
+    // The tool does not report a failure by its exit status.
     let ran = run(&format!("debugfs -w -R stats {node}"))?;
     wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
         .with_context(|| ran.text.clone())?;
@@ -100,7 +100,7 @@ fn an_array_is_not_made_anew_over_members_whose_superblocks_read_as_zeros() -> R
         member.read_zeros()?;
     }
     let refusals = guard.newest_refusal()?;
-    // In another order, as a script would that finds them blank.
+    // In another order, as in a script that finds the members blank.
     let ran = run(&format!("{create} {two} {one}"))?;
     ensure!(ran.status != 0, "{ran:?}");
     wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
@@ -110,9 +110,9 @@ fn an_array_is_not_made_anew_over_members_whose_superblocks_read_as_zeros() -> R
         member.recover()?;
         before.unchanged(member)?;
     }
-    // What is left of the array that was not made.
+    // The rest of the array that was not made.
     let _ = run("mdadm --stop /dev/md88")?;
-    // An array that was stopped this moment may be on its way out while somebody still looks at it.
+    // An array that was stopped a moment ago may still be there while another program looks at it.
     let is_sound = || {
         wait_for("the file system on the array", || {
             let ran = run("e2fsck -fn /dev/md88")?;
@@ -122,7 +122,7 @@ fn an_array_is_not_made_anew_over_members_whose_superblocks_read_as_zeros() -> R
     must(&format!("mdadm --assemble --run /dev/md88 {one} {two}"))?;
     is_sound().context("assembled again")?;
     must("mdadm --stop /dev/md88")?;
-    // Its own tool gives it another UUID, whole.
+    // Its own tool gives the volume another UUID, and the volume stays whole.
     must(&format!(
         "mdadm --assemble --run --update=uuid --uuid=11111111:22222222:33333333:44444444 /dev/md88 {one} {two}"
     ))?;
@@ -140,7 +140,7 @@ fn an_array_is_not_made_anew_over_members_whose_superblocks_read_as_zeros() -> R
 #[test]
 fn an_image_of_the_same_type_is_told_from_the_volume() -> Result<()> {
     let guard = Guard::shared()?;
-    // A tree of hashes, an image of an optical disc's file system, and one that holds no UUID at all.
+    // A tree of hashes, an image of an optical disc's file system, and a format without a UUID.
     let makers = [
         ("DM_verity_hash", "veritysetup format /run/fg-verity-data"),
         ("udf", "mkfs.udf --media-type=hd"),
@@ -160,9 +160,9 @@ fn an_image_of_the_same_type_is_told_from_the_volume() -> Result<()> {
         let before = Snapshot::of(&volume)?;
         let (from, to) = (other.path().display(), volume.path().display());
         refused(&guard, &format!("dd if={from} of={to} bs=1M conv=notrunc,fsync"), "")?;
-        // Whole as it was, not its marks alone.
+        // The whole volume must be as it was, and not only its marks.
         before.unchanged(&volume).with_context(|| kind)?;
-        // Its own bytes pass.
+        // The volume's own bytes pass.
         must(&format!("dd if={to} of={to} bs=4096 count=64 conv=notrunc,fsync"))?;
     }
     Ok(())
@@ -185,17 +185,17 @@ fn what_its_arguments_call_a_format_is_refused_before_its_first_byte() -> Result
         refused(&guard, &line, "")?;
     }
     let refusals = guard.newest_refusal()?;
-    // It does not tell by its exit status.
+    // The tool does not report a failure by its exit status.
     let ran = run(&format!("sgdisk -oZ {node}"))?;
     wait_for("the refusal", || Ok((guard.newest_refusal()? > refusals).then_some(())))
         .with_context(|| ran.text.clone())?;
     before.unchanged(&volume)?;
-    // By another name it meets the place of its magic at the end, and what it wrote before is data beyond the
-    // marks.
+    // Under another name the tool is refused at the place of its magic, which it writes last; what it wrote
+    // before is data beyond the marks.
     refused(&guard, &format!("{} format /run/fg-verity-data {node}", copy("veritysetup")?), "")?;
     let known = guard.wait_for_state(volume.path(), "formatted")?;
     ensure!(known["content"]["types"][0] == "ext4", "{known}");
-    // On a disk with a table no half of one is written either.
+    // On a disk with a table not even half of one is written.
     let disk = Loop::new(64)?;
     guard.wait_for_state(disk.path(), "blank")?;
     must(&format!("sgdisk -n 1:0:+8M {}", disk.path().display()))?;
@@ -235,7 +235,7 @@ fn lvm_commits_to_the_end_of_a_device_with_more_segments_than_windows() -> Resul
     must(&format!("pvcreate -y --pvmetadatacopies 2 {node}"))?;
     guard.wait_for_state(volume.path(), "formatted")?;
     must(&format!("vgcreate fgends {node}"))?;
-    // None lies behind the one before it.
+    // No mark lies behind the one before it.
     let lines: Vec<String> =
         (0..70).map(|i| format!("{} 8 linear {node} {}\n", i * 8, 40960 - i * 16)).collect();
     let table = lines.concat();
@@ -275,7 +275,7 @@ fn repart_formats_partitions_before_it_makes_them() -> Result<()> {
     fs::write(definitions.join("10-one.conf"), PARTITIONS[0])?;
     must(&format!("{repart} --empty=require")).with_context(|| guard.log())?;
     guard.wait_for_volume(disk.path(), "its table", |volume| volume["content"]["types"][0] == "gpt")?;
-    // One that is there gets more of them.
+    // A disk that has partitions already gets more of them.
     for (number, text) in PARTITIONS.iter().enumerate().skip(1) {
         fs::write(definitions.join(format!("{number}1-more.conf")), text)?;
         must(&repart).with_context(|| guard.log())?;
@@ -314,7 +314,7 @@ fn what_only_carries_a_format_takes_a_table_beside_it_and_nothing_else() -> Resu
         refused(&guard, &line, "")?;
     }
     must_with(&format!("sfdisk -q --no-reread {node}"), "label: gpt\nstart=16384, size=64MiB\n")?;
-    // Without udevd nobody tells.
+    // Without udevd nothing reports the change.
     let name = disk.path().file_name().context("a name")?;
     fs::write(Path::new("/sys/class/block").join(name).join("uevent"), "change")?;
     guard.wait_for_volume(disk.path(), "its table", |volume| volume["content"]["types"][0] == "gpt")?;

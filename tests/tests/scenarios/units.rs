@@ -1,5 +1,5 @@
-//! Logical units of one target, whose numbers are used again; places in which one medium follows another; and
-//! the paths to one volume.
+//! Logical units of one target, whose numbers are used again; places where one medium follows another; and
+//! several paths to one volume.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ fn id(guard: &Guard, path: &Path) -> Result<String> {
     Ok(guard.volume(path)?["id"].as_str().context("no id")?.to_owned())
 }
 
-/// What an array does that maps volumes to a host: the number of one that is gone is the next one's.
+/// An array that maps volumes to a host gives the number of a removed volume to the next one.
 #[test]
 fn a_used_unit_number_is_a_new_volumes_and_the_old_one_is_known_under_another() -> Result<()> {
     let guard = Guard::shared()?;
@@ -34,7 +34,7 @@ fn a_used_unit_number_is_a_new_volumes_and_the_old_one_is_known_under_another() 
     let known = id(&guard, &path)?;
     ensure!(known.starts_with("scsi:naa.6001405"), "{known}");
     units.unmap(1)?;
-    // At once, as its provisioner does.
+    // At once, as a provisioner does it.
     let path = units.map(second, 1)?;
     make_ext4(&guard, &path)?;
     ensure!(id(&guard, &path)? != known, "the number is the volume's");
@@ -52,7 +52,7 @@ fn a_used_unit_number_is_a_new_volumes_and_the_old_one_is_known_under_another() 
     refused(&guard, &format!("mkfs.xfs -f {}", path.display()), "").map(drop)
 }
 
-/// tgt makes every designator of the target's and the unit's number.
+/// tgt makes every designator from the numbers of target and unit.
 #[test]
 fn units_of_one_target_that_counts_are_places() -> Result<()> {
     let mut guard = Guard::unstarted(None)?;
@@ -77,7 +77,7 @@ fn units_of_one_target_that_counts_are_places() -> Result<()> {
     guard.wait_for_volume(&beside, "a place", |volume| volume["weak"] == true).map(drop)
 }
 
-/// A map by hand: what multipathd loads.
+/// A multipath map, loaded as multipathd loads it.
 struct Map(&'static str);
 
 impl Map {
@@ -123,7 +123,7 @@ fn a_map_and_its_paths_are_one_volume() -> Result<()> {
         ensure!(shown["devices"].as_array().is_some_and(|devices| devices.len() == 3), "{shown}");
         refused(&guard, &format!("mkfs.xfs -f {}", path.display()), "")?;
     }
-    // One path is down; the map goes on, and says so.
+    // One path is down; the map goes on, and reports it.
     must(&format!("dmsetup message fg-mpath 0 fail_path {}", device_number(&paths[0])?))?;
     let shown = guard.volume(&map.path())?;
     ensure!(shown["state"] == "formatted" && shown["discrepancy"].is_null(), "{shown}");
@@ -146,7 +146,7 @@ fn the_second_medium_in_a_place_is_formatted_after_the_quarantine() -> Result<()
     make_ext4(&guard, device.path())?;
     let sum = device.sha256()?;
     drop(device);
-    // The same one, again and again.
+    // The same device, again and again.
     let device = place(&first)?;
     guard.wait_for_state(device.path(), "formatted")?;
     refused(&guard, &format!("mkfs.xfs -f {}", device.path().display()), "")?;
@@ -167,8 +167,7 @@ fn the_second_medium_in_a_place_is_formatted_after_the_quarantine() -> Result<()
     Ok(())
 }
 
-/// What crypttab does with `swap` at each boot: the key is another one each time, and so is what the mapping
-/// reads as.
+/// crypttab with `swap`, at each boot: the key is new each time, and so is what the mapping reads as.
 #[test]
 fn swap_with_a_random_key_is_made_at_each_opening() -> Result<()> {
     let guard = Guard::shared()?;
@@ -191,7 +190,7 @@ fn swap_with_a_random_key_is_made_at_each_opening() -> Result<()> {
         wait_for("the mapping to go", || Ok((!mapping.exists()).then_some(())))?;
     }
     ensure!(guard.events("denied")?.is_empty(), "{:#?}", guard.events("denied")?);
-    // Over a volume that holds something it is never armed, whatever it held before.
+    // Over a volume that holds something the mapping is never armed, whatever it held before.
     let data = Loop::new(64)?;
     make_ext4(&guard, data.path())?;
     let sum = data.sha256()?;
@@ -206,7 +205,7 @@ fn swap_with_a_random_key_is_made_at_each_opening() -> Result<()> {
     Ok(())
 }
 
-/// Snapshots and clones have names of their own, and what gives them a UUID of their own goes on.
+/// Snapshots and clones have names of their own, and tools may give them a UUID of their own.
 #[test]
 fn clones_are_given_uuids_of_their_own() -> Result<()> {
     let guard = Guard::shared()?;

@@ -1,4 +1,4 @@
-//! The same attack, with the guard and after it was removed: what refuses is the guard and nothing else.
+//! The same attack with the guard, and after its removal: only the guard refuses.
 
 use anyhow::{Result, ensure};
 use format_guard_tests::{
@@ -22,7 +22,7 @@ fn without_the_guard_the_same_attack_succeeds() -> Result<()> {
     guard.remove()?;
     let zeros = format!("dd if=/dev/zero of={} bs=1M count=1 conv=notrunc", path.display());
     for (line, input) in attack::all(path)? {
-        // mkfs.xfs wants a larger volume, whoever guards it.
+        // mkfs.xfs wants a larger volume, with or without a guard.
         if line.contains("xfs") {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Devices go, come back as others, change their size and their tables, and what tells of it is lost: the
+//! Devices go, come back as others, and change their size and their tables, and events of this are lost: the
 //! guard judges by what is there.
 
 use std::{
@@ -21,15 +21,14 @@ use format_guard_tests::{
 use crate::make_ext4;
 
 const MIB: u64 = 1 << 20;
-/// How often a number comes to another volume, unless `FORMAT_GUARD_REUSES` names a number.
+/// How often a number passes to another volume, unless `FORMAT_GUARD_REUSES` names a number.
 const REUSES: u32 = 8;
 
 fn count(guard: &Guard, name: &str) -> Result<u64> {
     guard.json("status")?[name].as_u64().with_context(|| format!("no {name}"))
 }
 
-/// Neither a formatter nor a write to a mark comes through at this moment, whatever the agent has heard by
-/// now.
+/// Checks that neither a formatter nor a write to a mark succeeds now, whatever the agent has heard so far.
 fn refused_at_once(path: &Path) -> Result<()> {
     let opened = open_as_formatter(path).map(drop).map_err(|error| error.kind());
     ensure!(opened == Err(ErrorKind::PermissionDenied), "{} opened: {opened:?}", path.display());
@@ -57,7 +56,7 @@ fn a_device_that_goes_in_the_middle_of_its_probe_is_gone() -> Result<()> {
     refused(&guard, &format!("mkfs.ext4 -F {}", other.path().display()), "").map(drop)
 }
 
-/// A node whose number a blank volume that is armed, and a formatted one, have in turn.
+/// A device number that alternates between a blank, armed volume and a formatted one.
 fn reuse(
     guard: &Guard,
     times: u32,
@@ -80,7 +79,7 @@ fn reuse(
         drop(device);
     }
     println!("{} came to another volume {times} times", known.0.display());
-    // The formatter was cut off: it may write to what is there now.
+    // The formatter was cut off from the old volume; it may write to the present one.
     let device = blank()?;
     make_ext4(guard, device.path())
 }
@@ -144,7 +143,7 @@ fn partitions_that_are_read_again_are_the_volumes_that_they_were() -> Result<()>
     let partition = PathBuf::from(format!("{}1", disk.path().display()));
     make_ext4(&guard, &partition)?;
     for _ in 0..5 {
-        // Busy, while a probe has one of them open.
+        // Busy while a probe has one of the partitions open.
         wait_for("the partitions to be read again", || {
             let ran = run(&format!("blockdev --rereadpt {}", disk.path().display()))?;
             Ok((ran.status == 0).then_some(()))
@@ -189,11 +188,11 @@ fn uevents_that_are_lost_are_made_good_and_counted() -> Result<()> {
     guard.pause_agent()?;
     drop(old);
     let mut uevent = OpenOptions::new().write(true).open("/sys/class/block/loop0/uevent")?;
-    // More than its socket holds.
+    // More than the agent's socket holds.
     for _ in 0..40_000 {
         uevent.write_all(b"change")?;
     }
-    // What nobody is told of any more.
+    // What the agent has not heard of.
     let new = Loop::new(16)?;
     let back = Loop::at(Path::new("/dev/loop41"), image.path())?;
     refused_at_once(back.path())?;
@@ -204,7 +203,7 @@ fn uevents_that_are_lost_are_made_good_and_counted() -> Result<()> {
     refused(&guard, &format!("mkfs.ext4 -F {}", back.path().display()), "").map(drop)
 }
 
-/// So many processes, each of which is refused a write to a mark.
+/// This many processes, each of which is refused a write to a mark.
 fn refuse_processes(path: &Path, count: u32) -> Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     for number in 0..count {
@@ -232,7 +231,7 @@ fn kernel_events_that_are_lost_are_made_good_and_counted() -> Result<()> {
     make_ext4(&guard, known.path())?;
     guard.wait_for_state(new.path(), "blank")?;
     guard.pause_agent()?;
-    // More than the ring holds; they are lost from then on. A process is told of once.
+    // More than the ring holds: the rest are lost. A process is reported once.
     refuse_processes(known.path(), 12_000)?;
     must(&format!("mkfs.ext4 -F -q {}", new.path().display()))?;
     let sum = sha256(new.path())?;

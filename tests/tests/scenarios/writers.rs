@@ -1,5 +1,5 @@
-//! No write is refused for its shape, and none is let through for it: pieces of any number, batches, chains,
-//! by every road that takes them.
+//! The shape of a write changes no verdict: any number of pieces, batches and chains, by every system call
+//! that takes them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -24,7 +24,7 @@ use io_uring::{IoUring, squeue};
 
 use crate::make_ext4;
 
-/// Far from every mark, of a volume with marks behind it.
+/// Far from every mark, on a volume with marks behind this place.
 const BEYOND: u64 = 3 << 20;
 const COUNTS: [usize; 6] = [1, 4, 5, 64, 256, 1024];
 
@@ -65,7 +65,7 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
         for count in COUNTS {
             let case = || format!("{count} pieces by {name}: {:#?}", guard.events("denied"));
             write(&file, &vec![0x5a; 512 * count], 512, BEYOND).with_context(case)?;
-            // The superblock, and what lies around it, as it is.
+            // The superblock and its surroundings, unchanged.
             write(&file, &start, start.len() / count, 0).with_context(case)?;
         }
     }
@@ -74,8 +74,7 @@ fn a_write_of_many_pieces_is_judged_by_its_bytes() -> Result<()> {
     let before = device.sha256()?;
     for (name, write) in WRITERS {
         for count in COUNTS {
-            // The magic's second byte alone is another one; its first ends a piece where they are of 1081
-            // bytes.
+            // Only the magic's second byte differs; with pieces of 1081 bytes the first byte ends a piece.
             let mut changed = start.clone();
             changed[1081] ^= 1;
             let piece = if count == 5 { 1081 } else { changed.len() / count - usize::from(count > 1) };
@@ -106,8 +105,8 @@ fn a_batch_with_one_write_over_a_mark_passes_if_the_mark_stays() -> Result<()> {
     Ok(())
 }
 
-/// Writes zeros at the file's position by the entry that 32-bit programs take, whose registers mean something
-/// else.
+/// Writes zeros at the file's position by the system call entry of 32-bit programs, whose registers mean
+/// something else.
 fn write_as_32_bit(file: &File) -> io::Result<()> {
     const SYS_WRITE: u32 = 4;
     // SAFETY: a new page, which nobody else has.
@@ -132,7 +131,7 @@ fn write_as_32_bit(file: &File) -> io::Result<()> {
     }
 }
 
-/// Where a write goes is not known of every one, and how often that happens is told.
+/// The programs cannot place every write, and the agent reports how many they could not place.
 #[test]
 fn a_write_without_a_place_is_counted() -> Result<()> {
     let guard = Guard::shared()?;
@@ -158,7 +157,7 @@ fn a_write_without_a_place_is_counted() -> Result<()> {
     Ok(())
 }
 
-/// On the first CPU alone, as all the others.
+/// On the first CPU alone, as all other writers.
 fn pinned() -> io::Result<()> {
     // SAFETY: a set of CPUs is integers alone, of which zero is a value.
     let set = unsafe {
@@ -174,8 +173,8 @@ fn pinned() -> io::Result<()> {
 }
 
 /// A plain write is judged by its own system call, whatever an earlier one by aio or `io_uring` has left
-/// behind: the kernel skips the program that takes it away where it is preemptible and others write on the
-/// same CPU.
+/// behind: on a preemptible kernel with other writers on the same CPU, the kernel skips the program that
+/// would remove it.
 #[test]
 fn what_an_earlier_write_left_behind_lets_no_superblock_go() -> Result<()> {
     let guard = Guard::shared()?;
@@ -200,7 +199,7 @@ fn what_an_earlier_write_left_behind_lets_no_superblock_go() -> Result<()> {
         .collect::<Result<_>>()?;
     let mut tried = 0;
     while Instant::now() < end {
-        // On one descriptor first beyond the marks, then over them.
+        // First beyond the marks, then over them, on one descriptor.
         let refused = in_child(|| {
             pinned()?;
             let file = writer(victim.path())?;
@@ -219,7 +218,7 @@ fn what_an_earlier_write_left_behind_lets_no_superblock_go() -> Result<()> {
     Ok(())
 }
 
-/// One writer that is one of many: a write by it, over and over.
+/// One of many writers: it repeats one write.
 type Busy = fn(&File, Instant) -> io::Result<u32>;
 
 fn busy_by_aio(file: &File, end: Instant) -> io::Result<u32> {
@@ -264,7 +263,7 @@ const BUSY: [(&str, Busy); 5] = [
     ("a chain of io_uring", busy_by_chain),
 ];
 
-/// Writes zeros to these places as a chain, and does `meanwhile` until both are done.
+/// Writes zeros to these places as a chain, and does `meanwhile` until both writes are done.
 fn chain(
     ring: &mut IoUring,
     file: &File,
@@ -294,8 +293,8 @@ fn chain(
     result
 }
 
-/// Updates a map of its own by system call, without pause: programs that stand at functions of the kernel are
-/// skipped meanwhile.
+/// Updates a map of its own by system call, without pause: meanwhile the kernel skips programs that stand at
+/// its functions.
 fn busy_with_maps(end: Instant) -> io::Result<()> {
     const BPF_MAP_CREATE: libc::c_long = 0;
     const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -319,7 +318,7 @@ fn busy_with_maps(end: Instant) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the kernel is preemptible, a program that it skips would leave a write without a place.
+/// On a preemptible kernel, a skipped program would leave a write without a place.
 #[test]
 fn writers_on_one_cpu_are_not_refused_beyond_the_marks() -> Result<()> {
     let guard = Guard::shared()?;
@@ -359,9 +358,9 @@ fn writers_on_one_cpu_are_not_refused_beyond_the_marks() -> Result<()> {
     Ok(())
 }
 
-/// Each road in turn, beside two writers who keep the CPU busy with writes of their own to another volume:
-/// nothing that belongs to one of these decides. `FORMAT_GUARD_WRITERS_SECONDS` is how long each road is
-/// tried; else it is tried three times.
+/// Each road in turn, beside two writers who keep the CPU busy with writes to another volume: nothing that
+/// belongs to their writes may decide this one. `FORMAT_GUARD_WRITERS_SECONDS` is how long each road is
+/// tried; by default it is tried three times.
 #[test]
 fn no_road_reaches_a_mark_beside_busy_writers() -> Result<()> {
     let guard = Guard::shared()?;
@@ -402,8 +401,8 @@ fn no_road_reaches_a_mark_beside_busy_writers() -> Result<()> {
     Ok(())
 }
 
-/// What is shown of a mode of preemption is shown where the kernel is in it: `preempt=` is ignored by one
-/// that has no choice.
+/// The other scenarios prove a mode of preemption only if the kernel runs in that mode: a kernel that is
+/// built without the choice ignores `preempt=`.
 #[test]
 fn the_kernel_preempts_as_it_was_booted() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -417,7 +416,7 @@ fn the_kernel_preempts_as_it_was_booted() -> Result<()> {
     Ok(())
 }
 
-/// The second of a chain runs as task work at the end of any system call, whose arguments are another
+/// The second write of a chain runs as task work at the end of any system call, whose arguments are another
 /// write's.
 #[test]
 fn a_linked_write_is_judged_by_its_own_place() -> Result<()> {

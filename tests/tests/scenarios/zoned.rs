@@ -1,4 +1,4 @@
-//! Zoned devices: what they hold is told by their zones, and resetting a zone erases it.
+//! Zoned devices: their zones show what they hold, and resetting a zone erases it.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ struct Zoned {
 impl Zoned {
     fn new() -> Result<Self> {
         for name in ["null_blk", "btrfs"] {
-            // Without devices of its own.
+            // Without null_blk's default devices.
             let options = if name == "null_blk" { " nr_devices=0" } else { "" };
             must(&format!("modprobe {name}{options}"))?;
         }
@@ -41,7 +41,7 @@ impl Zoned {
             fs::write(directory.join(name), value).with_context(|| name.to_owned())?;
         }
         let index = fs::read_to_string(directory.join("index"))?;
-        // Kernels from 6.17 on name it after the directory.
+        // Kernels from 6.17 on name the device after the directory.
         let names = [format!("/dev/nullb{}", index.trim()), "/dev/fgzoned".to_owned()];
         let node =
             wait_for("the zoned device", || Ok(names.iter().map(PathBuf::from).find(|node| node.exists())))?;
@@ -100,7 +100,7 @@ fn a_zoned_btrfs_is_known_and_no_zone_of_its_superblocks_is_reset() -> Result<()
     ] {
         refused(&guard, &format!("{line} {node}"), "")?;
     }
-    // What changes no byte goes on, and so does a zone without a mark.
+    // A request that changes no byte goes on, and so does one to a zone without a mark.
     let last = device_zone(19);
     let refusals = guard.events("denied")?.len();
     for line in [
@@ -133,7 +133,7 @@ fn a_zoned_btrfs_that_was_there_before_the_guard_is_never_blank() -> Result<()> 
     Guard::start()?.remove()?;
     let device = Zoned::new()?;
     let node = device.node.display();
-    // The kernel lets go of the programs some time after the last pin.
+    // The kernel lets go of the programs some time after the last pin is gone.
     wait_for("the guard to be gone", || {
         let made = run(&format!("mkfs.btrfs -q -f -L older -O zoned -d single -m single {node}"))?;
         Ok((made.status == 0).then_some(()))

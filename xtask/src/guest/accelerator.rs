@@ -1,5 +1,5 @@
-//! What runs a guest's instructions: the processor by KVM where a canary boot has proven that this works
-//! here, else the emulator.
+//! Chooses what runs a guest's instructions: KVM, if a canary boot has proven that it works here, otherwise
+//! qemu's translator.
 //!
 //! A `/dev/kvm` that can be opened proves nothing: inside some virtual machines it hangs its guest, or kills
 //! it.
@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Clock, Ended, Guest};
+use super::{Clock, End, Guest};
 use crate::{kernels::Kernel, packages::cache};
 
-/// How long a canary boot may take. A guest that KVM runs is there after two seconds, one that is emulated
-/// after ten to thirty.
+/// How long a canary boot may take. A guest under KVM is up after two seconds, an emulated one after ten to
+/// thirty.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What runs the guest's instructions.
@@ -30,11 +30,11 @@ pub(super) enum Accelerator {
 }
 
 impl Accelerator {
-    /// qemu's words for it.
+    /// qemu's option for it.
     pub(super) const fn words(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // One thread runs all of the guest's CPUs: translating in parallel panicked a guest now and then.
+            // One thread runs all CPUs of the guest: with several, a guest panicked now and then.
             Self::Emulator => ["-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off"],
         }
     }
@@ -47,7 +47,7 @@ impl Accelerator {
     }
 }
 
-/// What guests of this kernel's kind run under on this machine; found out once for each boot of it.
+/// The accelerator for guests of this kernel on this machine; found out once in each boot of the machine.
 pub(super) fn proven(kernel: &Kernel) -> Result<Accelerator> {
     static FOUND: Mutex<Option<Accelerator>> = Mutex::new(None);
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +80,7 @@ fn look(kernel: &Kernel) -> Result<Accelerator> {
     Ok(accelerator)
 }
 
-/// Whether a guest comes up under KVM, runs a command and ends well.
+/// Whether a guest under KVM boots, runs a command and ends well.
 fn boots(kernel: &Kernel) -> Result<bool> {
     let canary = Guest {
         kernel: kernel.clone(),
@@ -93,5 +93,5 @@ fn boots(kernel: &Kernel) -> Result<bool> {
     };
     let start = Instant::now();
     let (ended, _) = canary.boot(Accelerator::Kvm, &mut io::sink(), |_| start.elapsed() >= DEADLINE)?;
-    Ok(ended == Ended::With(0))
+    Ok(ended == End::With(0))
 }

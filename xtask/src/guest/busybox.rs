@@ -1,5 +1,5 @@
 //! The busybox of guests: Debian's static one, unpacked into the cache. It is not installed, since it would
-//! take the place of the busybox that a machine may have.
+//! replace a busybox that the machine may have.
 
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub(super) fn program() -> Result<PathBuf> {
     Ok(folder()?.join("busybox"))
 }
 
-/// As it says it itself: `BusyBox v1.35.0 (Debian 1:1.35.0-4+deb12u1+b1)`.
+/// The version line that the program prints: `BusyBox v1.35.0 (Debian 1:1.35.0-4+deb12u1+b1)`.
 pub(crate) fn version() -> Result<String> {
     let text = read(command(&program()?.to_string_lossy(), ["--help"]))?;
     let line = text.lines().next().unwrap_or_default();

@@ -12,25 +12,25 @@ use crate::{
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The first release that is good enough. Scenarios took 1.4 times as long under 7.2 as under 10.0.2, side by
-/// side, and 7.2 gives a guest flags that no processor has, once in some hours: see
+/// side. 7.2 also gives a guest flags that no processor has, once in some hours: see
 /// [`super::is_the_emulators`].
 const ENOUGH: u32 = 10;
-/// Where Debian has one for its release before last, and what it is made of.
+/// The release of Debian that has a newer qemu, and the packages that it needs.
 const SUITE: &str = "debian/bookworm-backports";
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
 
 /// The emulator to run guests under.
 pub(super) fn program() -> Result<PathBuf> {
     let unpacked = directory()?.join("usr/bin").join(PROGRAM);
-    // It was built for the libraries of one release.
+    // The unpacked qemu needs the libraries of one release of Debian.
     if unpacked.is_file() && version(&unpacked).is_ok() {
         return Ok(unpacked);
     }
     find(PROGRAM).with_context(|| format!("{PROGRAM} is missing: cargo xtask setup"))
 }
 
-/// Unpacks a newer emulator than this machine's where that is too old, once, and says which one guests run
-/// under. Where there is none that runs here, guests are slower.
+/// If this machine's emulator is too old, unpacks a newer one, once, and prints which one guests run under.
+/// If no newer one runs here, guests are slower.
 pub(crate) fn ready() -> Result<()> {
     let mut version = version(&program()?)?;
     if major(&version).is_none_or(|major| major < ENOUGH) && !directory()?.is_dir() {
@@ -55,10 +55,10 @@ fn unpack() -> Result<String> {
     version(&program()?)
 }
 
-/// As `--version` says it: `QEMU emulator version 7.2.22 (Debian ...)`.
+/// The version that the program prints: `QEMU emulator version 7.2.22 (Debian ...)`.
 fn version(program: &Path) -> Result<String> {
     let text = read(command(&program.to_string_lossy(), ["--version"]))?;
-    let version = text.split_whitespace().nth(3).context("qemu tells no version")?;
+    let version = text.split_whitespace().nth(3).context("qemu prints no version")?;
     Ok(version.to_owned())
 }
 

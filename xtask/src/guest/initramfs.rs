@@ -17,10 +17,10 @@ use crate::{
 
 const INIT: &str = include_str!("init.sh");
 const RUN: &str = include_str!("run.sh");
-/// Modules that init loads, with all that they need.
+/// Modules that init loads, with the modules that they need.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 
-/// The initramfs for a kernel, made anew when its parts have changed.
+/// The initramfs for a kernel, made anew after its parts have changed.
 pub(super) fn of(kernel: &Kernel) -> Result<PathBuf> {
     let path = kernel.directory.join("initramfs.cpio");
     let stamp = kernel.directory.join("initramfs.parts");
@@ -40,7 +40,7 @@ pub(super) fn of(kernel: &Kernel) -> Result<PathBuf> {
         let name = name.split('.').next().unwrap_or(&name);
         archive.entry(&format!("modules/{i:02}-{name}.ko"), 0o100_644, &unpacked(module)?);
     }
-    // Guests start side by side: each may make it, and a whole one takes its place.
+    // Guests start side by side, and each may make it: a finished file replaces another in one step.
     let mut partial = tempfile::NamedTempFile::new_in(&kernel.directory)?;
     partial.write_all(&archive.end())?;
     partial.persist(&path)?;
@@ -48,7 +48,7 @@ pub(super) fn of(kernel: &Kernel) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Files of the modules, each after what it needs.
+/// Files of the modules, each after those that it needs.
 fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = Vec::new();
     let modprobe = find("modprobe").context("modprobe is missing: cargo xtask setup")?;
@@ -56,7 +56,7 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
         let mut show = command(&modprobe.to_string_lossy(), ["--show-depends", "-S", &kernel.release, "-d"]);
         show.arg(&kernel.directory).arg(module);
         for line in read(show)?.lines() {
-            // Others are built in.
+            // Other modules are built into the kernel.
             if let Some(file) = line.strip_prefix("insmod ").and_then(|rest| rest.split(' ').next()) {
                 let file = PathBuf::from(file);
                 if !files.contains(&file) {

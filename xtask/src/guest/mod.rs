@@ -1,8 +1,7 @@
 //! Runs a command as root under another kernel, in qemu.
 //!
 //! The guest's root is an overlay: this machine's own root over 9p, read-only, and memory above it. Every
-//! program is there at its own path, and nothing that the guest writes reaches the host, but through disks
-//! that are named.
+//! program is at its usual path. The guest writes nothing to the host except through disks that are named.
 
 mod accelerator;
 pub(crate) mod busybox;
@@ -35,9 +34,9 @@ use crate::{
     setup,
 };
 
-/// Exit status of a guest whose time ran out, as of timeout(1).
+/// Exit status of a guest that ran out of time, as of timeout(1).
 const TIMED_OUT: u8 = 124;
-/// Exit status of a guest that ended without one: a panic, or a hang of its init.
+/// Exit status of a guest that ended without a status: a panic, or a hang of its init.
 const DIED: u8 = 125;
 /// Exit status of a guest that its emulator killed.
 pub(crate) const EMULATOR_FAILED: u8 = 126;
@@ -89,12 +88,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(result)
 }
 
-/// A raw image, and what it looks like in the guest.
+/// A raw image, and the kind of disk that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Disk {
     /// The image.
     pub(crate) path: PathBuf,
-    /// The controller that it is behind.
+    /// The controller that the disk is attached to.
     pub(crate) bus: Bus,
 }
 
@@ -112,8 +111,8 @@ impl Disk {
         Self { path, bus: Bus::Virtio }
     }
 
-    /// The controller that is shared by all disks of a bus, and the disk itself. Each has an identity of its
-    /// own, made from its number among the guest's disks.
+    /// The arguments for a bus's one controller, and for the disk itself. Each disk has an identity of its
+    /// own, made from its number.
     fn devices(&self, number: usize) -> (Option<&'static str>, String) {
         match self.bus {
             Bus::Virtio => (None, format!("virtio-blk-pci,drive=disk{number},serial=disk{number}")),
@@ -146,13 +145,13 @@ impl FromStr for Disk {
     }
 }
 
-/// Boot parameters of every guest. Memory that is not zeroed when it is handed out, and RCU that waits for no
-/// tick, are worth 9 % of the scenarios' time, side by side.
+/// Boot parameters of every guest. Not zeroing memory on allocation, and expedited RCU, save 9 % of the
+/// scenarios' time, side by side.
 const PARAMETERS: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off no_timer_check nowatchdog audit=0 \
                           init_on_alloc=0 rcupdate.rcu_expedited=1";
 
-/// Memory of this machine that one guest takes, in MiB: its own 2 GiB, and what qemu keeps beside it (512 MiB
-/// of translated code where it is emulated).
+/// Memory of this machine that one guest takes, in MiB: the guest's 2 GiB, and what qemu needs beside it (512
+/// MiB of translated code in an emulated guest).
 pub(crate) const MEMORY: u64 = 2048 + 768;
 
 /// Guests that may run at the same time: each keeps one core busy.
@@ -169,11 +168,11 @@ pub(crate) fn available_memory() -> Result<u64> {
     let kib: u64 = line
         .and_then(|line| line.split_whitespace().next())
         .and_then(|number| number.parse().ok())
-        .context("/proc/meminfo tells no MemAvailable")?;
+        .context("/proc/meminfo has no MemAvailable")?;
     Ok(kib >> 10)
 }
 
-/// The command that runs a program of the tests against this guard.
+/// The command that runs a test program against this guard.
 pub(crate) fn with_guard(
     guard: &Path,
     program: &Path,
@@ -185,10 +184,10 @@ pub(crate) fn with_guard(
     words
 }
 
-/// Whether a guest's last words tell of a fault with flags that no processor has: bits 22 to 31 of EFLAGS are
-/// reserved and zero (Intel SDM, volume 1, 3.4.3). qemu 7.2 without KVM gives them, once in some hours of
-/// guests: as a double fault, or, where the direction flag came with them, as whatever a string instruction
-/// that runs backwards leaves behind.
+/// Whether a guest's last lines show flags that no processor has: bits 22 to 31 of EFLAGS are reserved and
+/// zero (Intel SDM, volume 1, 3.4.3). qemu 7.2 without KVM sets them once in some hours of guests. The guest
+/// then reports a double fault; or, if the direction flag was set as well, whatever a string instruction does
+/// that runs backwards.
 fn is_the_emulators(console: &str) -> bool {
     console
         .split_once("Oops: ")
@@ -199,39 +198,39 @@ fn is_the_emulators(console: &str) -> bool {
 
 /// One boot.
 pub(crate) struct Guest {
-    /// What it runs on.
+    /// The kernel.
     pub(crate) kernel: Kernel,
-    /// What it runs.
+    /// The command.
     pub(crate) command: Vec<OsString>,
     /// Raw images, attached in this order.
     pub(crate) disks: Vec<Disk>,
-    /// When it is ended.
+    /// The time after which the guest is killed.
     pub(crate) timeout: Duration,
-    /// How it counts time.
+    /// The guest's clock.
     pub(crate) clock: Clock,
     /// Boot parameters besides those that every guest has.
     pub(crate) parameters: String,
-    /// It reaches this host at 10.0.2.2.
+    /// Whether the guest reaches this host at 10.0.2.2.
     pub(crate) network: bool,
 }
 
-/// How a guest counts time.
+/// The clock of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clock {
-    /// As the host does.
+    /// The host's clock.
     Host,
-    /// One nanosecond an instruction: the same from run to run.
+    /// One nanosecond for each instruction: the same in every run.
     Instructions,
 }
 
 /// How a boot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The command did, with this status.
+pub(crate) enum End {
+    /// The command ended, with this status.
     With(u8),
-    /// It was killed.
+    /// The guest was killed.
     Killed,
-    /// By itself, without a status.
+    /// The guest ended by itself, without a status.
     Died,
 }
 
@@ -241,14 +240,14 @@ impl Guest {
         self.run_known(output, |_| ())
     }
 
-    /// The same, and tells of qemu's process again and again while it runs.
+    /// The same, and passes qemu's process id to a function again and again while it runs.
     pub(crate) fn run_known(&self, output: &mut (impl Write + Send), known: impl Fn(&Child)) -> Result<u8> {
         let deadline = Instant::now() + self.timeout;
         let (ended, console) = self.run_until(output, |qemu| {
             known(qemu);
             Instant::now() >= deadline
         })?;
-        if let Ended::With(status) = ended {
+        if let End::With(status) = ended {
             return Ok(status);
         }
         let text = fs::read(&console)?;
@@ -258,7 +257,7 @@ impl Guest {
             eprintln!("{} | {line}", self.kernel.key);
         }
         let (cause, status) = match ended {
-            Ended::Killed => ("ran out of time", TIMED_OUT),
+            End::Killed => ("ran out of time", TIMED_OUT),
             _ if is_the_emulators(&text) => ("was killed by its emulator", EMULATOR_FAILED),
             _ => ("died", DIED),
         };
@@ -266,14 +265,14 @@ impl Guest {
         Ok(status)
     }
 
-    /// Boots, and runs the command until it ends or this says that the power is cut: qemu is killed then. How
-    /// it ended, and what is on its console.
+    /// Boots, and runs the command until it ends or this function says to cut the power, by killing qemu.
+    /// Returns how the boot ended, and the console's output.
     pub(crate) fn run_until(
         &self,
         output: &mut (impl Write + Send),
         cut: impl Fn(&Child) -> bool,
-    ) -> Result<(Ended, TempPath)> {
-        // The emulator alone counts instructions.
+    ) -> Result<(End, TempPath)> {
+        // Only the emulator counts instructions.
         let accelerator = match self.clock {
             Clock::Host => accelerator::proven(&self.kernel)?,
             Clock::Instructions => Accelerator::Emulator,
@@ -286,7 +285,7 @@ impl Guest {
         accelerator: Accelerator,
         output: &mut (impl Write + Send),
         cut: impl Fn(&Child) -> bool,
-    ) -> Result<(Ended, TempPath)> {
+    ) -> Result<(End, TempPath)> {
         let control = tempfile::tempdir()?;
         let initramfs = initramfs::of(&self.kernel)?;
         self.write_command(control.path())?;
@@ -301,7 +300,7 @@ impl Guest {
         qemu.stdout(Stdio::piped());
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
         let mut printed = child.stdout.take().context("qemu has no output")?;
-        // qemu opens its output anew: given a file of ours it would write over what we write.
+        // qemu opens the file anew: with a descriptor of ours it would overwrite what we write.
         let killed = thread::scope(|scope| {
             let copied = scope.spawn(move || io::copy(&mut printed, output));
             let killed = wait(&mut child, cut);
@@ -310,20 +309,20 @@ impl Guest {
         })?;
         let status = fs::read_to_string(control.path().join("status")).unwrap_or_default();
         let ended = match status.trim().parse() {
-            Ok(status) => Ended::With(status),
-            Err(_) if killed => Ended::Killed,
-            Err(_) => Ended::Died,
+            Ok(status) => End::With(status),
+            Err(_) if killed => End::Killed,
+            Err(_) => End::Died,
         };
         Ok((ended, console))
     }
 
-    /// What the guest's init reads: the environment, then the command.
+    /// The text that the guest's init reads: the environment, then the command.
     fn write_command(&self, control: &Path) -> Result<()> {
         // Some version managers put scripts on the path that take seconds each under emulation.
         let path: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .filter(|directory| !directory.ends_with("shims"))
             .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-            // Last: where this machine has one of its own, its users' scripts mean that one.
+            // Last: if this machine has a busybox of its own, its users' scripts mean that one.
             .chain([busybox::folder()?])
             .collect();
         let mut lines = Vec::new();
@@ -331,7 +330,7 @@ impl Guest {
         export("PATH", &env::join_paths(path)?.to_string_lossy());
         export("HOME", "/root");
         export("LANG", "C.UTF-8");
-        // An error's own chain of causes tells; backtraces of it take seconds under emulation.
+        // An error's own chain of causes is enough; backtraces take seconds under emulation.
         export("RUST_LIB_BACKTRACE", "0");
         export("FORMAT_GUARD_GUEST", self.kernel.key);
         for (name, value) in env::vars() {
@@ -393,7 +392,7 @@ impl Guest {
             qemu.arg("-device").arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
         }
         if self.network {
-            // Nobody boots from it: what it would is in a package of its own.
+            // No guest boots from the network, and the boot ROM is in a package of its own.
             qemu.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
         if self.clock == Clock::Instructions {
@@ -416,7 +415,7 @@ impl Guest {
     }
 }
 
-/// Waits for the end; true when it was killed before.
+/// Waits for the process to end; true if it had to be killed.
 fn wait(child: &mut Child, cut: impl Fn(&Child) -> bool) -> Result<bool> {
     loop {
         if child.try_wait()?.is_some() {

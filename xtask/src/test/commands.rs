@@ -1,7 +1,7 @@
-//! What README, CONTRIBUTING and the manual say to type is true. Each command of README, CONTRIBUTING and the
-//! quick start is run, or named with what else runs it. Each `format-guard` command of any page is one that
-//! the program has, with options that it has. A command that nobody knows here is a failure, so that none is
-//! added to a text unseen.
+//! Tests what README, CONTRIBUTING and the manual say to type. Each command of README, CONTRIBUTING and the
+//! quick start is run here, or is named with the part of the plan that runs it. Each `format-guard` command
+//! of any page must exist in the program, with its options. A command without an entry is a failure, so that
+//! nobody adds one untested.
 
 use std::{
     fs,
@@ -17,31 +17,32 @@ const TEXTS: [&str; 3] = ["README.md", "CONTRIBUTING.md", "docs/quick-start.md"]
 /// The page with the table of all commands.
 const TABLE: &str = "docs/commands.md";
 
-/// How a command is held.
-enum Held {
-    /// It is run with the program of the build in the place of the released one, and ends with one of these.
-    Built(&'static [i32]),
-    /// A part of the plan does the same.
+/// How a command is tested.
+enum Coverage {
+    /// It is run with the program of this build instead of the released one, and ends with one of these
+    /// statuses.
+    Run(&'static [i32]),
+    /// This part of the plan runs it.
     Part(&'static str),
-    /// This run itself.
+    /// It is the command that is running now.
     Itself,
     /// Only a person runs it, for this reason.
     ByHand(#[expect(dead_code, reason = "read by people")] &'static str),
 }
 
-/// Every command that is a line of its own in a text, by its words without what follows a `#`.
-const COMMANDS: &[(&str, Held)] = &[
-    ("cargo xtask demo", Held::Part("demo")),
-    ("cargo xtask setup", Held::ByHand("`.ci/run` begins with it")),
-    ("cargo xtask test", Held::Itself),
-    (".ci/run", Held::Itself),
-    ("cargo test --lib transition::", Held::Part("units")),
-    ("cargo xtask test formats_once", Held::Part("scenarios")),
-    ("cargo build --release -p format-guard", Held::Part("release")),
+/// Every command that is a line of its own in a text, without a comment after `#`.
+const COMMANDS: &[(&str, Coverage)] = &[
+    ("cargo xtask demo", Coverage::Part("demo")),
+    ("cargo xtask setup", Coverage::ByHand("`.ci/run` begins with it")),
+    ("cargo xtask test", Coverage::Itself),
+    (".ci/run", Coverage::Itself),
+    ("cargo test --lib transition::", Coverage::Part("units")),
+    ("cargo xtask test formats_once", Coverage::Part("scenarios")),
+    ("cargo build --release -p format-guard", Coverage::Part("release")),
     // 5: this host cannot enforce.
-    ("sudo target/release/format-guard check", Held::Built(&[0, 5])),
-    ("sudo target/release/format-guard agent", Held::Part("scenarios")),
-    ("sudo target/release/format-guard agent --audit", Held::Part("scenarios")),
+    ("sudo target/release/format-guard check", Coverage::Run(&[0, 5])),
+    ("sudo target/release/format-guard agent", Coverage::Part("scenarios")),
+    ("sudo target/release/format-guard agent --audit", Coverage::Part("scenarios")),
 ];
 
 /// The commands of a text: lines that are indented as code and begin with a program's name.
@@ -55,7 +56,7 @@ fn commands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The `format-guard` commands among a text's lines of code, without the program's name: by themselves, or in
+/// The `format-guard` commands among a text's lines of code, without the program's name: run directly, or in
 /// a pod (`kubectl exec`).
 fn typed(text: &str) -> Vec<String> {
     let mut fenced = false;
@@ -65,7 +66,7 @@ fn typed(text: &str) -> Vec<String> {
         if trimmed.starts_with("```") {
             fenced = !fenced;
         }
-        // What comes behind a comment, a pipe or a redirection is another program's.
+        // The words behind a comment, a pipe or a redirection are not arguments.
         let ours = trimmed.split(['#', '|', '>']).next().unwrap_or_default().trim();
         let words = ours.strip_prefix("format-guard ").or_else(|| {
             ours.strip_prefix("kubectl ")?.split_once(" -- format-guard ").map(|(_, words)| words)
@@ -98,7 +99,7 @@ fn subcommands(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Holds all of it; what is wrong is in the log.
+/// Tests all of them, and writes what is wrong to the log.
 pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut findings = Vec::new();
@@ -128,12 +129,12 @@ pub(super) fn check(guard: &Path, log: &Path) -> Result<Outcome> {
 
 fn check_command(line: &str, guard: &Path) -> Result<()> {
     let known = COMMANDS.iter().find(|(command, _)| *command == line);
-    let (_, held) = known.context("xtask/src/test/commands.rs does not say how it is held")?;
-    let expected = match held {
-        Held::Built(expected) => *expected,
-        Held::Part(name) if PLAN.iter().any(|part| part.name == *name) => return Ok(()),
-        Held::Part(name) => bail!("the plan has no part {name}"),
-        Held::Itself | Held::ByHand(_) => return Ok(()),
+    let (_, coverage) = known.context("xtask/src/test/commands.rs does not say how it is tested")?;
+    let expected = match coverage {
+        Coverage::Run(expected) => *expected,
+        Coverage::Part(name) if PLAN.iter().any(|part| part.name == *name) => return Ok(()),
+        Coverage::Part(name) => bail!("the plan has no part {name}"),
+        Coverage::Itself | Coverage::ByHand(_) => return Ok(()),
     };
     let words = line.split(' ').skip_while(|word| !word.ends_with("/format-guard")).skip(1);
     let mut run = command(&guard.to_string_lossy(), words);
@@ -145,7 +146,7 @@ fn check_command(line: &str, guard: &Path) -> Result<()> {
     }
 }
 
-/// A row of the table names a command that is there, and options that it has.
+/// A command in a row of the table must exist, with its options.
 fn options_are_known(line: &str, guard: &Path) -> Result<()> {
     let is_name = |word: &&str| {
         word.split('\\')
@@ -164,7 +165,7 @@ fn options_are_known(line: &str, guard: &Path) -> Result<()> {
     for option in
         line.split(|c: char| c.is_whitespace() || "[]=".contains(c)).filter(|word| word.starts_with("--"))
     {
-        // What follows -- alone is another program's.
+        // The words behind a lone -- are another program's.
         if option != "--" && !text.contains(option) {
             bail!("{} has no option {option}", names.join(" "));
         }

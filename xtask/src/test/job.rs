@@ -1,4 +1,4 @@
-//! One thing to do, what it takes, and what came of it.
+//! A job of a test run: its work, its cost, and its outcome.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest;
 
-/// What came of a job.
+/// The outcome of a job.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) seconds: f64,
-    /// Seconds of each test, where libtest told them.
+    /// Seconds of each test, if libtest printed them.
     #[serde(skip)]
     pub(crate) tests: BTreeMap<String, f64>,
 }
 
 impl Outcome {
-    /// Of something that is sound or not.
+    /// The outcome of work that only passes or fails.
     pub(crate) fn of(sound: bool) -> Self {
         Self { passed: u64::from(sound), failed: u64::from(!sound), ..Self::default() }
     }
 
-    /// From libtest's own lines. A run that failed without a failed test has failed all the same; of a run
-    /// that was cut off, which has no result, the tests that ended well count.
+    /// Counts libtest's lines. A run that failed without a failed test counts as one failure; of a run that was
+    /// cut off, which has no result, the tests that ended well count.
     pub(crate) fn of_tests(text: &str, success: bool) -> Self {
         let mut outcome = Self::default();
         let (mut results, mut ended_well) = (0, 0);
@@ -59,24 +59,24 @@ fn count(counts: &str, word: &str) -> u64 {
     before.rsplit([' ', '.']).next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// One thing to do, which needs nothing of any other.
+/// A piece of work that depends on no other.
 pub(crate) struct Job<'a> {
     pub(crate) name: String,
-    /// How long it took the last time, or else what the plan says.
+    /// Its duration in the last run, or else the plan's estimate.
     pub(crate) seconds: f64,
     pub(crate) cost: Cost,
     pub(crate) run: Box<Run<'a>>,
 }
 
-/// What is done, with the path of a log.
+/// The work itself, which gets the path of a log.
 pub(crate) type Run<'a> = dyn FnOnce(&Path) -> Result<Outcome> + Send + 'a;
 
-/// What one job alone may have at a time.
+/// A resource that only one job may hold at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lock {
     /// cargo's own lock of the target directory: a second cargo would wait for it and hold a core meanwhile.
     Cargo,
-    /// This host's loop devices: two guards would look at each other's.
+    /// The loop devices of this host: two guards would read each other's.
     Devices,
 }
 
@@ -91,9 +91,9 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    /// Of a program of this host.
+    /// The cost of a program on this host.
     pub(crate) const CORE: Self = Self { cores: 1, memory: 512, locks: &[] };
-    /// Of a guest.
+    /// The cost of a guest.
     pub(crate) const GUEST: Self = Self { cores: 1, memory: guest::MEMORY, locks: &[] };
 }
 

@@ -1,11 +1,11 @@
-//! `cargo xtask test`: the plan of checks for what has changed, the whole plan, or one scenario in one guest;
-//! one summary at the end.
+//! `cargo xtask test`: runs the parts of the plan for what has changed, the whole plan, or one scenario in
+//! one guest; one summary at the end.
 
 mod change;
 mod commands;
+mod history;
 mod job;
 mod part;
-mod past;
 mod plan;
 mod queue;
 mod select;
@@ -28,18 +28,18 @@ use crate::{
     kernels::{Kernel, chosen},
     preload, setup,
 };
+use history::History;
 use job::Outcome;
-use part::World;
-use past::Past;
+use part::Environment;
 use plan::{PLAN, Part, Tier, When, Work};
-use queue::Done;
+use queue::Finished;
 
-/// Lines of a log that are shown of a job that failed.
+/// Lines of a failed job's log that are printed.
 const SHOWN: usize = 60;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Run the scenarios whose names have this word, in one guest, and nothing else
+    /// Run only the scenarios whose names contain this word, in one guest
     word: Option<String>,
     /// Kernel for these scenarios or parts: 6.1, 6.12, 6.18, 7 or all (may be repeated) [default: 6.12, or as
     /// the plan says]
@@ -57,15 +57,15 @@ pub(crate) struct Arguments {
     /// Print the plan, what of it would run and why, and run nothing
     #[arg(long, conflicts_with_all = ["word", "part"])]
     plan: bool,
-    /// Count the change from this commit [default: the last one that was found good here, else the parent]
+    /// Count changes from this commit [default: the last one that passed here, else the parent]
     #[arg(long, value_name = "COMMIT", conflicts_with_all = ["word", "part", "all"])]
     since: Option<String>,
 }
 
 /// `cargo xtask test`
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let past = Past::read()?;
-    let (parts, left) = parts(arguments, &past)?;
+    let history = History::read()?;
+    let (parts, left) = parts(arguments, &history)?;
     if arguments.plan {
         print_plan(&parts);
         return Ok(ExitCode::SUCCESS);
@@ -82,19 +82,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
     let (programs, fuzzers, mut done) = build(&parts, &logs)?;
     let tree = change::tree();
-    let past = Mutex::new(past);
-    let passed = if arguments.all { passed_before(&past, tree.as_deref()) } else { Vec::new() };
+    let history = Mutex::new(history);
+    let passed = if arguments.all { passed_before(&history, tree.as_deref()) } else { Vec::new() };
     {
-        let known = past.lock().unwrap_or_else(PoisonError::into_inner);
-        let known: &Past = &known;
+        let known = history.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: &History = &known;
         let spared: Vec<&str> = passed.iter().map(|done| done.name.as_str()).collect();
-        let world = World::new(&programs, known, fuzzers);
+        let environment = Environment::new(&programs, known, fuzzers);
         let mut jobs = Vec::new();
         for part in &parts {
-            jobs.extend(world.jobs(part, &kernels(&arguments.kernel))?);
+            jobs.extend(environment.jobs(part, &kernels(&arguments.kernel))?);
         }
         jobs.retain(|job| !spared.contains(&job.name.as_str()));
-        let learned = Mutex::new(Past::read()?);
+        let learned = Mutex::new(History::read()?);
         let ended = queue::run(jobs, &logs, |done| {
             print_ended(done);
             let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
                 learned.night.tree = tree.clone().unwrap_or_default();
                 learned.night.passed.insert(done.name.clone(), done.outcome.clone());
             }
-            // Whatever ends this run, the next one knows as much.
+            // However this run ends, the next one knows what passed.
             if let Err(error) = learned.write() {
                 println!("test: {error:#}");
             }
@@ -113,14 +113,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     done.extend(passed);
     let sound = print_summary(&done, &left, start);
     if sound && arguments.part.is_empty() && arguments.kernel.is_empty() {
-        let mut past = Past::read()?;
-        past.good = change::clean_head().or(past.good);
-        past.write()?;
+        let mut history = History::read()?;
+        history.good = change::clean_head().or(history.good);
+        history.write()?;
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Held for as long as a run lasts: a second one of the same tree would build over the programs that the
+/// A lock for the duration of a run: a second run in the same tree would build over the programs that the
 /// first one's guests run, and remove its logs.
 fn alone(target: &Path) -> Result<File> {
     fs::create_dir_all(target)?;
@@ -140,8 +140,8 @@ fn kernels(named: &[String]) -> Vec<String> {
     chosen(named, &[]).into_iter().map(str::to_owned).collect()
 }
 
-/// The parts to run, and those that are left to the night.
-fn parts(arguments: &Arguments, past: &Past) -> Result<(Vec<&'static Part>, Vec<&'static Part>)> {
+/// The parts to run, and the parts that are left to the night.
+fn parts(arguments: &Arguments, history: &History) -> Result<(Vec<&'static Part>, Vec<&'static Part>)> {
     if arguments.all {
         return Ok((PLAN.iter().collect(), Vec::new()));
     }
@@ -157,23 +157,23 @@ fn parts(arguments: &Arguments, past: &Past) -> Result<(Vec<&'static Part>, Vec<
     if arguments.word.is_some() {
         return Ok((Vec::new(), Vec::new()));
     }
-    let base = change::base(arguments.since.as_deref(), past.good.as_deref())?;
+    let base = change::base(arguments.since.as_deref(), history.good.as_deref())?;
     let changed = base.as_deref().and_then(change::since);
     match (&base, &changed) {
         (Some(base), Some(changed)) => {
             println!("test: {} paths have changed since {base}", changed.len());
         }
-        _ => println!("test: git tells no parent: everything counts as changed"),
+        _ => println!("test: git names no parent: everything counts as changed"),
     }
     Ok(plan::of_change(changed.as_deref()))
 }
 
-/// Builds what the parts run; what was built is a row of the summary, too.
-fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathBuf>, Vec<Done>)> {
+/// Builds what the parts run; the builds are rows of the summary.
+fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathBuf>, Vec<Finished>)> {
     let mut done = Vec::new();
     let mut timed = |name: &str, start: Instant| {
         let outcome = Outcome { seconds: start.elapsed().as_secs_f64(), ..Outcome::of(true) };
-        let one = Done { name: name.to_owned(), log: logs.to_owned(), outcome };
+        let one = Finished { name: name.to_owned(), log: logs.to_owned(), outcome };
         print_ended(&one);
         done.push(one);
     };
@@ -195,28 +195,28 @@ fn build(parts: &[&'static Part], logs: &Path) -> Result<(Programs, Option<PathB
     Ok((programs, fuzzers, done))
 }
 
-/// What the last run of the night has shown of this very tree.
-fn passed_before(past: &Mutex<Past>, tree: Option<&str>) -> Vec<Done> {
-    let mut past = past.lock().unwrap_or_else(PoisonError::into_inner);
-    if tree != Some(past.night.tree.as_str()) {
-        past.night = past::Night::default();
-        if let Err(error) = past.write() {
+/// Jobs that passed in the last run of the night on this very tree.
+fn passed_before(history: &Mutex<History>, tree: Option<&str>) -> Vec<Finished> {
+    let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+    if tree != Some(history.night.tree.as_str()) {
+        history.night = history::Night::default();
+        if let Err(error) = history.write() {
             println!("test: {error:#}");
         }
     }
-    let passed = past.night.passed.iter().map(|(name, outcome)| Done {
+    let passed = history.night.passed.iter().map(|(name, outcome)| Finished {
         name: name.clone(),
         log: PathBuf::new(),
         outcome: outcome.clone(),
     });
-    let passed: Vec<Done> = passed.collect();
+    let passed: Vec<Finished> = passed.collect();
     if !passed.is_empty() {
         println!("test: {} jobs passed in an earlier run of this tree", passed.len());
     }
     passed
 }
 
-/// The scenarios whose names have a word, in one guest of each kernel that is named.
+/// Runs the scenarios whose names contain a word, in one guest for each named kernel.
 fn scenarios(arguments: &Arguments, word: &str, logs: &Path) -> Result<ExitCode> {
     let tier = match arguments.tier.as_str() {
         "fmod_ret" => Tier::FmodRet,
@@ -260,8 +260,8 @@ fn print_plan(parts: &[&'static Part]) {
     }
 }
 
-fn print_ended(done: &Done) {
-    let Done { name, log, outcome } = done;
+fn print_ended(done: &Finished) {
+    let Finished { name, log, outcome } = done;
     println!(
         "test: {name}: {} passed, {} failed in {:.0} s",
         outcome.passed, outcome.failed, outcome.seconds
@@ -270,7 +270,7 @@ fn print_ended(done: &Done) {
         let text = fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let mut shown = io::stdout().lock();
-        // What cannot be shown is in the log.
+        // A log that cannot be read is named in the summary.
         let _ = writeln!(shown, "== the end of {}", log.display());
         for line in &lines[lines.len().saturating_sub(SHOWN)..] {
             let _ = writeln!(shown, "{name} | {line}");
@@ -278,12 +278,12 @@ fn print_ended(done: &Done) {
     }
 }
 
-/// One row for each job, and one line at the end. True when nothing failed.
-fn print_summary(done: &[Done], left: &[&'static Part], start: Instant) -> bool {
-    let mut rows: Vec<&Done> = done.iter().collect();
+/// One row for each job, and one line at the end. True if nothing failed.
+fn print_summary(done: &[Finished], left: &[&'static Part], start: Instant) -> bool {
+    let mut rows: Vec<&Finished> = done.iter().collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     println!("\nsummary");
-    for Done { name, log, outcome } in &rows {
+    for Finished { name, log, outcome } in &rows {
         let log = if outcome.failed > 0 { format!("  {}", log.display()) } else { String::new() };
         println!(
             "  {name:<36} {:>4} passed {:>4} failed {:>6.0} s{log}",

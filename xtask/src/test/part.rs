@@ -1,4 +1,4 @@
-//! What the parts of the plan do: each part becomes jobs, and each job leaves counts and a log.
+//! Makes jobs of the parts of the plan. Each job returns counts and writes a log.
 
 use std::{
     ffi::OsString,
@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
     commands,
+    history::History,
     job::{Cost, Job, Lock, Outcome},
-    past::Past,
     plan::{Part, Tier, Work},
     select::{self, Select},
 };
@@ -29,29 +29,29 @@ use crate::{
     matrix, preload,
 };
 
-/// When one boot is ended.
+/// The time limit for one boot.
 const TIMEOUT: Duration = Duration::from_mins(45);
-/// What a kernel is booted with that has no bpf among its security modules.
+/// Boot parameter for a kernel without bpf among its security modules.
 const WITHOUT_BPF: &str = "lsm=landlock,lockdown,yama,apparmor";
-/// What a guest is booted with whose process 1 is systemd: see `guest/run.sh`.
+/// Boot parameter for a guest whose process 1 is systemd: see `guest/run.sh`.
 const SYSTEMD: &str = "guest.init=systemd";
 
-/// What jobs are made of.
-pub(crate) struct World<'a> {
+/// What jobs need from this run.
+pub(crate) struct Environment<'a> {
     pub(crate) programs: &'a Programs,
-    pub(crate) past: &'a Past,
-    /// Where the fuzz targets are, if they were built.
+    pub(crate) history: &'a History,
+    /// The directory of the fuzz targets, if they were built.
     pub(crate) fuzzers: Option<PathBuf>,
     released: OnceLock<Result<Released, String>>,
 }
 
-/// What is released, of this build: what the tests of it are told.
+/// The release that this build makes, as variables for its tests.
 struct Released {
     service: Vec<String>,
     container: Vec<String>,
 }
 
-/// One boot of one kernel with one executable of tests.
+/// One boot of one kernel with one test executable.
 #[derive(Clone)]
 struct Boot {
     kernel: Kernel,
@@ -60,9 +60,9 @@ struct Boot {
     tier: Tier,
     disks: Vec<Disk>,
     systemd: bool,
-    /// How the kernel is to preempt its tasks; empty: as it would by itself.
+    /// The kernel's mode of preemption; empty for its own default.
     preempt: &'static str,
-    /// What its tests are told, each `NAME=VALUE`.
+    /// Variables for the tests, each `NAME=VALUE`.
     variables: Vec<String>,
 }
 
@@ -80,14 +80,14 @@ impl Boot {
         }
     }
 
-    /// Boots and runs the tests; what they print is added to the log.
+    /// Boots, runs the tests, and appends their output to the log.
     fn run(&self, guard: &Path, log: &Path) -> Result<Outcome> {
         let mut command = with_guard(guard, &self.tests, self.words.iter().cloned());
         let told = [
             "FORMAT_GUARD_CGROUP=/sys/fs/cgroup".to_owned(),
             format!("FORMAT_GUARD_TIER={}", self.tier.name()),
         ];
-        // libtest tells times to those alone who may use what is not stable.
+        // libtest prints times only if unstable options are allowed.
         let told =
             told.into_iter().chain(["RUSTC_BOOTSTRAP=1".to_owned()]).chain(self.variables.iter().cloned());
         command.splice(1..1, told.map(OsString::from));
@@ -109,7 +109,7 @@ impl Boot {
             parameters: format!("{parameters}{preempt}"),
             network: false,
         };
-        // What a guest prints is in the log at once: a run that is ended leaves what there was until then.
+        // A guest's output goes to the log at once, so that a run that is cut short leaves it.
         let boot = || -> Result<(u8, String)> {
             let before = fs::metadata(log).map_or(0, |log| log.len());
             let status = guest.run(&mut appended(log)?)?;
@@ -118,7 +118,7 @@ impl Boot {
             Ok((status, String::from_utf8_lossy(printed).into_owned()))
         };
         let (mut status, mut text) = boot()?;
-        // What a boot finds on its disks must be what the one before left.
+        // A guest with disks is not booted again: its next boot must find what this one left on them.
         if status == EMULATOR_FAILED && self.disks.is_empty() {
             append(log, "the emulator killed its guest: once more\n")?;
             (status, text) = boot()?;
@@ -138,24 +138,24 @@ fn append(log: &Path, text: &str) -> Result<()> {
     Ok(appended(log)?.write_all(text.as_bytes())?)
 }
 
-/// A part of the path of every test that needs an API server.
+/// Part of the path of every test that needs an API server.
 const API_SERVER: &str = "api_server::";
 
-/// How libtest is called in a guest: one test after the other, with the time of each. The guard reads the
-/// arguments of a process that takes a formatter's name, as scenarios do: `-Zunstable-options` in one word
-/// has an `n` among its letters, which is a dry run to mke2fs.
+/// Options for libtest in a guest: one test after another, with its time. `-Z unstable-options` is two words,
+/// since scenarios take a formatter's name: in the one word `-Zunstable-options` the guard would read the `n`
+/// as mke2fs's dry run.
 const ONE_BY_ONE: [&str; 4] = ["--test-threads=1", "-Z", "unstable-options", "--report-time"];
 
-impl<'a> World<'a> {
-    pub(crate) fn new(programs: &'a Programs, past: &'a Past, fuzzers: Option<PathBuf>) -> Self {
-        Self { programs, past, fuzzers, released: OnceLock::new() }
+impl<'a> Environment<'a> {
+    pub(crate) fn new(programs: &'a Programs, history: &'a History, fuzzers: Option<PathBuf>) -> Self {
+        Self { programs, history, fuzzers, released: OnceLock::new() }
     }
 
     fn guard(&self) -> Result<&'a Path> {
         self.programs.program("format-guard")
     }
 
-    /// The jobs of a part, for these kernels where any are named.
+    /// Jobs of a part, for these kernels if any are named.
     pub(crate) fn jobs(&'a self, part: &'static Part, kernels: &[String]) -> Result<Vec<Job<'a>>> {
         let mut jobs = Vec::new();
         if part.kernels.is_empty() {
@@ -180,7 +180,7 @@ impl<'a> World<'a> {
         run: impl FnOnce(&Path) -> Result<Outcome> + Send + 'a,
     ) -> Job<'a> {
         #[expect(clippy::cast_precision_loss, reason = "seconds")]
-        let seconds = self.past.jobs.get(&name).copied().unwrap_or(part.seconds as f64);
+        let seconds = self.history.jobs.get(&name).copied().unwrap_or(part.seconds as f64);
         Job { name, seconds, cost, run: Box::new(run) }
     }
 
@@ -272,7 +272,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Every test executable that has tests against an API server.
+    /// Every test executable with tests against an API server.
     fn jobs_of_api_server(
         &'a self,
         part: &'static Part,
@@ -284,7 +284,7 @@ impl<'a> World<'a> {
                 continue;
             }
             let name = format!("{}: {}", part.name, unit.name);
-            // Members, nodes and the server itself: all of this machine.
+            // Members, nodes and the server take all of this machine.
             let cost = Cost { cores: 2, ..Cost::CORE };
             jobs.push(self.job(part, name, cost, move |log| {
                 let programs = match api_server::programs()? {
@@ -320,7 +320,7 @@ impl<'a> World<'a> {
             Work::Demo => {
                 let demo = self.programs.program("demo")?;
                 jobs.push(self.job(part, name, Cost::GUEST, move |log| {
-                    // It is no test: how it ends is all.
+                    // The demo is no test: only its exit status counts.
                     let outcome = Boot::new(kernel, demo, &[]).run(guard, log)?;
                     Ok(Outcome::of(outcome.failed == 0))
                 }));
@@ -400,15 +400,15 @@ impl<'a> World<'a> {
             bail!("{name} has no scenarios");
         }
         let guests = if shared { guest::at_a_time()? } else { 1 };
-        let hands = select::deal(names, guests, &self.past.scenarios);
-        let of = hands.len();
-        for (i, names) in hands.into_iter().enumerate() {
+        let shards = select::shards(names, guests, &self.history.scenarios);
+        let of = shards.len();
+        for (i, names) in shards.into_iter().enumerate() {
             let name = if of > 1 { format!("{name} {}/{of}", i + 1) } else { name.to_owned() };
             let mut boot = Boot::new(kernel.clone(), tests, &ONE_BY_ONE);
             boot.tier = tier;
             boot.variables = variables.iter().map(|&variable| variable.to_owned()).collect();
             let mut job = self.of_scenarios(part, name, boot, names)?;
-            if !self.past.jobs.contains_key(&job.name) {
+            if !self.history.jobs.contains_key(&job.name) {
                 #[expect(clippy::cast_precision_loss, reason = "a number of guests")]
                 let guests = of as f64;
                 job.seconds /= guests;
@@ -418,7 +418,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// One boot for scenarios of these names, all of which must run.
+    /// One boot for scenarios of these names. A scenario that does not run is a failure.
     fn of_scenarios(&self, part: &Part, name: String, mut boot: Boot, names: Vec<String>) -> Result<Job<'a>> {
         let guard = self.guard()?;
         boot.words.push("--exact".into());
@@ -434,7 +434,7 @@ impl<'a> World<'a> {
         }))
     }
 
-    /// Half of a whole table is one job: it takes long.
+    /// A whole table takes long: each job runs half of it.
     fn table(
         &'a self,
         part: &'static Part,
@@ -457,7 +457,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Lays out, packs and renders what is released, once.
+    /// Lays out, packs and renders the release, once.
     fn released(&self) -> Result<&Released> {
         let made = self.released.get_or_init(|| self.release().map_err(|error| format!("{error:#}")));
         made.as_ref().map_err(|error| anyhow!("what is released cannot be made: {error}"))
@@ -486,7 +486,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// Runs the scenarios whose names have a word in one guest of each kernel.
+/// Runs the scenarios whose names contain a word, in one guest for each kernel.
 pub(crate) fn with_word(
     programs: &Programs,
     word: &str,
@@ -506,7 +506,7 @@ pub(crate) fn with_word(
 
 fn lint(words: &[&str], variables: &[(&str, &str)], log: &Path) -> Result<Outcome> {
     let (program, arguments) = words.split_first().context("a command without words")?;
-    // What guests need outranks it.
+    // The environment that guests need wins over the caller's.
     let mut lint = command("nice", ["-n", "10", program]);
     lint.args(arguments).envs(variables.iter().copied()).current_dir(workspace());
     Ok(Outcome::of(logged(&mut lint, &File::create(log)?)?))
@@ -552,12 +552,12 @@ fn blank_disks(kernel: &Kernel, names: [&str; 2]) -> Result<Vec<Disk>> {
     Ok(disks)
 }
 
-/// Counts of a table's rows; what fails is said at the end of the log.
+/// Counts a table's rows; failed ones are listed at the end of the log.
 fn of_rows(table: &str, key: &str, text: &str, whole: bool, log: &Path) -> Result<Outcome> {
     let rows: Vec<serde_json::Value> =
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let of = |outcome: &'static str| rows.iter().filter(move |row| row["outcome"] == outcome);
-    let gone = matrix::no_longer_tried(table, key, &rows);
+    let gone = matrix::missing_rows(table, key, &rows);
     for row in of("failed") {
         append(log, &format!("failed: {row}\n"))?;
     }

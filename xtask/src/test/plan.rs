@@ -1,14 +1,13 @@
-//! The plan of checks, as one table: what is run, on which kernels, when, and which paths bring it forward.
-//! What runs follows from this table and from what has changed, and from nothing else: never from the
-//! calendar.
+//! The plan of checks, as one table: what runs, on which kernels, when, and which paths bring it forward. The
+//! parts of a run follow only from this table and from what has changed, never from the calendar.
 
 use super::select::Select;
 
-/// The kernel that is given every scenario.
+/// The kernel for every scenario.
 pub(crate) const PRIMARY: &str = "6.12";
 const ALL: &[&str] = &["6.1", "6.12", "6.18", "7"];
 const OTHERS: &[&str] = &["6.1", "6.18", "7"];
-/// Where a part needs no guest.
+/// The kernels of a part that needs no guest.
 const HERE: &[&str] = &[];
 
 /// When a part is run.
@@ -16,7 +15,7 @@ const HERE: &[&str] = &[];
 pub(crate) enum When {
     /// On every change.
     Change,
-    /// In the night (`--all`), and on a change below one of the part's paths.
+    /// In the night (`--all`), and after a change below one of the part's paths.
     Night,
 }
 
@@ -32,7 +31,7 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
-    /// As the agent names it.
+    /// The agent's name for the tier.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Lsm => "lsm",
@@ -45,9 +44,9 @@ impl Tier {
 /// What a part does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
-    /// A judge of the sources: a command that finds nothing.
+    /// A linter of the sources: a command that must find nothing.
     Lint { words: &'static [&'static str], variables: &'static [(&'static str, &'static str)] },
-    /// Every test executable that runs as it is, each a job of its own.
+    /// Every unit test executable, each in a job of its own.
     Units,
     /// The model checker at the sizes that take minutes.
     LongModels,
@@ -55,13 +54,13 @@ pub(crate) enum Work {
     Library { scenarios: bool },
     /// Tests of tier `cgroup`, on this host.
     ControlGroup,
-    /// What a newcomer types first.
+    /// The demo.
     Demo,
     /// The commands of README, CONTRIBUTING and the manual.
     Commands,
-    /// Scenarios in guests, in as many as may run at the same time where `shared` is set.
+    /// Scenarios in guests; with `shared`, in as many guests as may run side by side.
     Scenarios { select: Select, tier: Tier, shared: bool, variables: &'static [&'static str] },
-    /// Scenarios where the kernel is booted to preempt its tasks in this way (`preempt=`).
+    /// Scenarios on a kernel that is booted with this mode of preemption (`preempt=`).
     Preempted { mode: &'static str, select: Select, variables: &'static [&'static str] },
     /// Tests of tier `cgroup` in a guest.
     ControlGroupOfGuest,
@@ -83,30 +82,30 @@ pub(crate) enum Work {
     Chart,
     /// What nodes share through an API server of Kubernetes.
     ApiServer,
-    /// A guest's power is cut so many times.
+    /// Power cuts of a guest, this many.
     Cuts { number: u32 },
-    /// What is released is built.
+    /// A build of the release.
     Release,
 }
 
 /// One line of the plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
-    /// Its name, which no other one has.
+    /// The name, which is unique.
     pub(crate) name: &'static str,
-    /// What it shows.
+    /// What the part proves.
     pub(crate) shows: &'static str,
     pub(crate) work: Work,
     /// Each is a job of its own.
     pub(crate) kernels: &'static [&'static str],
     pub(crate) when: When,
-    /// A change below one of these brings a part of the night forward: beginnings of paths.
+    /// A part of the night is brought forward by a change of a path that begins with one of these.
     pub(crate) paths: &'static [&'static str],
-    /// Seconds that one of its jobs takes on a core, as far as nobody has measured it here.
+    /// Seconds of one of its jobs on a core, until a run on this machine has measured it.
     pub(crate) seconds: u64,
 }
 
-/// What the kernel programs and the rules are made of.
+/// Sources of the kernel programs and the rules.
 const KERNEL: &[&str] = &[
     "format-guard-ebpf/",
     "format-guard-common/",
@@ -115,12 +114,12 @@ const KERNEL: &[&str] = &[
     "tests/src/road.rs",
     "tests/programs/",
 ];
-/// What is shipped, and how it is installed.
+/// What is shipped and how it is installed.
 const SHIPPED: &[&str] =
     &["deploy/", "xtask/src/dist.rs", "xtask/src/chart.rs", "format-guard/src/agent/metrics.rs"];
-/// What people read.
+/// Texts for readers.
 const MANUAL: &[&str] = &["docs/"];
-/// What nodes share.
+/// Sources of what nodes share.
 const SHARED: &[&str] = &[
     "format-guard/src/record/shared",
     "format-guard/src/agent/claims",
@@ -129,7 +128,7 @@ const SHARED: &[&str] = &[
     "tests/tests/cluster.rs",
     "xtask/src/cluster.rs",
 ];
-/// What nodes share through Kubernetes.
+/// Sources of what nodes share through Kubernetes.
 const SHARED_IN_THE_API: &[&str] = &[
     "format-guard/src/record/shared",
     "format-guard/src/agent/claims",
@@ -140,7 +139,7 @@ const SHARED_IN_THE_API: &[&str] = &[
     "deploy/helm/",
     "xtask/src/api_server.rs",
 ];
-/// What is given to the fuzzer.
+/// Code that the fuzzer feeds.
 const FUZZED: &[&str] = &[
     "fuzz/",
     "format-guard/src/fuzzing.rs",
@@ -185,18 +184,18 @@ const fn scenarios(select: Select, tier: Tier) -> Work {
     Work::Scenarios { select, tier, shared: false, variables: &[] }
 }
 
-/// Writers, where a program in progress may be preempted, and a place that was noted would be another's.
+/// Scenarios of writers, for kernels that may preempt a program: a place that it had noted would then decide
+/// another write.
 const fn preempted(name: &'static str, mode: &'static str, kernels: &'static [&'static str]) -> Part {
     let select = Select::Named(&["writers::", "roads::"]);
     let work = Work::Preempted { mode, select, variables: &["FORMAT_GUARD_WRITERS_SECONDS=5"] };
-    let shows =
-        "no write is refused for its shape, and no road is open, however the kernel preempts its tasks";
+    let shows = "the shape of a write changes no verdict and no road is open, in any mode of preemption";
     at_night(in_guests(name, shows, work, kernels, 480), &["format-guard-ebpf/src/place.rs"])
 }
 
 /// The plan.
 pub(crate) const PLAN: &[Part] = &[
-    lint("formatting", "rustfmt would change nothing", &["cargo", "fmt", "--all", "--", "--check"], 5),
+    lint("formatting", "rustfmt finds nothing to change", &["cargo", "fmt", "--all", "--", "--check"], 5),
     lint(
         "shell scripts",
         "shellcheck finds nothing",
@@ -228,7 +227,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
     lint(
         "clippy",
-        "clippy has nothing to say of the crates that run on a host",
+        "clippy finds nothing in the crates that run on a host",
         &[
             "cargo",
             "clippy",
@@ -245,11 +244,11 @@ pub(crate) const PLAN: &[Part] = &[
         ],
         150,
     ),
-    // All targets are not all: cargo leaves out what it is not to run by itself. Of the whole workspace,
-    // since what these depend on would else be checked once more, with other features.
+    // `--all-targets` is not everything: it leaves out targets that do not run by default. The whole
+    // workspace is selected, since its dependencies would otherwise be checked again with other features.
     lint(
         "clippy of the scenarios",
-        "the same of the tests that need a guest, a library or a control group",
+        "clippy finds nothing in the tests that need a guest, a library or a control group",
         &[
             "cargo",
             "clippy",
@@ -281,7 +280,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
     lint(
         "clippy of the library",
-        "the same of the LD_PRELOAD library, which has no unwinder",
+        "clippy finds nothing in the LD_PRELOAD library, which has no unwinder",
         &[
             "cargo",
             "clippy",
@@ -314,7 +313,7 @@ pub(crate) const PLAN: &[Part] = &[
             ],
             variables: &[("RUSTC_BOOTSTRAP", "1"), ("RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"")],
         },
-        ..lint("clippy of the kernel programs", "the same of what the kernel runs", &[], 25)
+        ..lint("clippy of the kernel programs", "clippy finds nothing in the kernel programs", &[], 25)
     },
     Part {
         work: Work::Lint {
@@ -333,7 +332,7 @@ pub(crate) const PLAN: &[Part] = &[
         },
         ..lint("rustdoc", "every link in the documentation of the sources leads somewhere", &[], 60)
     },
-    // The advisory database is fetched where there is a network: cargo deny check advisories.
+    // cargo deny check advisories needs a network for its database.
     lint(
         "licences",
         "cargo deny finds no licence, crate or source that is not wanted",
@@ -378,7 +377,7 @@ pub(crate) const PLAN: &[Part] = &[
     in_guests("reboot", "what is known after a reboot", Work::Reboot, &[PRIMARY], 60),
     in_guests(
         "loading",
-        "the programs are taken by the verifier, proven by the canary, and hold every road",
+        "the verifier loads the programs, the canary proves them, and they refuse on every road",
         scenarios(Select::Named(&["formats_once::a_loop", "roads::"]), Tier::Lsm),
         OTHERS,
         90,
@@ -540,7 +539,7 @@ pub(crate) const PLAN: &[Part] = &[
     ),
 ];
 
-/// Scenarios of the programs that judge, and of what differs between kernels.
+/// Scenarios of the programs that judge, and of differences between kernels.
 const HOOKS: &[&str] = &[
     "formats_once::a_loop",
     "incidents::",
@@ -551,10 +550,10 @@ const HOOKS: &[&str] = &[
     "stacks::",
     "writers::",
 ];
-/// Scenarios of every function that the weaker tier stands at.
+/// Scenarios for every function that a weaker tier stands at.
 const FUNCTIONS: &[&str] = &["formats_once::a_loop", "life::", "passthrough::", "protection::", "roads::"];
 
-/// The parts that a change of these paths needs; all of them where nobody knows what has changed.
+/// The parts that a change of these paths needs; all parts if the change is not known.
 pub(crate) fn of_change(changed: Option<&[String]>) -> (Vec<&'static Part>, Vec<&'static Part>) {
     PLAN.iter().partition(|part| match (part.when, changed) {
         (When::Change, _) => true,
@@ -596,7 +595,7 @@ mod tests {
         }
     }
 
-    /// A file that no module names is compiled and run by nobody.
+    /// A test file that no module names is neither compiled nor run.
     #[test]
     fn every_scenario_is_run() {
         let directory = workspace().join("tests/tests/scenarios");

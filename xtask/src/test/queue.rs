@@ -1,5 +1,4 @@
-//! One queue for everything that is run: each job has a cost, the longest begins first, and what does not fit
-//! waits.
+//! One queue for all jobs: the longest begins first, and a job whose cost does not fit waits.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,14 +12,14 @@ use anyhow::{Result, anyhow};
 use super::job::{Cost, Job, Lock, Outcome};
 use crate::guest;
 
-/// What is not taken.
-struct Free {
+/// Cores, memory and locks that are free.
+struct Resources {
     cores: usize,
     memory: u64,
     taken: Vec<Lock>,
 }
 
-impl Free {
+impl Resources {
     fn has(&self, cost: &Cost) -> bool {
         cost.cores <= self.cores
             && cost.memory <= self.memory
@@ -33,7 +32,7 @@ impl Free {
         self.taken.extend(cost.locks);
     }
 
-    fn give_back(&mut self, cost: &Cost) {
+    fn release(&mut self, cost: &Cost) {
         self.cores += cost.cores;
         self.memory += cost.memory;
         self.taken.retain(|lock| !cost.locks.contains(lock));
@@ -41,14 +40,14 @@ impl Free {
 }
 
 /// A job that has ended.
-pub(crate) struct Done {
+pub(crate) struct Finished {
     pub(crate) name: String,
     pub(crate) log: PathBuf,
     pub(crate) outcome: Outcome,
 }
 
-/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after the other, and
-/// take as long as all of them: the first of them begins as early as one job of that length would.
+/// Jobs in the order in which they begin if everything fits. Jobs of one lock run one after another and take
+/// as long as their sum: the first of them begins as early as one job of that length would.
 fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     let mut keys = vec![0.0; jobs.len()];
@@ -64,10 +63,14 @@ fn in_order(jobs: &mut [Job<'_>]) {
     jobs.sort_by_key(|job| place(&job.name));
 }
 
-/// Runs all of them, each with a log of its own in this folder, and hands each to `ended` as it is there.
-/// This machine's cores and memory bound how many run at the same time; a job that wants more than there is
-/// runs alone.
-pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + Sync) -> Result<Vec<Done>> {
+/// Runs all jobs, each with a log of its own in this folder, and passes each to `ended` when it ends. This
+/// machine's cores and memory limit how many run side by side; a job that wants more than there is runs
+/// alone.
+pub(crate) fn run(
+    mut jobs: Vec<Job<'_>>,
+    logs: &Path,
+    ended: impl Fn(&Finished) + Sync,
+) -> Result<Vec<Finished>> {
     let cores = thread::available_parallelism()?.get();
     let memory = guest::available_memory()?;
     for job in &mut jobs {
@@ -75,7 +78,7 @@ pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + S
         job.cost.memory = job.cost.memory.min(memory);
     }
     in_order(&mut jobs);
-    let free = Mutex::new(Free { cores, memory, taken: Vec::new() });
+    let free = Mutex::new(Resources { cores, memory, taken: Vec::new() });
     let (changed, done, ended) = (Condvar::new(), Mutex::new(Vec::new()), &ended);
     thread::scope(|scope| {
         let (free, changed, done) = (&free, &changed, &done);
@@ -92,8 +95,8 @@ pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + S
             drop(now);
             scope.spawn(move || {
                 let cost = job.cost;
-                let one = one(job, logs);
-                free.lock().unwrap_or_else(PoisonError::into_inner).give_back(&cost);
+                let one = run_job(job, logs);
+                free.lock().unwrap_or_else(PoisonError::into_inner).release(&cost);
                 changed.notify_all();
                 ended(&one);
                 done.lock().unwrap_or_else(PoisonError::into_inner).push(one);
@@ -103,14 +106,14 @@ pub(crate) fn run(mut jobs: Vec<Job<'_>>, logs: &Path, ended: impl Fn(&Done) + S
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Runs one. A job that cannot be run, or breaks, has failed; one that ran nothing has failed, too.
-fn one(job: Job<'_>, logs: &Path) -> Done {
+/// Runs one job. A job that cannot run, that panics, or that ran no test has failed.
+fn run_job(job: Job<'_>, logs: &Path) -> Finished {
     println!("test: {} begins", job.name);
     let log = logs.join(format!("{}.log", job.name.replace(['/', ':'], "-").replace(' ', "_")));
     let start = Instant::now();
     let run = job.run;
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&log)));
-    let result = result.unwrap_or_else(|_| Err(anyhow!("this job broke: its panic is printed above")));
+    let result = result.unwrap_or_else(|_| Err(anyhow!("this job panicked: the message is printed above")));
     let mut outcome = result.unwrap_or_else(|error| {
         println!("test: {}: {error:#}", job.name);
         Outcome::of(false)
@@ -120,7 +123,7 @@ fn one(job: Job<'_>, logs: &Path) -> Done {
         outcome.failed = 1;
     }
     outcome.seconds = start.elapsed().as_secs_f64();
-    Done { name: job.name, log, outcome }
+    Finished { name: job.name, log, outcome }
 }
 
 #[cfg(test)]
@@ -136,7 +139,7 @@ mod tests {
         Job { name: name.to_owned(), seconds, cost, run: Box::new(move |_| Ok(run())) }
     }
 
-    fn outcomes(jobs: Vec<Job<'_>>) -> Vec<Done> {
+    fn outcomes(jobs: Vec<Job<'_>>) -> Vec<Finished> {
         let logs = tempfile::tempdir().expect("a folder");
         run(jobs, logs.path(), |_| ()).expect("run")
     }

@@ -1,4 +1,4 @@
-//! Which scenarios a part runs, and how they are dealt out to guests.
+//! Selects the scenarios of a part, and divides them among guests.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -9,7 +9,7 @@ use crate::command::{command, read};
 /// Seconds of a scenario that nobody has measured.
 const UNMEASURED: f64 = 5.0;
 
-/// Scenarios of the command line that need a guest; the others run under the library on this host, and in the
+/// Scenarios of the command line that need a guest. The others run under the library on this host, and at
 /// night in guests.
 const OF_THE_COMMAND_LINE: &[&str] = &[
     "command_line::a_refusal_names",
@@ -23,7 +23,7 @@ const OF_THE_COMMAND_LINE: &[&str] = &[
 pub(crate) enum Select {
     /// All of them.
     All,
-    /// All but those that the library holds on this host.
+    /// All but those that run under the library on this host.
     NeedingAGuest,
     /// Those whose names have one of these words.
     Named(&'static [&'static str]),
@@ -52,7 +52,7 @@ pub(crate) fn names(tests: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The same where it may have none: cargo builds tests of every program.
+/// The same for an executable without tests: cargo builds a test executable for every program.
 pub(crate) fn all(tests: &Path) -> Result<Vec<String>> {
     let text = read(command(&tests.to_string_lossy(), ["--list", "--format", "terse"]))?;
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
@@ -67,20 +67,19 @@ pub(crate) fn with_word(tests: &Path, word: &str) -> Result<Vec<String>> {
     })
 }
 
-/// Deals names out so that every hand takes about as long: the longest first, each to the hand that has
-/// least.
-pub(crate) fn deal(names: Vec<String>, hands: usize, measured: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
-    let mut dealt: Vec<(f64, Vec<String>)> = vec![(0.0, Vec::new()); hands.max(1)];
+/// Divides names into shards of about equal duration: the longest first, each into the shard with the least.
+pub(crate) fn shards(names: Vec<String>, count: usize, measured: &BTreeMap<String, f64>) -> Vec<Vec<String>> {
+    let mut shards: Vec<(f64, Vec<String>)> = vec![(0.0, Vec::new()); count.max(1)];
     let mut timed: Vec<(f64, String)> =
         names.into_iter().map(|name| (measured.get(&name).copied().unwrap_or(UNMEASURED), name)).collect();
     timed.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     for (seconds, name) in timed {
-        if let Some(least) = dealt.iter_mut().min_by(|a, b| a.0.total_cmp(&b.0)) {
+        if let Some(least) = shards.iter_mut().min_by(|a, b| a.0.total_cmp(&b.0)) {
             least.0 += seconds;
             least.1.push(name);
         }
     }
-    dealt.into_iter().map(|(_, names)| names).filter(|names| !names.is_empty()).collect()
+    shards.into_iter().map(|(_, names)| names).filter(|names| !names.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -88,17 +87,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_dealt_once_and_hands_take_about_as_long() {
+    fn every_name_is_in_one_shard_and_shards_take_about_as_long() {
         let names: Vec<String> = (0..20).map(|number| format!("scenario_{number}")).collect();
         let measured: BTreeMap<String, f64> =
             names.iter().zip(1..).map(|(name, seconds)| (name.clone(), f64::from(seconds))).collect();
-        let hands = deal(names.clone(), 3, &measured);
-        let mut all: Vec<String> = hands.concat();
+        let shards = shards(names.clone(), 3, &measured);
+        let mut all: Vec<String> = shards.concat();
         all.sort();
         let mut expected = names;
         expected.sort();
         assert_eq!(all, expected);
-        let times: Vec<f64> = hands.iter().map(|hand| hand.iter().map(|name| measured[name]).sum()).collect();
+        let times: Vec<f64> =
+            shards.iter().map(|shard| shard.iter().map(|name| measured[name]).sum()).collect();
         let (least, most) = times.iter().fold((f64::MAX, 0.0_f64), |(l, m), t| (l.min(*t), m.max(*t)));
         assert!(most - least <= 20.0, "{times:?}");
     }

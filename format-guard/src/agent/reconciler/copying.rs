@@ -87,7 +87,7 @@ impl Reconciler {
                     .map(|(id, copy)| (id, Copied { generation: copy.generation, at: copy.at }));
                 self.copies.extend(kept);
             }
-            Err(error) => warn!("what identifies {} volumes cannot be copied: {error}", copies.len()),
+            Err(error) => warn!("the marks of {} volumes cannot be copied: {error}", copies.len()),
         }
     }
 
@@ -97,7 +97,7 @@ impl Reconciler {
         let copy = copy.ok_or_else(|| {
             Failure::new(
                 FailureKind::NotFound,
-                format!("nothing is copied of {id}: it has not been probed while it read as recorded, or copy_limit is 0"),
+                format!("there is no copy of {id}: no probe has found the volume as it is recorded, or copy_limit is 0"),
             )
         })?;
         let pieces = copies::unpack(&copy.packed)

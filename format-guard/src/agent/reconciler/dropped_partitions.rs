@@ -66,7 +66,7 @@ impl Reconciler {
         let before = self.dropped_partitions.len();
         self.dropped_partitions.retain(|dropped| dropped.disk != disk || dropped.is_named(partitions));
         if self.dropped_partitions.len() < before {
-            info!("disk {disk}: its table does not name a partition any more that was dropped");
+            info!("disk {disk}: the partition table no longer names a partition that the kernel has dropped");
             self.put_rule(disk);
             for dev in self.graph.above(disk) {
                 self.put_rule(dev);

@@ -52,7 +52,7 @@ impl History {
             self.store(store);
         }
         if self.pending.len() > MAX_WAITING {
-            error!("{MAX_TOGETHER} events are dropped: the store takes none");
+            error!("the agent dropped {MAX_TOGETHER} events: the store takes none");
             self.pending.drain(..MAX_TOGETHER);
         }
     }

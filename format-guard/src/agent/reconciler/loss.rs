@@ -34,8 +34,8 @@ pub(super) struct LostRecords {
 /// What a loss of records means, and the way out.
 pub(super) fn degraded(loss: &Loss) -> String {
     format!(
-        "{}; volumes are recorded again as they are probed, blank ones are armed only by a permit, until every volume that \
-         holds data was seen and somebody says so: format-guard loss end --reason TEXT",
+        "{}; the agent records volumes again as it probes them, and arms a blank volume only by a permit; once every \
+         volume that holds data is on record: format-guard loss end --reason TEXT",
         loss.cause
     )
 }
@@ -44,9 +44,8 @@ impl Reconciler {
     /// Restores a loss that was found out before a restart, or just now.
     pub(super) fn restore_loss(&mut self) -> Result<()> {
         let text = self.store.setting(Loss::SETTING)?;
-        let loss: Option<Loss> = serde_json::from_str(text.as_deref().unwrap_or("null")).context(
-            "the stored loss of records cannot be read: nobody knows whether what reads blank may be armed",
-        )?;
+        let loss: Option<Loss> = serde_json::from_str(text.as_deref().unwrap_or("null"))
+            .context("cannot read whether records were lost, and so whether blank volumes may be armed")?;
         self.lost = LostRecords { loss, ..LostRecords::default() };
         if let Some(loss) = &self.lost.loss {
             warn!("{}", degraded(loss));
@@ -96,7 +95,7 @@ impl Reconciler {
             };
             self.apply(&id, event);
         }
-        Ok(api::Done { text: "what reads blank is armed again".to_owned() })
+        Ok(api::Done { text: "the agent arms blank volumes again".to_owned() })
     }
 }
 

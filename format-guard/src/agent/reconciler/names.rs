@@ -110,7 +110,7 @@ impl Reconciler {
         let id = self.record_of(device);
         if let Some(other) = self.contradicts(device, &id) {
             let text = format!(
-                "{} shows the name of {id}, which is {other}, and has another size: both stay protected, neither is armed by it",
+                "{} shows the name of {id}, which is on {other}, but has another size: both stay protected, and neither arms the other",
                 device.name
             );
             self.tell_apart(device.dev, device.diskseq, &id, text);
@@ -149,7 +149,7 @@ impl Reconciler {
         let Some(device) = self.graph.get(dev).cloned() else { return };
         let id = device.identity.id.clone();
         let text = format!(
-            "{} shows the name of {id} and {why}: both stay protected, and it goes by no name of its own",
+            "{0} shows the name of {id} but {why}: both stay protected, and {0} goes by no name of its own",
             device.name
         );
         self.tell_apart(dev, device.diskseq, &id, text);

@@ -48,7 +48,7 @@ impl Proof {
     pub(super) fn degraded(&self) -> Option<String> {
         let failure = self.failure.as_ref()?;
         Some(format!(
-            "what must be refused is not: {failure}; restart the agent: systemctl restart format-guard"
+            "the guard does not refuse what it must: {failure}; restart the agent: systemctl restart format-guard"
         ))
     }
 

@@ -51,7 +51,7 @@ impl Reconciler {
         self.protection.active = wanted && result.is_ok();
         let failure = result.err();
         if let Some(failure) = failure.as_ref().filter(|_| failure != self.protection.failure) {
-            error!("others are not kept from taking the guard away: {failure}");
+            error!("nothing keeps others from taking the guard away: {failure}");
         }
         self.protection.failure = failure;
     }
@@ -74,12 +74,14 @@ impl Reconciler {
         warn!(uid, "{text}");
         self.append_event(HistoryEvent::new(now(), String::new(), "protect", text).by_operator());
         let text = match (on, self.protection.active, &self.protection.failure) {
-            (false, ..) => "the guard may be taken away until its agent starts anew".to_owned(),
+            (false, ..) => "root may take the guard away until its agent starts anew".to_owned(),
             (true, true, _) => "others are kept from taking the guard away".to_owned(),
             (true, false, Some(failure)) => {
-                format!("others are not kept from taking the guard away: {failure}")
+                format!("nothing keeps others from taking the guard away: {failure}")
             }
-            (true, false, None) => "nothing is protected: it is not enforced, or protect = false".to_owned(),
+            (true, false, None) => {
+                "the guard does not protect itself: it does not enforce, or protect = false".to_owned()
+            }
         };
         api::Done { text }
     }

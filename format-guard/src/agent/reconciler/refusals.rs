@@ -1,4 +1,4 @@
-//! A refusal as people and machines are told of it: one log line and one event, from the kernel's own record.
+//! Makes one log line and one event of the kernel's record of a refusal.
 
 use std::fs;
 
@@ -23,21 +23,24 @@ use crate::{
     volume::Dev,
 };
 
+/// The word where the agent does not know the reason, the operation or the state.
+const UNKNOWN: &str = "unknown";
+
 impl Reconciler {
-    /// Tells of a refusal (`denied`), or of one that would have been (`would-deny`).
+    /// Reports a refusal (`denied`), or a request that would have been refused (`would-deny`).
     pub(super) fn refused(&mut self, report: &Report, refused: Refused) {
         let Refused { carried_out, reason, operation, .. } = refused;
         let kind = if carried_out { "denied" } else { "would-deny" };
         let (dev, pid) = (report.dev, report.process.tgid);
         let device = self.graph.get(dev);
         let comm = text_of(&report.comm);
-        // The canary's refusal is its purpose: nobody is told.
+        // The canary must be refused: its refusal is no event.
         if comm == canary::NAME && device.is_none() {
             return;
         }
         let name_of =
             |dev: Dev| self.graph.get(dev).map_or_else(|| dev.to_string(), |device| device.name.clone());
-        // A command to a character device: which volume it reaches is not known.
+        // A command to a character device: nobody knows which volume it reaches.
         let name = if operation == Some(Operation::Passthrough) && dev.to_kernel() == 0 {
             character_device(Dev::from_kernel(refused.offset as u32))
         } else {
@@ -50,12 +53,12 @@ impl Reconciler {
         let tier = self.enforcer.tier().name();
         let refusal = Refusal {
             kubernetes,
-            reason: reason.map_or("unknown", Reason::name).to_owned(),
-            operation: operation.map_or("unknown", Operation::name).to_owned(),
+            reason: reason.map_or(UNKNOWN, Reason::name).to_owned(),
+            operation: operation.map_or(UNKNOWN, Operation::name).to_owned(),
             offset: refused.offset,
             length: refused.length,
             through: refused.through.map(name_of),
-            state: record.map_or("unknown", |record| record.state.name()).to_owned(),
+            state: record.map_or(UNKNOWN, |record| record.state.name()).to_owned(),
             cause: record.map_or_else(String::new, |record| record.cause.clone()),
             since: record.map_or(0, |record| record.since),
             permit: way_out::permit(reason, record),
@@ -116,8 +119,10 @@ fn sentence(refusal: &Refusal, record: Option<&Volume>, refused: Refused) -> Str
             let (kind, opcode) = Command::of_code(refused.length);
             format!("{kind} command {opcode:#04x} past the block layer")
         }
-        Some(Operation::Header) => format!("what makes the kernel write the header of {}", header()),
-        Some(Operation::Give) => format!("what makes the kernel write over it for {}", header()),
+        Some(Operation::Header) => format!("a call that makes the kernel write the header of {}", header()),
+        Some(Operation::Give) => {
+            format!("a call that makes the kernel write over the device for {}", header())
+        }
         _ => format!("a write of {} bytes at {}", refused.length, refused.offset),
     };
     let through = refusal.through.as_ref().map_or_else(String::new, |below| format!(" through /dev/{below}"));

@@ -288,7 +288,7 @@ impl Reconciler {
                 }
                 Err(Failure::new(
                     FailureKind::NotFound,
-                    format!("'{selector}' may be any of {number}:\n  {}", names.join("\n  ")),
+                    format!("'{selector}' is the beginning of {number} ids:\n  {}", names.join("\n  ")),
                 ))
             }
         }

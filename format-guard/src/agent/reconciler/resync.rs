@@ -126,12 +126,12 @@ impl Reconciler {
         match self.store.prune(&present, now(), now() - self.settings.forget_after) {
             Ok(0) => {}
             Ok(count) => {
-                info!("{count} volumes are forgotten that were not seen for long and never held a format");
+                info!("the agent forgot {count} volumes that were long unseen and never held a format");
                 if let Err(error) = self.load_names() {
                     error!("the names of volumes cannot be read: {error}");
                 }
             }
-            Err(error) => error!("volumes that were not seen for long cannot be forgotten: {error}"),
+            Err(error) => error!("the agent cannot forget volumes that were long unseen: {error}"),
         }
     }
 

@@ -43,7 +43,12 @@ pub(super) struct Sharing {
 
 impl Sharing {
     pub(super) fn new(desired_claims: DesiredClaims, required: bool) -> Self {
-        Self { desired_claims, required, since: now(), away: Some("it was not asked yet".to_owned()) }
+        Self {
+            desired_claims,
+            required,
+            since: now(),
+            away: Some("the agent has not asked it yet".to_owned()),
+        }
     }
 
     fn answers(&mut self, away: Option<String>) -> bool {
@@ -234,7 +239,7 @@ impl Reconciler {
         let records = match self.store.formatted_after(after, BATCH) {
             Ok(records) => records,
             Err(error) => {
-                error!("the store that nodes share is not told what is on record here: {error}");
+                error!("cannot add this node's records to the store that nodes share: {error}");
                 return KnownFormats::default();
             }
         };

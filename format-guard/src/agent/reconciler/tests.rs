@@ -881,7 +881,10 @@ fn an_ambiguous_beginning_lists_its_candidates() {
     other.state = State::Blank;
     setting.reconciler.store.put(&other, &[]).expect("stored");
     let error = ask(&setting, "dm:UUID-").expect("ambiguous");
-    assert!(error.contains("may be any of 2") && error.contains("\n  dm:UUID-1\n  dm:UUID-10"), "{error}");
+    assert!(
+        error.contains("is the beginning of 2 ids") && error.contains("\n  dm:UUID-1\n  dm:UUID-10"),
+        "{error}"
+    );
     assert_eq!(ask(&setting, "dm:UUID-1"), None, "a whole id is never ambiguous");
 }
 

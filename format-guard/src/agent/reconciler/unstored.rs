@@ -203,7 +203,7 @@ impl Reconciler {
 
     /// Keeps a record that is not attached, and that could not be stored.
     pub(super) fn keep_unstored(&mut self, record: Record, error: &StoreError) {
-        error!("{}: cannot be stored: {error}", record.id);
+        error!("the record of {} cannot be stored: {error}", record.id);
         self.unstored.keep(record, Vec::new(), error);
     }
 

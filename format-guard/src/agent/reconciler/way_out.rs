@@ -1,5 +1,5 @@
-//! What somebody who was refused can do: a sentence for each reason. A permit destroys data, so that it is
-//! named where nothing else is wrong and where it would help, and nowhere else.
+//! The way out for each reason to refuse, in a sentence. A permit destroys data: it is named only if it would
+//! help, and if nothing else is wrong.
 
 use format_guard_common::{Operation, Reason, State};
 
@@ -13,7 +13,7 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
     }
     let early = reason == Some(Reason::NotReadYet);
     let Some(record) = record.filter(|record| !early || record.state == State::Formatted) else {
-        return "it has not been read yet: try again in a moment".to_owned();
+        return "the agent has not read the volume yet: try again in a moment".to_owned();
     };
     let id = &record.id;
     if let Some(discrepancy) = record.discrepancy.as_deref().filter(|_| is_destruction(reason)) {
@@ -23,27 +23,26 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
         );
     }
     if let Some(overlay) = record.attachment.overlay.as_ref().filter(|_| reason == Some(Reason::Unverified)) {
-        return format!("what is written here destroys {}: format-guard volume show {id}", overlay.by);
+        return format!("a write here destroys {}: format-guard volume show {id}", overlay.by);
     }
     match reason {
         Some(Reason::Tainted) => format!(
             "this process was refused on this device before: format-guard volume untaint {id} --reason TEXT lets it write again"
         ),
         Some(Reason::Unverified) => format!(
-            "it is not known yet what the volume holds: try again in a moment; format-guard volume show {id} says what is waited for"
+            "the agent does not know yet what the volume holds: try again in a moment; format-guard volume show {id} says why"
         ),
         Some(Reason::BeingFormatted) => {
             "another process formats the volume: try again when that has ended".to_owned()
         }
         Some(Reason::Claim) => format!(
-            "another node may format the volume, or has: try again; format-guard volume show {id} says who has the claim"
+            "another node may be formatting the volume, or has: try again; format-guard volume show {id} says who has the claim"
         ),
         Some(Reason::Mapping) => format!(
-            "what is stored through a mapping is seen by nobody: write by system calls, or format-guard volume exempt {id} --reason \
-             TEXT"
+            "the guard cannot see stores through a mapping: write by system calls, or format-guard volume exempt {id} --reason TEXT"
         ),
         Some(Reason::Unreadable | Reason::Unplaced) => {
-            "the bytes or their place could not be looked at: write them from plain memory, away from the volume's marks".to_owned()
+            "the guard cannot read the bytes or find their place: write from plain memory, away from the volume's marks".to_owned()
         }
         Some(Reason::Strict) => format!(
             "the volume is strict: name the program under `trusted` in the configuration, or format-guard mode enforce --volume {id} \
@@ -51,7 +50,7 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
         ),
         _ => match permit(reason, Some(record)) {
             Some(permit) => format!(
-                "what is on it: format-guard volume show {id}; to format it all the same, with all of its data lost: {permit}"
+                "format-guard volume show {id} says what the volume holds; to re-format it, with all of its data lost: {permit}"
             ),
             None => format!("format-guard volume show {id} says what is known of the volume"),
         },

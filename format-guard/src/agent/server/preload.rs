@@ -41,12 +41,12 @@ pub(in crate::agent) async fn run(
 ) -> Result<()> {
     let places = Arc::new(Semaphore::new(AT_A_TIME));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.context("no places any more")?;
+        let place = Arc::clone(&places).acquire_owned().await.context("the semaphore is closed")?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             // The one who asked has gone, or this process has no descriptors for a moment.
             Err(error) => {
-                tracing::debug!("a question was lost: {error}");
+                tracing::debug!("a question of the library was lost: {error}");
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
@@ -54,7 +54,7 @@ pub(in crate::agent) async fn run(
         let (questions, inputs) = (questions.clone(), inputs.clone());
         tokio::spawn(async move {
             if let Ok(Err(error)) = timeout(PATIENCE, answer(stream, &questions, &inputs)).await {
-                tracing::debug!("a question was not answered: {error:#}");
+                tracing::debug!("the agent did not answer a question of the library: {error:#}");
             }
             drop(place);
         });
@@ -62,15 +62,15 @@ pub(in crate::agent) async fn run(
 }
 
 async fn answer(mut stream: UnixStream, questions: &Questions, inputs: &mpsc::Sender<Input>) -> Result<()> {
-    let peer = stream.peer_cred().context("the kernel does not say who asks")?;
+    let peer = stream.peer_cred().context("the kernel does not name the process that asks")?;
     if peer.uid() != 0 {
         anyhow::bail!("user {} is not root", peer.uid());
     }
     let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
-    let caller = caller(pid.context("who asks cannot be seen from here")?)?;
+    let caller = caller(pid.context("the process that asks is in no pid namespace of the agent")?)?;
     let mut bytes = [0; size_of::<PreloadRequest>()];
     stream.read_exact(&mut bytes).await?;
-    let (ask, question) = PreloadRequest::read(&bytes).context("it is of another version")?;
+    let (ask, question) = PreloadRequest::read(&bytes).context("the library is of another version")?;
     let (answer, told) = questions.answer(ask, &question, &caller);
     // What follows from it may take its time; the order stays, as one process asks one thing after another.
     if let Some(report) = told.as_ref().and_then(Report::decode) {
@@ -81,7 +81,7 @@ async fn answer(mut stream: UnixStream, questions: &Questions, inputs: &mpsc::Se
 }
 
 fn caller(pid: u32) -> Result<Caller> {
-    let process = process::identity(pid).context("who asked has ended")?;
+    let process = process::identity(pid).context("the process that asked has ended")?;
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     let comm = program::comm(String::from_utf8_lossy(&name).trim_end_matches('\n'));
     Ok(Caller { process, comm, cgroup: container::group_of(pid).unwrap_or(0) })

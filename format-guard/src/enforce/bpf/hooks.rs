@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::tier::Tier;
+use crate::tier::{FAILED_FORMAT, Tier};
 
 /// How a program is attached, and to what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(super) const LSM_PROGRAMS: &[HookProgram] = &[
     HookProgram {
         program: "sched_process_exit",
         hook: Hook::Tracepoint("sched_process_exit"),
-        without: Some("a first format that failed is told from a complete one by what is on the disk alone"),
+        without: Some(FAILED_FORMAT),
     },
     HookProgram {
         program: "sb_kern_mount",
@@ -59,7 +59,7 @@ pub(super) const LSM_PROGRAMS: &[HookProgram] = &[
     HookProgram {
         program: "bdev_free_security",
         hook: Hook::Notice("bdev_free_security"),
-        without: Some("the rule of a device that is gone is dropped by its uevent only"),
+        without: Some("only its uevent drops the rule of a device that is gone"),
     },
     HookProgram {
         program: "bd_link_disk_holder",
@@ -92,7 +92,7 @@ pub(super) const LSM_PROGRAMS: &[HookProgram] = &[
     HookProgram {
         program: "bpf",
         hook: Hook::Lsm("bpf"),
-        without: Some("nothing of the guard itself is protected"),
+        without: Some("nothing protects the guard itself"),
     },
     HookProgram {
         program: "bpf_map",

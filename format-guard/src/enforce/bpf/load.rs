@@ -46,7 +46,7 @@ impl BpfEnforcer {
         match self.attach_object() {
             Err(error @ LoadError::Program { .. }) if self.lines.is_some() => {
                 tracing::warn!(
-                    "the kernel programs write no lines: this kernel takes none that do ({error})"
+                    "the kernel programs write no lines: this kernel does not load those that do ({error})"
                 );
                 self.lines = None;
                 self.make_again()?;
@@ -216,10 +216,9 @@ impl BpfEnforcer {
     }
 
     fn load_hook_program(&mut self, part: &HookProgram, btf: &Btf) -> Result<FdLink, ProgramError> {
-        let program = self
-            .ebpf
-            .program_mut(part.program)
-            .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")))?;
+        let program = self.ebpf.program_mut(part.program).ok_or_else(|| {
+            ProgramError::IOError(io::Error::other("the embedded object has no such program"))
+        })?;
         let link = load_program(program, part.hook, btf)?;
         tell_verified(part, program.info());
         Ok(link)
@@ -234,10 +233,9 @@ impl BpfEnforcer {
         };
         let failed = |source| LoadError::Cgroup { path: path.to_owned(), source };
         let cgroup = fs::File::open(path).map_err(failed)?;
-        let program = self
-            .ebpf
-            .program_mut(part.program)
-            .ok_or_else(|| ProgramError::IOError(io::Error::other("not in the embedded object")));
+        let program = self.ebpf.program_mut(part.program).ok_or_else(|| {
+            ProgramError::IOError(io::Error::other("the embedded object has no such program"))
+        });
         let loaded = program.and_then(|program| {
             let device: &mut CgroupDevice = program.try_into()?;
             device.load()?;
@@ -333,7 +331,9 @@ fn load_program(program: &mut Program, hook: Hook, btf: &Btf) -> Result<FdLink, 
             let id = tracepoint.attach()?;
             tracepoint.take_link(id)?.into()
         }
-        Hook::Cgroup => return Err(ProgramError::IOError(io::Error::other("it stands at a control group"))),
+        Hook::Cgroup => {
+            return Err(ProgramError::IOError(io::Error::other("the program stands at a control group")));
+        }
     })
 }
 

@@ -256,7 +256,7 @@ impl BpfEnforcer {
         self.waits = proven;
         if !proven {
             tracing::warn!(
-                "on this kernel no formatter waits for a volume to be read: one that is early is refused"
+                "this kernel cannot let a formatter wait until a volume is read: an early formatter is refused"
             );
         }
         Ok(())
@@ -497,7 +497,7 @@ impl Enforcer for BpfEnforcer {
         });
         for (lock_dev, entry) in ours {
             if let Err(error) = self.owners.insert(lock_dev, FormatOwner { process, ..entry }, 0) {
-                tracing::warn!("the formatter of a device cannot be completed: {error}");
+                tracing::warn!("cannot note when the formatter of a device started: {error}");
             }
         }
     }

@@ -30,16 +30,16 @@ const LOG: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ModifyReturnError {
     /// The embedded object cannot be read.
-    #[error("the embedded object: {0}")]
+    #[error("cannot read the embedded object: {0}")]
     Object(#[from] ParseError),
     /// A map or function that a program refers to is missing.
-    #[error("the embedded object: {0}")]
+    #[error("cannot read the embedded object: {0}")]
     Relocation(#[from] EbpfRelocationError),
     /// Type information is missing.
     #[error(transparent)]
     Btf(#[from] BtfError),
     /// The object has no such program.
-    #[error("not in the embedded object")]
+    #[error("the embedded object has no such program")]
     NoProgram,
     /// The kernel refuses.
     #[error("{call}: {error}{log}")]

@@ -297,7 +297,7 @@ impl Session for Member {
                 return Ok(granted);
             }
         }
-        Err(self.failed("its leader changes all the time"))
+        Err(self.failed("the leader keeps changing"))
     }
 
     async fn look(&self, ids: &[VolumeId]) -> Result<Vec<Result<Observed, ValueError>>, SharedError> {
@@ -354,11 +354,11 @@ impl Session for Member {
             }
             tokio::select! {
                 change = wanted.changed() => if change.is_err() {
-                    return self.failed("nobody wants to be told any more");
+                    return self.failed("the agent no longer wants to hear of changes");
                 },
                 told = watches.next() => match told {
                     Ok(Some(id)) => if changed.send(id).await.is_err() {
-                        return self.failed("nobody wants to be told any more");
+                        return self.failed("the agent no longer wants to hear of changes");
                     },
                     Ok(None) => {}
                     Err(reason) => return self.failed(reason),

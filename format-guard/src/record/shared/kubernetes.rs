@@ -86,7 +86,10 @@ impl Connect for Kubernetes {
         let mut config = match &self.config {
             Some(config) => config.clone(),
             None => Config::infer().await.map_err(|error| {
-                failed("the cluster's API", format!("no cluster is named: {}", whole(&error)))
+                failed(
+                    "the cluster's API",
+                    format!("neither a pod's account nor KUBECONFIG names a cluster: {}", whole(&error)),
+                )
             })?,
         };
         config.connect_timeout = Some(Duration::from_secs(self.settings.timeout));

@@ -153,7 +153,7 @@ impl Server {
                 Err(status) => return Err(self.failed(bounded(&status.message))),
             }
         }
-        Err(self.failed(format!("others change the Lease {} all the time", self.node)))
+        Err(self.failed(format!("others keep changing the Lease {}", self.node)))
     }
 
     /// Keeps what was written. Where a later version is less than an earlier one, the store was put back to
@@ -196,7 +196,7 @@ impl Server {
                 Err(status) => return Err(self.failed(bounded(&status.message))),
             }
         }
-        Err(self.failed(format!("others change the Lease {} all the time", self.node)))
+        Err(self.failed(format!("others keep changing the Lease {}", self.node)))
     }
 
     /// Whether a claim is in force no more. One that this node has waited for long enough ends by this.

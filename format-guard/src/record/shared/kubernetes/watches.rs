@@ -51,7 +51,7 @@ pub(super) async fn run(
     mut wanted: watch::Receiver<BTreeSet<VolumeId>>,
     changed: mpsc::Sender<VolumeId>,
 ) -> SharedError {
-    let nobody = || server.failed("nobody wants to be told any more");
+    let nobody = || server.failed("the agent no longer wants to hear of changes");
     let (mut groups, mut tasks) = (Vec::new(), JoinSet::new());
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,7 +172,7 @@ async fn follow(
             if let Some(id) = id.filter(|id| gone || server.is_news(id, Some(&new)))
                 && changed.send(id.clone()).await.is_err()
             {
-                return server.failed("nobody wants to be told any more");
+                return server.failed("the agent no longer wants to hear of changes");
             }
             version = new;
         }

@@ -1,6 +1,5 @@
-//! What earlier runs on this machine have shown: how long everything takes, which commit was last found good,
-//! and how far a run of the night came. Nothing that is decided about the product depends on it: it orders
-//! the work and spares what was done.
+//! What earlier runs on this machine have shown: how long each job took, which commit passed last, and how
+//! far the last run of the night came. It orders the work and spares repetition; no result depends on it.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -10,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::job::Outcome;
 use crate::packages::cache;
 
-/// What is kept, as JSON in the cache.
+/// The history of runs, kept as JSON in the cache.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
-pub(crate) struct Past {
+pub(crate) struct History {
     /// Seconds of each job.
     pub(crate) jobs: BTreeMap<String, f64>,
     /// Seconds of each scenario, in a guest.
@@ -28,7 +27,7 @@ pub(crate) struct Past {
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Night {
-    /// The tree that it was about, as git names it.
+    /// The tree that was tested, as git names it.
     pub(crate) tree: String,
     /// The jobs that passed.
     pub(crate) passed: BTreeMap<String, Outcome>,
@@ -38,14 +37,14 @@ fn path() -> Result<PathBuf> {
     Ok(cache()?.join("tests.json"))
 }
 
-impl Past {
-    /// Reads it. What cannot be read was never there: it is of another version, or of nobody.
+impl History {
+    /// Reads the history. An unreadable file, as of another version, counts as empty.
     pub(crate) fn read() -> Result<Self> {
         let text = fs::read(path()?).unwrap_or_default();
         Ok(serde_json::from_slice(&text).unwrap_or_default())
     }
 
-    /// Keeps it, whole or not at all.
+    /// Writes the history, completely or not at all.
     pub(crate) fn write(&self) -> Result<()> {
         let path = path()?;
         let partial = path.with_extension("partial");
@@ -54,7 +53,7 @@ impl Past {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Takes up how long a job and its scenarios took.
+    /// Keeps how long a job and its scenarios took.
     pub(crate) fn learn(&mut self, name: &str, outcome: &Outcome) {
         self.jobs.insert(name.to_owned(), outcome.seconds);
         self.scenarios.extend(outcome.tests.iter().map(|(name, seconds)| (name.clone(), *seconds)));
