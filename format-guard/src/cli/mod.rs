@@ -308,7 +308,8 @@ mod tests {
         for heading in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
             assert!(whole.contains(&format!(".SH {heading}")), "{heading}: {whole}");
         }
-        assert!(read("man5/format-guard.toml.5").contains("quarantine"));
+        let configuration = read("man5/format-guard.toml.5");
+        assert!(configuration.contains("quarantine") && configuration.contains(".SH POLICIES"));
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "format-guard", &mut text);
