@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     enforce::error::ProgramStatus,
     mode::Mode,
+    policy::InForce,
     record::{Content, Formatter, Permit, Record, history::HistoryEvent, store::Loss},
     volume::{copies::Piece, device::Device, marks::Mark},
 };
@@ -207,6 +208,9 @@ pub struct Volume {
     /// While it holds a format nobody but known programs may write to it.
     #[serde(default)]
     pub strict: bool,
+    /// The declared policy that holds for it, while it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<InForce>,
     /// Who formats it, or formatted it last.
     pub formatter: Option<Formatter>,
     /// The permit in force.
@@ -255,6 +259,7 @@ impl Volume {
             mounted: record.mounted,
             audit: record.audit,
             strict: record.strict,
+            policy: None,
             formatter: record.formatter.clone(),
             permit: record.permit.clone(),
             discrepancy: record.discrepancy.clone(),

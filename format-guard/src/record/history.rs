@@ -1,6 +1,7 @@
 //! Lines of the history, and the facts of a refusal: what people and machines are told, today and later.
 
 use super::Seconds;
+use crate::policy::InForce;
 
 /// One line of the history.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -90,6 +91,9 @@ pub struct Refusal {
     /// The volume in Kubernetes' words, where its name is one that a provisioner gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesFacts>,
+    /// The declared policy that holds for the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<InForce>,
     /// The device below through which it was tried, where that is another one.
     #[serde(default)]
     pub through: Option<String>,

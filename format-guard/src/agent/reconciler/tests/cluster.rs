@@ -168,6 +168,7 @@ impl Node {
             forget_after: 0,
             copied: None,
             strict: Vec::new(),
+            policies: Vec::new(),
         };
         let host = Host {
             devices: Devices::recorded(sysfs),
