@@ -142,6 +142,7 @@ pub async fn run(start: Start) -> Result<()> {
         copied: config.copied(),
         strict: config.strict.clone(),
         policies: config.policy.clone(),
+        trusted: config.trusted.clone(),
     };
     let host = Host {
         devices: Devices::host(config.longhorn_dir()),

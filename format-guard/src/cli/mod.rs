@@ -20,6 +20,7 @@ mod report;
 mod rescue;
 mod run;
 mod settle;
+mod simulate;
 mod status;
 #[cfg(feature = "etcd")]
 mod store;
@@ -111,6 +112,9 @@ enum Command {
     /// Wait until a device is read, so that a blank one may be formatted
     #[command(after_help = "Example: format-guard settle /dev/sdb --timeout 2s")]
     Settle(settle::Arguments),
+    /// Say what a program might try on a device, and what would be refused; nothing is tried
+    #[command(after_help = "Example: format-guard simulate mkfs.ext4 /dev/sdb")]
+    Simulate(simulate::Arguments),
     /// Run a command under the library for hosts whose kernel cannot refuse
     #[command(after_help = "Example: format-guard run -- mkfs.ext4 /dev/sdb")]
     Run(run::Arguments),
@@ -216,6 +220,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Report(arguments) => report::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
         Command::Settle(arguments) => settle::run(socket, &arguments),
+        Command::Simulate(arguments) => simulate::run(socket, &arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Completions(arguments) => {
             manual::completions(&arguments);
@@ -278,6 +283,7 @@ mod tests {
             schema::<crate::api::Done>("done"),
             schema::<crate::api::Settled>("settled"),
             schema::<crate::api::Failure>("failure"),
+            schema::<crate::api::Simulation>("simulation"),
             schema::<check::Report>("check"),
             schema::<ensure_fs::Outcome>("ensure-fs"),
             schema::<report::Report>("report"),

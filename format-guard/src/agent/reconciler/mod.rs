@@ -25,6 +25,7 @@ mod requests;
 mod resync;
 mod settling;
 mod sharing;
+mod simulation;
 mod stacks;
 mod unstored;
 mod way_out;
@@ -108,6 +109,8 @@ pub struct Settings {
     pub strict: Vec<String>,
     /// What is done with volumes that match.
     pub policies: Vec<Policy>,
+    /// Programs that may write to strict volumes.
+    pub trusted: Vec<String>,
 }
 
 /// Where the agent runs, and to whom it speaks there.

@@ -93,6 +93,7 @@ impl Reconciler {
         Ok(match what {
             VolumeRequest::Show => Reply::Volume(Box::new(self.volume(id)?)),
             VolumeRequest::Copy => Reply::Copy(Box::new(self.copy(id)?)),
+            VolumeRequest::Simulate { program } => Reply::Simulation(Box::new(self.simulate(id, &program)?)),
             VolumeRequest::Device => Reply::Device(Box::new(self.device_of(id)?.clone())),
             VolumeRequest::Adopt { found, marks, reason } => {
                 let reason = reason_of(&reason, "to adopt a volume")?;

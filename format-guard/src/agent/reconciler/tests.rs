@@ -352,6 +352,7 @@ fn setting() -> Setting {
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         strict: Vec::new(),
         policies: Vec::new(),
+        trusted: Vec::new(),
     };
     let host = Host {
         devices: Devices::recorded(sysfs.path()),

@@ -169,6 +169,7 @@ impl Node {
             copied: None,
             strict: Vec::new(),
             policies: Vec::new(),
+            trusted: Vec::new(),
         };
         let host = Host {
             devices: Devices::recorded(sysfs),

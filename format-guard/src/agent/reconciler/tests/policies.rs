@@ -1,7 +1,7 @@
 //! Declared policies: which one holds is known in time, and every answer names it.
 
 use super::*;
-use crate::{config::Config, volume::probe::Partition};
+use crate::{api::Outcome, config::Config, policy::Action, volume::probe::Partition};
 
 const ID: &str = "dm:UUID-1";
 const ROOT: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
@@ -143,4 +143,49 @@ fn a_slot_takes_every_format_and_the_record_follows() {
     assert_eq!((setting.state(), setting.rule().state), (State::Formatted, State::Exempt as u32));
     setting.probed(5, Finding::Blank);
     assert!(setting.shown().discrepancy.is_none());
+    let simulation = setting.reconciler.simulate(&VolumeId::from(ID), "mkfs.xfs").expect("simulated");
+    assert!(simulation.outcomes.iter().all(|each| each.outcome == Outcome::Allowed), "{simulation:?}");
+}
+
+#[test]
+fn what_is_simulated_is_what_the_rule_says_and_leaves_no_trace() {
+    let mut setting = setting();
+    setting.probed(5, holds());
+    setting.deeds.take();
+    let id = VolumeId::from(ID);
+    let outcome = |setting: &Setting, program: &str, what: &str| {
+        let simulation = setting.reconciler.simulate(&id, program).expect("simulated");
+        let found = simulation.outcomes.into_iter().find(|each| each.what.starts_with(what));
+        let found = found.unwrap_or_else(|| panic!("nothing of {what}"));
+        (found.outcome, found.reason)
+    };
+    let refused = |reason: &str| (Outcome::Refused, Some(reason.to_owned()));
+    assert_eq!(outcome(&setting, "mkfs.ext4", "open"), refused("formatter"));
+    assert_eq!(outcome(&setting, "dd", "open"), (Outcome::Allowed, None));
+    assert_eq!(outcome(&setting, "dd", "write zeros over the magic"), refused("identity"));
+    assert_eq!(outcome(&setting, "dd", "write the magic of another"), refused("foreign-format"));
+    assert_eq!(outcome(&setting, "dd", "discard"), refused("discard"));
+    assert_eq!(outcome(&setting, "dd", "map"), refused("mapping"));
+    assert!(setting.deeds.take().is_empty(), "something was stored or ruled");
+    setting.declare(&[("watched", "audit", "identity = 'dm:*'")]);
+    assert_eq!(
+        outcome(&setting, "mkfs.ext4", "open"),
+        (Outcome::WouldBeRefused, Some("formatter".to_owned()))
+    );
+    setting.declare(&[("mine", "strict", "identity = 'dm:*'")]);
+    setting.reconciler.settings.trusted = vec!["backup".to_owned()];
+    assert_eq!(outcome(&setting, "dd", "open"), refused("strict"));
+    assert_eq!(outcome(&setting, "backup", "open"), (Outcome::Allowed, None));
+    let policy = setting.reconciler.simulate(&id, "dd").expect("simulated").policy;
+    assert_eq!(policy.map(|policy| policy.action), Some(Action::Strict));
+}
+
+#[test]
+fn a_blank_volume_begins_a_format_by_simulation_too() {
+    let mut setting = setting();
+    setting.probed(5, Finding::Blank);
+    setting.probed(5, Finding::Blank);
+    let simulation = setting.reconciler.simulate(&VolumeId::from(ID), "mkfs.ext4").expect("simulated");
+    assert_eq!(simulation.outcomes[0].outcome, Outcome::BeginsFormat);
+    assert_eq!(setting.state(), State::Blank);
 }
