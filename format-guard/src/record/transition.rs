@@ -316,6 +316,7 @@ pub fn waits(volume: &Volume, now: Now) -> bool {
         State::Formatted if attachment.is_running() => record.discrepancy.is_some() || due(),
         State::Formatted if attachment.policy.is(Action::Slot) => due(),
         State::Formatted => record.discrepancy.is_some() || attachment.unconfirmed.is_some(),
+        State::Exempt if attachment.policy == Choice::Undecided => due(),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.state == State::Permitted
@@ -439,6 +440,10 @@ impl Step {
     /// Whether the policy that holds for it does this.
     fn is(&self, action: Action) -> bool {
         self.attachment.policy.is(action)
+    }
+
+    fn is_undecided(&self) -> bool {
+        self.attachment.policy == Choice::Undecided
     }
 
     fn policy_name(&self) -> &str {
@@ -1369,6 +1374,8 @@ impl Step {
             State::Exempt if is_exempt_by_policy(&self.record) && self.is(Action::Exempt) => {
                 self.record.cause = exempt_by_policy(self.policy_name());
             }
+            // Who has it in use is not held up by a restart.
+            State::Exempt if is_exempt_by_policy(&self.record) && self.is_undecided() => self.probe(),
             State::Exempt if is_exempt_by_policy(&self.record) => {
                 let cause = "the policy that it was exempt by holds no longer";
                 self.unseen(cause);

@@ -124,7 +124,9 @@ impl Reconciler {
             [] => Choice::None,
             policies => policy::choose(policies, &self.facts(record)),
         };
-        let is_stale = transition::is_exempt_by_policy(record) && !choice.is(Action::Exempt);
+        let is_stale = transition::is_exempt_by_policy(record)
+            && !choice.is(Action::Exempt)
+            && choice != Choice::Undecided;
         (choice != record.attachment.policy || is_stale).then_some(Event::PolicyChosen(choice))
     }
 

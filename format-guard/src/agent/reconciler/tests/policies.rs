@@ -136,6 +136,20 @@ fn what_a_policy_exempts_is_guarded_again_when_that_is_gone() {
 }
 
 #[test]
+fn what_is_exempt_by_its_label_is_so_after_a_restart_without_a_pause() {
+    let mut setting = setting();
+    setting.declare(&[("lab", "exempt", "label = 'lab'")]);
+    setting.probed(5, labelled("lab"));
+    assert_eq!(setting.state(), State::Exempt);
+    setting.reconciler.policy_facts = PolicyFacts::default();
+    start_again(&mut setting);
+    let deeds = setting.deeds.take();
+    assert!(deeds.iter().all(|deed| *deed == Deed::Ruled(State::Exempt)), "{deeds:?}");
+    setting.probed(5, labelled("other"));
+    assert_eq!((setting.state(), setting.policy()), (State::Formatted, None));
+}
+
+#[test]
 fn a_slot_takes_every_format_and_the_record_follows() {
     let mut setting = setting();
     setting.declare(&[("a-b", "slot", "identity = 'dm:*'")]);

@@ -47,6 +47,16 @@ fn what_a_policy_exempts_is_exempt_as_long_as_it_holds() {
 }
 
 #[test]
+fn a_restart_ends_no_exemption_before_it_is_known_which_policy_holds() {
+    let (exempt, _) = run(record(), [chosen(Action::Exempt), attached()]);
+    let undecided = Event::PolicyChosen(Choice::Undecided);
+    let (again, effects) = run(loaded(exempt), [undecided, attached()]);
+    assert_eq!((again.state, effects), (State::Exempt, vec![Effect::Probe]));
+    assert_eq!(run(again.clone(), [chosen(Action::Exempt)]).0.state, State::Exempt);
+    assert_eq!(run(again, [none_chosen()]).0.state, State::Unverified);
+}
+
+#[test]
 fn an_operators_exemption_outlives_every_policy() {
     let exempted = Event::Exempted { reason: "test".into(), uid: 0 };
     for events in [vec![exempted.clone(), chosen(Action::Exempt)], vec![chosen(Action::Exempt), exempted]] {
