@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     enforce::error::ProgramStatus,
     mode::Mode,
+    policy::InForce,
     record::{Content, Formatter, Permit, Record, history::HistoryEvent, store::Loss},
     volume::{copies::Piece, device::Device, marks::Mark},
 };
@@ -206,6 +207,9 @@ pub struct Volume {
     /// While the volume holds a format, only known programs may write to it.
     #[serde(default)]
     pub strict: bool,
+    /// The declared policy that holds for it, while it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<InForce>,
     /// The program that formats the volume, or formatted it last.
     pub formatter: Option<Formatter>,
     /// The permit in force.
@@ -255,6 +259,7 @@ impl Volume {
             mounted: record.mounted,
             audit: record.audit,
             strict: record.strict,
+            policy: None,
             formatter: record.formatter.clone(),
             permit: record.permit.clone(),
             discrepancy: record.discrepancy.clone(),
@@ -397,6 +402,84 @@ pub struct Settled {
     pub settled: bool,
     /// The state of the device's volume after that; none if the device holds no volume, or was not read.
     pub state: Option<String>,
+}
+
+/// `GET /v1/simulate`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SimulateQuery {
+    /// Which volume.
+    pub volume: String,
+    /// The program, by the name that the kernel knows it by.
+    pub program: String,
+}
+
+/// Its answer: what a program might try on a volume now, and what would come of it. Nothing was tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Simulation {
+    /// The volume's id.
+    pub volume: String,
+    /// Its state.
+    pub state: String,
+    /// The program's name, as the kernel keeps it.
+    pub program: String,
+    /// The program's arguments would say what it does: it was judged by its name.
+    pub by_name_alone: bool,
+    /// The declared policy that holds for the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<InForce>,
+    /// What was asked, in the order in which a formatter does it.
+    pub outcomes: Vec<Simulated>,
+}
+
+/// One request that a program might make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Simulated {
+    /// What is tried, in words.
+    pub what: String,
+    /// A name of `format_guard_common::Operation`.
+    pub operation: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What would come of it.
+    pub outcome: Outcome,
+    /// Why it would be refused: a name of `format_guard_common::Reason`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What can be done about that, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way_out: Option<String>,
+}
+
+/// What would come of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It goes on.
+    Allowed,
+    /// It goes on, as the beginning of a format.
+    BeginsFormat,
+    /// It is refused.
+    Refused,
+    /// It goes on, and is reported as what would have been refused.
+    WouldBeRefused,
+}
+
+impl Outcome {
+    /// In words.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::BeginsFormat => "allowed, begins a format",
+            Self::Refused => "REFUSED",
+            Self::WouldBeRefused => "allowed, reported",
+        }
+    }
 }
 
 /// The answer to a request that changed something and returns no data.

@@ -2,6 +2,7 @@
 //! defaults.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     fs, io,
     net::SocketAddr,
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     mode::Mode,
+    policy::{self, Criteria, Policy},
     tier::{Choice, Tier},
     volume::copies::{MAX_BYTES, Wanted},
 };
@@ -37,6 +39,9 @@ const MAX_DAYS: u64 = 36_500;
 const MAX_DEVICES: u32 = 65_536;
 /// Names that [`Config::trusted`] has at most.
 const MAX_TRUSTED: usize = 64;
+
+/// The key of the tables that declare policies: the last one of the file.
+const POLICY: &str = "policy";
 
 /// Patterns that [`Config::strict`] has at most.
 const MAX_PATTERNS: usize = 64;
@@ -266,6 +271,14 @@ pub const KEYS: &[Key] = &[
         "Block device nodes in this directory name the volumes of devices that have no identity \
          of their own. Empty: none do.",
     ),
+    live(
+        "policy",
+        "What is done with the volumes that match, one table [[policy]] each, at the end of the \
+         file: name, action (\"exempt\", \"audit\", \"strict\", \"never-format\", \"ephemeral\" or \
+         \"slot\") and match, of which all that is given must match: identity, scheme, gpt_type, \
+         partition_label, label. The first that matches holds; format-guard config check \
+         explains each.",
+    ),
 ];
 
 /// Every setting.
@@ -326,6 +339,8 @@ pub struct Config {
     pub store: Store,
     /// Nodes that name volumes without an identity of their own; empty: none.
     pub longhorn_dir: PathBuf,
+    /// What is done with volumes that match; the first that matches holds.
+    pub policy: Vec<Policy>,
 }
 
 /// The store that nodes share.
@@ -478,6 +493,7 @@ impl Default for Config {
             kubernetes: Kubernetes::default(),
             store: Store::default(),
             longhorn_dir: PathBuf::from("/dev/longhorn"),
+            policy: Vec::new(),
         }
     }
 }
@@ -563,6 +579,7 @@ impl Config {
         if let Some(unknown) = table.keys().find(|key| !is_known(key)) {
             return Err(unknown_key(unknown));
         }
+        check_keys_of_policies(&table)?;
         let config: Self = toml::from_str(text).map_err(|error| plain(&error))?;
         for (key, value) in
             [("probe_deadline", config.probe_deadline), ("resync_interval", config.resync_interval)]
@@ -624,6 +641,7 @@ impl Config {
                 "strict has '{text}': write a volume's id, as format-guard volume list shows it, or its beginning and a *"
             ));
         }
+        policy::check(&config.policy)?;
         config.metrics_listen()?;
         config.store.check()?;
         if config.kubernetes.events && cfg!(not(feature = "kubernetes")) {
@@ -692,11 +710,25 @@ impl Config {
             }
             let key = key.name;
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "# default: {}\n{key} = {}\n", value(&defaults, key), value(&values, key));
+            let _ = writeln!(text, "# default: {}", value(&defaults, key));
+            if key == POLICY {
+                text.push_str(&self.tables_of_policies());
+            } else {
+                let _ = writeln!(text, "{key} = {}\n", value(&values, key));
+            }
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
         text
+    }
+
+    /// As tables, so that more of them may follow.
+    fn tables_of_policies(&self) -> String {
+        if self.policy.is_empty() {
+            return String::new();
+        }
+        let tables = BTreeMap::from([(POLICY, &self.policy)]);
+        toml::to_string(&tables).unwrap_or_default()
     }
 
     fn table(&self) -> toml::Table {
@@ -759,21 +791,51 @@ fn plain(error: &toml::de::Error) -> String {
 }
 
 fn unknown_key(key: &str) -> String {
-    /// Below it two words have little in common.
-    const ALIKE: f64 = 0.6;
-    let nearest = KEYS
-        .iter()
-        // Those of tables are told by the parser.
-        .map(|known| known.name)
-        .filter(|known| !known.contains('.'))
-        .map(|known| (strsim::jaro_winkler(known, key), known))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(alike, _)| *alike > ALIKE);
-    if let Some((_, known)) = nearest {
+    // Those of tables are told by the parser.
+    if let Some(known) = nearest(key, KEYS.iter().map(|known| known.name).filter(|name| !name.contains('.')))
+    {
         return format!("there is no key '{key}': did you mean '{known}'?");
     }
     let known: Vec<&str> = KEYS.iter().map(|known| known.name).collect();
     format!("there is no key '{key}'; there are {}", known.join(", "))
+}
+
+/// The one of these words that has most in common with another, if it has much.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below it two words have little in common.
+    const ALIKE: f64 = 0.6;
+    known
+        .map(|known| (strsim::jaro_winkler(known, word), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(alike, _)| *alike > ALIKE)
+        .map(|(_, known)| known)
+}
+
+/// Keys that no policy has, or that one lacks, are told with the policy: the parser names a line alone.
+fn check_keys_of_policies(table: &toml::Table) -> Result<(), String> {
+    let Some(toml::Value::Array(policies)) = table.get(POLICY) else { return Ok(()) };
+    for (policy, number) in policies.iter().filter_map(toml::Value::as_table).zip(1..) {
+        let name = policy.get("name").and_then(toml::Value::as_str).unwrap_or("");
+        let criteria = policy.get("match").and_then(toml::Value::as_table);
+        let own = policy.keys().map(|key| (key, &Policy::KEYS[..], ""));
+        let under_match = criteria
+            .into_iter()
+            .flat_map(|table| table.keys().map(|key| (key, &Criteria::KEYS[..], " under match")));
+        for (key, known, place) in own.chain(under_match) {
+            if known.contains(&key.as_str()) {
+                continue;
+            }
+            let way = match nearest(key, known.iter().copied()) {
+                Some(known) => format!(": did you mean '{known}'?"),
+                None => format!("; there are {}", known.join(", ")),
+            };
+            return Err(format!("policy {number} ('{name}') has no key '{key}'{place}{way}"));
+        }
+        if let Some(missing) = Policy::KEYS.into_iter().find(|key| !policy.contains_key(*key)) {
+            return Err(format!("policy {number} ('{name}') has no {missing}: every policy needs one"));
+        }
+    }
+    Ok(())
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {
@@ -819,7 +881,8 @@ mod tests {
             config.table().into_iter().map(|(_, value)| value.as_table().map_or(1, toml::Table::len));
         assert_eq!(values.sum::<usize>(), KEYS.len());
         for key in KEYS {
-            assert!(text.contains(&format!("\n{} = ", key.name)), "{}", key.name);
+            let named = text.contains(&format!("\n{} = ", key.name));
+            assert_eq!(named, key.name != POLICY, "{}", key.name);
         }
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(text.contains("# default: 5\nresync_interval = 9\n"), "{text}");
@@ -863,6 +926,12 @@ mod tests {
             "store.retries = 3",
             "store.kubernetes = 'yes'",
             "store.kubernetes = true\nstore.endpoints = ['http://etcd:2379']",
+            "policy = 'audit'",
+            "[policy]\nname = 'x'",
+            "[[policy]]\nname = 'x'\naction = 'audit'",
+            "[[policy]]\nname = 'x'\naction = 'allow'\nmatch = { label = 'x' }",
+            "[[policy]]\nname = 'x'\naction = 'audit'\nmatch = {}",
+            "[[policy]]\nname = 'x'\naction = 'audit'\nmatch = { label = 7 }",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
@@ -895,6 +964,31 @@ mod tests {
         assert!(config.metrics_listen().expect("an address").is_some(), "{config:?}");
         let begins = Config { mode: Mode::Audit, ..Config::default() };
         assert_eq!(Config { metrics_listen: String::new(), ..config }, begins);
+    }
+
+    #[test]
+    fn policies_are_read_and_what_is_wrong_with_one_is_said_of_it() {
+        let file = |lines: &str| format!("mode = 'audit'\n[[policy]]\n{lines}\n");
+        let text = file("name = 'temp'\naction = 'ephemeral'\nmatch = { label = 'Temporary Storage' }");
+        let config = Config::parse(&text).expect("policies");
+        assert_eq!((config.policy.len(), config.policy[0].action), (1, policy::Action::Ephemeral));
+        let more = "[[policy]]\nname = 'more'\naction = 'slot'\nmatch = { label = 'more' }\n";
+        for config in [&Config::default(), &config] {
+            assert_eq!(Config::parse(&config.document()).as_ref(), Ok(config));
+            let longer = Config::parse(&format!("{}\n{more}", config.document())).expect("more policies");
+            assert_eq!(longer.policy.len(), config.policy.len() + 1);
+        }
+        assert_eq!(config.needs_restart(&Config { mode: Mode::Audit, ..Config::default() }), None);
+        for (lines, said) in [
+            ("name = 'x'\naktion = 'audit'", "policy 1 ('x') has no key 'aktion': did you mean 'action'?"),
+            (
+                "name = 'x'\naction = 'audit'\nmatch = { lable = 'x' }",
+                "policy 1 ('x') has no key 'lable' under match: did you mean 'label'?",
+            ),
+            ("name = 'x'\naction = 'audit'", "policy 1 ('x') has no match: every policy needs one"),
+        ] {
+            assert_eq!(Config::parse(&file(lines)).expect_err("refused"), said);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! * [`fault`], [`process`], [`cgroup`]: points at which tests end the process; processes and control groups
 //!   as the kernel tells of them.
 //! * [`mode`], [`tier`]: enforce or audit; by which means the kernel refuses.
+//! * [`policy`]: which declared policy holds for a volume.
 //! * [`volume`]: block devices as sysfs shows them, what identifies a volume, how devices lie on each other,
 //!   what a probe finds.
 //! * [`config`]: the configuration file.
@@ -28,6 +29,7 @@ pub mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod mode;
+pub mod policy;
 pub mod process;
 pub mod record;
 pub mod tier;

@@ -23,6 +23,7 @@ fn of(line: &str) -> Option<&'static str> {
         ("events", _) if !line.contains("--follow") => schema!("events"),
         ("ensure-fs", _) => schema!("ensure-fs"),
         ("settle", _) => schema!("settled"),
+        ("simulate", _) => schema!("simulation"),
         ("check", _) => schema!("check"),
         _ => None,
     }

@@ -31,7 +31,7 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "",
         &[
-            &["cgroup", "fault", "mode", "process", "tier"],
+            &["cgroup", "fault", "mode", "policy", "process", "tier"],
             &["volume"],
             &["config"],
             &["record"],

@@ -115,6 +115,11 @@ pub enum VolumeRequest {
     Show,
     /// What is copied of it.
     Copy,
+    /// What this program might try on it, and what would come of it.
+    Simulate {
+        /// The program's name.
+        program: String,
+    },
     /// The device that holds it.
     Device,
     /// Take what a probe found just now for its content.
@@ -167,7 +172,7 @@ impl VolumeRequest {
     /// names no volume.
     #[must_use]
     pub const fn needs_whole_id(&self) -> bool {
-        !matches!(self, Self::Show | Self::Copy | Self::Device | Self::Untaint { .. })
+        !matches!(self, Self::Show | Self::Copy | Self::Simulate { .. } | Self::Device | Self::Untaint { .. })
     }
 }
 
@@ -187,6 +192,8 @@ pub enum Reply {
     Volumes(api::Volumes),
     /// To [`VolumeRequest::Copy`].
     Copy(Box<api::Copy>),
+    /// To [`VolumeRequest::Simulate`].
+    Simulation(Box<api::Simulation>),
     /// To everything about one volume.
     Volume(Box<api::Volume>),
     /// To [`VolumeRequest::Device`].

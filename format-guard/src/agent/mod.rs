@@ -141,6 +141,8 @@ pub async fn run(start: Start) -> Result<()> {
         forget_after: config.forget_after(),
         copied: config.copied(),
         strict: config.strict.clone(),
+        policies: config.policy.clone(),
+        trusted: config.trusted.clone(),
     };
     let host = Host {
         devices: Devices::host(config.longhorn_dir()),

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context;
 
-use super::CommandError;
-use crate::config::Config;
+use super::{CommandError, format::wrap};
+use crate::{config::Config, policy};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -25,7 +25,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Check a file without using it
+    /// Check a file without using it, and explain its policies
     #[command(after_help = "Example: format-guard config check new.toml")]
     Check {
         /// The file to check
@@ -43,8 +43,11 @@ pub(super) fn run(command: Command) -> Result<(), CommandError> {
             }
         }
         Command::Check { file } => {
-            Config::read(Some(&file)).map_err(anyhow::Error::from)?;
+            let config = Config::read(Some(&file)).map_err(anyhow::Error::from)?;
             println!("{} is sound", file.display());
+            for line in policy::explain(&config.policy) {
+                println!("{}", wrap(&line, 80, 2));
+            }
         }
     }
     Ok(())

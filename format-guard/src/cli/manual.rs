@@ -11,7 +11,10 @@ use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use super::{CommandError, exit};
-use crate::config::Config;
+use crate::{
+    config::Config,
+    policy::{Action, Criteria},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
@@ -127,6 +130,12 @@ fn of_configuration() -> Roff {
     for (key, default, meaning) in Config::keys() {
         roff.control("TP", []).text([bold(key)]).text([roman(format!("{meaning} Default: {default}"))]);
     }
+    listed(&mut roff, "POLICIES", Action::ALL.iter().map(|action| (action.name(), action.meaning())));
+    roff.control("PP", []).text([roman(format!(
+        "A table [[policy]] has name, action and match; under match stand {}. All that is given must match, and the first policy that \
+         matches holds.",
+        Criteria::KEYS.join(", ")
+    ))]);
     roff.control("SH", ["SEE ALSO"]).text([roman("format-guard(8)")]);
     roff
 }

@@ -20,6 +20,7 @@ mod report;
 mod rescue;
 mod run;
 mod settle;
+mod simulate;
 mod status;
 #[cfg(feature = "etcd")]
 mod store;
@@ -111,6 +112,9 @@ enum Command {
     /// Wait until a device is read, so that a blank one may be formatted
     #[command(after_help = "Example: format-guard settle /dev/sdb --timeout 2s")]
     Settle(settle::Arguments),
+    /// Say what a program might try on a device, and what would be refused; nothing is tried
+    #[command(after_help = "Example: format-guard simulate mkfs.ext4 /dev/sdb")]
+    Simulate(simulate::Arguments),
     /// Run a command under the library for hosts whose kernel cannot refuse
     #[command(after_help = "Example: format-guard run -- mkfs.ext4 /dev/sdb")]
     Run(run::Arguments),
@@ -216,6 +220,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Report(arguments) => report::run(socket, &arguments),
         Command::EnsureFs(arguments) => ensure_fs::run(socket, &arguments),
         Command::Settle(arguments) => settle::run(socket, &arguments),
+        Command::Simulate(arguments) => simulate::run(socket, &arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Completions(arguments) => {
             manual::completions(&arguments);
@@ -278,6 +283,7 @@ mod tests {
             schema::<crate::api::Done>("done"),
             schema::<crate::api::Settled>("settled"),
             schema::<crate::api::Failure>("failure"),
+            schema::<crate::api::Simulation>("simulation"),
             schema::<check::Report>("check"),
             schema::<ensure_fs::Outcome>("ensure-fs"),
             schema::<report::Report>("report"),
@@ -308,7 +314,8 @@ mod tests {
         for heading in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
             assert!(whole.contains(&format!(".SH {heading}")), "{heading}: {whole}");
         }
-        assert!(read("man5/format-guard.toml.5").contains("quarantine"));
+        let configuration = read("man5/format-guard.toml.5");
+        assert!(configuration.contains("quarantine") && configuration.contains(".SH POLICIES"));
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "format-guard", &mut text);

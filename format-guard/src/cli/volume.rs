@@ -295,6 +295,9 @@ fn show(volume: &Volume, json: bool) -> Result<(), CommandError> {
         let exe = formatter.exe.as_deref().unwrap_or(&formatter.comm);
         line("formatted by", &format!("{exe} (pid {}) at {}", formatter.pid, moment(formatter.at)));
     }
+    if let Some(policy) = &volume.policy {
+        line("policy", &format!("{} ({}): {}", policy.name, policy.action.name(), policy.action.meaning()));
+    }
     if volume.audit {
         line("audit", "its refusals are told and not carried out");
     }
@@ -333,6 +336,7 @@ mod tests {
             mounted: false,
             audit: false,
             strict: false,
+            policy: None,
             formatter: None,
             permit: None,
             discrepancy: Some("it reads blank".into()),

@@ -10,6 +10,7 @@ use format_guard_common::{
 
 use crate::{
     config::RawContent,
+    policy::Action,
     record::{Content, Overlap, Progress, Record, Volume, transition},
     volume::{
         Dev,
@@ -91,15 +92,21 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     let record = subject.record;
     let carries =
         subject.others.iter().any(|other| other.relation == Relation::Above && holds_format(other.record));
-    let state = match record.state {
-        State::Unverified | State::Blank if carries => State::Formatted,
-        // The formatter has exited and the content is not known: no process may go on with this format.
-        State::Formatting if record.attachment.progress == Progress::Past => State::Unverified,
-        // Its use could not be recorded.
-        State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
-        State::Permitted if record.armed.is_none() => State::Unverified,
-        state => state,
-    };
+    let is = |action| record.attachment.policy.is(action);
+    let state =
+        match record.state {
+            _ if is(Action::Slot) => State::Exempt,
+            State::Blank | State::Permitted if is(Action::NeverFormat) => {
+                if carries || record.ever_formatted { State::Formatted } else { State::Unverified }
+            }
+            State::Unverified | State::Blank if carries => State::Formatted,
+            // The formatter has exited and the content is not known: no process may go on with this format.
+            State::Formatting if record.attachment.progress == Progress::Past => State::Unverified,
+            // Its use could not be recorded.
+            State::Permitted if record.armed.is_none() && record.ever_formatted => State::Formatted,
+            State::Permitted if record.armed.is_none() => State::Unverified,
+            state => state,
+        };
     let mut rule = Rule::new(subject.dev, subject.diskseq, state);
     (rule.lock_dev, rule.lock_diskseq) = (subject.lock_dev.0.to_kernel(), subject.lock_dev.1);
     if matches!(state, State::Blank | State::Permitted | State::Formatting) {
@@ -132,7 +139,7 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     }
     push_foreign(&mut rule, &own);
     push_ends(&mut rule, &own, subject.size);
-    if audit || record.audit {
+    if audit || record.audit || is(Action::Audit) {
         rule.flags |= flag::AUDIT;
     }
     // Where its bytes come to lie on the format below, the kernel programs do not know.
@@ -154,7 +161,8 @@ pub fn of(subject: &Subject<'_>, audit: bool) -> (Rule, Windows) {
     }
     // A member of an md array holds the array's data, wherever its superblock lies: only the kernel and md's
     // own tools write there.
-    if record.strict || subject.strict || record.content.as_ref().is_some_and(Content::is_md_member) {
+    let strict = record.strict || subject.strict || is(Action::Strict);
+    if strict || record.content.as_ref().is_some_and(Content::is_md_member) {
         rule.flags |= flag::STRICT;
     }
     if subject.array_runs {
@@ -314,12 +322,83 @@ fn push_ends(rule: &mut Rule, own: &[&Format], size: u64) {
 
 #[cfg(test)]
 mod tests {
-    use format_guard_common::{MAX_CHECKS, Placement};
+    use format_guard_common::{
+        Caller, MAX_CHECKS, NoContent, Operation, Owner, Placement, Request, Verdict, decide,
+    };
 
     use super::*;
-    use crate::{record::Overlay, volume::marks::MarkKind};
+    use crate::{
+        policy::{Choice, InForce},
+        record::Overlay,
+        volume::marks::MarkKind,
+    };
 
     const MIB: u64 = 1 << 20;
+
+    /// A program that begins to format, whom nobody keeps from it.
+    struct Mkfs;
+
+    impl Caller for Mkfs {
+        fn class(&self) -> Class {
+            Class::FORMATTER
+        }
+
+        fn tainted(&self) -> bool {
+            false
+        }
+
+        fn owner(&self) -> Owner {
+            Owner::None
+        }
+
+        fn claim_lasts(&self) -> bool {
+            true
+        }
+
+        fn permit_lasts(&self) -> bool {
+            true
+        }
+    }
+
+    fn opened_by_mkfs(rule: &Rule) -> Verdict {
+        let open = Request { operation: Operation::Open, offset: 0, length: 0 };
+        decide(rule, &open, &Mkfs, &NoContent)
+    }
+
+    /// A volume in each state, permitted ones with and without something that is recorded.
+    fn in_each_state() -> Vec<Volume> {
+        let mut all: Vec<Volume> = State::ALL.into_iter().map(|state| record("dm:x", state)).collect();
+        let mut permitted = record("dm:x", State::Permitted);
+        permitted.armed = Some("boot".into());
+        all.push(permitted.clone());
+        permitted.ever_formatted = true;
+        all.push(permitted);
+        all
+    }
+
+    #[test]
+    fn a_policy_lets_a_format_through_where_it_says_so_and_nowhere_else() {
+        for volume in in_each_state() {
+            let by = |choice: Choice| {
+                let mut volume = volume.clone();
+                volume.attachment.policy = choice;
+                opened_by_mkfs(&of(&subject(&volume, Vec::new()), false).0)
+            };
+            let without = by(Choice::None);
+            for action in Action::ALL {
+                let with = by(Choice::Policy(InForce { name: "x".into(), action }));
+                match (action, without) {
+                    (Action::Slot, _) => assert_eq!(with, Verdict::Allow),
+                    (Action::NeverFormat, _) if volume.state != State::Exempt => {
+                        assert!(matches!(with, Verdict::Deny(_)), "{:?}: {with:?}", volume.state);
+                    }
+                    (Action::Audit, Verdict::Deny(reason)) => assert_eq!(with, Verdict::WouldDeny(reason)),
+                    // What they change, they change in the record.
+                    _ => assert_eq!(with, without, "{action:?}, {:?}", volume.state),
+                }
+            }
+        }
+    }
 
     fn record(id: &str, state: State) -> Volume {
         let mut record = Volume::of(Record::new(id.into(), "test".into(), false, 0));

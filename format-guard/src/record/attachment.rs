@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use format_guard_common::{State, event::Process};
 
 use super::{Claim, Content, Formatter, Overlay, Permit, Record, Seconds, Wrote};
-use crate::config::RawContent;
+use crate::{config::RawContent, policy};
 
 /// Whether the process that the record names as formatter is still at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,6 +50,8 @@ pub struct Attachment {
     pub quarantine: Seconds,
     /// Which bytes without a known format are content; by the configuration.
     pub raw_content: RawContent,
+    /// The declared policy that holds for it.
+    pub policy: policy::Choice,
     /// When it was attached with nothing on record, by [`Now::boot`](super::Now).
     pub appeared: Option<Seconds>,
     /// When its permit ends, by [`Now::boot`](super::Now).
@@ -111,7 +113,13 @@ impl Attachment {
 
     /// However blank the volume reads, it is not armed.
     #[must_use]
-    pub const fn is_held_back(&self) -> bool {
+    pub fn is_held_back(&self) -> bool {
+        self.is_doubtful() || self.policy.holds_back()
+    }
+
+    /// The same, whatever a policy says: what is read may be another volume's.
+    #[must_use]
+    pub const fn is_doubtful(&self) -> bool {
         self.not_armed_because.is_some() || self.overlay.is_some()
     }
 }

@@ -1,6 +1,7 @@
 //! Lines of the history, and the facts of a refusal, as people and machines read them.
 
 use super::Seconds;
+use crate::policy::InForce;
 
 /// One line of the history.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -90,6 +91,9 @@ pub struct Refusal {
     /// What Kubernetes knows the volume as, if a provisioner gave the volume its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesFacts>,
+    /// The declared policy that holds for the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<InForce>,
     /// The lower device through which the request came, if that is another one.
     #[serde(default)]
     pub through: Option<String>,

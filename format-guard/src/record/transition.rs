@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::RawContent,
     mode::Mode,
+    policy::{Action, Choice},
     volume::{
         identity::Strength,
         marks::{Found, MAX_MARKS, Mark},
@@ -123,6 +124,8 @@ pub enum Event {
     },
     /// The permit is no longer this node's.
     PermitLost,
+    /// By the configuration another declared policy holds for it, or none.
+    PolicyChosen(Choice),
     /// An operator's word that this volume is not guarded.
     Exempted {
         /// Why.
@@ -251,7 +254,11 @@ pub fn next(volume: &Volume, event: Event, now: Now) -> (Volume, Vec<Effect>) {
             if !matches!((step.attachment.claim, claim), (Claim::Held(_), Claim::Wanted)) {
                 step.attachment.claim = claim;
             }
-            step.see_medium(&boot, strength, diskseq);
+            if step.is(Action::Ephemeral) {
+                step.see_ephemeral(&boot, diskseq);
+            } else {
+                step.see_medium(&boot, strength, diskseq);
+            }
             step.attached(boot, strength, records_lost);
         }
         Event::Disarmed => step.disarmed(),
@@ -279,6 +286,7 @@ pub fn next(volume: &Volume, event: Event, now: Now) -> (Volume, Vec<Effect>) {
             step.permit_ended("the permit is no longer this node's: it was used, or may have been");
         }
         Event::PermitLost => {}
+        Event::PolicyChosen(choice) => step.policy_chosen(choice),
         Event::Exempted { reason, uid } => step.exempted(format!("exempted by user {uid}: {reason}")),
         Event::ExemptedWith { disk } => step.exempted(exempt_with(&disk)),
         Event::DiskAdopted { disk } => step.disk_adopted(&disk),
@@ -300,11 +308,15 @@ pub fn waits(volume: &Volume, now: Now) -> bool {
     let Volume { record, attachment } = volume;
     let due = || attachment.looked_at.is_none_or(|looked| looked + PACE <= now.boot);
     let unresolved = match record.state {
+        // It is never armed, and its content is to be known all the same.
+        State::Unverified if attachment.policy.holds_back() && !attachment.is_doubtful() => due(),
         State::Unverified => !attachment.is_held_back() && !volume.awaits_claim(),
         State::Formatting => !attachment.is_running() || settles(record, attachment),
         State::Blank => due(),
         State::Formatted if attachment.is_running() => record.discrepancy.is_some() || due(),
+        State::Formatted if attachment.policy.is(Action::Slot) => due(),
         State::Formatted => record.discrepancy.is_some() || attachment.unconfirmed.is_some(),
+        State::Exempt if attachment.policy == Choice::Undecided => due(),
         _ => record.discrepancy.is_some(),
     };
     unresolved || record.state == State::Permitted
@@ -414,11 +426,84 @@ impl Step {
     /// Of what is not attached the kernel knows nothing.
     fn arm(&mut self) {
         let boot = &self.attachment.attached_in;
-        self.record.armed = (!boot.is_empty()).then(|| boot.clone());
+        self.record.armed = if self.is(Action::Slot) {
+            Some(UNSEEN.to_owned())
+        } else {
+            (!boot.is_empty()).then(|| boot.clone())
+        };
     }
 
     fn probe(&mut self) {
         self.effects.push(Effect::Probe);
+    }
+
+    /// Whether the policy that holds for it does this.
+    fn is(&self, action: Action) -> bool {
+        self.attachment.policy.is(action)
+    }
+
+    fn is_undecided(&self) -> bool {
+        self.attachment.policy == Choice::Undecided
+    }
+
+    fn policy_name(&self) -> &str {
+        self.attachment.policy.in_force().map_or("?", |policy| policy.name.as_str())
+    }
+
+    /// Whether an attachment of this name is the one that the record speaks of.
+    fn is_known_medium(&self, medium: &str, boot: &str) -> bool {
+        match &self.record.medium {
+            Some(known) => known == medium,
+            // Never attached, or by a version that did not keep it.
+            None => self.record.boot.is_empty() || self.record.boot == boot,
+        }
+    }
+
+    /// What it held in an earlier attachment is worth nothing. A second path to it is no new attachment.
+    fn see_ephemeral(&mut self, boot: &str, diskseq: u64) {
+        let medium = format!("{boot}/{diskseq}");
+        let anew = self.attachment.attached_in.is_empty() && !self.is_known_medium(&medium, boot);
+        let first = self.record.medium.as_ref() != Some(&medium);
+        self.attachment.unconfirmed = None;
+        self.attachment.claim = Claim::Unneeded;
+        self.record.medium = Some(medium);
+        if self.record.state == State::Exempt {
+            return;
+        }
+        let held = self.record.content.as_ref().map(|content| content.name().to_owned());
+        // Which is told is stored, and with it the attachment.
+        if let Some(held) = held.or_else(|| self.record.ever_formatted.then(|| "a format".to_owned()))
+            && first
+        {
+            let text = if anew {
+                format!("it held {held} when it was attached before, {}", self.worth_nothing())
+            } else {
+                format!("holds {held}, {} once it is attached anew", self.worth_nothing())
+            };
+            self.report("ephemeral", text);
+        }
+        if !anew {
+            return;
+        }
+        self.forget_content();
+        self.record.generation = 0;
+        self.record.permit = None;
+        self.record.armed = None;
+        self.attachment.progress = Progress::Past;
+        self.unverified("attached anew, not probed yet");
+    }
+
+    fn worth_nothing(&self) -> String {
+        format!("worth nothing by policy '{}'", self.policy_name())
+    }
+
+    /// Whether what is found on it may be formatted over: nobody has formatted or mounted it in this
+    /// attachment.
+    fn is_worth_nothing(&self) -> bool {
+        self.is(Action::Ephemeral)
+            && !self.record.ever_formatted
+            && !self.record.mounted
+            && !self.may_not_be_armed()
     }
 
     /// A volume known by its place alone is known for one attachment: the place may hold another volume now.
@@ -428,12 +513,7 @@ impl Step {
             return;
         }
         let medium = format!("{boot}/{diskseq}");
-        let same = match &self.record.medium {
-            Some(known) => *known == medium,
-            // Never attached, or by a version that did not keep it.
-            None => self.record.boot.is_empty() || self.record.boot == boot,
-        };
-        if same {
+        if self.is_known_medium(&medium, boot) || is_exempt_by_policy(&self.record) {
             self.record.medium = Some(medium);
             return;
         }
@@ -502,7 +582,7 @@ impl Step {
             return;
         }
         let other_boot = !self.record.boot.is_empty() && self.record.boot != boot;
-        self.attachment.not_armed_because = if records_lost {
+        self.attachment.not_armed_because = if records_lost && !self.is(Action::Ephemeral) {
             Some(RECORDS_LOST)
         } else if strength == Strength::Pending {
             Some(PENDING)
@@ -557,8 +637,8 @@ impl Step {
         if self.record.state == State::Blank {
             self.unverified("no longer armed");
         }
-        // What was unseen in an earlier boot stays so.
-        if self.attachment.suspect_since.is_none() {
+        // What was unseen in an earlier boot stays so, and so does what a policy lets pass.
+        if self.attachment.suspect_since.is_none() && !self.is(Action::Slot) {
             self.record.armed = None;
         }
     }
@@ -566,11 +646,12 @@ impl Step {
     /// No format is known there.
     fn holds_nothing(&mut self, ends: Ends) {
         match self.record.state {
-            State::Unverified if self.attachment.is_held_back() => {}
-            State::Unverified if self.is_found_raw(&ends) => {
+            State::Unverified if self.attachment.is_doubtful() => {}
+            State::Unverified if self.is_found_raw(&ends) && !self.is_worth_nothing() => {
                 self.holds_raw(Some(ends));
                 self.formatted("bytes were found on it that are no known format's");
             }
+            State::Unverified if self.attachment.policy.holds_back() => self.unverified(UNARMED_BY_POLICY),
             State::Unverified if self.attachment.claim == Claim::Wanted => self.await_claim(),
             State::Unverified => self.clean_pass("probed twice, clean and blank", ends),
             State::Formatting if self.is_filled(&ends) => {
@@ -792,6 +873,16 @@ impl Step {
                     .overlay
                     .as_ref()
                     .is_some_and(|overlay| overlay.overlap == Overlap::Inside) => {}
+            State::Unverified if self.is_worth_nothing() => {
+                self.record.marks.clear();
+                let text =
+                    format!("holds {}, {}: one format may begin", content.name(), self.worth_nothing());
+                self.to(State::Blank, text.clone());
+                self.attachment.left = Some(content);
+                self.effects.push(Effect::ReleaseOwner);
+                self.effects.push(Effect::Untaint);
+                self.report("ephemeral", text);
+            }
             State::Blank if self.attachment.left.as_ref() == Some(&content) => {}
             State::Unverified | State::Blank => {
                 self.take(content, marks);
@@ -935,6 +1026,13 @@ impl Step {
             self.record.mounted = false;
             self.record.cause.clone_from(&cause);
             self.report("formatted", format!("holds {name} now: {cause}"));
+        } else if self.is(Action::Slot) {
+            let text =
+                format!("holds {}, written to it as policy '{}' lets it", content.name(), self.policy_name());
+            self.take(content, marks);
+            self.record.mounted = false;
+            self.record.cause.clone_from(&text);
+            self.report("formatted", text);
         } else if self.attachment.unconfirmed.is_some() && !self.attachment.is_held_back() {
             let cause = "another medium is in its place";
             self.forget_content();
@@ -949,6 +1047,10 @@ impl Step {
     }
 
     fn discrepancy(&mut self, text: String) {
+        // Half of what is being written to it.
+        if self.is(Action::Slot) {
+            return;
+        }
         if self.record.discrepancy.as_ref() != Some(&text) {
             self.report("discrepancy", format!("recorded as formatted, but {text}; it stays protected"));
             self.record.discrepancy = Some(text);
@@ -958,7 +1060,7 @@ impl Step {
     fn unreadable(&mut self, error: &ProbeError) {
         self.begin_quarantine_anew();
         match self.record.state {
-            State::Unverified if self.attachment.is_held_back() => {}
+            State::Unverified if self.attachment.is_doubtful() => {}
             State::Unverified | State::Blank => {
                 let cause = error.to_string();
                 if self.record.cause != cause {
@@ -1219,6 +1321,7 @@ impl Step {
     fn shared(&mut self, format: Format) {
         let newer = format.generation > self.record.generation;
         let told = match self.record.state {
+            _ if self.is(Action::Ephemeral) => false,
             State::Unverified | State::Blank => true,
             State::Formatting => !self.attachment.is_running() && newer,
             State::Formatted | State::Permitted => newer,
@@ -1256,6 +1359,61 @@ impl Step {
         self.report("exempted", cause);
     }
 
+    /// What a policy let pass nobody saw: when it holds no longer, nothing is armed by what was known before.
+    fn policy_chosen(&mut self, choice: Choice) {
+        let before = std::mem::replace(&mut self.attachment.policy, choice);
+        let was_held_back = before.holds_back();
+        let unseen = before.is(Action::Slot) && !self.is(Action::Slot);
+        if self.is(Action::Slot) {
+            self.record.discrepancy = None;
+            if self.record.armed.is_some() {
+                self.arm();
+            }
+        }
+        match self.record.state {
+            State::Exempt if is_exempt_by_policy(&self.record) && self.is(Action::Exempt) => {
+                self.record.cause = exempt_by_policy(self.policy_name());
+            }
+            // Who has it in use is not held up by a restart.
+            State::Exempt if is_exempt_by_policy(&self.record) && self.is_undecided() => self.probe(),
+            State::Exempt if is_exempt_by_policy(&self.record) => {
+                let cause = "the policy that it was exempt by holds no longer";
+                self.unseen(cause);
+                self.report("exemption-ended", cause);
+            }
+            State::Exempt => {}
+            _ if self.is(Action::Exempt) => self.exempted(exempt_by_policy(self.policy_name())),
+            State::Permitted if self.is(Action::NeverFormat) => {
+                self.permit_ended("the permit ended: by a policy nobody formats the volume");
+            }
+            State::Blank if self.attachment.policy.holds_back() => {
+                self.unverified("no longer armed: a policy holds for it, or may");
+                self.probe();
+            }
+            State::Blank | State::Formatted if unseen => {
+                self.unseen("the policy that anybody could write to it by holds no longer");
+            }
+            State::Unverified if was_held_back && !self.attachment.policy.holds_back() => {
+                self.unverified("its policy was chosen, not probed yet");
+                self.probe();
+            }
+            _ => {}
+        }
+    }
+
+    /// What happened to it meanwhile nobody saw: what held a format is protected, and nothing else is armed
+    /// before the quarantine.
+    fn unseen(&mut self, cause: &str) {
+        if self.record.ever_formatted {
+            self.to(State::Formatted, cause);
+        } else {
+            self.unverified(cause);
+            self.record.armed = Some(UNSEEN.to_owned());
+            self.attachment.suspect_since = Some(self.now.boot);
+        }
+        self.probe();
+    }
+
     /// What was written to it meanwhile nobody saw.
     fn disk_adopted(&mut self, disk: &str) {
         if self.record.state == State::Exempt && self.record.cause == exempt_with(disk) {
@@ -1283,7 +1441,7 @@ impl Step {
     }
 
     fn permitted(&mut self, permit: Permit) {
-        if self.record.state == State::Exempt {
+        if self.record.state == State::Exempt || self.is(Action::NeverFormat) {
             return;
         }
         // What may have been formatted unseen is not blank again when the permit ends unused.
@@ -1446,6 +1604,8 @@ const NO_CLAIM: &str =
 /// Why one is not armed at once whose claim was taken over.
 const DOUBTED_CLAIM: &str =
     "a node that is gone may have formatted it: armed when it has read blank for the quarantine";
+/// Why a volume is not armed that reads blank.
+const UNARMED_BY_POLICY: &str = "it reads blank, and is not armed: a policy has nobody format it, or may";
 /// In place of the boot in which a volume was armed: no boot has this id.
 const UNSEEN: &str = "unseen";
 /// Why a volume may be formatted of which a permitted program took away what it held.
@@ -1453,6 +1613,20 @@ const WIPED: &str = "wiped under its permit: it may be formatted until that ends
 /// Why no volume is armed after the database was lost.
 const RECORDS_LOST: &str =
     "records were lost (the database was damaged, or missing); permit a format if it is blank";
+
+/// How the cause of an exemption by a policy begins.
+const EXEMPT_BY_POLICY: &str = "exempt by policy '";
+
+/// Why a volume is exempt of which no operator said so.
+fn exempt_by_policy(name: &str) -> String {
+    format!("{EXEMPT_BY_POLICY}{name}'")
+}
+
+/// Whether the configuration exempted it, and not an operator.
+#[must_use]
+pub fn is_exempt_by_policy(record: &Record) -> bool {
+    record.state == State::Exempt && record.cause.starts_with(EXEMPT_BY_POLICY)
+}
 
 /// Why a partition is exempt of which nobody said so itself.
 fn exempt_with(disk: &str) -> String {

@@ -90,6 +90,14 @@ impl Devices {
         self.device(self.sysfs.node_by_number(dev)?.name()?)
     }
 
+    /// The label that a partition has in its disk's table, as the kernel reads it (`PARTNAME`, GPT alone).
+    #[must_use]
+    pub fn partition_label(&self, dev: Dev) -> Option<String> {
+        let uevent = self.sysfs.node_by_number(dev)?.attribute("uevent")?;
+        let label = uevent.lines().find_map(|line| line.strip_prefix("PARTNAME="))?;
+        Some(label.to_owned()).filter(|label| !label.is_empty())
+    }
+
     /// Whether LVM has made a device for itself alone, as a part of a volume.
     #[must_use]
     pub fn is_part_of_lvm(&self, dev: Dev) -> bool {

@@ -183,6 +183,13 @@ pub fn disk_of(id: &VolumeId) -> Option<VolumeId> {
     Some(VolumeId(disk.to_owned()))
 }
 
+/// The same, with its first sector (of 512 bytes).
+#[must_use]
+pub fn partition_of(id: &VolumeId) -> Option<(VolumeId, u64)> {
+    let (disk, start) = id.as_str().strip_prefix("part:")?.rsplit_once('#')?;
+    Some((VolumeId(disk.to_owned()), start.parse().ok()?))
+}
+
 /// The identity of an md array of this UUID, wherever that was found. sysfs and libblkid write it
 /// differently.
 #[must_use]

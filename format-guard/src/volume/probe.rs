@@ -64,10 +64,18 @@ pub enum Finding {
         found: Vec<Found>,
         /// The bytes that identify them.
         marks: Vec<Mark>,
-        /// First sector (of 512 bytes) of each partition that the partition table names, where there is one
-        /// that can be read.
-        partitions: Option<Vec<u64>>,
+        /// The partitions that the partition table names, where there is one that can be read.
+        partitions: Option<Vec<Partition>>,
     },
+}
+
+/// A partition, as its disk's table has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its first sector, of 512 bytes.
+    pub start: u64,
+    /// Its type: a UUID in a GPT, a number elsewhere.
+    pub kind: Option<String>,
 }
 
 /// SHA-256 of the first and the last MiB of a device without a known format, in hexadecimal digits. Where the
@@ -439,7 +447,7 @@ fn search(
     tail_start: u64,
     tail: &[u8],
     size: u64,
-) -> Result<(Vec<Found>, Option<Vec<u64>>), ProbeError> {
+) -> Result<(Vec<Found>, Option<Vec<Partition>>), ProbeError> {
     let copy =
         sparse_copy(head, tail_start, tail, size).map_err(|error| ProbeError::Library(error.to_string()))?;
     let found = found_by_libblkid(&copy).map_err(|error| ProbeError::Library(error.to_string()))?;
@@ -449,13 +457,19 @@ fn search(
 }
 
 /// Logical partitions are described in the middle of the disk, which the copy lacks.
-fn partitions_by_libblkid(copy: &File) -> Result<Vec<u64>, BlkidErr> {
+fn partitions_by_libblkid(copy: &File) -> Result<Vec<Partition>, BlkidErr> {
     let mut probe = BlkidProbe::new()?;
     probe.set_device(copy.as_raw_fd(), 0, 0)?;
     probe.enable_partitions(true)?;
     let mut list = probe.get_partitions()?;
     let count = list.number_of_partitions()?.min(MAX_PARTITIONS);
-    (0..count).map(|index| Ok(list.get_partition(index)?.get_start().as_ref().unsigned_abs())).collect()
+    (0..count)
+        .map(|index| {
+            let partition = list.get_partition(index)?;
+            let start = partition.get_start().as_ref().unsigned_abs();
+            Ok(Partition { start, kind: partition.get_type_string().ok() })
+        })
+        .collect()
 }
 
 fn sparse_copy(head: &[u8], tail_start: u64, tail: &[u8], size: u64) -> io::Result<File> {

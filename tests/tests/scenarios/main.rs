@@ -22,6 +22,7 @@ mod memory;
 mod metrics;
 mod passthrough;
 mod permit;
+mod policies;
 mod protection;
 mod raw;
 mod rescue;

@@ -191,6 +191,7 @@ const SELDOM: &[(&str, &str, &str)] = &[
     ("unverified", "formatting", "an agent that starts finds a format under way"),
     ("permitted", "unverified", "the permit of a volume that never held a format ends"),
     ("formatted", "unverified", "its image file was cut to nothing"),
+    ("exempt", "unverified", "the policy that exempted it holds no longer"),
 ];
 
 /// What `docs/states.md` says may happen: from, to, by what.
@@ -227,7 +228,7 @@ fn the_states_are_drawn() {
         let seldom = SELDOM.iter().any(|(one, other, _)| (one, other) == (&from.as_str(), &to.as_str()));
         assert!(drawn || by_operator || seldom, "{from} -> {to} is not drawn: {by:?}");
     }
-    let mut picture = Picture::new(830, 480);
+    let mut picture = Picture::new(830, 496);
     picture.text("name", "start", (20, 24), "States of a volume");
     for (name, class, place) in STATES {
         picture.rect(class, place, BOX);

@@ -10,8 +10,9 @@ use super::{MAX_ENDS, Reconciler, batch::Batch, copying::Taken};
 use crate::{
     agent::{clocks, message::ProbeAnswer, now},
     config::MAX_WAIT,
+    policy::Action,
     record::{
-        Claim, Record, Seconds, Volume, Wrote,
+        Record, Seconds, Volume, Wrote,
         transition::{self, Effect, Event},
     },
     volume::{
@@ -135,9 +136,11 @@ impl Reconciler {
         }
         info!(device = device.name, volume = %id, "attached");
         self.share_names(&device);
-        let (boot, strength, diskseq) = (self.host.boot.clone(), device.identity.strength, device.diskseq);
         self.forget_dropped(None, Some(&id));
         self.graph.insert(device);
+        if let Some(event) = self.policy_event(&id) {
+            self.step(&id, event);
+        }
         // A format that began while no agent ran is recorded first: it may still go on, and must not be
         // refused half-way.
         if let Some(entry) = self.formatter_of(dev) {
@@ -146,11 +149,10 @@ impl Reconciler {
                 self.apply(&id, Event::Mounted);
             }
         }
-        let (records_lost, quarantine) = (self.lost.loss.is_some(), self.settings.quarantine);
-        let claim = self.graph.get(dev).map_or(Claim::Unneeded, |device| self.claim_needed(device));
-        let raw_content = self.settings.raw_content;
-        let event = Event::Attached { boot, strength, records_lost, quarantine, raw_content, claim, diskseq };
-        self.step(&id, event);
+        if let Some(device) = self.graph.get(dev) {
+            let event = self.attached_event(device);
+            self.step(&id, event);
+        }
         self.probe_new_path(&id, dev);
         if !on_record {
             self.take_over_rule(dev);
@@ -163,6 +165,19 @@ impl Reconciler {
             if let Some(device) = self.host.devices.by_number(upper) {
                 self.device_changed(device);
             }
+        }
+    }
+
+    /// A device holds its volume from now on.
+    pub(super) fn attached_event(&self, device: &Device) -> Event {
+        Event::Attached {
+            boot: self.host.boot.clone(),
+            strength: device.identity.strength,
+            records_lost: self.lost.loss.is_some(),
+            quarantine: self.settings.quarantine,
+            raw_content: self.settings.raw_content,
+            claim: self.claim_needed(device),
+            diskseq: device.diskseq,
         }
     }
 
@@ -215,6 +230,7 @@ impl Reconciler {
             self.step(&id, event);
             self.paths.remove(&id);
             self.copies.remove(&id);
+            self.policy_facts.forget(&id);
             self.unread.remove(&id);
             if let Some(mut record) = self.records.remove(&id) {
                 self.desire_nothing_more(&record, !held);
@@ -242,12 +258,15 @@ impl Reconciler {
         self.put_rules_of_members(&id);
     }
 
-    /// A blank volume is read again when somebody closes it who may have written: by a road that no hook
-    /// sees, or bytes that mean nothing by themselves.
+    /// A blank volume, or a slot, is read again when somebody closes it who may have written: by a road that
+    /// no hook sees, or bytes that mean nothing by themselves.
     pub(super) fn closed_by_writer(&self, dev: Dev) {
         let Some(id) = self.graph.id(dev) else { return };
-        let armed = self.records.get(id).is_some_and(|record| record.state == State::Blank);
-        if armed && let Some(device) = self.path(id) {
+        let is_followed = self
+            .records
+            .get(id)
+            .is_some_and(|record| record.state == State::Blank || record.attachment.policy.is(Action::Slot));
+        if is_followed && let Some(device) = self.path(id) {
             self.prober.ask_changed(device, self.wanted_copy(id));
         }
     }
@@ -340,6 +359,9 @@ impl Reconciler {
             Ok(Finding::Holds { marks, .. }) => marks.clone(),
             _ => Vec::new(),
         };
+        if let Ok(finding) = &answer.result {
+            self.learn_for_policies(&id, finding);
+        }
         if answer.twice {
             self.count_first_reading(&id, &answer.result);
         }
@@ -347,6 +369,7 @@ impl Reconciler {
             self.apply(&id, Event::Probed(answer.result.clone()));
         }
         self.apply(&id, Event::Probed(answer.result));
+        self.choose_policy(&id);
         if let Some(packed) = answer.copy {
             let taken = Taken { id, marks, packed };
             match &mut self.batch {

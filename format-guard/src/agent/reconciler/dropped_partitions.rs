@@ -12,7 +12,7 @@ use crate::{
         Dev, VolumeId,
         device::Device,
         graph::Relation,
-        probe::Finding,
+        probe::{Finding, Partition},
         topology::{Extent, SECTOR},
     },
 };
@@ -27,8 +27,8 @@ pub(super) struct DroppedPartition {
 
 impl DroppedPartition {
     /// Whether a table that names partitions at these sectors names it.
-    fn is_named(&self, partitions: &[u64]) -> bool {
-        partitions.contains(&(self.region.below / SECTOR))
+    fn is_named(&self, partitions: &[Partition]) -> bool {
+        partitions.iter().any(|partition| partition.start == self.region.below / SECTOR)
     }
 }
 

@@ -84,15 +84,7 @@ impl Reconciler {
         let ids: Vec<VolumeId> = held.map(|record| record.id.clone()).collect();
         for id in ids {
             let Some(device) = self.graph.of(&id).next() else { continue };
-            let event = Event::Attached {
-                boot: self.host.boot.clone(),
-                strength: device.identity.strength,
-                records_lost: false,
-                quarantine: self.settings.quarantine,
-                raw_content: self.settings.raw_content,
-                claim: self.claim_needed(device),
-                diskseq: device.diskseq,
-            };
+            let event = self.attached_event(device);
             self.apply(&id, event);
         }
         Ok(api::Done { text: "the agent arms blank volumes again".to_owned() })

@@ -17,6 +17,7 @@ mod mode;
 mod names;
 mod partitions;
 mod paths;
+mod policies;
 mod proof;
 mod protection;
 mod refusals;
@@ -24,6 +25,7 @@ mod requests;
 mod resync;
 mod settling;
 mod sharing;
+mod simulation;
 mod stacks;
 mod unstored;
 mod way_out;
@@ -51,6 +53,7 @@ use kernel_events::Formats;
 use loss::LostRecords;
 use names::Names;
 use paths::Paths;
+use policies::PolicyFacts;
 use proof::Proof;
 use protection::Protection;
 use resync::{Comparison, mounted_devices};
@@ -66,6 +69,7 @@ use crate::{
     config::RawContent,
     enforce::{Enforcer, error::ProgramStatus, rule},
     mode::Mode,
+    policy::Policy,
     record::{
         Seconds, Volume,
         history::HistoryEvent,
@@ -103,6 +107,10 @@ pub struct Settings {
     pub copied: Option<Wanted>,
     /// Ids of volumes that are strict by the configuration, or their beginnings before a `*`.
     pub strict: Vec<String>,
+    /// What is done with volumes that match.
+    pub policies: Vec<Policy>,
+    /// Programs that may write to strict volumes.
+    pub trusted: Vec<String>,
 }
 
 /// Where the agent runs, and to whom it speaks there.
@@ -151,6 +159,7 @@ pub struct Reconciler {
     names: Names,
     /// By which of several devices a volume is read.
     paths: HashMap<VolumeId, Paths>,
+    policy_facts: PolicyFacts,
     /// What is copied of the volumes that are present.
     copies: HashMap<VolumeId, Copied>,
     /// When volumes were forgotten last that were not attached for long.
@@ -205,6 +214,7 @@ impl Reconciler {
             awaited: HashMap::new(),
             names: Names::default(),
             paths: HashMap::new(),
+            policy_facts: PolicyFacts::default(),
             copies: HashMap::new(),
             pruned: None,
             dropped_partitions: Vec::new(),

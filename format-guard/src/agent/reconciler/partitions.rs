@@ -6,7 +6,10 @@ use format_guard_common::State;
 
 use super::{super::clocks, Reconciler};
 use crate::{
-    record::{Claim, Permit, Volume, transition::Event},
+    record::{
+        Claim, Permit, Volume,
+        transition::{self, Event},
+    },
     volume::{VolumeId, identity},
 };
 
@@ -56,6 +59,7 @@ impl Reconciler {
             .filter(|(_, end)| clocks().boot < *end)
             .map(|(permit, _)| permit);
         let (state, permit) = (record.state, record.permit.as_ref().or(passed_on).cloned());
+        let by_policy = transition::is_exempt_by_policy(record);
         let unverified =
             || self.records.get(partition).is_some_and(|record| record.state == State::Unverified);
         match (state, permit) {
@@ -64,7 +68,8 @@ impl Reconciler {
             }
             // A partition with a format on record was adopted since, or never was exempt. A disk in memory is
             // exempt by itself.
-            (State::Exempt, _) if unverified() => self.apply(partition, exempted_with(&disk)),
+            // A policy that exempts the disk is matched against its partitions, too.
+            (State::Exempt, _) if !by_policy && unverified() => self.apply(partition, exempted_with(&disk)),
             _ => {}
         }
     }

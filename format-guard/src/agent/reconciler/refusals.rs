@@ -69,6 +69,7 @@ impl Reconciler {
             cgroup: report.cgroup,
             container: container::of(pid, report.cgroup),
             tier: tier.to_owned(),
+            policy: record.and_then(|record| record.attachment.policy.in_force()).cloned(),
             comm,
         };
         let text = sentence(&refusal, record, refused);
@@ -88,6 +89,7 @@ impl Reconciler {
             exe = refusal.exe.as_deref().unwrap_or("?"),
             persistent_volume = refusal.kubernetes.as_ref().map(|facts| facts.persistent_volume.as_str()),
             container = refusal.container.as_deref().unwrap_or("-"),
+            policy = refusal.policy.as_ref().map(|policy| policy.name.as_str()),
             offset = refusal.offset,
             length = refusal.length,
             "{text}"
@@ -108,7 +110,10 @@ impl Reconciler {
 /// What happened, to what, why, and what would allow it.
 fn sentence(refusal: &Refusal, record: Option<&Volume>, refused: Refused) -> String {
     let verb = if refused.carried_out { "was refused" } else { "would have been refused" };
-    let holds = record.map_or_else(|| "of which nothing is known".to_owned(), describe);
+    let mut holds = record.map_or_else(|| "of which nothing is known".to_owned(), describe);
+    if let Some(policy) = &refusal.policy {
+        holds = format!("{holds}, {policy}");
+    }
     let header = || Header(u32::try_from(refused.length).unwrap_or_default()).name();
     let what = match refused.operation {
         Some(Operation::Open) => "an open for writing".to_owned(),

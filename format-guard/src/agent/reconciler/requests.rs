@@ -16,6 +16,7 @@ use crate::{
     api::{self, Condition, Failure, FailureKind},
     config::Config,
     enforce::error::{MapError, ProgramStatus},
+    policy::Action,
     record::{Permit, Record, history::HistoryEvent, store::Wanted, transition::Event},
     volume::{Dev, VolumeId, device::Device},
 };
@@ -92,10 +93,12 @@ impl Reconciler {
         Ok(match what {
             VolumeRequest::Show => Reply::Volume(Box::new(self.volume(id)?)),
             VolumeRequest::Copy => Reply::Copy(Box::new(self.copy(id)?)),
+            VolumeRequest::Simulate { program } => Reply::Simulation(Box::new(self.simulate(id, &program)?)),
             VolumeRequest::Device => Reply::Device(Box::new(self.device_of(id)?.clone())),
             VolumeRequest::Adopt { found, marks, reason } => {
                 let reason = reason_of(&reason, "to adopt a volume")?;
                 self.device_of(id)?;
+                self.may_be_adopted(id)?;
                 self.apply(id, Event::Adopted { found, marks, reason, uid });
                 self.guard_partitions(id);
                 Reply::Volume(Box::new(self.volume(id)?))
@@ -103,6 +106,7 @@ impl Reconciler {
             VolumeRequest::AdoptRaw { zeros, reason } => {
                 let reason = reason_of(&reason, "to adopt a volume")?;
                 self.device_of(id)?;
+                self.may_be_adopted(id)?;
                 self.adopt_raw(id, zeros, reason, uid)?;
                 Reply::Volume(Box::new(self.volume(id)?))
             }
@@ -114,6 +118,17 @@ impl Reconciler {
             VolumeRequest::Revoke { reason } => Reply::Volume(Box::new(self.revoke(id, &reason, uid)?)),
             VolumeRequest::Untaint { reason } => Reply::Done(self.untaint(id, &reason, uid)?),
         })
+    }
+
+    /// The configuration is changed by changing it: what it exempts would be exempt again.
+    fn may_be_adopted(&self, id: &VolumeId) -> Result<(), Failure> {
+        match self.policy_of(id).filter(|policy| policy.action == Action::Exempt) {
+            Some(policy) => Err(Failure::new(
+                FailureKind::Refused,
+                format!("{id} is exempt by {policy} of the configuration: change that, and reload the agent"),
+            )),
+            None => Ok(()),
+        }
     }
 
     fn adopt_raw(&mut self, id: &VolumeId, zeros: bool, reason: String, uid: u32) -> Result<(), Failure> {
@@ -239,7 +254,14 @@ impl Reconciler {
     fn shown(&self, record: &Record) -> api::Volume {
         let devices: Vec<&Device> = self.graph.of(&record.id).collect();
         let told = api::Volume::of(record, &devices);
-        api::Volume { strict: told.strict || self.is_strict_by_configuration(record), ..told }
+        let policy = self.policy_of(&record.id).cloned();
+        let is = |action| policy.as_ref().is_some_and(|policy| policy.action == action);
+        api::Volume {
+            audit: told.audit || is(Action::Audit),
+            strict: told.strict || is(Action::Strict) || self.is_strict_by_configuration(record),
+            policy,
+            ..told
+        }
     }
 
     pub(super) fn device_of(&self, id: &VolumeId) -> Result<&Device, Failure> {
@@ -324,6 +346,14 @@ impl Reconciler {
         {
             let (comm, pid) = (&formatter.comm, formatter.pid);
             return Err(bad(format!("{comm} (pid {pid}) formats {id}: wait for its end, or end it")));
+        }
+        if let Some(policy) = self.policy_of(id).filter(|policy| policy.action == Action::NeverFormat) {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                format!(
+                    "nobody formats {id} by {policy} of the configuration: change that, and reload the agent"
+                ),
+            ));
         }
         match record.map(|record| record.state) {
             Some(State::Blank) => {
@@ -454,6 +484,7 @@ impl Reconciler {
         self.settings.forget_after = config.forget_after();
         self.settings.copied = config.copied();
         self.settings.strict.clone_from(&config.strict);
+        self.declare_policies(&config.policy);
         if config.kernel_log != self.host.kernel_log.is_some() {
             self.host.kernel_log = config.kernel_log.then(KernelLog::default);
         }

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use format_guard_common::{State, claim::Lease, event::FormatOwner};
+use format_guard_common::{Rule, State, Windows, claim::Lease, event::FormatOwner};
 use tracing::error;
 
 use super::Reconciler;
 use crate::{
     enforce::rule::{self, Other, Subject, holds_format, shifted},
+    policy::Action,
     record::{Claim, Overlap, Overlay, Record, Volume, transition::Event},
     volume::{
         Dev, VolumeId,
@@ -69,13 +70,9 @@ impl Reconciler {
         self.records.get(self.graph.id(dev)?)
     }
 
-    /// Puts the rule for one device.
-    pub(super) fn put_rule(&mut self, dev: Dev) {
-        if let Some(batch) = &mut self.batch {
-            batch.rule_later(dev);
-            return;
-        }
-        let (Some(device), Some(record)) = (self.graph.get(dev), self.record_at(dev)) else { return };
+    /// The rule for a device, and the windows through which others are reached by it.
+    pub(super) fn rule_for(&self, dev: Dev) -> Option<(Rule, Windows)> {
+        let (device, record) = (self.graph.get(dev)?, self.record_at(dev)?);
         let others = self.graph.related(dev).into_iter().filter_map(|related| {
             let record = self.record_at(related.dev)?;
             Some(Other {
@@ -96,9 +93,20 @@ impl Reconciler {
             array_runs: Self::array_of(record).is_some_and(|array| self.graph.of(&array).next().is_some()),
             others,
         };
-        let (rule, windows) = rule::of(&subject, self.audits());
+        Some(rule::of(&subject, self.audits()))
+    }
+
+    /// Puts the rule for one device.
+    pub(super) fn put_rule(&mut self, dev: Dev) {
+        if let Some(batch) = &mut self.batch {
+            batch.rule_later(dev);
+            return;
+        }
+        let (Some(device), Some(record)) = (self.graph.get(dev), self.record_at(dev)) else { return };
+        let Some((rule, windows)) = self.rule_for(dev) else { return };
         let claim = record.attachment.claim;
-        let node = (record.state == State::Blank).then(|| probe::node_path(&device.name));
+        let is_followed = record.state == State::Blank || record.attachment.policy.is(Action::Slot);
+        let node = is_followed.then(|| probe::node_path(&device.name));
         self.host.closing.watch(dev, node.as_deref());
         if let Err(error) = self.enforcer.put_rule(&rule, &windows) {
             error!("{error}");

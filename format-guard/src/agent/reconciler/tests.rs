@@ -4,6 +4,7 @@ mod copying;
 mod loss;
 mod names;
 mod paths;
+mod policies;
 mod unstored;
 
 use std::{
@@ -350,6 +351,8 @@ fn setting() -> Setting {
         forget_after: 1000,
         copied: Some(copies::Wanted { limit: 1 << 20, key_areas: false }),
         strict: Vec::new(),
+        policies: Vec::new(),
+        trusted: Vec::new(),
     };
     let host = Host {
         devices: Devices::recorded(sysfs.path()),

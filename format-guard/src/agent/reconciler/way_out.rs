@@ -3,7 +3,7 @@
 
 use format_guard_common::{Operation, Reason, State};
 
-use crate::record::Volume;
+use crate::{policy::Action, record::Volume};
 
 /// What to do about a refusal for this reason of this operation.
 pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: Option<&Volume>) -> String {
@@ -16,6 +16,9 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
         return "the agent has not read the volume yet: try again in a moment".to_owned();
     };
     let id = &record.id;
+    if let Some(way) = of_policy(reason, record) {
+        return way;
+    }
     if let Some(discrepancy) = record.discrepancy.as_deref().filter(|_| is_destruction(reason)) {
         return format!(
             "the volume does not read as it was recorded ({discrepancy}): look at the storage first, its data may be there; \
@@ -57,9 +60,29 @@ pub(super) fn of(reason: Option<Reason>, operation: Option<Operation>, record: O
     }
 }
 
+/// What to do where a declared policy is why it is refused, and no command changes that.
+fn of_policy(reason: Option<Reason>, record: &Volume) -> Option<String> {
+    let policy = record.attachment.policy.in_force()?;
+    match policy.action {
+        Action::NeverFormat if is_destruction(reason) || reason == Some(Reason::Unverified) => Some(format!(
+            "nobody formats it by {policy}: if that is wrong, change the configuration; format-guard volume show {} says what \
+             is on it",
+            record.id
+        )),
+        Action::Strict if reason == Some(Reason::Strict) => Some(format!(
+            "the volume is strict by {policy}: name the program under `trusted` in the configuration, or change the policy there"
+        )),
+        _ => None,
+    }
+}
+
 /// The command that permits one re-format, where that is what would help.
 pub(super) fn permit(reason: Option<Reason>, record: Option<&Volume>) -> Option<String> {
-    let record = record.filter(|record| record.state == State::Formatted && record.discrepancy.is_none())?;
+    let record = record.filter(|record| {
+        record.state == State::Formatted
+            && record.discrepancy.is_none()
+            && !record.attachment.policy.is(Action::NeverFormat)
+    })?;
     is_destruction(reason).then(|| format!("format-guard volume permit {} --reason TEXT", record.id))
 }
 
@@ -81,7 +104,11 @@ fn is_destruction(reason: Option<Reason>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{record::Record, volume::VolumeId};
+    use crate::{
+        policy::{Choice, InForce},
+        record::Record,
+        volume::VolumeId,
+    };
 
     fn record(state: State) -> Volume {
         let id: VolumeId = serde_json::from_str("\"dm:LVM-x\"").expect("an id");
@@ -119,6 +146,25 @@ mod tests {
         }
         let way = of(Some(Reason::Formatter), Some(Operation::Open), Some(&record));
         assert!(way.contains("look at the storage first"), "{way}");
+    }
+
+    #[test]
+    fn where_a_policy_refuses_the_way_out_is_the_configuration() {
+        let by = |action, state| {
+            let mut record = record(state);
+            record.attachment.policy = Choice::Policy(InForce { name: "keep".into(), action });
+            record
+        };
+        for state in [State::Formatted, State::Unverified] {
+            for (reason, way) in ways(&by(Action::NeverFormat, state)) {
+                assert!(!way.contains("volume permit"), "{reason:?}: {way}");
+                let of_policy = is_destruction(Some(reason)) || reason == Reason::Unverified;
+                assert_eq!(way.contains("policy 'keep' (never-format)"), of_policy, "{reason:?}: {way}");
+            }
+        }
+        let way =
+            of(Some(Reason::Strict), Some(Operation::Open), Some(&by(Action::Strict, State::Formatted)));
+        assert!(way.contains("policy 'keep' (strict)"), "{way}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::{
     },
     api::{
         AdoptRequest, EndLossRequest, EventsQuery, Failure, FailureKind, ModeRequest, PermitRequest,
-        ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled,
+        ProtectRequest, ReasonRequest, Selector, SettleQuery, Settled, SimulateQuery,
     },
     volume::{device::Device, probe::Finding},
 };
@@ -104,6 +104,7 @@ pub(in crate::agent) async fn run(listener: UnixListener, agent: Agent) -> Resul
         .route("/v1/volumes", get(volumes))
         .route("/v1/volume", get(volume))
         .route("/v1/volume/copy", get(copy))
+        .route("/v1/simulate", get(simulate))
         .route("/v1/volume/adopt", post(adopt))
         .route("/v1/volume/probe", post(probe))
         .route("/v1/volume/permit", post(permit))
@@ -155,6 +156,7 @@ impl IntoResponse for Reply {
             Self::Volumes(volumes) => Json(volumes).into_response(),
             Self::Volume(volume) => Json(volume).into_response(),
             Self::Copy(copy) => Json(copy).into_response(),
+            Self::Simulation(simulation) => Json(simulation).into_response(),
             Self::Events(events) => Json(events).into_response(),
             Self::Done(done) => Json(done).into_response(),
             // Asked for inside the agent only.
@@ -217,6 +219,15 @@ async fn copy(
     selector: Result<Query<Selector>, QueryRejection>,
 ) -> Answer {
     agent.ask_of(peer, query(selector)?.volume, VolumeRequest::Copy).await
+}
+
+async fn simulate(
+    State(agent): State<Agent>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    simulated: Result<Query<SimulateQuery>, QueryRejection>,
+) -> Answer {
+    let SimulateQuery { volume, program } = query(simulated)?;
+    agent.ask_of(peer, volume, VolumeRequest::Simulate { program }).await
 }
 
 /// Waits for a line to tell, if that is asked for.

@@ -1,3 +1,4 @@
+mod policies;
 mod raw;
 
 use proptest::prelude::*;
@@ -969,6 +970,7 @@ fn samples() -> Vec<(&'static str, Volume)> {
         }),
         ("permitted, never read", after(vec![attached(), Event::Permitted(permit(1000))])),
         ("exempt", after(vec![attached(), Event::Exempted { reason: "test".into(), uid: 0 }])),
+        ("exempt, by a policy", after(vec![policies::chosen(Action::Exempt), attached()])),
     ]
 }
 
@@ -1014,6 +1016,9 @@ fn happenings() -> Vec<(&'static str, Event, Now)> {
         ),
         ("an operator adopts it as raw content", Event::AdoptedRaw { reason: "test".into(), uid: 0 }, now),
         ("an operator exempts it", Event::Exempted { reason: "a reason".into(), uid: 0 }, now),
+        ("a policy exempts it", policies::chosen(Action::Exempt), now),
+        ("a policy has nobody format it", policies::chosen(Action::NeverFormat), now),
+        ("no policy holds for it any more", policies::none_chosen(), now),
     ]
 }
 

@@ -168,6 +168,8 @@ impl Node {
             forget_after: 0,
             copied: None,
             strict: Vec::new(),
+            policies: Vec::new(),
+            trusted: Vec::new(),
         };
         let host = Host {
             devices: Devices::recorded(sysfs),
