@@ -221,10 +221,10 @@ pub enum Fact {
 }
 
 impl Fact {
-    fn is(&self, test: impl Fn(&str) -> bool) -> Option<bool> {
+    fn is(&self, wanted: impl Fn(&str) -> bool) -> Option<bool> {
         match self {
             Self::Unknown => None,
-            Self::Known(text) => Some(text.as_deref().is_some_and(test)),
+            Self::Known(text) => Some(text.as_deref().is_some_and(wanted)),
         }
     }
 }
@@ -319,7 +319,7 @@ pub fn check(policies: &[Policy]) -> Result<(), String> {
                 return Err(format!("policy '{name}' has {key} '{text}': write 1 to {MAX_TEXT} bytes"));
             }
             let wrong = match key {
-                "identity" if !text.chars().any(|c| c.is_alphanumeric()) => {
+                "identity" if !text.chars().any(char::is_alphanumeric) => {
                     "write a volume's id, as format-guard volume show shows it, with * for any characters"
                 }
                 "scheme" if !is_scheme(text) => {
@@ -540,7 +540,7 @@ mod tests {
         fn what_is_covered_is_never_reached(first in any_criteria(), second in any_criteria(), name in "[ab]{1,3}", label in any_fact(), partition_label in any_fact()) {
             let covered = first.covers(&second);
             let policies = [policy("first", Action::Audit, first), policy("second", Action::Audit, second)];
-            let chosen = choose(&policies, &Facts { label, partition_label, ..facts(&name) });
+            let chosen = choose(&policies, &Facts { partition_label, label, ..facts(&name) });
             prop_assert!(!covered || name_of(&chosen) != "second");
         }
     }

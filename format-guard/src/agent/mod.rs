@@ -96,6 +96,24 @@ pub struct Start {
     pub audit: bool,
 }
 
+/// What the configuration says of the reconciler's work.
+fn settings(config: &Config, forced_audit: bool) -> Settings {
+    Settings {
+        mode: config.mode,
+        forced_audit,
+        quarantine: config.quarantine.cast_signed(),
+        raw_content: config.raw_content,
+        protect: config.protect,
+        first_format_wait: config.first_format_wait(),
+        resync_interval: config.interval(),
+        forget_after: config.forget_after(),
+        copied: config.copied(),
+        strict: config.strict.clone(),
+        policies: config.policy.clone(),
+        trusted: config.trusted.clone(),
+    }
+}
+
 /// Runs the agent until it is told to stop. Enforcement goes on after it.
 pub async fn run(start: Start) -> Result<()> {
     let config = start.config.clone();
@@ -130,20 +148,7 @@ pub async fn run(start: Start) -> Result<()> {
     let (ends, watched) = process_exit::Watcher::new();
     let closing = closing::Closing::new().context("cannot watch for closes of devices")?;
     let mut tasks = JoinSet::new();
-    let settings = Settings {
-        mode: config.mode,
-        forced_audit: start.audit,
-        quarantine: config.quarantine.cast_signed(),
-        raw_content: config.raw_content,
-        protect: config.protect,
-        first_format_wait: config.first_format_wait(),
-        resync_interval: config.interval(),
-        forget_after: config.forget_after(),
-        copied: config.copied(),
-        strict: config.strict.clone(),
-        policies: config.policy.clone(),
-        trusted: config.trusted.clone(),
-    };
+    let settings = settings(&config, start.audit);
     let host = Host {
         devices: Devices::host(config.longhorn_dir()),
         boot: boot_id()?,

@@ -24,8 +24,8 @@ impl Outcome {
         Self { passed: u64::from(sound), failed: u64::from(!sound), ..Self::default() }
     }
 
-    /// Counts libtest's lines. A run that failed without a failed test counts as one failure; of a run that was
-    /// cut off, which has no result, the tests that ended well count.
+    /// Counts libtest's lines. A run that failed without a failed test counts as one failure; of a run that
+    /// was cut off, which has no result, the tests that ended well count.
     pub(crate) fn of_tests(text: &str, success: bool) -> Self {
         let mut outcome = Self::default();
         let (mut results, mut ended_well) = (0, 0);

@@ -9,10 +9,11 @@ const ROOT: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
 impl Setting {
     /// Reads a configuration of these policies: name, action and match each.
     fn declare(&mut self, policies: &[(&str, &str, &str)]) {
-        let mut text = String::new();
-        for (name, action, criteria) in policies {
-            text += &format!("[[policy]]\nname = '{name}'\naction = '{action}'\nmatch = {{ {criteria} }}\n");
-        }
+        let table = |(name, action, criteria): &(&str, &str, &str)| {
+            format!("[[policy]]\nname = '{name}'\naction = '{action}'\nmatch = {{ {criteria} }}\n")
+        };
+        let tables: Vec<String> = policies.iter().map(table).collect();
+        let text = tables.concat();
         self.give(Input::Reloaded(Box::new(Config::parse(&text).expect("a configuration"))));
     }
 
