@@ -308,10 +308,12 @@ pub fn check(policies: &[Policy]) -> Result<(), String> {
                 Criteria::KEYS.join(", ")
             ));
         }
-        if policy.action == Action::Ephemeral && criteria.gpt_type.is_some() {
+        let of_table = [("gpt_type", &criteria.gpt_type), ("partition_label", &criteria.partition_label)];
+        let of_table = of_table.iter().find(|(_, text)| text.is_some());
+        if let (Action::Ephemeral, Some((key, _))) = (policy.action, of_table) {
             return Err(format!(
-                "policy '{name}' is ephemeral by gpt_type, which is read too late for that: match it by identity, scheme, \
-                 partition_label or label"
+                "policy '{name}' is ephemeral by {key}, which is read too late for that: match it by identity, scheme or \
+                 label"
             ));
         }
         for (key, text) in criteria.given() {

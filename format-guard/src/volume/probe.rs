@@ -76,6 +76,8 @@ pub struct Partition {
     pub start: u64,
     /// Its type: a UUID in a GPT, a number elsewhere.
     pub kind: Option<String>,
+    /// Its label, in a GPT.
+    pub label: Option<String>,
 }
 
 /// SHA-256 of the first and the last MiB of a device without a known format, in hexadecimal digits. Where the
@@ -467,7 +469,11 @@ fn partitions_by_libblkid(copy: &File) -> Result<Vec<Partition>, BlkidErr> {
         .map(|index| {
             let partition = list.get_partition(index)?;
             let start = partition.get_start().as_ref().unsigned_abs();
-            Ok(Partition { start, kind: partition.get_type_string().ok() })
+            Ok(Partition {
+                start,
+                kind: partition.get_type_string().ok(),
+                label: partition.get_name().ok().flatten().filter(|label| !label.is_empty()),
+            })
         })
         .collect()
 }

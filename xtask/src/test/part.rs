@@ -399,8 +399,10 @@ impl<'a> Environment<'a> {
         if names.is_empty() {
             bail!("{name} has no scenarios");
         }
-        let guests = if shared { guest::at_a_time()? } else { 1 };
-        let shards = select::shards(names, guests, &self.history.scenarios);
+        // More shards than guests: where nobody has measured the scenarios, one shard may be twice as long as
+        // another, and on a slow machine a guest of half of them would be ended by its limit.
+        let shards = if shared { 2 * guest::at_a_time()? } else { 1 };
+        let shards = select::shards(names, shards, &self.history.scenarios);
         let of = shards.len();
         for (i, names) in shards.into_iter().enumerate() {
             let name = if of > 1 { format!("{name} {}/{of}", i + 1) } else { name.to_owned() };
@@ -409,9 +411,9 @@ impl<'a> Environment<'a> {
             boot.variables = variables.iter().map(|&variable| variable.to_owned()).collect();
             let mut job = self.of_scenarios(part, name, boot, names)?;
             if !self.history.jobs.contains_key(&job.name) {
-                #[expect(clippy::cast_precision_loss, reason = "a number of guests")]
-                let guests = of as f64;
-                job.seconds /= guests;
+                #[expect(clippy::cast_precision_loss, reason = "a number of shards")]
+                let shards = of as f64;
+                job.seconds /= shards;
             }
             jobs.push(job);
         }

@@ -22,9 +22,9 @@ use crate::{
 
 /// The partition table of a disk, as a probe has read it.
 enum Table {
-    /// The types of its partitions, by their first sectors.
-    Gpt(HashMap<u64, String>),
-    /// It has no types that are UUIDs.
+    /// Its partitions, by their first sectors.
+    Gpt(HashMap<u64, Partition>),
+    /// It has no types that are UUIDs, and no labels.
     Other,
 }
 
@@ -35,17 +35,17 @@ impl Table {
         if !found.iter().any(|found| found.name == "gpt") {
             return Some(Self::Other);
         }
-        let typed = |partition: &Partition| Some((partition.start, partition.kind.clone()?));
-        Some(Self::Gpt(partitions.as_ref()?.iter().filter_map(typed).collect()))
+        let partitions = partitions.as_ref()?.iter();
+        Some(Self::Gpt(partitions.map(|partition| (partition.start, partition.clone())).collect()))
     }
 
-    /// The type of the partition that begins here.
-    fn gpt_type(&self, start: u64) -> Fact {
+    /// What the table says of the partition that begins at this sector.
+    fn of_partition(&self, start: u64, field: impl FnOnce(&Partition) -> Option<String>) -> Fact {
         match self {
             Self::Other => Fact::Known(None),
-            // It has come since the table was read.
-            Self::Gpt(types) => {
-                types.get(&start).map_or(Fact::Unknown, |kind| Fact::Known(Some(kind.clone())))
+            // A partition that the table lacks has come since the table was read.
+            Self::Gpt(partitions) => {
+                partitions.get(&start).map_or(Fact::Unknown, |partition| Fact::Known(field(partition)))
             }
         }
     }
@@ -141,10 +141,20 @@ impl Reconciler {
         names.sort();
         names.dedup();
         let (gpt_type, partition_label) = match identity::partition_of(id) {
-            Some((disk, start)) => (
-                self.policy_facts.tables.get(&disk).map_or(Fact::Unknown, |table| table.gpt_type(start)),
-                Fact::Known(devices.iter().find_map(|device| self.host.devices.partition_label(device.dev))),
-            ),
+            Some((disk, start)) => {
+                let table = self.policy_facts.tables.get(&disk);
+                let of_table = |field: fn(&Partition) -> Option<String>| {
+                    table.map_or(Fact::Unknown, |table| table.of_partition(start, field))
+                };
+                // The kernel knows no label of a partition that a program told it of (BLKPG: parted, partx).
+                let of_kernel =
+                    devices.iter().find_map(|device| self.host.devices.partition_label(device.dev));
+                let label = of_kernel.map_or_else(
+                    || of_table(|partition| partition.label.clone()),
+                    |label| Fact::Known(Some(label)),
+                );
+                (of_table(|partition| partition.kind.clone()), label)
+            }
             None => (Fact::Known(None), Fact::Known(None)),
         };
         // What is recorded outranks what is read.

@@ -86,7 +86,7 @@ fn a_type_in_the_disks_table_chooses_for_its_partition() {
     let table = |kind: &str| Finding::Holds {
         found: vec![Found { name: "gpt".into(), uuid: None, label: None, magic_offset: Some(512) }],
         marks: vec![Mark { offset: 512, kind: MarkKind::Magic, bytes: b"EFI PART".to_vec() }],
-        partitions: Some(vec![Partition { start: 8, kind: Some(kind.to_owned()) }]),
+        partitions: Some(vec![Partition { start: 8, kind: Some(kind.to_owned()), label: None }]),
     };
     setting.probed(5, table(ROOT));
     assert_eq!(blank(&mut setting), State::Unverified as u32);
