@@ -257,6 +257,10 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if Path::new(&format!("/sys/block/{name}/loop/backing_file")).exists() {
+            // The kernel keeps partitions for the next file, and a scenario that failed has removed none.
+            if has_partitions(&name) {
+                let _ = remove_partitions(&self.path);
+            }
             let _ = detach_loop(&self.path);
         }
     }
@@ -912,11 +916,14 @@ pub fn remove_partitions(disk: &Path) -> Result<()> {
     let name = disk.file_name().context("no name")?.to_string_lossy().into_owned();
     wait_for("the partitions to go", || {
         run(&format!("partx -d {}", disk.display()))?;
-        let left = fs::read_dir(format!("/sys/block/{name}"))?
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with(&name));
-        Ok((!left).then_some(()))
+        Ok((!has_partitions(&name)).then_some(()))
     })
+}
+
+/// Whether the kernel has partitions of the disk of this name.
+fn has_partitions(name: &str) -> bool {
+    let entries = fs::read_dir(format!("/sys/block/{name}")).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(name))
 }
 
 /// Writes `bytes` at an offset of a device and syncs them, without a tool.

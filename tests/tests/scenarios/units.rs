@@ -39,8 +39,11 @@ fn a_used_unit_number_is_a_new_volumes_and_the_old_one_is_known_under_another() 
     make_ext4(&guard, &path)?;
     ensure!(id(&guard, &path)? != known, "the number is the volume's");
     let moved = units.map(first, 2)?;
-    let volume = guard.wait_for_state(&moved, "formatted")?;
-    ensure!(volume["id"] == known.as_str() && volume["discrepancy"].is_null(), "{volume}");
+    // A unit that has just come may fail its first reads.
+    let volume = guard.wait_for_volume(&moved, "formatted, and read", |volume| {
+        volume["state"] == "formatted" && volume["discrepancy"].is_null()
+    })?;
+    ensure!(volume["id"] == known.as_str(), "{volume}");
     let names: Vec<&str> = volume["names"]
         .as_array()
         .context("no names")?
