@@ -49,10 +49,10 @@ pub struct Related {
 }
 
 /// A run of bytes of a device, as bytes of the device at the base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct BaseExtent {
-    base: Dev,
     start: u64,
+    base: Dev,
     length: u64,
     below: u64,
 }
@@ -182,8 +182,9 @@ impl DeviceGraph {
         let above = reach(dev, &|dev| self.above(dev));
         // Thousands may lie on one disk: none is looked at that has no byte of these.
         let mut others: BTreeSet<Dev> = below.union(&above).copied().collect();
+        let mut looked_at = BTreeSet::new();
         for run in &ours {
-            self.collect_on(run.base, run.below, run.length, MAX_DEPTH, &mut others);
+            self.collect_on(run.base, (run.below, run.length), MAX_DEPTH, &mut looked_at, &mut others);
         }
         let mut related: Vec<Related> = others
             .into_iter()
@@ -248,8 +249,19 @@ impl DeviceGraph {
         runs.iter().min_by_key(|run| (run.start, run.base)).map_or(dev, |run| run.base)
     }
 
-    /// Collects the device, its other paths, and every device that maps bytes of this region.
-    fn collect_on(&self, dev: Dev, start: u64, length: u64, depth: usize, found: &mut BTreeSet<Dev>) {
+    /// Collects the device, its other paths, and every device that maps bytes of this region. A region is
+    /// looked at once: a map over paths to one volume lies on each path, and is a path itself.
+    fn collect_on(
+        &self,
+        dev: Dev,
+        (start, length): (u64, u64),
+        depth: usize,
+        looked_at: &mut BTreeSet<(Dev, u64, u64)>,
+        found: &mut BTreeSet<Dev>,
+    ) {
+        if !looked_at.insert((self.base(dev), start, length)) {
+            return;
+        }
         let paths = self.id(dev).and_then(|id| self.paths.get(id));
         for path in paths.into_iter().flatten().copied() {
             found.insert(path);
@@ -263,7 +275,7 @@ impl DeviceGraph {
                 let end = extent.below.saturating_add(extent.length).min(end);
                 if first < end && depth > 0 {
                     let there = extent.start + (first - extent.below);
-                    self.collect_on(upper, there, end - first, depth - 1, found);
+                    self.collect_on(upper, (there, end - first), depth - 1, looked_at, found);
                 }
             }
         }
@@ -323,6 +335,9 @@ impl DeviceGraph {
                 }
             }
         }
+        // A map over paths to one volume reaches the same bytes by each of them.
+        runs.sort_unstable();
+        runs.dedup();
         if runs.is_empty() {
             runs.push(BaseExtent { base: self.base(dev), start: 0, length: device.size, below: 0 });
         }
@@ -544,6 +559,30 @@ mod tests {
                 device(minor, &volume.to_string(), 16, &below)
             }))
         })
+    }
+
+    /// With each path looked at by way of each other one, eight paths would be 8 to the power of 16 looks.
+    #[test]
+    fn a_map_over_many_paths_is_looked_at_once() {
+        const WHOLE: &[Bytes] = &[(0, 64 * MIB, 0)];
+        const PATHS: std::ops::Range<u32> = 1..9;
+        let mut graph = DeviceGraph::default();
+        for path in PATHS {
+            graph.insert(device(path, "unit", 64 * MIB, &[]));
+        }
+        let below: Vec<(u32, &[Bytes])> = PATHS.map(|path| (path, WHOLE)).collect();
+        graph.insert(device(20, "unit", 64 * MIB, &below));
+        graph.insert(device(21, "volume", 32 * MIB, &[(20, &[(0, 32 * MIB, MIB)])]));
+        let on_the_unit = vec![Shared { ours: MIB, theirs: 0, length: 32 * MIB }];
+        for path in PATHS.chain([20]) {
+            let related = graph.related(dev(path));
+            assert_eq!(related.len(), 1, "{related:?}");
+            assert_eq!((related[0].dev, &related[0].shared), (dev(21), &on_the_unit));
+        }
+        let below: Vec<Dev> = graph.related(dev(21)).iter().map(|related| related.dev).collect();
+        assert_eq!(below, PATHS.chain([20]).map(dev).collect::<Vec<_>>());
+        let base = graph.lock_dev(dev(1), &|_| false);
+        assert!(PATHS.chain([20, 21]).all(|any| graph.lock_dev(dev(any), &|_| false) == base));
     }
 
     proptest! {
