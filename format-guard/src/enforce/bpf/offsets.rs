@@ -112,7 +112,7 @@ pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 pub struct KernelTypes {
     btf: Btf,
     /// The structures of [`FIELDS`] and [`EMBEDDED`] and the functions, by name: types may share a name.
-    named: BTreeMap<String, Vec<Type>>,
+    by_name: BTreeMap<String, Vec<Type>>,
 }
 
 impl KernelTypes {
@@ -138,12 +138,12 @@ impl KernelTypes {
             structures.chain(embedded).chain(functions.iter().map(String::as_str)).collect();
         let names: Vec<String> = names.into_iter().map(regex::escape).collect();
         let names = Regex::new(&format!("^(?:{})$", names.join("|"))).map_err(|error| error.to_string())?;
-        let mut named: BTreeMap<String, Vec<Type>> = BTreeMap::new();
+        let mut by_name: BTreeMap<String, Vec<Type>> = BTreeMap::new();
         for kind in btf.resolve_types_by_regex(&names).map_err(|error| error.to_string())? {
             let name = kind.as_btf_type().and_then(|kind| btf.resolve_name(kind).ok());
-            named.entry(name.unwrap_or_default()).or_default().push(kind);
+            by_name.entry(name.unwrap_or_default()).or_default().push(kind);
         }
-        Ok(Self { btf, named })
+        Ok(Self { btf, by_name })
     }
 
     /// Whether the kernel has a function of this name that programs can attach to, of those that were asked
@@ -154,7 +154,7 @@ impl KernelTypes {
     }
 
     fn types(&self, name: &str) -> &[Type] {
-        self.named.get(name).map_or(&[], Vec::as_slice)
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Every global of the kernel programs with its offset in bytes.

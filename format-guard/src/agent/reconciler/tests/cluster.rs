@@ -488,7 +488,7 @@ impl Store for Shaken {
                     .for_each(|member| member.process.bring_back().expect("a member"));
             }
             Fault::Frozen(member) => {
-                self.etcd.members[member].process.signal(Signal::CONT).expect("a member")
+                self.etcd.members[member].process.signal(Signal::CONT).expect("a member");
             }
             Fault::CutOff => self.etcd.network.heal(),
             Fault::Full => {

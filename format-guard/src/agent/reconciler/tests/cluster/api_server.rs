@@ -127,7 +127,7 @@ impl Store for ShakenApi {
             ApiFault::EtcdDown => self.server.etcd.members[0].process.bring_back().expect("started"),
             ApiFault::Frozen => self.server.process.signal(Signal::CONT).expect("goes on"),
             ApiFault::EtcdFrozen => {
-                self.server.etcd.members[0].process.signal(Signal::CONT).expect("goes on")
+                self.server.etcd.members[0].process.signal(Signal::CONT).expect("goes on");
             }
             ApiFault::CutOff | ApiFault::AnswersLost => self.server.etcd.network.heal(),
         }
