@@ -239,7 +239,8 @@ fn md_copies_no_member_over_a_recorded_volume() -> Result<()> {
     refused(&guard, &build(&first, &second), "")?;
     let _ = run("mdadm --stop /dev/md93");
     before.unchanged(&second)?;
-    // The first one is the source of the copy.
+    // The first one is the source of the copy. While anybody else reads, md copies a MiB in a second.
+    fs::write("/proc/sys/dev/raid/speed_limit_min", "1000000")?;
     must(&build(&second, &first))?;
     must("mdadm --wait /dev/md93").or_else(|_| must("cat /proc/mdstat"))?;
     wait_for("the array to be stopped", || Ok((run("mdadm --stop /dev/md93")?.status == 0).then_some(())))?;

@@ -77,7 +77,8 @@ fn one_permit_carries_a_job_of_more_than_one_step() -> Result<()> {
 }
 
 /// Labels a disk as an installer does: each partition begins where an earlier one may have begun.
-fn label(disk: &Loop, partitions: &str) -> Result<()> {
+fn label(guard: &Guard, disk: &Loop, partitions: &str) -> Result<()> {
+    guard.before_format(disk.path())?;
     must(&format!("parted -s {} mklabel gpt {partitions}", disk.path().display())).map(drop)
 }
 
@@ -103,14 +104,14 @@ fn a_permit_of_a_disk_is_one_for_its_partitions() -> Result<()> {
     let disk = Loop::new(128)?;
     let node = disk.path().display();
     guard.wait_for_state(disk.path(), "blank")?;
-    label(&disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
+    label(&guard, &disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
     for n in [1, 2] {
         make_ext4(&guard, &partition(&disk, n))?;
     }
     keeps_all(&guard, &disk, "mkfs.ext4 -F")?;
     guard.json(&format!("volume permit {node} --reason restore"))?;
     must(&format!("wipefs -a -q -f {node}"))?;
-    label(&disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
+    label(&guard, &disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
     for n in [1, 2] {
         must(&format!("mkfs.xfs -f -q --unsupported {}", partition(&disk, n).display()))
             .with_context(|| guard.log())?;
@@ -131,11 +132,11 @@ fn an_exemption_of_a_disk_is_one_for_its_partitions_until_it_is_adopted() -> Res
     let disk = Loop::new(128)?;
     let node = disk.path().display();
     guard.wait_for_state(disk.path(), "blank")?;
-    label(&disk, "mkpart one 1MiB 40MiB")?;
+    label(&guard, &disk, "mkpart one 1MiB 40MiB")?;
     make_ext4(&guard, &partition(&disk, 1))?;
     guard.json(&format!("volume exempt {node} --reason restore"))?;
     must(&format!("mkfs.xfs -f -q --unsupported {}", partition(&disk, 1).display()))?;
-    label(&disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
+    label(&guard, &disk, "mkpart one 1MiB 60MiB mkpart two 60MiB 120MiB")?;
     for n in [1, 2] {
         guard.wait_for_state(&partition(&disk, n), "exempt")?;
         must(&format!("mkfs.ext4 -F -q {}", partition(&disk, n).display()))?;
@@ -167,7 +168,7 @@ fn a_permit_is_revoked_with_those_of_the_partitions() -> Result<()> {
     let guard = Guard::shared()?;
     let disk = Loop::new(128)?;
     let node = disk.path().display();
-    label(&disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
+    label(&guard, &disk, "mkpart one 1MiB 40MiB mkpart two 40MiB 120MiB")?;
     for n in [1, 2] {
         make_ext4(&guard, &partition(&disk, n))?;
     }
