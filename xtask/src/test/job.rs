@@ -65,6 +65,8 @@ pub(crate) struct Job<'a> {
     /// Its duration in the last run, or else the plan's estimate.
     pub(crate) seconds: f64,
     pub(crate) cost: Cost,
+    /// It begins after all others, and only if it is over before the time is.
+    pub(crate) is_spare: bool,
     pub(crate) run: Box<Run<'a>>,
 }
 

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -57,6 +57,9 @@ pub(crate) struct Arguments {
     /// Print the plan, what of it would run and why, and run nothing
     #[arg(long, conflicts_with_all = ["word", "part"])]
     plan: bool,
+    /// Leave what can wait to the night if it would not be over so many minutes after the start
+    #[arg(long, value_name = "N", conflicts_with_all = ["word", "all"])]
+    minutes: Option<u64>,
     /// Count changes from this commit [default: the last one that passed here, else the parent]
     #[arg(long, value_name = "COMMIT", conflicts_with_all = ["word", "part", "all"])]
     since: Option<String>,
@@ -83,6 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (programs, fuzzers, mut done) = build(&parts, &logs)?;
     let tree = change::tree();
     let history = Mutex::new(history);
+    let out_of_time;
     let passed = if arguments.all { passed_before(&history, tree.as_deref()) } else { Vec::new() };
     {
         let known = history.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +99,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         jobs.retain(|job| !spared.contains(&job.name.as_str()));
         let learned = Mutex::new(History::read()?);
-        let ended = queue::run(jobs, &logs, |done| {
+        let until = arguments.minutes.map(|minutes| start + Duration::from_mins(minutes));
+        let (ended, late) = queue::run(jobs, &logs, until, |done| {
             print_ended(done);
             let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
             learned.learn(&done.name, &done.outcome);
@@ -109,10 +114,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             }
         })?;
         done.extend(ended);
+        out_of_time = late;
     }
     done.extend(passed);
-    let sound = print_summary(&done, &left, start);
-    if sound && arguments.part.is_empty() && arguments.kernel.is_empty() {
+    let sound = print_summary(&done, &left, &out_of_time, start);
+    if sound && out_of_time.is_empty() && arguments.part.is_empty() && arguments.kernel.is_empty() {
         let mut history = History::read()?;
         history.good = change::clean_head().or(history.good);
         history.write()?;
@@ -248,6 +254,7 @@ fn print_plan(parts: &[&'static Part]) {
     for part in PLAN {
         let when = match (part.when, parts.iter().any(|one| one.name == part.name)) {
             (When::Change, _) => "on every change",
+            (When::ChangeInTime, _) => "on every change, if there is time",
             (When::Night, true) => "now, for what has changed",
             (When::Night, false) => "in the night",
         };
@@ -279,7 +286,7 @@ fn print_ended(done: &Finished) {
 }
 
 /// One row for each job, and one line at the end. True if nothing failed.
-fn print_summary(done: &[Finished], left: &[&'static Part], start: Instant) -> bool {
+fn print_summary(done: &[Finished], left: &[&'static Part], out_of_time: &[String], start: Instant) -> bool {
     let mut rows: Vec<&Finished> = done.iter().collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     println!("\nsummary");
@@ -293,6 +300,9 @@ fn print_summary(done: &[Finished], left: &[&'static Part], start: Instant) -> b
     if !left.is_empty() {
         let names: Vec<&str> = left.iter().map(|part| part.name).collect();
         println!("left to the night: {}", names.join("; "));
+    }
+    if !out_of_time.is_empty() {
+        println!("NOT TRIED, for want of time: {}", out_of_time.join("; "));
     }
     let busy: f64 = done.iter().map(|done| done.outcome.seconds).sum();
     println!("{:.0} s of work in {} s", busy, start.elapsed().as_secs());

@@ -15,7 +15,7 @@ use super::{
     commands,
     history::History,
     job::{Cost, Job, Lock, Outcome},
-    plan::{Part, Tier, Work},
+    plan::{Part, Tier, When, Work},
     select::{self, Select},
 };
 use crate::{
@@ -181,7 +181,8 @@ impl<'a> Environment<'a> {
     ) -> Job<'a> {
         #[expect(clippy::cast_precision_loss, reason = "seconds")]
         let seconds = self.history.jobs.get(&name).copied().unwrap_or(part.seconds as f64);
-        Job { name, seconds, cost, run: Box::new(run) }
+        let is_spare = part.when == When::ChangeInTime;
+        Job { name, seconds, cost, is_spare, run: Box::new(run) }
     }
 
     fn jobs_here(&'a self, part: &'static Part, jobs: &mut Vec<Job<'a>>) -> Result<()> {

@@ -15,6 +15,9 @@ const HERE: &[&str] = &[];
 pub(crate) enum When {
     /// On every change.
     Change,
+    /// On every change, after all others and only if there is time left: what scenarios hold in another way,
+    /// too.
+    ChangeInTime,
     /// In the night (`--all`), and after a change below one of the part's paths.
     Night,
 }
@@ -172,6 +175,12 @@ const fn in_guests(
     seconds: u64,
 ) -> Part {
     Part { name, shows, work, kernels, when: When::Change, paths: &[], seconds }
+}
+
+/// On a slow machine tables are left to the night rather than cut off in the middle.
+const fn in_time(mut part: Part) -> Part {
+    part.when = When::ChangeInTime;
+    part
 }
 
 const fn at_night(mut part: Part, paths: &'static [&'static str]) -> Part {
@@ -382,20 +391,20 @@ pub(crate) const PLAN: &[Part] = &[
         OTHERS,
         90,
     ),
-    in_guests(
+    in_time(in_guests(
         "destructive, core",
         "tools, roads and layers against the volumes that matter most",
         Work::Table { table: "destructive", kinds: &["ext4", "luks2"] },
         &[PRIMARY],
-        240,
-    ),
-    in_guests(
+        300,
+    )),
+    in_time(in_guests(
         "everyday, core",
         "everyday work on the volumes that matter most",
         Work::Table { table: "everyday", kinds: &["blank", "ext4", "xfs", "luks2"] },
         &[PRIMARY],
-        240,
-    ),
+        400,
+    )),
     at_night(
         in_guests(
             "hooks",
@@ -556,7 +565,7 @@ const FUNCTIONS: &[&str] = &["formats_once::a_loop", "life::", "passthrough::", 
 /// The parts that a change of these paths needs; all parts if the change is not known.
 pub(crate) fn of_change(changed: Option<&[String]>) -> (Vec<&'static Part>, Vec<&'static Part>) {
     PLAN.iter().partition(|part| match (part.when, changed) {
-        (When::Change, _) => true,
+        (When::Change | When::ChangeInTime, _) => true,
         (When::Night, None) => !part.paths.is_empty(),
         (When::Night, Some(changed)) => {
             changed.iter().any(|path| part.paths.iter().any(|start| path.starts_with(start)))
@@ -621,7 +630,7 @@ mod tests {
     #[test]
     fn a_change_of_the_documentation_is_held_by_the_plan_of_every_change_and_the_book() {
         let (now, _) = of_change(Some(&["docs/questions.md".to_owned()]));
-        let more = now.iter().filter(|part| part.when != When::Change);
+        let more = now.iter().filter(|part| part.when == When::Night);
         assert_eq!(more.map(|part| part.name).collect::<Vec<_>>(), ["book"]);
     }
 

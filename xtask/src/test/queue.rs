@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
@@ -60,17 +60,18 @@ fn in_order(jobs: &mut [Job<'_>]) {
         keys.into_iter().zip(jobs.iter().map(|job| job.name.clone())).collect();
     by_name.sort_by(|a, b| b.0.total_cmp(&a.0));
     let place = |name: &str| by_name.iter().position(|(_, other)| other == name);
-    jobs.sort_by_key(|job| place(&job.name));
+    jobs.sort_by_key(|job| (job.is_spare, place(&job.name)));
 }
 
 /// Runs all jobs, each with a log of its own in this folder, and passes each to `ended` when it ends. This
 /// machine's cores and memory limit how many run side by side; a job that wants more than there is runs
-/// alone.
+/// alone. A spare job that would not be over at `until` does not begin: the names of those come second.
 pub(crate) fn run(
     mut jobs: Vec<Job<'_>>,
     logs: &Path,
+    until: Option<Instant>,
     ended: impl Fn(&Finished) + Sync,
-) -> Result<Vec<Finished>> {
+) -> Result<(Vec<Finished>, Vec<String>)> {
     let cores = thread::available_parallelism()?.get();
     let memory = guest::available_memory()?;
     for job in &mut jobs {
@@ -80,6 +81,7 @@ pub(crate) fn run(
     in_order(&mut jobs);
     let free = Mutex::new(Resources { cores, memory, taken: Vec::new() });
     let (changed, done, ended) = (Condvar::new(), Mutex::new(Vec::new()), &ended);
+    let mut left = Vec::new();
     thread::scope(|scope| {
         let (free, changed, done) = (&free, &changed, &done);
         while !jobs.is_empty() {
@@ -91,6 +93,11 @@ pub(crate) fn run(
                 now = changed.wait(now).unwrap_or_else(PoisonError::into_inner);
             };
             let job = jobs.remove(next);
+            let end = Instant::now() + Duration::from_secs_f64(job.seconds);
+            if job.is_spare && until.is_some_and(|until| end > until) {
+                left.push(job.name);
+                continue;
+            }
             now.take(&job.cost);
             drop(now);
             scope.spawn(move || {
@@ -103,7 +110,7 @@ pub(crate) fn run(
             });
         }
     });
-    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok((done.into_inner().unwrap_or_else(PoisonError::into_inner), left))
 }
 
 /// Runs one job. A job that cannot run, that panics, or that ran no test has failed.
@@ -136,12 +143,12 @@ mod tests {
     use super::*;
 
     fn job<'a>(name: &str, seconds: f64, cost: Cost, run: impl FnOnce() -> Outcome + Send + 'a) -> Job<'a> {
-        Job { name: name.to_owned(), seconds, cost, run: Box::new(move |_| Ok(run())) }
+        Job { name: name.to_owned(), seconds, cost, is_spare: false, run: Box::new(move |_| Ok(run())) }
     }
 
     fn outcomes(jobs: Vec<Job<'_>>) -> Vec<Finished> {
         let logs = tempfile::tempdir().expect("a folder");
-        run(jobs, logs.path(), |_| ()).expect("run")
+        run(jobs, logs.path(), None, |_| ()).expect("run").0
     }
 
     #[test]
@@ -156,6 +163,25 @@ mod tests {
         in_order(&mut jobs);
         let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
         assert_eq!(names, ["clippy", "guest", "doc", "short"]);
+    }
+
+    #[test]
+    fn a_spare_job_begins_last_and_not_where_it_would_end_too_late() {
+        let logs = tempfile::tempdir().expect("a folder");
+        let spare = |name: &str, seconds: f64| Job {
+            is_spare: true,
+            ..job(name, seconds, Cost::CORE, || Outcome::of(true))
+        };
+        let jobs = || {
+            let all = Cost { cores: usize::MAX, ..Cost::CORE };
+            vec![spare("long", 100.0), spare("short", 1.0), job("other", 0.1, all, || Outcome::of(true))]
+        };
+        let until = Instant::now() + Duration::from_secs(50);
+        let (done, left) = run(jobs(), logs.path(), Some(until), |_| ()).expect("run");
+        let names: Vec<&str> = done.iter().map(|done| done.name.as_str()).collect();
+        assert_eq!((names, left), (vec!["other", "short"], vec!["long".to_owned()]));
+        let (done, left) = run(jobs(), logs.path(), None, |_| ()).expect("run");
+        assert_eq!((done.len(), left.len()), (3, 0));
     }
 
     #[test]
