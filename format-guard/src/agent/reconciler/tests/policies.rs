@@ -4,7 +4,6 @@ use super::*;
 use crate::{api::Outcome, config::Config, policy::Action, volume::probe::Partition};
 
 const ID: &str = "dm:UUID-1";
-const ROOT: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
 
 impl Setting {
     /// Reads a configuration of these policies: name, action and match each.
@@ -83,15 +82,26 @@ fn a_type_in_the_disks_table_chooses_for_its_partition() {
         setting.rule_of(PART).state
     };
     assert_eq!(blank(&mut setting), State::Unverified as u32, "the table was not read");
-    let table = |kind: &str| Finding::Holds {
+    setting.probed(5, table(ROOT, None));
+    assert_eq!(blank(&mut setting), State::Unverified as u32);
+    setting.probed(5, table(DATA, None));
+    assert_eq!(blank(&mut setting), State::Blank as u32);
+}
+
+const ROOT: &str = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709";
+const DATA: &str = "0fc63daf-8483-4772-8e79-3d69d8477de4";
+
+/// A partition table with one partition.
+fn table(kind: &str, label: Option<&str>) -> Finding {
+    Finding::Holds {
         found: vec![Found { name: "gpt".into(), uuid: None, label: None, magic_offset: Some(512) }],
         marks: vec![Mark { offset: 512, kind: MarkKind::Magic, bytes: b"EFI PART".to_vec() }],
-        partitions: Some(vec![Partition { start: 8, kind: Some(kind.to_owned()), label: None }]),
-    };
-    setting.probed(5, table(ROOT));
-    assert_eq!(blank(&mut setting), State::Unverified as u32);
-    setting.probed(5, table("0fc63daf-8483-4772-8e79-3d69d8477de4"));
-    assert_eq!(blank(&mut setting), State::Blank as u32);
+        partitions: Some(vec![Partition {
+            start: 8,
+            kind: Some(kind.to_owned()),
+            label: label.map(str::to_owned),
+        }]),
+    }
 }
 
 #[test]
@@ -107,7 +117,14 @@ fn a_policy_is_chosen_by_a_partitions_label_and_by_its_disks_name() {
         let id = setting.reconciler.graph.id(PART).expect("present");
         setting.reconciler.policy_of(id).map(|policy| policy.name.clone())
     };
+    assert_eq!(by(&setting), None, "the table was not read");
+    setting.probed(5, table(DATA, None));
     assert_eq!(by(&setting).as_deref(), Some("disk"), "it has no label");
+    // As the table says, where a program told the kernel of the partition; then as the kernel read it.
+    setting.probed(5, table(DATA, Some("root-b")));
+    assert_eq!(by(&setting).as_deref(), Some("slots"));
+    setting.probed(5, table(DATA, Some("data")));
+    assert_eq!(by(&setting).as_deref(), Some("disk"));
     let uevent = setting.sysfs.path().join("devices/virtual/block/dm-0/dm-0p1/uevent");
     fs::write(uevent, "DEVTYPE=partition\nPARTN=1\nPARTNAME=root-a\n").expect("attribute");
     setting.reconciler.device_gone(PART);
