@@ -281,7 +281,7 @@ impl<'a> Environment<'a> {
         jobs: &mut Vec<Job<'a>>,
     ) -> Result<()> {
         for unit in &self.programs.units {
-            if !select::all(&unit.path)?.iter().any(|name| name.contains(API_SERVER)) {
+            if !select::ignored(&unit.path)?.iter().any(|name| name.contains(API_SERVER)) {
                 continue;
             }
             let name = format!("{}: {}", part.name, unit.name);

@@ -54,7 +54,17 @@ pub(crate) fn names(tests: &Path) -> Result<Vec<String>> {
 
 /// The same for an executable without tests: cargo builds a test executable for every program.
 pub(crate) fn all(tests: &Path) -> Result<Vec<String>> {
-    let text = read(command(&tests.to_string_lossy(), ["--list", "--format", "terse"]))?;
+    listed(tests, &[])
+}
+
+/// The names of the tests that an executable leaves out unless it is told to run them.
+pub(crate) fn ignored(tests: &Path) -> Result<Vec<String>> {
+    listed(tests, &["--ignored"])
+}
+
+fn listed(tests: &Path, more: &[&str]) -> Result<Vec<String>> {
+    let words = [&["--list", "--format", "terse"], more].concat();
+    let text = read(command(&tests.to_string_lossy(), words))?;
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
